@@ -1,0 +1,161 @@
+"""The command line: `lit_compress fit | validate | test | predict | export | report`."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+# Imported so that their short names work as `class_path`.
+from lit_compress.errors import UserError
+from lit_compress.export.run import export
+from lit_compress.strategies.monitor import CompressionMonitor
+from lit_compress.strategies.strategy import Strategy
+
+__all__ = ["main"]
+
+_AFTER_FIT = {"export": export}
+
+
+class AppendingConfigFile(ActionConfigFile):
+    """`--config`: later files override earlier ones, except that each adds its entries to `compression`."""
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        earlier = cfg.get("compression") or []
+        if "compression" in cfg:
+            cfg["compression"] = []
+        ActionConfigFile.apply_config(parser, cfg, dest, value)
+        if "compression" in cfg:
+            cfg["compression"] = [*earlier, *(cfg["compression"] or [])]
+
+
+class RunRecord(SaveConfigCallback):
+    """Keeps what made a run beside it: `config.yaml`, the same as text in TensorBoard, and hyper-parameters."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            text = self.parser.dump(self.config, skip_none=False)
+            indented = "\n".join(f"    {line}" for line in text.splitlines())
+            trainer.logger.experiment.add_text("config", indented)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.logger, TensorBoardLogger):
+            final = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+            trainer.logger.log_hyperparams(dict(pl_module.hparams), final)
+            trainer.logger.save()
+
+
+class LitCompressCLI(LightningCLI):
+    """LightningCLI with a run folder, a `compression` list, and what every run needs switched on."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        for action in parser._actions:
+            if type(action) is ActionConfigFile:
+                action.__class__ = AppendingConfigFile
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str, help="folder of this run: config, checkpoints, TensorBoard, final model")
+        parser.add_argument(
+            "--compression", type=list[Strategy], default=[], help="strategies; each --config file adds its own"
+        )
+        parser.add_argument(
+            "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints (last.ckpt)"
+        )
+        parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
+        parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if not config.get("run"):
+            raise UserError("run: missing; give the folder of this run, for example --run runs/my_run")
+        self.run_folder = Path(config.run)
+        resuming = bool(config.get("ckpt_path"))
+        if self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming:
+            _check_new(self.run_folder)
+        # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
+        if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
+            config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
+        self.save_config_kwargs = {"overwrite": resuming or self.subcommand != "fit"}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        run = str(self.run_folder)
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
+        trainer = super().instantiate_trainer(default_root_dir=run, **kwargs)
+        # Strategies come first, in their order; Lightning puts checkpointing last by itself.
+        trainer.callbacks[:0] = self._get(self.config_init, "compression")
+        trainer.callbacks += [
+            CompressionMonitor(),
+            ModelCheckpoint(
+                dirpath=self.run_folder / "checkpoints",
+                filename="last",
+                every_n_train_steps=self._get(self.config_init, "checkpoint_every"),
+                enable_version_counter=False,
+            ),
+        ]
+        if trainer.logger:
+            trainer.callbacks.append(LearningRateMonitor("step"))
+        trainer.callbacks[:] = trainer._callback_connector._reorder_callbacks(trainer.callbacks)
+        return trainer
+
+    def after_fit(self) -> None:
+        """Leave a checkpoint of the very end and the folded model."""
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        self.trainer.save_checkpoint(last)
+        if self.trainer.is_global_zero:
+            export(run=str(self.run_folder), output=str(self.run_folder / "model"), overwrite=True)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point; a :class:`UserError` becomes one line and exit status 1."""
+    args = list(sys.argv[1:] if args is None else args)
+    # Like `python -m`: classes in the user's own files are importable from where the command is run.
+    sys.path.insert(0, os.getcwd())
+    try:
+        if args and args[0] in _AFTER_FIT:
+            _run_function(args[0], args[1:])
+        else:
+            LitCompressCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=RunRecord,
+                trainer_defaults={
+                    "max_epochs": 3,
+                    "gradient_clip_val": 1.0,
+                    "log_every_n_steps": 10,
+                    "use_distributed_sampler": False,
+                },
+                seed_everything_default=42,
+                auto_configure_optimizers=False,
+                args=args,
+            )
+    except UserError as error:
+        sys.exit(f"lit_compress: error: {error}")
+
+
+def _run_function(name: str, args: list[str]) -> None:
+    parser = ArgumentParser(prog=f"lit_compress {name}")
+    parser.add_function_arguments(_AFTER_FIT[name])
+    options = parser.parse_args(args)
+    _AFTER_FIT[name](**parser.instantiate_classes(options).as_dict())
+
+
+def _check_new(run: Path) -> None:
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"run: {str(run)!r} exists; choose another --run, or continue it with --ckpt_path last")
+    parent = next(p for p in [run, *run.absolute().parents] if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise UserError(f"run: {str(run)!r} cannot be written; choose another --run")

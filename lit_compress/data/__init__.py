@@ -1,0 +1,6 @@
+"""LightningDataModules on Hugging Face `datasets`."""
+
+from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
+from lit_compress.data.classification import TextClassification
+
+__all__ = ["LengthGroupedBatches", "ResumableDataLoader", "TextClassification"]

@@ -1,0 +1,112 @@
+"""Which examples go into which batch, on which rank, in which order; and continuing in the middle of an epoch."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, DistributedSampler
+
+__all__ = ["LengthGroupedBatches", "ResumableDataLoader"]
+
+
+class LengthGroupedBatches(DistributedSampler):
+    """Yields whole batches of indices whose texts have similar lengths, so that little padding is computed.
+
+    The order is a function of seed and epoch alone. Each global batch of ``batch_size * num_replicas`` neighbours in
+    length is dealt out to the ranks, so they also wait little for each other; the last one is filled up from its own
+    start until it divides. Being a ``DistributedSampler``, Lightning leaves it as it is and tells it the epoch. Use it
+    as ``DataLoader(dataset, sampler=batches, batch_size=None)``.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples in a batch of one rank.
+        shuffle: a new order each epoch (True), or sorted by length (False).
+        seed: first half of what determines the order.
+        num_replicas: number of ranks.
+        rank: this rank.
+
+    """
+
+    # Batches taken from one pool share their lengths; pools are random. Large pools: less padding, less randomness.
+    _POOL = 50
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__(lengths, num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Batches of one rank in an epoch."""
+        return -(-len(self.lengths) // (self.batch_size * self.num_replicas))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._global_batches():
+            missing = -len(batch) % self.num_replicas
+            batch = np.concatenate([batch, np.resize(batch, missing)])
+            yield batch[self.rank :: self.num_replicas].tolist()
+
+    def _global_batches(self) -> list[np.ndarray]:
+        size = self.batch_size * self.num_replicas
+        if not self.shuffle:
+            return self._cut(np.argsort(-self.lengths, kind="stable"), size)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.lengths))
+        batches = []
+        for pool in self._cut(order, size * self._POOL):
+            batches += self._cut(pool[np.argsort(-self.lengths[pool], kind="stable")], size)
+        # Only full batches move: a short one in the middle would weigh its examples more with each shuffle elsewhere.
+        full = [batch for batch in batches if len(batch) == size]
+        rest = [batch for batch in batches if len(batch) < size]
+        return [full[i] for i in generator.permutation(len(full))] + rest
+
+    @staticmethod
+    def _cut(indices: np.ndarray, size: int) -> list[np.ndarray]:
+        return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+class ResumableDataLoader(DataLoader):
+    """A ``DataLoader`` that knows how many batches of its epoch were consumed, and can start after them.
+
+    Lightning finds ``state_dict`` and ``load_state_dict`` and puts the position into every checkpoint. The batches
+    that were consumed are skipped by index, without reading them.
+    """
+
+    _consumed = 0
+    _skip = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._consumed, skip, self._skip = self._skip, self._skip, 0
+        if not skip:
+            batches = super().__iter__()
+        else:
+            rest = list(self.sampler)[skip:]
+            batches = iter(
+                DataLoader(
+                    self.dataset,
+                    sampler=rest,
+                    batch_size=None,
+                    collate_fn=self.collate_fn,
+                    num_workers=self.num_workers,
+                    pin_memory=self.pin_memory,
+                    generator=self.generator,
+                )
+            )
+        for batch in batches:
+            self._consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of the current epoch that were handed out."""
+        return {"consumed": self._consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next epoch start after the batches consumed; a finished epoch starts anew."""
+        self._skip = state["consumed"] % len(self)

@@ -1,0 +1,172 @@
+"""Tables of text from local files, folders or the hub, as `datasets.Dataset`; and their tokenised, cached form."""
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lit_compress.errors import UserError
+from lit_compress.files import resolve_source
+
+__all__ = ["load_table", "load_tokenizer", "tokenize"]
+
+_SEPARATORS = {".tsv": "\t", ".csv": ",", ".txt": "\t"}
+_BUILDERS = {".tsv": "csv", ".txt": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def load_table(
+    source: str,
+    key: str,
+    columns: Sequence[str] | None = None,
+    encoding: str = "utf-8-sig",
+    encoding_errors: str = "strict",
+    cache_dir: str | None = None,
+) -> Dataset:
+    """Read a local file or a folder of one text folder per class; larger than memory is fine.
+
+    Tab-separated files are read as GLUE's are meant: no quoting, so a lone quotation mark is text. In every format
+    "NA" and "null" are text, too.
+
+    Args:
+        source: ``.tsv``, ``.csv``, ``.jsonl``, ``.parquet`` (each also ``.gz``), a folder, or ``package:name/path``.
+        key: config key named in errors.
+        columns: names for the columns of a file without a header; None when the file has one.
+        encoding: text encoding; ``utf-8-sig`` is UTF-8 with or without a byte order mark.
+        encoding_errors: ``strict`` refuses bytes that are no text, ``replace`` puts a replacement character.
+        cache_dir: where the Arrow copy goes; None is the `datasets` default.
+
+    Raises:
+        UserError: missing, empty, unreadable or of an unknown kind.
+
+    """
+    path = Path(resolve_source(source, key))
+    if not path.exists():
+        raise UserError(
+            f"{key}: {source!r} does not exist; give a file (.tsv .csv .jsonl .parquet) or a folder per class"
+        )
+    if path.is_dir():
+        return _load_folder(path, source, key, encoding, encoding_errors, cache_dir)
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in _BUILDERS:
+        raise UserError(f"{key}: {source!r} has an unknown format {suffix!r}; known are {', '.join(_BUILDERS)}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{key}: {source!r} is empty")
+    options: dict[str, Any] = {}
+    if _BUILDERS[suffix] == "csv":
+        options = {"sep": _SEPARATORS[suffix], "keep_default_na": False}
+        options |= {"encoding": encoding, "encoding_errors": encoding_errors}
+        if suffix != ".csv":
+            options["quoting"] = csv.QUOTE_NONE
+        if columns:
+            options |= {"names": list(columns), "header": None}
+    try:
+        table = load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options)
+    except (DatasetGenerationError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+        raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {reason}") from error
+    assert isinstance(table, Dataset)
+    if len(table) == 0:
+        raise UserError(f"{key}: {source!r} has a header and no rows")
+    return table
+
+
+def load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a hub name, a folder or a package.
+
+    Raises:
+        UserError: there is none.
+
+    """
+    try:
+        return AutoTokenizer.from_pretrained(resolve_source(source, key))
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error
+
+
+def tokenize(
+    table: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    text_columns: Sequence[str],
+    max_length: int,
+    description: str,
+    label: tuple[str, Callable[[Any], int | float], Any] | None = None,
+) -> Dataset:
+    """Token ids and their ``length`` for each row, and ``labels``; cached as Arrow.
+
+    The cache key is the content: rows, tokenizer, columns, length and labels. (Left to itself `datasets` hashes the
+    pickled tokenizer, which changes with its first use.)
+
+    Args:
+        table: rows of text.
+        tokenizer: turns one or two texts into ids.
+        text_columns: one column, or two for pairs.
+        max_length: longest input in tokens.
+        description: what the progress bar says.
+        label: column of the label, the function that turns a value into a target, and what that function depends on.
+
+    """
+
+    def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+        texts = [[str(text) for text in rows[column]] for column in text_columns]
+        encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
+        if label is not None:
+            column, convert, _ = label
+            encoded["labels"] = [convert(value) for value in rows[column]]
+        return encoded
+
+    depends_on = [list(text_columns), max_length, label and (label[0], label[2]), "tokenize-1"]
+    fingerprint = Hasher.hash([table._fingerprint, _vocabulary_of(tokenizer), depends_on])
+    return table.map(
+        encode, batched=True, remove_columns=table.column_names, new_fingerprint=fingerprint, desc=description
+    )
+
+
+def _vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return Hasher.hash([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    # Truncation and padding are set by each call and are no property of the tokenizer.
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    text = backend.to_str()
+    if truncation:
+        backend.enable_truncation(**truncation)
+    if padding:
+        backend.enable_padding(**padding)
+    return text
+
+
+def _load_folder(
+    folder: Path, source: str, key: str, encoding: str, encoding_errors: str, cache_dir: str | None
+) -> Dataset:
+    classes = sorted(child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    files = [(str(path), name) for name in classes for path in sorted((folder / name).glob("*.txt"))]
+    if not files:
+        raise UserError(f"{key}: the folder {source!r} has no class folders with .txt files")
+
+    # Sizes and times are part of the arguments so that `datasets` notices a changed file and reads it again.
+    stamps = [(path, name, Path(path).stat().st_mtime_ns, Path(path).stat().st_size) for path, name in files]
+    options = {"files": stamps, "encoding": encoding, "errors": encoding_errors}
+    try:
+        table = Dataset.from_generator(_read_texts, gen_kwargs=options, cache_dir=cache_dir)
+    except DatasetGenerationError as error:
+        raise UserError(
+            f"{key}: a file in {source!r} is no {encoding} text ({error.__cause__}); "
+            "set data.encoding, or data.encoding_errors to replace"
+        ) from error
+    assert isinstance(table, Dataset)
+    return table
+
+
+def _read_texts(files: list[tuple[str, str, int, int]], encoding: str, errors: str) -> Iterator[dict[str, str]]:
+    for path, name, *_ in files:
+        yield {"text": Path(path).read_text(encoding=encoding, errors=errors), "label": name}

@@ -1,0 +1,77 @@
+"""A Lightning checkpoint back to the student it holds; neither its pretrained weights nor its teacher are needed."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from lit_compress.errors import UserError
+from lit_compress.nn.manifest import rebuild
+
+__all__ = ["find_checkpoint", "load_checkpoint", "student_from_checkpoint"]
+
+_PREFIX = "student."
+_KEY = "lit_compress"
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """The last checkpoint of a run folder.
+
+    Raises:
+        UserError: there is no such folder, or no checkpoint in it.
+
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"--run: {str(run)!r} is no folder; give the run folder of a `fit`")
+    path = run / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise UserError(f"--run: {str(run)!r} has no checkpoints/last.ckpt; the run saved none yet")
+    return path
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without executing anything in it.
+
+    Raises:
+        UserError: damaged, or not made by this package.
+
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint: {str(path)!r} does not exist") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"checkpoint: {str(path)!r} is damaged or no checkpoint ({reason}); use an earlier one"
+        ) from error
+    if not isinstance(checkpoint, dict) or _KEY not in checkpoint or "state_dict" not in checkpoint:
+        raise UserError(f"checkpoint: {str(path)!r} was not made by lit_compress")
+    return checkpoint
+
+
+def student_from_checkpoint(checkpoint: dict[str, Any]) -> PreTrainedModel:
+    """The student in its training form, in evaluation mode."""
+    entry = checkpoint[_KEY]
+    values = json.loads(entry["config"])
+    architecture = getattr(transformers, entry["architecture"], None)
+    if architecture is None or values["model_type"] not in CONFIG_MAPPING:
+        raise UserError(f"checkpoint: transformers {transformers.__version__} has no {entry['architecture']!r}")
+    config: PretrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    student = architecture(config)
+    rebuild(student, entry["manifest"])
+    weights = checkpoint["state_dict"]
+    own = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+    try:
+        student.load_state_dict(own, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"checkpoint: its weights do not fit its own description: {str(error).splitlines()[0]}"
+        ) from error
+    return student.eval()

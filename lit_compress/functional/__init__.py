@@ -1,0 +1,34 @@
+"""Pure functions on tensors: the mathematics of every method, without Lightning or Transformers."""
+
+from lit_compress.functional.distill import hidden_mse, logit_kl
+from lit_compress.functional.importance import magnitude
+from lit_compress.functional.masks import block_mask, global_masks, nm_mask, sparsity, unstructured_mask
+from lit_compress.functional.quantize import (
+    asymmetric_qparams,
+    dequantize,
+    fake_quantize,
+    quantize,
+    symmetric_qparams,
+)
+from lit_compress.functional.schedules import Constant, Cosine, Cubic, Duration, Linear
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Duration",
+    "Linear",
+    "asymmetric_qparams",
+    "block_mask",
+    "dequantize",
+    "fake_quantize",
+    "global_masks",
+    "hidden_mse",
+    "logit_kl",
+    "magnitude",
+    "nm_mask",
+    "quantize",
+    "sparsity",
+    "symmetric_qparams",
+    "unstructured_mask",
+]

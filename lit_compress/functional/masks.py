@@ -1,0 +1,125 @@
+"""Scores to boolean masks (True keeps a weight), with exact counts and deterministic ties.
+
+Ties at the threshold are resolved by position, first in memory pruned first, so that the same scores give the same
+mask on every rank and after a resume. Nothing here waits for the device: no value is read back to Python.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["block_mask", "global_masks", "nm_mask", "sparsity", "unstructured_mask"]
+
+
+def unstructured_mask(scores: Tensor, sparsity: float) -> Tensor:
+    """Prune the ``round(sparsity * numel)`` lowest scores of one tensor.
+
+    The count is SparseML's ``UnstructuredPruningMaskCreator`` rule: rounded, exact also among equal scores.
+
+    Args:
+        scores: any shape; all finite.
+        sparsity: fraction of entries to prune, in [0, 1].
+
+    Returns:
+        Bool mask of the same shape.
+
+    Example:
+        >>> unstructured_mask(torch.tensor([3.0, 1.0, 2.0, 1.0]), 0.25).tolist()
+        [True, False, True, True]
+
+    """
+    flat = scores.reshape(-1)
+    count = round(sparsity * flat.numel())
+    if count <= 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if count >= flat.numel():
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = _kth_smallest(flat, count)
+    below, tied = flat < threshold, flat == threshold
+    # Of the tied scores only as many go as are missing to the exact count.
+    pruned = below | (tied & (tied.cumsum(0) <= count - below.sum()))
+    return ~pruned.reshape(scores.shape)
+
+
+def global_masks(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    """Prune the lowest scores of several tensors together: one threshold, one exact total count.
+
+    Example:
+        >>> [m.tolist() for m in global_masks([torch.tensor([1.0, 9.0]), torch.tensor([8.0, 2.0])], 0.5)]
+        [[False, True], [True, False]]
+
+    """
+    pooled = unstructured_mask(torch.cat([s.reshape(-1) for s in scores]), sparsity)
+    parts = pooled.split([s.numel() for s in scores])
+    return [part.reshape(s.shape) for part, s in zip(parts, scores, strict=True)]
+
+
+def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
+    """Keep the ``keep`` highest scores of every ``group`` consecutive inputs (N:M sparsity, as in 2:4).
+
+    Args:
+        scores: ``(out_features, in_features)``, ``in_features`` divisible by ``group``.
+        keep: N, entries kept in a group.
+        group: M, consecutive entries along the last dimension.
+
+    Returns:
+        Bool mask of the same shape with exactly ``keep`` True in each group.
+
+    Example:
+        >>> nm_mask(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 2, 4).tolist()
+        [[False, True, True, False]]
+
+    """
+    groups = scores.reshape(-1, group)
+    # A stable sort makes ties deterministic: of equal scores the earlier one is pruned.
+    order = groups.argsort(dim=1, stable=True)
+    mask = torch.ones_like(groups, dtype=torch.bool).scatter(1, order[:, : group - keep], False)
+    return mask.reshape(scores.shape)
+
+
+def block_mask(scores: Tensor, sparsity: float, block: tuple[int, int]) -> Tensor:
+    """Prune whole blocks of ``block = (rows, columns)``, ranked by their mean score.
+
+    Args:
+        scores: ``(out_features, in_features)``, both divisible by the block.
+        sparsity: fraction of blocks to prune, in [0, 1]; ``round(sparsity * blocks)`` are.
+        block: ``(rows, columns)``; ``(1, 4)`` is SparseML's ``block4``.
+
+    Returns:
+        Bool mask of the same shape, constant inside each block.
+
+    Example:
+        >>> block_mask(torch.tensor([[1.0, 1.0, 5.0, 0.0]]), 0.5, (1, 2)).tolist()
+        [[False, False, True, True]]
+
+    """
+    return expand_blocks(unstructured_mask(block_means(scores, block), sparsity), block)
+
+
+def block_means(scores: Tensor, block: tuple[int, int]) -> Tensor:
+    """Mean score of each block, shape ``(out_features / rows, in_features / columns)``."""
+    rows, columns = block
+    out_features, in_features = scores.shape
+    return scores.reshape(out_features // rows, rows, in_features // columns, columns).mean(dim=(1, 3))
+
+
+def expand_blocks(mask: Tensor, block: tuple[int, int]) -> Tensor:
+    """Repeat each entry of a block mask over its block: the inverse shape of :func:`block_means`."""
+    return mask.repeat_interleave(block[0], dim=0).repeat_interleave(block[1], dim=1)
+
+
+def sparsity(mask: Tensor) -> float:
+    """Fraction of zeros (False entries) in a mask or weight tensor.
+
+    Example:
+        >>> sparsity(torch.tensor([True, False, False, False]))
+        0.75
+
+    """
+    return 1.0 - torch.count_nonzero(mask).item() / mask.numel()
+
+
+def _kth_smallest(flat: Tensor, k: int) -> Tensor:
+    # On a GPU kthvalue runs one block for a one-dimensional tensor; a full radix sort is many times faster there.
+    return flat.sort().values[k - 1] if flat.is_cuda else flat.kthvalue(k).values

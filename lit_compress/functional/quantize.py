@@ -1,0 +1,107 @@
+"""Uniform integer quantization: scale and zero point, quantize, dequantize, and their straight-through composition.
+
+Real zero is always a grid point, exactly, so pruned weights stay zero through every function here.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["asymmetric_qparams", "dequantize", "fake_quantize", "quantize", "symmetric_qparams"]
+
+# A range narrower than this (an all-zero channel) would give a scale of zero and a division by it.
+_MIN_SCALE = torch.finfo(torch.float32).tiny * 2**24
+
+
+def symmetric_qparams(max_abs: Tensor, qmax: int = 127) -> Tensor:
+    """Scale of a symmetric grid ``-qmax..qmax`` with zero point 0: ``max_abs / qmax``.
+
+    Args:
+        max_abs: largest magnitude per tensor ``()`` or per channel ``(out_features,)``.
+        qmax: largest integer; 127 for int8, so that the grid is symmetric and -128 is never used.
+
+    Example:
+        >>> symmetric_qparams(torch.tensor(12.7)).item()  # doctest: +ELLIPSIS
+        0.1...
+
+    """
+    return (max_abs / qmax).clamp_min(_MIN_SCALE)
+
+
+def asymmetric_qparams(low: Tensor, high: Tensor, qmin: int = 0, qmax: int = 255) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of an affine grid that covers ``[low, high]`` and holds 0 exactly.
+
+    Args:
+        low: smallest value seen, shape ``()``.
+        high: largest value seen, shape ``()``.
+        qmin: smallest integer (0 for uint8).
+        qmax: largest integer (255 for uint8).
+
+    Returns:
+        ``(scale, zero_point)``: float and int32, shape ``()``.
+
+    Example:
+        >>> scale, zero_point = asymmetric_qparams(torch.tensor(-1.0), torch.tensor(1.55))
+        >>> round(scale.item(), 4), zero_point.item()
+        (0.01, 100)
+
+    """
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    scale = ((high - low) / (qmax - qmin)).clamp_min(_MIN_SCALE)
+    zero_point = (qmin - low / scale).round().clamp(qmin, qmax).to(torch.int32)
+    return scale, zero_point
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
+    """Integers on the grid: ``clamp(round(x / scale) + zero_point, qmin, qmax)``, int32, halves to even.
+
+    Args:
+        x: any shape.
+        scale: broadcastable to ``x``.
+        zero_point: likewise.
+        qmin: smallest integer.
+        qmax: largest integer.
+
+    Example:
+        >>> quantize(torch.tensor([0.0, 0.26, 9.0]), torch.tensor(0.1), 0, -127, 127).tolist()
+        [0, 3, 90]
+
+    """
+    # Multiplying by the reciprocal is what torch's fake-quantize kernels do: the two must agree on every tie.
+    return ((x * (1.0 / scale)).round() + zero_point).clamp(qmin, qmax).to(torch.int32)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
+    """Back to floats: ``(q - zero_point) * scale``.
+
+    Example:
+        >>> dequantize(torch.tensor([3]), torch.tensor(0.5), 1).tolist()
+        [1.0]
+
+    """
+    return (q - zero_point) * scale
+
+
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, channel_dim: int | None = None
+) -> Tensor:
+    """``dequantize(quantize(x))`` with the straight-through gradient: identity inside the range, zero where clamped.
+
+    Args:
+        x: any shape.
+        scale: ``()``, or ``(channels,)`` with ``channel_dim``.
+        zero_point: int32, same shape as ``scale``.
+        qmin: smallest integer.
+        qmax: largest integer.
+        channel_dim: dimension of ``x`` that has its own scale per index; None for one scale.
+
+    Returns:
+        Values on the grid, same shape and dtype as ``x``.
+
+    Example:
+        >>> fake_quantize(torch.tensor([0.26]), torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), 0, 255).item()
+        0.5
+
+    """
+    if channel_dim is None:
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, qmin, qmax)
+    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, channel_dim, qmin, qmax)

@@ -1,0 +1,107 @@
+"""When and how much: durations with their unit, and sparsity as a function of progress in [0, 1]."""
+
+import math
+import re
+from dataclasses import dataclass
+
+__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due"]
+
+_DURATION = re.compile(r"^\s*(?P<value>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|epochs?|steps?)\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A point in training, or a distance between two, that says its unit.
+
+    Args:
+        value: how many; not negative.
+        unit: ``"epochs"``, ``"steps"`` (optimizer steps) or ``"%"`` (of all optimizer steps of the run).
+
+    Example:
+        >>> Duration.parse("1.5 epochs").steps(total_steps=400, steps_per_epoch=100)
+        150
+        >>> Duration.parse("25%").steps(total_steps=400, steps_per_epoch=100)
+        100
+
+    """
+
+    value: float
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Duration":
+        """Read ``"2 epochs"``, ``"500 steps"`` or ``"10%"``; anything else is a ``ValueError``."""
+        match = _DURATION.match(str(text))
+        if match is None:
+            raise ValueError(f"{text!r} is not a duration with its unit; write '2 epochs', '500 steps' or '10%'")
+        unit = match["unit"]
+        return cls(float(match["value"]), unit if unit == "%" else unit.rstrip("s") + "s")
+
+    def steps(self, total_steps: int, steps_per_epoch: float) -> int:
+        """Optimizer steps, rounded to the nearest."""
+        per_unit = {"%": total_steps / 100, "epochs": steps_per_epoch, "steps": 1}[self.unit]
+        return round(self.value * per_unit)
+
+
+def due(step: int, start: int, end: int, every: int) -> bool:
+    """Whether an update belongs to this step: at ``start``, every ``every`` steps after it, and once at ``end``.
+
+    Example:
+        >>> [step for step in range(12) if due(step, start=2, end=9, every=3)]
+        [2, 5, 8, 9]
+
+    """
+    return step == end or (start <= step < end and (step - start) % every == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """The final value from the start on (one-shot pruning)."""
+
+    final: float
+
+    def __call__(self, progress: float) -> float:
+        return self.final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """A straight line from ``initial`` to ``final``."""
+
+    final: float
+    initial: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        return self.initial + (self.final - self.initial) * _clip(progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cubic:
+    """Fast first, slow last: ``s_f + (s_i - s_f)(1 - p)^3`` (Zhu & Gupta 2017, arXiv 1710.01878, equation 1).
+
+    Example:
+        >>> Cubic(initial=0.0, final=0.9)(0.5)
+        0.7875
+
+    """
+
+    final: float
+    initial: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        return self.final + (self.initial - self.final) * (1 - _clip(progress)) ** 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Half a cosine from ``initial`` to ``final``: slow at both ends."""
+
+    final: float
+    initial: float = 0.0
+
+    def __call__(self, progress: float) -> float:
+        return self.final + (self.initial - self.final) * (1 + math.cos(math.pi * _clip(progress))) / 2
+
+
+def _clip(progress: float) -> float:
+    return min(max(progress, 0.0), 1.0)

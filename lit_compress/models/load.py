@@ -1,0 +1,110 @@
+"""Build a student or teacher from a hub name, a folder or an installed package; safetensors only, no remote code."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lit_compress.errors import UserError
+from lit_compress.files import resolve_source
+
+__all__ = ["check_compatible", "load_classifier", "load_config"]
+
+
+def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
+    """Load an encoder with a sequence classification head in fp32; a head that the source lacks is new and random.
+
+    Args:
+        source: hub name, folder, or ``package:name/inner/folder``.
+        labels: class names in the order of their ids; None for regression (one output).
+        key: config key named in errors.
+
+    Raises:
+        UserError: nothing loadable there, or a head with another number of labels.
+
+    """
+    config = load_config(source, key)
+    architectures = config.architectures or []
+    has_head = any(name.endswith("ForSequenceClassification") for name in architectures)
+    wanted = len(labels) if labels else 1
+    if has_head and config.num_labels != wanted:
+        raise UserError(
+            f"{key}: {source!r} has {config.num_labels} labels and the data has {wanted}; "
+            f"give a model fine-tuned on the same labels"
+        )
+    config.num_labels = wanted
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = "single_label_classification" if labels else "regression"
+    path = resolve_source(source, key)
+    verbosity = transformers_logging.get_verbosity()
+    # The report about the new head would be the loudest line of every run, and it is what was asked for.
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, use_safetensors=True, dtype=torch.float32
+        )
+    except SafetensorError as error:
+        raise UserError(
+            f"{key}: the weights in {source!r} are damaged ({error}); download or export them again"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{key}: {source!r} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def load_config(source: str, key: str) -> PretrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        UserError: no such folder or hub model, or not an encoder's configuration.
+
+    """
+    path = resolve_source(source, key)
+    folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or path.startswith(".") or path.count("/") > 1):
+        raise UserError(f"{key}: the folder {source!r} does not exist; give a model folder or a hub name")
+    if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
+        raise UserError(f"{key}: {source!r} is no model folder: it has no config.json")
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {_first_line(error)}"
+        ) from error
+
+
+def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, source: str) -> None:
+    """A teacher must answer about the same labels and read the same token ids.
+
+    Raises:
+        UserError: other labels or another vocabulary.
+
+    """
+    if teacher.num_labels != student.num_labels:
+        raise UserError(
+            f"model.teacher: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
+            "give a teacher fine-tuned on the same labels"
+        )
+    # A teacher saved by this package names its labels; the generic LABEL_0, LABEL_1 of older models say nothing.
+    named = not all(str(name).startswith("LABEL_") for name in teacher.id2label.values())
+    if student.num_labels > 1 and named and dict(teacher.id2label) != dict(student.id2label):
+        raise UserError(
+            f"model.teacher: {source!r} orders its labels {list(teacher.id2label.values())} and the data "
+            f"{list(student.id2label.values())}; give a teacher fine-tuned on the same labels"
+        )
+    if teacher.vocab_size != student.vocab_size:
+        raise UserError(
+            f"model.teacher: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
+            f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

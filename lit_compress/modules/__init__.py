@@ -1,0 +1,25 @@
+"""LightningModules: whatever needs gradients."""
+
+from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
+from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.optim import Optimization
+from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
+from lit_compress.modules.student import LitStudent
+from lit_compress.modules.tasks import Classification, Regression, Task
+from lit_compress.modules.teacher import LitTeacher
+
+__all__ = [
+    "Classification",
+    "Distillation",
+    "HiddenDistillation",
+    "L1Penalty",
+    "LitEncoder",
+    "LitPrunedStudent",
+    "LitStudent",
+    "LitTeacher",
+    "LogitDistillation",
+    "Optimization",
+    "Penalty",
+    "Regression",
+    "Task",
+]

@@ -1,0 +1,157 @@
+"""What teacher, student and pruned student have in common: one encoder, one task, exact resumption."""
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+
+from lit_compress.errors import UserError
+from lit_compress.models.layout import encoder_layers
+from lit_compress.models.load import load_classifier
+from lit_compress.modules.optim import Optimization
+from lit_compress.modules.tasks import Classification, Regression
+from lit_compress.nn.manifest import describe, rebuild
+
+__all__ = ["CHECKPOINT_KEY", "LitEncoder"]
+
+# Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
+CHECKPOINT_KEY = "lit_compress"
+
+
+class LitEncoder(LightningModule):
+    """Trains ``self.student``, a Hugging Face encoder with a head, and logs every part of its loss by name.
+
+    Whatever the role, the network that learns is ``self.student``: strategies, export and reports find it there.
+
+    Args:
+        pretrained: hub name, model folder, or ``package:name/folder`` of an installed package.
+        labels: class names in the order of their ids, None for regression; comes from the data on the command line.
+        tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data likewise.
+        optimization: learning rate, weight decay, warm-up and decay.
+        compile: compile the student with ``torch.compile`` (after all structure is in place).
+
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        labels: list[str] | None = None,
+        tokenizer: str | None = None,
+        optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        # Only JSON types go into a checkpoint. On the command line Lightning saves the whole configuration instead.
+        self.save_hyperparameters(ignore=["optimization", "distillation", "penalties"])
+        self.labels = labels
+        self.tokenizer = tokenizer or pretrained
+        self.optimization = optimization
+        self.compile_student = compile
+        self.task = Classification(len(labels)) if labels else Regression()
+        self.student = load_classifier(pretrained, labels, key="model.pretrained").train()
+        self.val_metrics = self.task.metrics("val/")
+        self.test_metrics = self.task.metrics("test/")
+
+    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named parts of the training loss, their sum under ``loss``: the one place where gradients come from."""
+        labels = batch["labels"]
+        loss = self.task.loss(self(batch).logits, labels)
+        return {"loss": loss}
+
+    def forward(self, batch: dict[str, Tensor], **options: Any) -> Any:
+        """Hugging Face output for a batch; labels are not passed, the task computes its own loss."""
+        return self.student(**model_inputs(batch), **options)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        parts = self.losses(batch)
+        # Waiting for the device here is on purpose: a step with a NaN gradient cannot be undone.
+        if not torch.isfinite(parts["loss"]):
+            broken = [name for name, part in parts.items() if name != "loss" and not torch.isfinite(part)]
+            raise UserError(
+                f"the training loss is {parts['loss'].item()} at step {self.global_step} "
+                f"(part: {', '.join(broken) or 'loss'}); the last checkpoint is unharmed; "
+                "lower model.optimization.learning_rate or look at the data of this step"
+            )
+        self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()}, prog_bar=True)
+        return parts["loss"]
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val", self.val_metrics)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Probabilities ``(batch, labels)``, or values ``(batch,)`` for a regression."""
+        logits = self(batch).logits
+        return logits.softmax(-1) if self.labels else self.task.predictions(logits)
+
+    def _evaluate(self, batch: dict[str, Tensor], stage: str, metrics: Any) -> None:
+        logits = self(batch).logits
+        size = len(batch["labels"])
+        loss = self.task.loss(logits, batch["labels"])
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True, prog_bar=True)
+        metrics.update(self.task.predictions(logits), batch["labels"])
+        self.log_dict(metrics, batch_size=size, prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        return self.optimization.build(
+            self, int(self.trainer.estimated_stepping_batches), steps_per_epoch(self.trainer)
+        )
+
+    def configure_model(self) -> None:
+        """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for layer in encoder_layers(self.student):
+                fully_shard(layer, mesh=mesh)
+            fully_shard(self.student, mesh=mesh)
+        if self.compile_student:
+            self.student.compile()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of the seed and the step: a resumed run needs no random state to continue exactly,
+        # and validation in between or another number of workers changes nothing.
+        seed_step(self.trainer.current_epoch, batch_idx, self.global_rank)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CHECKPOINT_KEY] = {
+            "architecture": type(self.student).__name__.removeprefix("FSDP"),
+            "config": self.student.config.to_json_string(use_diff=False),
+            "tokenizer": self.tokenizer,
+            "manifest": describe(self.student),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        manifest = checkpoint[CHECKPOINT_KEY]["manifest"]
+        if surplus := [name for name in describe(self.student) if name not in manifest]:
+            raise UserError(
+                f"ckpt_path: the checkpoint knows no compression of {surplus[0]!r}; "
+                "resume with the same compression: it was made with"
+            )
+        rebuild(self.student, manifest)
+
+
+def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a Hugging Face encoder takes from a batch: everything but the labels."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
+def steps_per_epoch(trainer: Any) -> float:
+    """Optimizer steps in one epoch."""
+    return max(trainer.num_training_batches / trainer.accumulate_grad_batches, 1)
+
+
+def seed_step(epoch: int, batch_idx: int, rank: int) -> None:
+    """Seed Python's, NumPy's and torch's generators from the run's seed, the position in the run, and the rank."""
+    # SeedSequence mixes: neighbouring steps get unrelated streams.
+    run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    seed = int(np.random.SeedSequence([run_seed, epoch, batch_idx, rank]).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

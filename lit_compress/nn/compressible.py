@@ -1,0 +1,66 @@
+"""The training form of a linear layer: dense weight, optional mask, optional weight and input quantizers."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_compress.nn.quantizers import FakeQuantizer
+
+__all__ = ["CompressibleLinear"]
+
+
+class CompressibleLinear(nn.Linear):
+    """An ``nn.Linear`` whose ``weight`` keeps its name and its Parameter, with three optional slots.
+
+    ``forward`` computes ``linear(input_quantizer(x), weight_quantizer(weight * weight_mask), bias)``. A quantizer
+    maps 0 to 0 exactly, so the mask needs to be applied only once, before it.
+
+    Attributes:
+        weight_mask: bool buffer ``(out_features, in_features)``, True keeps; None until :meth:`add_mask`.
+        weight_quantizer: module on the masked weight; None when weights are not quantized.
+        input_quantizer: module on the input; None when activations are not quantized.
+
+    """
+
+    weight_mask: Tensor | None
+    weight_quantizer: FakeQuantizer | None
+    input_quantizer: FakeQuantizer | None
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> Self:
+        """Take over the Parameters of ``linear`` (the same objects: an optimizer on them stays valid)."""
+        layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        layer.weight, layer.bias = linear.weight, linear.bias
+        layer.register_buffer("weight_mask", None)
+        layer.weight_quantizer = layer.input_quantizer = None
+        return layer.train(linear.training)
+
+    def add_mask(self) -> None:
+        """Install an all-True mask; does nothing when there is one."""
+        if self.weight_mask is None:
+            self.weight_mask = torch.ones_like(self.weight, dtype=torch.bool)
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the layer really uses: masked, then fake-quantized; ``(out_features, in_features)``."""
+        weight = self.weight
+        if self.weight_mask is not None:
+            weight = weight * self.weight_mask
+        if self.weight_quantizer is not None:
+            weight = self.weight_quantizer(weight)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return F.linear(x, self.effective_weight(), self.bias)
+
+    @torch.no_grad()
+    def to_linear(self) -> nn.Linear:
+        """A plain ``nn.Linear`` with the effective weight: what the layer has become, for export."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        linear.weight = nn.Parameter(self.effective_weight().detach().clone())
+        linear.bias = self.bias
+        return linear.train(self.training)

@@ -1,0 +1,67 @@
+"""What each layer has become, as a dict of JSON types, and the way back.
+
+The manifest travels in every checkpoint. With it a plain model gets the structure that a state dict needs, before
+loading, without the strategies that made it.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from lit_compress.errors import UserError
+from lit_compress.nn import quantizers
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.quantizers import FakeQuantizer
+from lit_compress.nn.surgery import compressible_layers, make_compressible
+
+__all__ = ["describe", "rebuild"]
+
+_SLOTS = ("weight_quantizer", "input_quantizer")
+_KINDS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name != "FakeQuantizer"}
+
+
+def describe(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Layer name to ``{"mask": bool, "weight_quantizer": {...} | None, "input_quantizer": {...} | None}``."""
+    manifest = {}
+    for name, layer in compressible_layers(model):
+        manifest[name] = {"mask": layer.weight_mask is not None} | {
+            slot: _describe_quantizer(getattr(layer, slot)) for slot in _SLOTS
+        }
+    return manifest
+
+
+def rebuild(model: nn.Module, manifest: dict[str, dict[str, Any]]) -> None:
+    """Give ``model`` the structure of the manifest, in place; applying it twice changes nothing more.
+
+    Raises:
+        UserError: the manifest names a layer that the model does not have, or a quantizer that does not exist.
+
+    """
+    known = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if missing := [name for name in manifest if name not in known]:
+        raise UserError(f"checkpoint: its manifest names {missing[0]!r}, which is no linear layer of this model")
+    layers = make_compressible(model, list(manifest))
+    for name, entry in manifest.items():
+        if entry["mask"]:
+            layers[name].add_mask()
+        for slot in _SLOTS:
+            _rebuild_quantizer(layers[name], slot, entry[slot])
+
+
+def _describe_quantizer(quantizer: FakeQuantizer | None) -> dict[str, Any] | None:
+    if quantizer is None:
+        return None
+    state = {"enabled": quantizer.enabled, "observing": quantizer.observing}
+    return {"kind": type(quantizer).__name__, "spec": quantizer.spec()} | state
+
+
+def _rebuild_quantizer(layer: CompressibleLinear, slot: str, entry: dict[str, Any] | None) -> None:
+    if entry is None:
+        return
+    if entry["kind"] not in _KINDS:
+        raise UserError(f"checkpoint: unknown quantizer {entry['kind']!r}; known are {', '.join(_KINDS)}")
+    quantizer = getattr(layer, slot)
+    if quantizer is None:
+        quantizer = _KINDS[entry["kind"]](**entry["spec"]).to(layer.weight.device)
+        setattr(layer, slot, quantizer.train(layer.training))
+    quantizer.enabled, quantizer.observing = entry["enabled"], entry["observing"]

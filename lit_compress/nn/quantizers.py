@@ -1,0 +1,157 @@
+"""Fake quantizers: they put a tensor on an integer grid and let the gradient through.
+
+Each has three settings that are no tensors: ``enabled`` (quantize or pass through), ``observing`` (ranges follow the
+data or stay) and its constructor arguments. All are plain attributes, so that a disabled quantizer costs nothing and
+a GPU is never asked for their value; the manifest saves them with every checkpoint. The ranges are buffers.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, symmetric_qparams
+
+__all__ = ["DynamicTokenQuantizer", "FakeQuantizer", "MinMaxWeightQuantizer", "MovingAverageQuantizer"]
+
+
+class FakeQuantizer(nn.Module):
+    """Base of all quantizers: a switch, an observer switch, and a description for the manifest.
+
+    Attributes:
+        enabled: quantize (True) or return the input as it is.
+        observing: whether ranges follow the data.
+
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled: bool = True
+        self.observing: bool = True
+
+    def spec(self) -> dict[str, Any]:
+        """Constructor arguments as JSON types."""
+        raise NotImplementedError(f"{type(self).__name__} must define spec()")
+
+
+class MinMaxWeightQuantizer(FakeQuantizer):
+    """Symmetric signed weights; the scale follows the current weights, one per output channel or one per tensor.
+
+    The largest magnitude is always representable, so nothing is ever clamped, and 0 maps to 0: sparsity survives.
+
+    Args:
+        out_features: number of output channels.
+        bits: width of the integer; 8 gives ``-127..127``.
+        per_channel: one scale per output channel (True) or per tensor (False).
+
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, out_features: int, bits: int = 8, per_channel: bool = True) -> None:
+        super().__init__()
+        self.out_features, self.bits, self.per_channel = out_features, bits, per_channel
+        self.qmax = 2 ** (bits - 1) - 1
+        # Persistent: a frozen scale must come back with the checkpoint.
+        self.register_buffer("scale", torch.ones(out_features if per_channel else ()))
+        self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int32), persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Fake-quantize ``(out_features, in_features)``."""
+        if not self.enabled:
+            return weight
+        if self.observing:
+            with torch.no_grad():
+                # aminmax is one pass over the weights; abs().amax() would write a copy of them first.
+                low, high = weight.aminmax(dim=1) if self.per_channel else weight.aminmax()
+                self.scale.copy_(symmetric_qparams(torch.maximum(-low, high), self.qmax))
+        return fake_quantize(
+            weight, self.scale, self.zero_point, -self.qmax, self.qmax, 0 if self.per_channel else None
+        )
+
+    def spec(self) -> dict[str, Any]:
+        return {"out_features": self.out_features, "bits": self.bits, "per_channel": self.per_channel}
+
+    def extra_repr(self) -> str:
+        return f"int{self.bits}, per_{'channel' if self.per_channel else 'tensor'}, enabled={self.enabled}"
+
+
+class MovingAverageQuantizer(FakeQuantizer):
+    """One grid per activation tensor; its range is a moving average of each training batch's minimum and maximum.
+
+    Args:
+        bits: width of the integer.
+        symmetric: signed with zero point 0 (True) or unsigned and affine (False, SparseML's and Prune OFA's choice).
+        momentum: share of the newest batch in the average; 0.01 is torch's default.
+
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, bits: int = 8, symmetric: bool = False, momentum: float = 0.01) -> None:
+        super().__init__()
+        self.bits, self.symmetric, self.momentum = bits, symmetric, momentum
+        self.qmin, self.qmax = (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+        # An empty range says "nothing seen yet": the first batch replaces it instead of being averaged in.
+        self.register_buffer("low", torch.tensor(torch.inf))
+        self.register_buffer("high", torch.tensor(-torch.inf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize a tensor of any shape; in training the range moves first."""
+        if not self.enabled:
+            return x
+        if self.training and self.observing:
+            self._observe(x.detach())
+        scale, zero_point = self.qparams()
+        # A range that never saw data cannot quantize; ones and zeros would destroy the activations silently.
+        return torch.where(self.low.isinf(), x, fake_quantize(x, scale, zero_point, self.qmin, self.qmax))
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float) and zero point (int32) of the current range, both of shape ``()``."""
+        if self.symmetric:
+            scale = symmetric_qparams(torch.maximum(-self.low, self.high), self.qmax)
+            return scale, torch.zeros_like(scale, dtype=torch.int32)
+        return asymmetric_qparams(self.low, self.high, self.qmin, self.qmax)
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        low, high = (bound.float() for bound in x.aminmax())
+        self.low.copy_(torch.where(self.low.isinf(), low, self.low.lerp(low, self.momentum)))
+        self.high.copy_(torch.where(self.high.isinf(), high, self.high.lerp(high, self.momentum)))
+
+    def spec(self) -> dict[str, Any]:
+        return {"bits": self.bits, "symmetric": self.symmetric, "momentum": self.momentum}
+
+    def extra_repr(self) -> str:
+        return f"{'' if self.symmetric else 'u'}int{self.bits}, moving average, enabled={self.enabled}"
+
+
+class DynamicTokenQuantizer(FakeQuantizer):
+    """Symmetric signed activations with a scale per token, computed from the token itself: no state, no calibration.
+
+    Args:
+        bits: width of the integer; 8 gives ``-127..127``.
+
+    """
+
+    def __init__(self, bits: int = 8) -> None:
+        super().__init__()
+        self.bits = bits
+        self.qmax = 2 ** (bits - 1) - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantize ``(..., features)``, each row on its own grid."""
+        if not self.enabled:
+            return x
+        rows = x.reshape(-1, x.shape[-1])
+        scale = symmetric_qparams(rows.detach().abs().amax(dim=1).float(), self.qmax)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        return fake_quantize(rows, scale, zero_point, -self.qmax, self.qmax, channel_dim=0).reshape(x.shape)
+
+    def spec(self) -> dict[str, Any]:
+        return {"bits": self.bits}
+
+    def extra_repr(self) -> str:
+        return f"int{self.bits}, dynamic per token, enabled={self.enabled}"

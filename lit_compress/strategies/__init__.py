@@ -1,0 +1,17 @@
+"""Strategies: Lightning callbacks that decide, between steps, what is pruned, locked, quantized or frozen."""
+
+from lit_compress.strategies.freeze_embeddings import FreezeEmbeddings
+from lit_compress.strategies.magnitude import MagnitudePruning
+from lit_compress.strategies.monitor import CompressionMonitor
+from lit_compress.strategies.pattern_lock import PatternLock
+from lit_compress.strategies.quant_aware import QuantAwareTraining
+from lit_compress.strategies.strategy import Strategy
+
+__all__ = [
+    "CompressionMonitor",
+    "FreezeEmbeddings",
+    "MagnitudePruning",
+    "PatternLock",
+    "QuantAwareTraining",
+    "Strategy",
+]

@@ -1,0 +1,166 @@
+"""Gradual magnitude pruning: the lowest weights go, more and more of them, while the rest keeps learning."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lit_compress.errors import UserError
+from lit_compress.functional import masks
+from lit_compress.functional.importance import magnitude
+from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear, due
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.strategies.strategy import Strategy, Window, full_weight, set_mask, stepped
+
+__all__ = ["MagnitudePruning"]
+
+_SCHEDULES = {"linear": Linear, "cubic": Cubic, "cosine": Cosine}
+
+
+class MagnitudePruning(Strategy):
+    """Prunes the weights with the lowest scores on a schedule (Zhu & Gupta 2017, arXiv 1710.01878).
+
+    Updates happen after the optimizer step: at ``start``, every ``every`` after it, and at ``end``, where the final
+    sparsity is exact. A pruned weight stays pruned: it is 0, and 0 is the lowest magnitude there is.
+
+    Args:
+        sparsity: final fraction of pruned weights (of blocks, when pruning blocks), in [0, 1).
+        initial_sparsity: fraction at ``start``.
+        schedule: how sparsity grows from initial to final; ``constant`` prunes all of it at ``start``.
+        start: first update: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
+        end: last update; later steps recover at constant sparsity.
+        every: distance between updates.
+        pattern: ``unstructured``; ``"N:M"`` keeps N of M consecutive inputs (``"2:4"``: quote it in YAML); ``"RxC"``
+            prunes blocks of R outputs by C inputs (``"1x4"``).
+        scope: every layer reaches the sparsity itself (``layer``), or all layers share one threshold (``global``).
+        criterion: function from a weight to scores of the same shape, as an import path.
+        targets: globs or ``re:`` patterns; None takes every linear of the transformer layers.
+        ignore: patterns to leave alone.
+
+    """
+
+    def __init__(
+        self,
+        sparsity: float = 0.8,
+        initial_sparsity: float = 0.0,
+        schedule: Literal["constant", "linear", "cubic", "cosine"] = "cubic",
+        start: str = "0%",
+        end: str = "60%",
+        every: str = "2%",
+        pattern: str = "unstructured",
+        scope: Literal["layer", "global"] = "layer",
+        criterion: Callable[[Tensor], Tensor] = magnitude,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+    ) -> None:
+        super().__init__(targets, ignore)
+        for key, value in (("sparsity", sparsity), ("initial_sparsity", initial_sparsity)):
+            if not 0 <= value < 1:
+                raise UserError(f"{type(self).__name__}.{key}: {value} must be in [0, 1)")
+        if initial_sparsity > sparsity:
+            raise UserError(
+                f"{type(self).__name__}.initial_sparsity: {initial_sparsity} is above sparsity {sparsity}; "
+                "a pruned weight does not come back"
+            )
+        self.window = Window(type(self).__name__, start, end, every)
+        self.schedule = (
+            Constant(final=sparsity)
+            if schedule == "constant"
+            else _SCHEDULES[schedule](initial=initial_sparsity, final=sparsity)
+        )
+        self.kind, self.shape = _parse_pattern(pattern, type(self).__name__)
+        self.pattern, self.scope, self.criterion = pattern, scope, criterion
+        if self.kind == "n:m":
+            self._check_nm(sparsity)
+
+    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
+        rows, columns = self.shape if self.kind == "block" else (1, self.shape[1])
+        for name, layer in layers.items():
+            if layer.out_features % rows or layer.in_features % columns:
+                raise UserError(
+                    f"{type(self).__name__}.pattern: {self.pattern!r} does not divide {name!r} of shape "
+                    f"{layer.out_features} x {layer.in_features}; choose another pattern or add the layer to ignore"
+                )
+            layer.add_mask()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.window.steps(trainer)  # a window that does not fit this run is an error now, not an hour later
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._update(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if stepped(trainer, batch_idx):
+            self._update(trainer, pl_module)
+
+    def masks(self, scores: dict[str, Tensor], sparsity: float) -> dict[str, Tensor]:
+        """Masks of the layers at a sparsity; pure, and what a subclass overrides for another pattern."""
+        if self.scope == "layer":
+            return {name: self._mask(score, sparsity) for name, score in scores.items()}
+        if self.kind == "block":
+            means = [masks.block_means(score, self.shape) for score in scores.values()]
+            pooled = [masks.expand_blocks(mask, self.shape) for mask in masks.global_masks(means, sparsity)]
+        else:
+            pooled = masks.global_masks(list(scores.values()), sparsity)
+        return dict(zip(scores, pooled, strict=True))
+
+    def _scores(self, layer: CompressibleLinear) -> Tensor:
+        assert layer.weight_mask is not None
+        # What is pruned stays pruned, whatever the criterion says about a zero.
+        return self.criterion(full_weight(layer)).masked_fill(~layer.weight_mask, -torch.inf)
+
+    def _mask(self, scores: Tensor, sparsity: float) -> Tensor:
+        if self.kind == "block":
+            return masks.block_mask(scores, sparsity, self.shape)
+        if self.kind == "n:m":
+            # On the way to N:M whole zeros per group: as many as the schedule has reached, rounded down.
+            group = self.shape[1]
+            return masks.nm_mask(scores, group - int(sparsity * group + 1e-9), group)
+        return masks.unstructured_mask(scores, sparsity)
+
+    @torch.no_grad()
+    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start, end, every = self.window.steps(trainer)
+        step = trainer.global_step
+        if not due(step, start, end, every):
+            return
+        sparsity = self.schedule(1.0 if end == start else (step - start) / (end - start))
+        layers = self.layers(pl_module)
+        scores = {name: self._scores(layer) for name, layer in layers.items()}
+        for name, mask in self.masks(scores, sparsity).items():
+            set_mask(layers[name], mask, trainer)
+
+    def _check_nm(self, sparsity: float) -> None:
+        keep, group = self.shape
+        if abs(sparsity - (1 - keep / group)) > 1e-6:
+            raise UserError(
+                f"{type(self).__name__}.sparsity: {sparsity} does not go with pattern {self.pattern!r}; "
+                f"it must be {1 - keep / group:g}"
+            )
+        if self.scope == "global":
+            raise UserError(f"{type(self).__name__}.scope: global has no meaning for {self.pattern!r}; use layer")
+
+
+def _parse_pattern(pattern: str, owner: str) -> tuple[str, tuple[int, int]]:
+    if pattern == "unstructured":
+        return "unstructured", (1, 1)
+    if match := re.fullmatch(r"(\d+)\s*:\s*(\d+)", pattern):
+        keep, group = int(match[1]), int(match[2])
+        if 0 < keep < group:
+            return "n:m", (keep, group)
+    if match := re.fullmatch(r"(\d+)\s*x\s*(\d+)", pattern):
+        rows, columns = int(match[1]), int(match[2])
+        if rows * columns > 0:
+            return "block", (rows, columns)
+    raise UserError(
+        f"{owner}.pattern: {pattern!r} is not a pattern; "
+        "write unstructured, a quoted '2:4' (N of M kept) or '1x4' (blocks)"
+    )

@@ -1,0 +1,169 @@
+"""The base of every strategy: which modules it works on, and when its structure is installed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lit_compress.errors import UserError
+from lit_compress.functional.schedules import Duration
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.surgery import make_compressible, match_modules
+
+__all__ = [
+    "ENCODER_LINEARS",
+    "Strategy",
+    "Window",
+    "full_weight",
+    "parse_duration",
+    "set_mask",
+    "stepped",
+    "student_of",
+    "to_steps",
+]
+
+# Every linear of every transformer layer: attention and feed-forward, not embeddings, pooler or head.
+ENCODER_LINEARS = ("*.layer.*", "*.layers.*")
+
+
+class Strategy(Callback):
+    """Compresses ``pl_module.student``. Subclass it and define :meth:`prepare`, then the Lightning hooks it needs.
+
+    Structure (masks, quantizers) belongs in :meth:`prepare`, which runs in ``setup``: before weights are loaded,
+    before the optimizer exists, before anything is wrapped. Later hooks change values in place. A strategy keeps no
+    state of its own: what must survive a crash is a buffer of a layer, everything else follows from the step.
+
+    Args:
+        targets: globs or ``re:`` patterns of module names; None takes every linear of the transformer layers.
+        ignore: patterns of modules to leave alone.
+
+    """
+
+    def __init__(self, targets: Sequence[str] | None = None, ignore: Sequence[str] = ()) -> None:
+        self.targets = list(targets) if targets is not None else None
+        self.ignore = list(ignore)
+
+    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
+        """Install structure on the targets; called in every ``setup``, so doing it twice must do no harm."""
+        raise NotImplementedError(f"{type(self).__name__} must define prepare(layers)")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        student = student_of(pl_module, type(self).__name__)
+        self.prepare(make_compressible(student, list(self._match(student))))
+
+    def layers(self, pl_module: LightningModule) -> dict[str, CompressibleLinear]:
+        """The target layers of a module after ``setup``."""
+        return self._match(student_of(pl_module))
+
+    def _match(self, student: nn.Module) -> dict[str, Any]:
+        key = f"{type(self).__name__}.targets"
+        if self.targets is not None:
+            return match_modules(student, self.targets, self.ignore, key=key)
+        names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
+        stacks = [glob for glob in ENCODER_LINEARS if any(glob.strip("*") in name for name in names)]
+        return match_modules(student, stacks or ENCODER_LINEARS, self.ignore, key=key)
+
+
+class Window:
+    """The stretch of training in which a strategy acts; durations with units, turned into steps once they are known.
+
+    Args:
+        owner: class name for errors.
+        start: first update.
+        end: last update.
+        every: distance between updates.
+
+    """
+
+    def __init__(self, owner: str, start: str, end: str, every: str) -> None:
+        self.owner = owner
+        self.start, self.end, self.every = (
+            parse_duration(text, f"{owner}.{key}") for key, text in (("start", start), ("end", end), ("every", every))
+        )
+        if self.start.unit == self.end.unit and self.end.value < self.start.value:
+            raise UserError(f"{owner}.end: {end!r} comes before start {start!r}; give a later end")
+
+    def steps(self, trainer: Trainer) -> tuple[int, int, int]:
+        """``(start, end, every)`` in optimizer steps of this run.
+
+        Raises:
+            UserError: the window ends before it starts or after training does.
+
+        """
+        start, end, every = (to_steps(d, trainer) for d in (self.start, self.end, self.every))
+        total = int(trainer.estimated_stepping_batches)
+        if end < start:
+            raise UserError(f"{self.owner}.end: step {end} comes before start, step {start}; give a later end")
+        if end > total:
+            raise UserError(
+                f"{self.owner}.end: step {end} comes after training ends at step {total}; give an earlier end"
+            )
+        return start, end, max(every, 1)
+
+
+def parse_duration(text: str, key: str) -> Duration:
+    """A duration with its unit, or a ``UserError`` that names the key."""
+    try:
+        return Duration.parse(text)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def to_steps(duration: Duration, trainer: Trainer) -> int:
+    """Optimizer steps of this run."""
+    total = trainer.estimated_stepping_batches
+    return duration.steps(int(total), max(trainer.num_training_batches / trainer.accumulate_grad_batches, 1))
+
+
+def stepped(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch that just ended also ended an optimizer step (gradient accumulation skips some)."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+@torch.no_grad()
+def set_mask(layer: CompressibleLinear, mask: Tensor, trainer: Trainer) -> None:
+    """Write a mask in place and make zero what it prunes: the weight, and the optimizer's moments of it.
+
+    With weight, gradient (the forward masks it) and moments at 0, AdamW's step is exactly 0 there, decay included.
+    Under DDP the mask of rank 0 is everybody's.
+    """
+    assert layer.weight_mask is not None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        mask = mask.to(torch.uint8)
+        torch.distributed.broadcast(mask, src=0)
+        mask = mask.bool()
+    layer.weight_mask.copy_(mask)
+    kept = _laid_out_like(layer.weight, layer.weight_mask)
+    layer.weight.mul_(kept)
+    for optimizer in trainer.optimizers:
+        for moment in optimizer.state.get(layer.weight, {}).values():
+            if isinstance(moment, Tensor) and moment.shape == layer.weight.shape:
+                moment.mul_(kept)
+
+
+def full_weight(layer: CompressibleLinear) -> Tensor:
+    """The whole weight ``(out_features, in_features)``, gathered when FSDP2 has sharded it."""
+    weight = layer.weight.detach()
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def _laid_out_like(weight: Tensor, mask: Tensor) -> Tensor:
+    if isinstance(weight, DTensor):
+        return distribute_tensor(mask.to(weight.dtype), weight.device_mesh, weight.placements)
+    return mask
+
+
+def student_of(pl_module: LightningModule, owner: str = "a strategy") -> nn.Module:
+    """The network that strategies work on.
+
+    Raises:
+        UserError: the module keeps it under another name.
+
+    """
+    student = getattr(pl_module, "student", None)
+    if not isinstance(student, nn.Module):
+        raise UserError(f"compression: {owner} needs `self.student`, which {type(pl_module).__name__} does not have")
+    return student
