@@ -1,27 +1,39 @@
 """The command line: `lit_compress fit | validate | test | predict | export | report`."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-# Imported so that their short names work as `class_path`.
+import lit_compress.data
+import lit_compress.modules
+import lit_compress.strategies  # noqa: F401 (these three imports make short names work as `class_path`)
 from lit_compress.errors import UserError
+from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
+from lit_compress.models.load import transformers_progress
+from lit_compress.progress import ProgressLines
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
+from lit_compress.usage_errors import one_line, option_names, user_error
 
 __all__ = ["main"]
 
 _AFTER_FIT = {"export": export}
+_DESCRIPTION = """Make BERT-family encoders smaller.
+
+fit, validate, test and predict take YAML files (--config, several compose) and options of the same names.
+Afterwards: `lit_compress export --help` and `lit_compress report --help`."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -54,6 +66,18 @@ class RunRecord(SaveConfigCallback):
             trainer.logger.save()
 
 
+class Parser(LightningArgumentParser):
+    """Explains a wrong option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if (cause := user_error(ex, UserError)) is not None:
+            raise cause
+        options = [option for action in self._actions for option in action.option_strings]
+        names = option_names([lit_compress.data, lit_compress.modules, lit_compress.strategies], options)
+        sys.stderr.write(f"lit_compress: error: {one_line(message, names)}\n")
+        sys.exit(2)
+
+
 class LitCompressCLI(LightningCLI):
     """LightningCLI with a run folder, a `compression` list, and what every run needs switched on."""
 
@@ -81,22 +105,27 @@ class LitCompressCLI(LightningCLI):
             raise UserError("run: missing; give the folder of this run, for example --run runs/my_run")
         self.run_folder = Path(config.run)
         resuming = bool(config.get("ckpt_path"))
-        if self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming:
+        if config.get("ckpt_path") == "last":
+            load_checkpoint(find_checkpoint(self.run_folder))
+        elif self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming:
             _check_new(self.run_folder)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
             config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
+        config.weights_only = True  # a checkpoint is data; nothing in it is ever executed
         self.save_config_kwargs = {"overwrite": resuming or self.subcommand != "fit"}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = str(self.run_folder)
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+        trainer = self._get(self.config_init, "trainer")
+        if trainer.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(run, name="", version="", default_hp_metric=False)
-        trainer = super().instantiate_trainer(default_root_dir=run, **kwargs)
-        # Strategies come first, in their order; Lightning puts checkpointing last by itself.
-        trainer.callbacks[:0] = self._get(self.config_init, "compression")
-        trainer.callbacks += [
+        # Strategies come first, in their order; Lightning itself puts checkpointing last.
+        trainer["callbacks"] = [
+            *self._get(self.config_init, "compression"),
+            *_as_list(trainer.get("callbacks")),
             CompressionMonitor(),
+            RichProgressBar() if sys.stdout.isatty() else ProgressLines(),
             ModelCheckpoint(
                 dirpath=self.run_folder / "checkpoints",
                 filename="last",
@@ -104,10 +133,15 @@ class LitCompressCLI(LightningCLI):
                 enable_version_counter=False,
             ),
         ]
-        if trainer.logger:
-            trainer.callbacks.append(LearningRateMonitor("step"))
-        trainer.callbacks[:] = trainer._callback_connector._reorder_callbacks(trainer.callbacks)
-        return trainer
+        if trainer.get("logger") is not False:
+            trainer["callbacks"].append(LearningRateMonitor("step"))
+        return super().instantiate_trainer(default_root_dir=run, **kwargs)
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would overwrite the configuration with the checkpoint's; here the YAML beside it says it all.
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("last", "best", "hpc", "registry"):
+            load_checkpoint(path)
 
     def after_fit(self) -> None:
         """Leave a checkpoint of the very end and the folded model."""
@@ -118,39 +152,65 @@ class LitCompressCLI(LightningCLI):
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Entry point; a :class:`UserError` becomes one line and exit status 1."""
-    args = list(sys.argv[1:] if args is None else args)
+    """Entry point; a :class:`UserError` becomes one line and exit status 1, a wrong option exit status 2."""
+    _quieten()
     # Like `python -m`: classes in the user's own files are importable from where the command is run.
     sys.path.insert(0, os.getcwd())
+    given = list(sys.argv[1:] if args is None else args)
     try:
-        if args and args[0] in _AFTER_FIT:
-            _run_function(args[0], args[1:])
-        else:
-            LitCompressCLI(
-                LightningModule,
-                LightningDataModule,
-                subclass_mode_model=True,
-                subclass_mode_data=True,
-                save_config_callback=RunRecord,
-                trainer_defaults={
-                    "max_epochs": 3,
-                    "gradient_clip_val": 1.0,
-                    "log_every_n_steps": 10,
-                    "use_distributed_sampler": False,
-                },
-                seed_everything_default=42,
-                auto_configure_optimizers=False,
-                args=args,
-            )
-    except UserError as error:
-        sys.exit(f"lit_compress: error: {error}")
+        if given and given[0] in _AFTER_FIT:
+            _run_function(given[0], given[1:])
+            return
+        LitCompressCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunRecord,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lit_compress", "description": _DESCRIPTION},
+            trainer_defaults={
+                "max_epochs": 3,
+                "gradient_clip_val": 1.0,
+                "log_every_n_steps": 10,
+                # The data module deals out batches itself, whole and grouped by length.
+                "use_distributed_sampler": False,
+            },
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            args=args,
+        )
+    except (ValueError, TypeError) as error:
+        cause = user_error(error, UserError)
+        if cause is None:
+            raise
+        sys.exit(f"lit_compress: error: {cause}")
 
 
 def _run_function(name: str, args: list[str]) -> None:
-    parser = ArgumentParser(prog=f"lit_compress {name}")
+    parser = Parser(prog=f"lit_compress {name}")
     parser.add_function_arguments(_AFTER_FIT[name])
     options = parser.parse_args(args)
-    _AFTER_FIT[name](**parser.instantiate_classes(options).as_dict())
+    _AFTER_FIT[name](**vars(options))
+
+
+def _quieten() -> None:
+    """Leave out what Lightning and Transformers say at every start and a user can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    transformers_progress(False)
+    for message in (
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        # Texts are tokenised before training; loading them is no work for another process.
+        ".*does not have many workers.*",
+        # The frozen teacher is in evaluation mode on purpose.
+        "Found .* module\\(s\\) in eval mode at the start of training.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _as_list(callbacks: Any) -> list[Any]:
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
 
 
 def _check_new(run: Path) -> None:

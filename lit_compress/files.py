@@ -23,10 +23,14 @@ def resolve_source(source: str, key: str) -> str:
         key: config key named in the error.
 
     Raises:
-        UserError: the package is not installed or has no such path.
+        UserError: the package is not installed or has no such path; or a path, which no hub name looks like, does
+            not exist.
 
     """
     if not source.startswith(_PACKAGE):
+        # A hub name is "name" or "owner/name".
+        if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
+            raise UserError(f"{key}: {source!r} does not exist; give a path that does, or a hub name")
         return source
     name, _, inner = source.removeprefix(_PACKAGE).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None

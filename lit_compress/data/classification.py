@@ -97,6 +97,7 @@ class TextClassification(LightningDataModule):
         self.num_workers, self.cache_dir = num_workers, cache_dir
         self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
         self._labels: list[str] | None = None
+        self._train_loader: ResumableDataLoader | None = None
         self._tokenized: dict[str, Dataset] = {}
 
     @property
@@ -128,7 +129,21 @@ class TextClassification(LightningDataModule):
         self.prepare_data()
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", shuffle=True)
+        self._train_loader = self._loader("train", shuffle=True)
+        return self._train_loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Position in the epoch, for the checkpoint.
+
+        Lightning restores a loader's own state only when nobody asked for the number of training steps before, which
+        every learning-rate schedule does; the state of a data module it always restores.
+        """
+        return self._train_loader.state_dict() if self._train_loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue the epoch where the checkpoint was made."""
+        if self._train_loader and state_dict:
+            self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader("val", shuffle=False)

@@ -83,8 +83,9 @@ def load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
         UserError: there is none.
 
     """
+    path = resolve_source(source, key)
     try:
-        return AutoTokenizer.from_pretrained(resolve_source(source, key))
+        return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error

@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 
-__all__ = ["check_compatible", "load_classifier", "load_config"]
+__all__ = ["check_compatible", "load_classifier", "load_config", "transformers_progress"]
 
 
 def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
@@ -67,8 +67,6 @@ def load_config(source: str, key: str) -> PretrainedConfig:
     """
     path = resolve_source(source, key)
     folder = Path(path)
-    if not folder.exists() and (folder.is_absolute() or path.startswith(".") or path.count("/") > 1):
-        raise UserError(f"{key}: the folder {source!r} does not exist; give a model folder or a hub name")
     if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
         raise UserError(f"{key}: {source!r} is no model folder: it has no config.json")
     try:
@@ -103,6 +101,11 @@ def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, sourc
             f"model.teacher: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
             f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
         )
+
+
+def transformers_progress(show: bool) -> None:
+    """Show or hide Transformers' own bars for reading and writing weights."""
+    (transformers_logging.enable_progress_bar if show else transformers_logging.disable_progress_bar)()
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,38 +1,35 @@
 """A teacher that can only be asked."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["FrozenTeacher"]
 
 
 class FrozenTeacher(nn.Module):
-    """Wraps a model: always in evaluation mode, never with a gradient, never in a checkpoint.
+    """Holds a model that is always in evaluation mode, never has a gradient and is never in a checkpoint.
 
-    Moves between devices with its parent. The parent's ``state_dict`` has no key of it and strict loading does not
-    ask for one.
+    The model is no submodule: ``state_dict``, ``parameters``, ``train`` and wrappers such as DDP and FSDP do not see
+    it. Moving and casting reach it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model.requires_grad_(False).eval()
+        self._held = (model.requires_grad_(False).eval(),)  # in a tuple, where nn.Module does not look for modules
+
+    @property
+    def model(self) -> nn.Module:
+        """The model held."""
+        return self._held[0]
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
-    def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stay in evaluation mode: dropout in a teacher would be noise in the target."""
-        return super().train(False)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Nothing: the source of the teacher is in the run's configuration, not in each checkpoint."""
-        return kwargs.get("destination") or (args[0] if args else {})
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Expect nothing, so that the parent loads strictly."""
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("a FrozenTeacher takes its weights from its source, never from a state dict")
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What .to(), .cuda() and .half() call.
+        self.model._apply(fn, recurse)
+        return super()._apply(fn, recurse)

@@ -1,0 +1,48 @@
+"""Progress for where no terminal is: a line every few seconds instead of a bar."""
+
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+
+__all__ = ["ProgressLines"]
+
+
+class ProgressLines(ProgressBar):
+    """Prints epoch, step, loss parts and sparsity, for log files and batch systems.
+
+    Args:
+        seconds: least time between two lines.
+
+    """
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self._last = -seconds
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._last >= self.seconds:
+            self._last = time.monotonic()
+            self._line(trainer, pl_module, f"batch {batch_idx + 1}/{self.total_train_batches}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._line(trainer, pl_module, "validated")
+
+    def _line(self, trainer: Trainer, pl_module: LightningModule, where: str) -> None:
+        if not self._enabled or not trainer.is_global_zero:
+            return
+        metrics = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"}
+        values = "  ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {where}  {values}", flush=True)  # noqa: T201

@@ -1,0 +1,62 @@
+"""The parser's explanation of a wrong option, cut down to one line with the nearest right spelling."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+from types import ModuleType
+
+__all__ = ["one_line", "option_names", "user_error"]
+
+
+def one_line(message: str, names: Iterable[str]) -> str:
+    """What was wrong, where, and what was probably meant.
+
+    Args:
+        message: jsonargparse's message, often a dozen lines about every type that was tried.
+        names: spellings that exist: options, parameters, classes.
+
+    Example:
+        >>> one_line('Parser key "compression":\\n Option \\'sparsty\\' is not accepted', ["sparsity", "schedule"])
+        "compression: unknown option 'sparsty'; did you mean 'sparsity'?"
+
+    """
+    key = re.search(r'Parser key "([^"]+)"', message)
+    prefix = f"{key[1]}: " if key else ""
+    if unknown := re.search(r"unrecognized arguments: (?:-+)?([\w.+]+)|Option '([^']+)' is not accepted", message):
+        return f"{prefix}unknown option {(name := unknown[1] or unknown[2])!r}{_hint(name, names)}"
+    if unknown := re.search(r"Key '([^']+)' is not expected|does not accept option '([^']+)'", message):
+        return f"{prefix}unknown option {(name := unknown[1] or unknown[2])!r}{_hint(name, names)}"
+    if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{prefix}no class is named {unknown[1]!r}{_hint(unknown[1], names)}"
+    lines = [re.sub(r'Parser key "[^"]+": ?', "", line).strip(" -") for line in message.splitlines()]
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with", "Given value", "Expected a <class 'None")
+    telling = [line for line in lines if line and not line.startswith(noise)]
+    inner = "".join(f"{name}: " for name in re.findall(r'Parser key "([^"]+)"', message)[1:] if name != (key and key[1]))
+    return prefix + inner + ("; ".join(telling) or " ".join(lines))
+
+
+def option_names(modules: Iterable[ModuleType], options: Iterable[str]) -> list[str]:
+    """Every spelling a user can mean: command-line options, public classes and their parameters (one level deep)."""
+    names = {option.lstrip("-") for option in options}
+    for module in modules:
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isclass(thing):
+                names |= {name, *inspect.signature(thing).parameters}
+    return sorted(names | {name.rsplit(".", 1)[-1] for name in names})
+
+
+def user_error(error: BaseException | None, kind: type[Exception]) -> BaseException | None:
+    """The first exception of a kind in the chain of causes: jsonargparse wraps what a constructor raises."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _hint(name: str, names: Iterable[str]) -> str:
+    pool = list(names)
+    for candidate in (name, name.rsplit(".", 1)[-1]):
+        if near := get_close_matches(candidate, pool, n=1, cutoff=0.7):
+            return f"; did you mean {near[0]!r}?"
+    return "; see --help"
