@@ -17,19 +17,20 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import lit_compress.data
 import lit_compress.modules
-import lit_compress.strategies  # noqa: F401 (these three imports make short names work as `class_path`)
+import lit_compress.strategies  # these three make short names work as `class_path`
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
+from lit_compress.report.run import report
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import one_line, option_names, user_error
 
 __all__ = ["main"]
 
-_AFTER_FIT = {"export": export}
+_AFTER_FIT = {"export": export, "report": report}
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names.

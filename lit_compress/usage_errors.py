@@ -10,14 +10,14 @@ __all__ = ["one_line", "option_names", "user_error"]
 
 
 def one_line(message: str, names: Iterable[str]) -> str:
-    """What was wrong, where, and what was probably meant.
+    r"""What was wrong, where, and what was probably meant.
 
     Args:
         message: jsonargparse's message, often a dozen lines about every type that was tried.
         names: spellings that exist: options, parameters, classes.
 
     Example:
-        >>> one_line('Parser key "compression":\\n Option \\'sparsty\\' is not accepted', ["sparsity", "schedule"])
+        >>> one_line('Parser key "compression":\n Option \'sparsty\' is not accepted', ["sparsity", "schedule"])
         "compression: unknown option 'sparsty'; did you mean 'sparsity'?"
 
     """
@@ -32,7 +32,9 @@ def one_line(message: str, names: Iterable[str]) -> str:
     lines = [re.sub(r'Parser key "[^"]+": ?', "", line).strip(" -") for line in message.splitlines()]
     noise = ("Does not validate", "Subtypes:", "Errors:", "Problem with", "Given value", "Expected a <class 'None")
     telling = [line for line in lines if line and not line.startswith(noise)]
-    inner = "".join(f"{name}: " for name in re.findall(r'Parser key "([^"]+)"', message)[1:] if name != (key and key[1]))
+    inner = "".join(
+        f"{name}: " for name in re.findall(r'Parser key "([^"]+)"', message)[1:] if name != (key and key[1])
+    )
     return prefix + inner + ("; ".join(telling) or " ".join(lines))
 
 

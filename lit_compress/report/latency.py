@@ -1,0 +1,44 @@
+"""How long a forward pass takes, models side by side in one run."""
+
+import statistics
+import time
+
+import torch
+from transformers import PreTrainedModel
+
+__all__ = ["median_latency"]
+
+
+@torch.inference_mode()
+def median_latency(
+    models: dict[str, PreTrainedModel], batch_size: int, tokens: int, repetitions: int = 10
+) -> dict[str, float]:
+    """Median milliseconds of a forward pass of each model, eager, on the models' device.
+
+    The models take turns, so that whatever else the machine does falls on all of them; one round of warm-up is not
+    counted. Inputs are full length, no padding.
+
+    Args:
+        models: by name.
+        batch_size: rows.
+        tokens: length of each row.
+        repetitions: rounds counted.
+
+    """
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for repetition in range(repetitions + 1):
+        for name, model in models.items():
+            ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=model.device)
+            mask = torch.ones_like(ids)
+            _wait(model)
+            started = time.perf_counter()
+            model(input_ids=ids, attention_mask=mask)
+            _wait(model)
+            if repetition:
+                times[name].append((time.perf_counter() - started) * 1e3)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _wait(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)

@@ -1,0 +1,120 @@
+"""`lit_compress report`: a run's compressed model beside the dense one."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from lit_compress.errors import UserError
+from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.hf import MANIFEST_FILE
+from lit_compress.files import atomic_folder
+from lit_compress.models.load import load_classifier
+from lit_compress.modules.tasks import Classification, Regression
+from lit_compress.nn.quantizers import FakeQuantizer
+from lit_compress.report.accuracy import evaluate
+from lit_compress.report.card import markdown, print_table
+from lit_compress.report.latency import median_latency
+from lit_compress.report.machine import machine
+from lit_compress.report.size import model_size
+from lit_compress.strategies.monitor import sparsity_heatmap
+
+__all__ = ["report"]
+
+
+def report(
+    run: str,
+    dense: str | None = None,
+    output: str | None = None,
+    batch_sizes: list[int] = [1, 32],  # noqa: B006 (jsonargparse shows and never changes it)
+    repetitions: int = 10,
+) -> None:
+    """Measure accuracy, size, sparsity and latency of a run's model, beside the dense one; print and save them.
+
+    Args:
+        run: run folder of a `fit`.
+        dense: folder or hub name to compare with; the run's teacher by default.
+        output: folder for report.md, report.json and pictures; `report` in the run folder by default. Replaced.
+        batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
+        repetitions: forward passes per latency.
+
+    """
+    folder = Path(run)
+    checkpoint = load_checkpoint(find_checkpoint(folder))
+    config = _read_config(folder)
+    data = _data_module(config["data"])
+    labels = getattr(data, "labels", None)
+    task = Classification(len(labels)) if labels else Regression()
+    models, layers = _models(folder, config, dense, labels)
+    results: dict[str, Any] = {
+        "run": str(folder),
+        "config": str(folder / "config.yaml"),
+        "command": shlex.join(["lit_compress", *sys.argv[1:]]),
+        "machine": machine(),
+        "data": {
+            "validation_rows": len(data.val_dataloader().dataset),
+            "max_length": config["data"]["init_args"]["max_length"],
+        },
+        "sparsity": {name: entry["sparsity"] for name, entry in layers.items() if entry["mask"]},
+        "models": {},
+    }
+    tokens = results["data"]["max_length"]
+    latencies = {batch: median_latency(models, batch, tokens, repetitions) for batch in batch_sizes}
+    for name, model in models.items():
+        sizes = model_size(model, layers if name == "compressed" else {})
+        results["models"][name] = {
+            "accuracy": evaluate(model, data, task),
+            "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
+            "latency_ms": {str(batch): latencies[batch][name] for batch in batch_sizes},
+        }
+    student = student_from_checkpoint(checkpoint)
+    if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
+        results["models"]["compressed"]["accuracy_quantized_inputs"] = evaluate(student, data, task)
+    with atomic_folder(output or folder / "report", overwrite=True) as staging:
+        if results["sparsity"]:
+            sparsity_heatmap(results["sparsity"]).savefig(staging / "sparsity.png", dpi=150)
+        (staging / "report.json").write_text(json.dumps(results, indent=1) + "\n")
+        (staging / "report.md").write_text(markdown(results))
+    print_table(results, Path(output or folder / "report"))
+
+
+def _models(
+    run: Path, config: dict[str, Any], dense: str | None, labels: list[str] | None
+) -> tuple[dict[str, PreTrainedModel], dict[str, dict[str, Any]]]:
+    exported = run / "model"
+    if not (exported / "config.json").is_file():
+        raise UserError(
+            f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
+        )
+    layers = (
+        json.loads((exported / MANIFEST_FILE).read_text())["layers"] if (exported / MANIFEST_FILE).is_file() else {}
+    )
+    models = {}
+    if dense := dense or config["model"]["init_args"].get("teacher"):
+        models["dense"] = load_classifier(dense, labels, key="--dense").eval()
+    # Exactly what a user of the folder does.
+    models["compressed"] = AutoModelForSequenceClassification.from_pretrained(exported, dtype=torch.float32).eval()
+    return models, layers
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"--run: {str(run)!r} has no config.yaml; give the run folder of a `fit`")
+    return yaml.safe_load(path.read_text())
+
+
+def _data_module(section: dict[str, Any]) -> LightningDataModule:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    data = parser.instantiate_classes(parser.parse_object({"data": section})).data
+    data.prepare_data()
+    data.setup("validate")
+    return data

@@ -1,0 +1,90 @@
+"""How large a model is: parameters, non-zeros, and bytes without any general-purpose compression."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Size", "model_size"]
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Sizes of a set of tensors.
+
+    Args:
+        parameters: number of values.
+        nonzeros: how many of them are not 0.
+        dense_bytes: every value as fp32.
+        value_bytes: what is kept: non-zeros of pruned tensors, integers of quantized ones with their scales, and fp32
+            for the rest.
+        index_bytes: where the non-zeros are: one bit per position of each tensor stored sparsely.
+
+    """
+
+    parameters: int = 0
+    nonzeros: int = 0
+    dense_bytes: int = 0
+    value_bytes: int = 0
+    index_bytes: int = 0
+
+    @property
+    def compressed_bytes(self) -> int:
+        """Values and index together: the honest figure."""
+        return self.value_bytes + self.index_bytes
+
+    def __add__(self, other: "Size") -> "Size":
+        return Size(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+def model_size(model: nn.Module, layers: dict[str, dict[str, Any]]) -> dict[str, Size]:
+    """Sizes of the compressed layers (``encoder``) and of everything (``model``).
+
+    Args:
+        model: folded model; a tensor that several modules share counts once.
+        layers: manifest of what was done to which layer, as in ``compression.json``; without one, all linears inside
+            the transformer layers are the encoder.
+
+    """
+    encoder, rest = Size(), Size()
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        layer = name.rpartition(".")[0]
+        entry = layers.get(layer) if name.endswith(".weight") else None
+        size = tensor_size(parameter, entry)
+        in_encoder = entry is not None if layers else _is_encoder_weight(model, layer, name)
+        encoder, rest = (encoder + size, rest) if in_encoder else (encoder, rest + size)
+    return {"encoder": encoder, "model": encoder + rest}
+
+
+def tensor_size(tensor: torch.Tensor, entry: dict[str, Any] | None) -> Size:
+    """Size of one tensor: the smaller of stored dense and stored as non-zeros with a bitmap."""
+    count, nonzeros = tensor.numel(), int(torch.count_nonzero(tensor))
+    quantizer = (entry or {}).get("weight_quantizer") or {}
+    quantized = bool(quantizer.get("enabled"))
+    bits = quantizer["spec"]["bits"] if quantized else 8 * _FLOAT_BYTES
+    scales = len(entry["scales"]["weight"]) * _FLOAT_BYTES if entry and quantized else 0
+    dense, sparse, bitmap = _bytes(count, bits), _bytes(nonzeros, bits), _bytes(count, 1)
+    stored_sparse = entry is not None and sparse + bitmap < dense
+    return Size(
+        parameters=count,
+        nonzeros=nonzeros,
+        dense_bytes=count * _FLOAT_BYTES,
+        value_bytes=(sparse if stored_sparse else dense) + scales,
+        index_bytes=bitmap if stored_sparse else 0,
+    )
+
+
+def _bytes(count: int, bits: int) -> int:
+    return -(-count * bits // 8)
+
+
+def _is_encoder_weight(model: nn.Module, layer: str, name: str) -> bool:
+    inside = ".layer." in layer or ".layers." in layer
+    return inside and name.endswith(".weight") and isinstance(model.get_submodule(layer), nn.Linear)

@@ -1,0 +1,87 @@
+"""What every test shares: no network, caches that vanish, a tiny model and a tiny dataset."""
+
+import atexit
+import os
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+# Transformers and datasets read these when they are imported, so they come before every other import.
+_CACHE = tempfile.mkdtemp(prefix="lit_compress-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": _CACHE,
+    "HF_DATASETS_CACHE": f"{_CACHE}/datasets",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from transformers import BertConfig, BertModel, BertTokenizerFast  # noqa: E402
+
+# The same examples in every run, and no folder of them in the repository.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("repeatable")
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_GOOD = ["good", "great", "fine", "lovely", "bright", "warm", "funny", "clever"]
+_BAD = ["bad", "awful", "poor", "dull", "dark", "cold", "boring", "stupid"]
+_OTHER = ["the", "a", "is", "was", "film", "story", "plot", "actor", "scene", "very", "and", "but", "not", "it", "in"]
+_LETTERS = [*"abcdefghijklmnopqrstuvwxyz", "##s", "##ly", "na", "null", "nan", '"', ",", ".", "!"]
+_VOCABULARY = list(dict.fromkeys([*_SPECIAL, *_GOOD, *_BAD, *_OTHER, *_LETTERS]))
+
+
+class _Doctests:
+    # Registered as a plugin because a fixture of this file alone would not reach the doctests in lit_compress/.
+    @pytest.fixture(autouse=True)
+    def _torch_in_doctests(self, doctest_namespace):
+        doctest_namespace["torch"] = torch
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(_Doctests())
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder with a random two-layer BERT without a head, and its WordPiece tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(_VOCABULARY) + "\n")
+    BertTokenizerFast(vocab=str(vocabulary), model_max_length=64).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A folder with train.tsv (64 rows) and val.tsv (16): sentences with a good (1) or a bad (0) word."""
+    folder = tmp_path_factory.mktemp("tiny-data")
+    draw = random.Random(0)
+    for name, rows in (("train", 64), ("val", 16)):
+        lines = ["sentence\tlabel"]
+        for row in range(rows):
+            words = [draw.choice(_OTHER) for _ in range(draw.randrange(2, 12))]
+            words.insert(draw.randrange(len(words) + 1), draw.choice(_GOOD if row % 2 else _BAD))
+            lines.append(f"{' '.join(words)}\t{row % 2}")
+        (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder

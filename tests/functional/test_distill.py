@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+
+from lit_compress.functional import hidden_mse, logit_kl
+
+
+def kl_by_hand(student, teacher, temperature):
+    """KL(p_T || p_S) of one row of logits, in plain Python."""
+
+    def softmax(row):
+        weights = [math.exp(z / temperature) for z in row]
+        return [w / sum(weights) for w in weights]
+
+    return sum(p * math.log(p / q) for p, q in zip(softmax(teacher), softmax(student), strict=True))
+
+
+def rows_by_hand(student, teacher, temperature):
+    pairs = zip(student.flatten(0, -2).tolist(), teacher.flatten(0, -2).tolist(), strict=True)
+    return [kl_by_hand(s, t, temperature) for s, t in pairs]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 5.5])
+@pytest.mark.parametrize("shape", [(1, 2), (4, 3), (2, 5, 7)], ids=str)
+def test_logit_kl_is_the_mean_per_row_times_temperature_squared(shape, temperature):
+    student, teacher = torch.randn(shape), torch.randn(shape)
+    rows = rows_by_hand(student, teacher, temperature)
+    expected = temperature**2 * sum(rows) / len(rows)
+    assert logit_kl(student, teacher, temperature).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_logit_kl_counts_only_tokens_of_the_mask(dtype):
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    rows = rows_by_hand(student, teacher, 2.0)
+    expected = 4 * (rows[0] + rows[1] + rows[3]) / 3
+    assert logit_kl(student, teacher, 2.0, mask.to(dtype)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_logit_kl_does_not_depend_on_the_number_of_rows_or_of_unused_classes():
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    loss = logit_kl(student, teacher)
+    assert logit_kl(student.repeat(5, 1), teacher.repeat(5, 1)).item() == pytest.approx(loss.item(), rel=1e-5)
+    padding = torch.full((3, 4), -100.0)
+    wider = logit_kl(torch.cat([student, padding], 1), torch.cat([teacher, padding], 1))
+    assert wider.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_logit_kl_gradient_by_hand():
+    student, teacher = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    logit_kl(student, teacher, temperature=2.0).backward()
+    expected = 2.0 * ((student / 2).softmax(-1) - (teacher / 2).softmax(-1)) / 3
+    assert torch.allclose(student.grad, expected, atol=1e-6)
+    assert teacher.grad is None
+
+
+def test_logit_kl_is_not_symmetric():
+    one, other = torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0, 0.0]])
+    assert logit_kl(one, other).item() == pytest.approx(kl_by_hand([0.0, 4.0], [1.0, 0.0], 1.0), rel=1e-5)
+    assert logit_kl(other, one).item() == pytest.approx(kl_by_hand([1.0, 0.0], [0.0, 4.0], 1.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [logit_kl, hidden_mse])
+def test_nothing_to_learn_from_an_equal(loss):
+    x = torch.randn(2, 3, 4)
+    assert loss(x, x.clone()).item() == 0.0
+    # Equal up to a constant are the same distributions.
+    assert logit_kl(x, x + 3.0).item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", [lambda s, t, m: logit_kl(s, t, 2.0, m), hidden_mse], ids=["logit_kl", "hidden_mse"])
+def test_masked_tokens_have_no_say(loss):
+    student, teacher = torch.randn(1, 3, 4, requires_grad=True), torch.randn(1, 3, 4, requires_grad=True)
+    mask = torch.tensor([[1, 0, 1]])
+    changed = teacher.detach().clone()
+    changed[0, 1] = 1e3
+    assert loss(student, teacher, mask).item() == loss(student, changed, mask).item()
+    loss(student, teacher, mask).backward()
+    assert student.grad[0, 1].tolist() == [0.0] * 4
+    assert student.grad[0, 0].abs().sum() > 0
+    assert teacher.grad is None
+
+
+@pytest.mark.parametrize("loss", [lambda s, t, m: logit_kl(s, t, 1.0, m), hidden_mse], ids=["logit_kl", "hidden_mse"])
+def test_a_batch_without_tokens_costs_nothing(loss):
+    student = torch.randn(2, 3, 4, requires_grad=True)
+    value = loss(student, torch.randn(2, 3, 4), torch.zeros(2, 3))
+    value.backward()
+    assert value.item() == 0.0
+    assert student.grad.abs().sum() == 0
+
+
+def test_hidden_mse_by_hand():
+    student = torch.tensor([[[1.0, 3.0], [0.0, 0.0]], [[2.0, 2.0], [9.0, 9.0]]])
+    teacher = torch.tensor([[[0.0, 1.0], [0.0, 4.0]], [[2.0, 0.0], [0.0, 0.0]]])
+    # Mean squares of the tokens: 2.5, 8, 2 and 81.
+    assert hidden_mse(student, teacher).item() == pytest.approx((2.5 + 8 + 2 + 81) / 4)
+    assert hidden_mse(student, teacher, torch.tensor([[1, 1], [1, 0]])).item() == pytest.approx((2.5 + 8 + 2) / 3)

@@ -1,0 +1,139 @@
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_compress.functional import Constant, Cosine, Cubic, Duration, Linear
+from lit_compress.functional.schedules import due
+
+# Test vectors of SparseML's recipes: s_i, s_f, start, end, every, sparsity at each update.
+RECIPES = {
+    "70-90": (0.7, 0.9, "2", "26", "4", [0.7, 0.78426, 0.84074, 0.875, 0.89259, 0.89907, 0.9]),
+    "70-80": (0.7, 0.8, "2", "26", "4", [0.7, 0.74213, 0.77037, 0.7875, 0.7963, 0.79954, 0.8]),
+    "70-97": (0.7, 0.97, "2", "26", "4", [0.7, 0.81375, 0.89, 0.93625, 0.96, 0.96875, 0.97]),
+    "30-90": (0.3, 0.9, "2", "26", "4", [0.3, 0.55278, 0.72222, 0.825, 0.87778, 0.89722, 0.9]),
+    "mlm": (
+        *(0.7, 0.9, "0", "2.75", ".25"),
+        [0.7, 0.74974, 0.79046, 0.82307, 0.84846, 0.86754, 0.88122, 0.89038, 0.89594, 0.8988, 0.89985, 0.9],
+    ),
+}
+GROWING = [Linear(final=0.9, initial=0.2), Cubic(final=0.9, initial=0.2), Cosine(final=0.9, initial=0.2)]
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_cubic_follows_the_recipes(recipe):
+    initial, final, *epochs, expected = recipe
+    start, end, every = (Duration.parse(f"{e} epochs").steps(3000, 100) for e in epochs)
+    updates = [step for step in range(3001) if due(step, start, end, every)]
+    schedule = Cubic(initial=initial, final=final)
+    assert [schedule((step - start) / (end - start)) for step in updates] == pytest.approx(expected, abs=5e-6)
+
+
+# Prune OFA: the policy window is 0 to 50k steps, values of its scheduler.
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        *[(0, 0.0), (1_000, 0.0529), (5_000, 0.2439), (10_000, 0.4392), (20_000, 0.7056)],
+        *[(30_000, 0.8424), (40_000, 0.8928), (50_000, 0.9), (80_000, 0.9)],
+    ],
+)
+def test_cubic_follows_prune_ofa(step, expected):
+    assert Cubic(final=0.9)(step / 50_000) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "every", "expected"),
+    [
+        (0, 6, 2, [0, 2, 4, 6]),
+        (2, 9, 3, [2, 5, 8, 9]),  # the end comes although the distance does not lead there
+        (2, 9, 100, [2, 9]),
+        (5, 5, 1, [5]),
+        (3, 6, 1, [3, 4, 5, 6]),
+    ],
+)
+def test_due(start, end, every, expected):
+    assert [step for step in range(-3, 20) if due(step, start, end, every)] == expected
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(1, 60))
+def test_due_never_waits_longer_than_every(start, length, every):
+    end = start + length
+    steps = [step for step in range(200) if due(step, start, end, every)]
+    assert (steps[0], steps[-1]) == (start, end)
+    gaps = [late - early for early, late in itertools.pairwise(steps)]
+    assert all(gap == every for gap in gaps[:-1])
+    assert all(0 < gap <= every for gap in gaps)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("500 steps", 500),
+        ("1 step", 1),
+        ("500steps", 500),
+        ("2 epochs", 200),
+        ("1 epoch", 100),
+        ("1.5 epochs", 150),
+        (".25 epochs", 25),
+        ("2. epochs", 200),
+        ("  3   epochs  ", 300),
+        ("10%", 100),
+        ("2.5 %", 25),
+        ("100%", 1000),
+        ("0%", 0),
+        ("0.004 epochs", 0),
+        ("0.006 epochs", 1),
+    ],
+)
+def test_duration_in_steps(text, steps):
+    assert Duration.parse(text).steps(total_steps=1000, steps_per_epoch=100) == steps
+
+
+def test_duration_of_an_epoch_of_fractional_steps():
+    # 25 batches in groups of 4 are 6.25 optimizer steps: four epochs are 25, not 24.
+    assert Duration.parse("4 epochs").steps(total_steps=100, steps_per_epoch=6.25) == 25
+
+
+def test_equal_durations_are_equal():
+    assert Duration.parse("2 epoch") == Duration.parse("2.0 epochs")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "2", "epochs", "-1 epochs", "2 weeks", "2 epochs later", "nan steps", "inf%", "1,5 epochs", "1.5.2 steps", 5],
+)
+def test_duration_without_sense_or_unit(text):
+    with pytest.raises(ValueError, match="with its unit") as caught:
+        Duration.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("schedule", GROWING, ids=lambda s: type(s).__name__)
+def test_schedule_ends_exactly_and_clips(schedule):
+    assert schedule(0.0) == schedule(-1.0) == pytest.approx(0.2)
+    assert schedule(1.0) == schedule(7.0) == 0.9
+
+
+@pytest.mark.parametrize(("schedule", "half"), [*zip(GROWING, [0.55, 0.8125, 0.55], strict=True)])
+def test_schedule_half_way(schedule, half):
+    assert schedule(0.5) == pytest.approx(half)
+
+
+def test_cosine_is_slow_at_both_ends():
+    cosine, line = Cosine(final=1.0), Linear(final=1.0)
+    assert cosine(0.1) < line(0.1)
+    assert cosine(0.9) > line(0.9)
+
+
+@pytest.mark.parametrize("schedule", GROWING, ids=lambda s: type(s).__name__)
+@given(st.floats(-0.5, 1.5), st.floats(-0.5, 1.5))
+def test_schedule_never_falls(schedule, one, other):
+    early, late = sorted([one, other])
+    assert schedule(early) <= schedule(late) + 1e-12
+    assert 0.2 - 1e-12 <= schedule(early) <= 0.9 + 1e-12
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_constant(progress):
+    assert Constant(final=0.9)(progress) == 0.9

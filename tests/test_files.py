@@ -1,0 +1,191 @@
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_compress.errors import UserError
+from lit_compress.files import atomic_file, atomic_folder, resolve_source
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def old_folder(tmp_path):
+    old = tmp_path / "out"
+    (old / "sub").mkdir(parents=True)
+    (old / "sub" / "a.txt").write_text("old")
+    return old
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+class Interrupted(BaseException):
+    """What a KeyboardInterrupt is: no Exception."""
+
+
+def fail_half_way(output, failure):
+    with output as staging:
+        (staging / "a.txt" if staging.is_dir() else staging).write_text("half")
+        raise failure
+
+
+@pytest.mark.parametrize("target", ["out", "new/parents/out"])
+def test_folder_appears_when_the_block_ends(tmp_path, target):
+    target = tmp_path / target
+    with atomic_folder(target) as staging:
+        (staging / "a.txt").write_text("new")
+        assert staging.parent == target.parent  # the same file system: the rename is atomic
+        assert not target.exists()
+    assert contents(target) == {"a.txt": "new"}
+    assert os.listdir(target.parent) == ["out"]
+
+
+@pytest.mark.parametrize("failure", [ValueError, Interrupted])
+def test_folder_leaves_nothing_behind_after_a_failure(tmp_path, failure):
+    with pytest.raises(failure):
+        fail_half_way(atomic_folder(tmp_path / "out"), failure)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("failure", [ValueError, Interrupted])
+def test_folder_keeps_the_old_one_after_a_failure(tmp_path, failure):
+    old = old_folder(tmp_path)
+    with pytest.raises(failure):
+        fail_half_way(atomic_folder(old, overwrite=True), failure)
+    assert contents(tmp_path) == {"out/sub/a.txt": "old"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_folder_keeps_the_old_one_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    old, rename = old_folder(tmp_path), Path.rename
+
+    def rename_but_not_onto_the_target(self, target):
+        if Path(target) == old and ".new-" in self.name:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename_but_not_onto_the_target)
+    with pytest.raises(OSError, match="no"), atomic_folder(old, overwrite=True) as staging:
+        (staging / "a.txt").write_text("new")
+    assert contents(tmp_path) == {"out/sub/a.txt": "old"}
+
+
+def test_folder_that_exists_is_refused_before_any_work(tmp_path):
+    old = old_folder(tmp_path)
+    with pytest.raises(UserError, match=r"out' exists; .*--overwrite") as caught, atomic_folder(old):
+        pytest.fail("the block must not run")
+    assert one_line(caught)
+    assert contents(tmp_path) == {"out/sub/a.txt": "old"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_folder_replaces_the_whole_old_one(tmp_path):
+    old = old_folder(tmp_path)
+    with atomic_folder(old, overwrite=True) as staging:
+        (staging / "b.txt").write_text("new")
+        assert contents(old) == {"sub/a.txt": "old"}
+    assert contents(old) == {"b.txt": "new"}
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_overwrite_does_not_need_something_to_overwrite(tmp_path):
+    with atomic_folder(str(tmp_path / "out"), overwrite=True) as staging:
+        (staging / "a.txt").write_text("new")
+    assert contents(tmp_path) == {"out/a.txt": "new"}
+
+
+@pytest.mark.parametrize("make", [atomic_folder, atomic_file])
+def test_a_parent_that_is_a_file_is_a_users_error(tmp_path, make):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/out' cannot be written") as caught, make(tmp_path / "file" / "out"):
+        pytest.fail("the block must not run")
+    assert one_line(caught)
+
+
+@pytest.mark.parametrize(("make", "mode"), [(atomic_folder, 0o755), (atomic_file, 0o644)])
+def test_others_may_read_what_the_umask_allows(tmp_path, make, mode):
+    before = os.umask(0o022)
+    try:
+        with make(tmp_path / "out"):
+            pass
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_file_appears_or_is_replaced_when_the_block_ends(tmp_path, old):
+    target = tmp_path / "card.json"
+    if old:
+        target.write_text(old)
+    with atomic_file(target) as staging:
+        staging.write_text("new")
+        assert (target.read_text() if old else target.exists()) == (old or False)
+    assert contents(tmp_path) == {"card.json": "new"}
+
+
+@pytest.mark.parametrize("failure", [ValueError, Interrupted])
+@pytest.mark.parametrize("old", [None, "old"])
+def test_file_is_as_before_after_a_failure(tmp_path, old, failure):
+    target = tmp_path / "card.json"
+    if old:
+        target.write_text(old)
+    with pytest.raises(failure):
+        fail_half_way(atomic_file(target), failure)
+    assert contents(tmp_path) == ({"card.json": "old"} if old else {})
+
+
+@pytest.mark.parametrize("source", ["bert-base-uncased", "google/bert_uncased_L-2_H-128_A-2"])
+def test_a_hub_name_stays_as_it_is(source):
+    assert resolve_source(source, "model.teacher") == source
+
+
+def test_a_path_that_exists_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    assert resolve_source(str(tmp_path), "key") == str(tmp_path)
+    assert resolve_source("./a", "key") == "./a"
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./missing", "../missing", "a/b/missing"])
+def test_a_path_that_does_not_exist(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"model.teacher: '{source}' does not exist") as caught:
+        resolve_source(source, "model.teacher")
+    assert one_line(caught)
+
+
+def test_a_path_in_a_package():
+    assert resolve_source("package:json", "key") == str(Path(json.__file__).parent)
+    assert resolve_source("package:json/decoder.py", "key") == str(Path(json.__file__).parent / "decoder.py")
+
+
+def test_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
+    package = tmp_path / "weights_in_a_wheel"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve_source("package:weights_in_a_wheel/model", "key") == str(package / "model")
+    assert "weights_in_a_wheel" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("package:no_such_package/model", "'no_such_package', which is not installed"),
+        ("package:no-such-package/model", "'no-such-package', which is not installed"),
+        ("package:json/no/such/file", "'json' has no 'no/such/file'"),
+        ("package:", "is not installed"),
+    ],
+)
+def test_a_package_or_path_that_is_missing(source, says):
+    with pytest.raises(UserError, match=f"data.train_file: .*{says}") as caught:
+        resolve_source(source, "data.train_file")
+    assert repr(source) in str(caught.value)
+    assert one_line(caught)
