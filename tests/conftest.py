@@ -22,7 +22,7 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from transformers import BertConfig, BertModel, BertTokenizerFast  # noqa: E402
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast  # noqa: E402
 
 # The same examples in every run, and no folder of them in the repository.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=60)
@@ -84,4 +84,15 @@ def tiny_data(tmp_path_factory) -> Path:
             words.insert(draw.randrange(len(words) + 1), draw.choice(_GOOD if row % 2 else _BAD))
             lines.append(f"{' '.join(words)}\t{row % 2}")
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory, tiny_model) -> Path:
+    """The tiny model with a two-class head, as a fine-tuned teacher would be saved."""
+    folder = tmp_path_factory.mktemp("tiny-teacher")
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, id2label={0: "0", 1: "1"})
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder

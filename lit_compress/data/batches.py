@@ -1,6 +1,6 @@
 """Which examples go into which batch, on which rank, in which order; and continuing in the middle of an epoch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,40 +73,41 @@ class LengthGroupedBatches(DistributedSampler):
 
 
 class ResumableDataLoader(DataLoader):
-    """A ``DataLoader`` that knows how many batches of its epoch were consumed, and can start after them.
+    """A ``DataLoader`` that knows how many batches of its epoch it handed out, and can start an epoch after some.
 
-    Lightning finds ``state_dict`` and ``load_state_dict`` and puts the position into every checkpoint. The batches
-    that were consumed are skipped by index, without reading them.
+    Skipped batches are skipped by index, without reading them.
+
+    Attributes:
+        epoch_ended: asked when the state is saved; a trainer may end an epoch before the loader does
+            (``limit_train_batches``), and then the next one starts at the beginning.
+
     """
 
-    _consumed = 0
-    _skip = 0
+    epoch_ended: Callable[[], bool] = staticmethod(lambda: False)
+    _consumed: int = 0
+    _skip: int = 0
 
     def __iter__(self) -> Iterator[Any]:
-        self._consumed, skip, self._skip = self._skip, self._skip, 0
-        if not skip:
-            batches = super().__iter__()
-        else:
-            rest = list(self.sampler)[skip:]
-            batches = iter(
-                DataLoader(
-                    self.dataset,
-                    sampler=rest,
-                    batch_size=None,
-                    collate_fn=self.collate_fn,
-                    num_workers=self.num_workers,
-                    pin_memory=self.pin_memory,
-                    generator=self.generator,
-                )
-            )
-        for batch in batches:
+        self._consumed, self._skip = self._skip, 0
+        for batch in self._rest() if self._consumed else super().__iter__():
             self._consumed += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the current epoch that were handed out."""
-        return {"consumed": self._consumed}
+        return {"consumed": 0 if self.epoch_ended() else self._consumed}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch start after the batches consumed; a finished epoch starts anew."""
-        self._skip = state["consumed"] % len(self)
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next epoch start after the batches consumed; after a finished epoch it starts anew."""
+        self._skip = state_dict["consumed"] % len(self)
+
+    def _rest(self) -> DataLoader:
+        return DataLoader(
+            self.dataset,
+            sampler=list(self.sampler)[self._consumed :],
+            batch_size=None,
+            collate_fn=self.collate_fn,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            generator=self.generator,
+        )

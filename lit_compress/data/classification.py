@@ -98,6 +98,7 @@ class TextClassification(LightningDataModule):
         self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
         self._labels: list[str] | None = None
         self._train_loader: ResumableDataLoader | None = None
+        self._position = {"consumed": 0}
         self._tokenized: dict[str, Dataset] = {}
 
     @property
@@ -129,8 +130,12 @@ class TextClassification(LightningDataModule):
         self.prepare_data()
 
     def train_dataloader(self) -> DataLoader:
-        self._train_loader = self._loader("train", shuffle=True)
-        return self._train_loader
+        loader = self._loader("train", shuffle=True)
+        assert isinstance(loader, ResumableDataLoader)
+        loader.epoch_ended = lambda: self.trainer is not None and self.trainer.is_last_batch
+        loader.load_state_dict(self._position)
+        self._train_loader, self._position = loader, {"consumed": 0}
+        return loader
 
     def state_dict(self) -> dict[str, int]:
         """Position in the epoch, for the checkpoint.
@@ -138,11 +143,13 @@ class TextClassification(LightningDataModule):
         Lightning restores a loader's own state only when nobody asked for the number of training steps before, which
         every learning-rate schedule does; the state of a data module it always restores.
         """
-        return self._train_loader.state_dict() if self._train_loader else {}
+        return self._train_loader.state_dict() if self._train_loader else self._position
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue the epoch where the checkpoint was made."""
-        if self._train_loader and state_dict:
+        """Continue the epoch where the checkpoint was made, whether the loader exists already or not."""
+        if self._train_loader is None:
+            self._position = state_dict
+        else:
             self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> DataLoader:

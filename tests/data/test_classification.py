@@ -1,6 +1,7 @@
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from transformers import BertTokenizerFast
 
 from lit_compress.data import TextClassification
 from lit_compress.errors import UserError
@@ -114,6 +115,7 @@ def test_no_row_is_longer_than_max_length(make, max_length):
         (["pos", "neg", "neutral"], ["neg", "neutral", "pos"]),
         (["b", "10", "9", "a"], ["9", "10", "a", "b"]),
         (["NA", "null"], ["NA", "null"]),
+        ([*"7301", "nan", *"5264"], [*"01234567", "nan"]),  # nan has no place among numbers
     ],
 )
 def test_labels_are_ordered_by_value_then_alphabet(make, values, labels):
@@ -260,6 +262,16 @@ def test_what_is_cached_follows_the_text_columns(make):
     header, rows = "one\ttwo\tlabel\n", "good\tbad\t1\nfilm\tplot\t0\n"
     assert val_texts(make(rows, val=rows, header=header, text_columns=["one"])) == {"good", "film"}
     assert val_texts(make(rows, val=rows, header=header, text_columns=["two"])) == {"bad", "plot"}
+
+
+def test_what_is_cached_follows_the_vocabulary(make, tmp_path):
+    ids = [next(iter(make("good\t1\nbad\t0\n", val="good\t1\n").val_dataloader()))["input_ids"]]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "bad", "good"]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(tmp_path / "other")
+    data = make("good\t1\nbad\t0\n", val="good\t1\n", tokenizer=str(tmp_path / "other"))
+    ids.append(next(iter(data.val_dataloader()))["input_ids"])
+    assert ids[1].tolist() == [[2, 6, 3]]
+    assert ids[0].tolist() != ids[1].tolist()
 
 
 def test_workers_give_the_same_batches(make):

@@ -1,0 +1,30 @@
+"""One row per strategy: how the contract tests build it. A strategy without a row fails the suite."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, PatternLock, QuantAwareTraining
+
+# Name of the case -> the class and its arguments. All fit a run of 8 optimizer steps.
+ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "magnitude": (MagnitudePruning, {"sparsity": 0.8, "end": "50%", "every": "1 steps"}),
+    "magnitude-global": (MagnitudePruning, {"sparsity": 0.7, "scope": "global", "schedule": "linear"}),
+    "magnitude-2:4": (MagnitudePruning, {"sparsity": 0.5, "pattern": "2:4", "start": "1 steps", "end": "4 steps"}),
+    "magnitude-blocks": (MagnitudePruning, {"sparsity": 0.75, "pattern": "4x2", "schedule": "cosine"}),
+    "magnitude-one-shot": (MagnitudePruning, {"sparsity": 0.6, "schedule": "constant", "start": "0%", "end": "0%"}),
+    "pattern-lock": (PatternLock, {}),
+    "qat": (QuantAwareTraining, {"start": "25%", "freeze_observers": "75%"}),
+    "qat-per-tensor-int8": (
+        QuantAwareTraining,
+        {"start": "0%", "freeze_observers": None, "per_channel": False, "activations": "int8"},
+    ),
+    "qat-dynamic": (QuantAwareTraining, {"start": "0%", "freeze_observers": None, "activations": "dynamic"}),
+    "qat-weights-only": (QuantAwareTraining, {"start": "0%", "activations": "none"}),
+    "freeze-embeddings": (FreezeEmbeddings, {}),
+}
+
+
+def build(case: str) -> Any:
+    """A fresh strategy of a row."""
+    kind, arguments = ROWS[case]
+    return kind(**arguments)

@@ -1,0 +1,318 @@
+"""What every strategy promises, case by case."""
+
+import inspect
+import json
+
+import pytest
+import torch
+import torch._dynamo.testing
+from contracts.table import ROWS, build
+from contracts.training import STEPS, StopAt, data, differences, fit, student
+from transformers import AutoModelForSequenceClassification
+
+import lit_compress.strategies
+from lit_compress.errors import UserError
+from lit_compress.export import fold, load_checkpoint, save_folder, student_from_checkpoint
+from lit_compress.functional import sparsity
+from lit_compress.nn import MinMaxWeightQuantizer, compressible_layers, describe
+from lit_compress.strategies import MagnitudePruning, PatternLock, QuantAwareTraining, Strategy
+
+CASES = list(ROWS)
+MASKED = [case for case, (kind, _) in ROWS.items() if kind in (MagnitudePruning, PatternLock)]
+
+
+@pytest.fixture(scope="session")
+def sparse_model(tmp_path_factory, tiny_teacher):
+    """A model that arrives with zeros, for PatternLock and everybody else."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layer." in name and parameter.ndim == 2:
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) > 0.4)
+    folder = tmp_path_factory.mktemp("sparse-model")
+    model.save_pretrained(folder)
+    for file in tiny_teacher.iterdir():
+        if "token" in file.name or file.name == "vocab.txt":
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, sparse_model, tiny_teacher, tiny_data):
+    """Each case trained once with a checkpoint per step; shared by the tests that only look."""
+    done = {}
+
+    def train(case):
+        if case not in done:
+            root = tmp_path_factory.mktemp(case.replace(":", "-"))
+            module = student(sparse_model, tiny_teacher)
+            run = fit(module, data(tiny_data, sparse_model), [build(case)], root)
+            done[case] = module, run, root
+        return done[case]
+
+    return train
+
+
+def batch_of(module, datamodule):
+    datamodule.setup("fit")
+    return next(iter(datamodule.val_dataloader()))
+
+
+def test_every_strategy_has_a_row():
+    exported = [getattr(lit_compress.strategies, name) for name in lit_compress.strategies.__all__]
+    strategies = {kind for kind in exported if inspect.isclass(kind) and issubclass(kind, Strategy)} - {Strategy}
+    assert strategies == {kind for kind, _ in ROWS.values()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, tmp_path):
+    _, _, whole = trained(case)
+    for killed_at in (3, 6):  # in the middle of either epoch
+        root = tmp_path / str(killed_at)
+        with pytest.raises(StopAt.Killed):
+            fit(
+                student(sparse_model, tiny_teacher),
+                data(tiny_data, sparse_model),
+                [build(case), StopAt(killed_at)],
+                root,
+            )
+        # Other random numbers are drawn before the resumed run than before the first.
+        torch.rand(17)
+        last = root / f"step={killed_at}.ckpt"
+        module = student(sparse_model, tiny_teacher)
+        run = fit(module, data(tiny_data, sparse_model), [build(case)], root / "resumed", ckpt_path=last)
+        assert run.global_step == STEPS
+        expected = load_checkpoint(whole / f"step={STEPS}.ckpt")
+        got = load_checkpoint(root / "resumed" / f"step={STEPS}.ckpt")
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "TextClassification"):
+            assert differences(expected[part], got[part]) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_gives_the_same_metrics(case, trained, sparse_model, tiny_teacher, tiny_data, tmp_path):
+    _, first, whole = trained(case)
+    resumed = fit(
+        student(sparse_model, tiny_teacher),
+        data(tiny_data, sparse_model),
+        [build(case)],
+        tmp_path,
+        ckpt_path=whole / "step=5.ckpt",
+    )
+    expected = {name: float(value) for name, value in first.callback_metrics.items()}
+    assert {name: float(value) for name, value in resumed.callback_metrics.items()} == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpoint_has_no_teacher_and_is_plain_data(case, trained):
+    _, _, root = trained(case)
+    checkpoint = load_checkpoint(root / f"step={STEPS}.ckpt")  # weights_only=True inside
+    assert not [key for key in checkpoint["state_dict"] if "teacher" in key]
+    json.dumps(checkpoint["lit_compress"])
+
+
+@pytest.mark.parametrize("case", MASKED)
+def test_zeros_stay_zero(case, trained):
+    module, run, _ = trained(case)
+    for _, layer in compressible_layers(module.student):
+        assert not layer.weight[~layer.weight_mask].any()
+        moments = run.optimizers[0].state[layer.weight]
+        assert not moments["exp_avg"][~layer.weight_mask].any()
+        assert not moments["exp_avg_sq"][~layer.weight_mask].any()
+
+
+def test_pattern_lock_keeps_the_loaded_pattern(trained, sparse_model):
+    module, _, _ = trained("pattern-lock")
+    loaded = AutoModelForSequenceClassification.from_pretrained(sparse_model)
+    for name, layer in compressible_layers(module.student):
+        assert torch.equal(layer.weight_mask, loaded.get_submodule(name).weight != 0)
+
+
+def test_unstructured_sparsity_is_exact(trained):
+    module, _, _ = trained("magnitude")
+    for _, layer in compressible_layers(module.student):
+        assert int((~layer.weight_mask).sum()) == round(0.8 * layer.weight.numel())
+
+
+def test_global_sparsity_is_exact(trained):
+    module, _, _ = trained("magnitude-global")
+    masks = [layer.weight_mask for _, layer in compressible_layers(module.student)]
+    pruned, total = sum(int((~mask).sum()) for mask in masks), sum(mask.numel() for mask in masks)
+    assert pruned == round(0.7 * total)
+    assert len({sparsity(mask) for mask in masks}) > 1
+
+
+def test_two_of_four_hold_everywhere(trained):
+    module, _, _ = trained("magnitude-2:4")
+    for _, layer in compressible_layers(module.student):
+        assert (layer.weight_mask.reshape(-1, 4).sum(1) == 2).all()
+
+
+def test_blocks_hold_everywhere(trained):
+    module, _, _ = trained("magnitude-blocks")
+    for _, layer in compressible_layers(module.student):
+        rows, columns = layer.weight.shape
+        blocks = layer.weight_mask.reshape(rows // 4, 4, columns // 2, 2).transpose(1, 2).reshape(-1, 8).sum(1)
+        assert set(blocks.tolist()) <= {0, 8}
+        assert int((blocks == 0).sum()) == round(0.75 * len(blocks))
+
+
+def test_masks_are_monotone(trained):
+    _, _, root = trained("magnitude")
+    states = [load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in range(1, STEPS + 1)]
+    for name in [name for name in states[0] if name.endswith("weight_mask")]:
+        for earlier, later in zip(states, states[1:], strict=False):
+            assert not (later[name] & ~earlier[name]).any()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fold_equals_training_form(case, trained, tiny_data, sparse_model):
+    module, _, _ = trained(case)
+    batch = batch_of(module, data(tiny_data, sparse_model))
+    model = module.student.eval()
+    quantizers = [layer.input_quantizer for _, layer in compressible_layers(model) if layer.input_quantizer]
+    with torch.inference_mode():
+        # A plain model has no input quantizers; everything else must be the same to the last bit.
+        was = [quantizer.enabled for quantizer in quantizers]
+        for quantizer in quantizers:
+            quantizer.enabled = False
+        expected = module(batch).logits
+        for quantizer, enabled in zip(quantizers, was, strict=True):
+            quantizer.enabled = enabled
+        folded = fold(model)
+        assert not list(compressible_layers(folded))
+        got = folded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    assert torch.equal(expected, got)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hugging_face_round_trip(case, trained, tiny_data, sparse_model, tmp_path):
+    module, _, _ = trained(case)
+    datamodule = data(tiny_data, sparse_model)
+    batch = batch_of(module, datamodule)
+    module.student.eval()
+    save_folder(module.student, datamodule.tokenizer, tmp_path / "model")
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(info.values())
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.inference_mode():
+        assert torch.equal(loaded.eval()(**inputs).logits, fold(module.student)(**inputs).logits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_checkpoint_alone_gives_the_student_back(case, trained):
+    module, _, root = trained(case)
+    again = student_from_checkpoint(load_checkpoint(root / f"step={STEPS}.ckpt"))
+    assert describe(again) == describe(module.student)
+    assert differences(dict(fold(module.student).state_dict()), dict(fold(again).state_dict())) == []
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("qat")])
+def test_quantized_weights_lie_on_their_grid(case, trained):
+    module, _, _ = trained(case)
+    for _, layer in compressible_layers(module.student):
+        weight, quantizer = layer.effective_weight(), layer.weight_quantizer
+        assert isinstance(quantizer, MinMaxWeightQuantizer)
+        assert quantizer.enabled
+        steps = weight / (quantizer.scale[:, None] if quantizer.per_channel else quantizer.scale)
+        assert (steps - steps.round()).abs().max() < 1e-3
+        assert steps.abs().max() <= 127.001
+
+
+def test_frozen_observers_keep_their_range(trained):
+    _, _, root = trained("qat")
+    at_freeze, at_end = (load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in (6, STEPS))
+    ranges = [name for name in at_end if name.endswith((".low", ".high", "weight_quantizer.scale"))]
+    assert ranges
+    assert all(torch.equal(at_freeze[name], at_end[name]) for name in ranges)
+
+
+def test_frozen_embeddings_do_not_move(trained, sparse_model):
+    module, run, _ = trained("freeze-embeddings")
+    loaded = AutoModelForSequenceClassification.from_pretrained(sparse_model)
+    before = loaded.get_input_embeddings().weight
+    assert torch.equal(module.student.get_input_embeddings().weight, before)
+    norm = module.student.base_model.embeddings.LayerNorm.weight
+    assert not torch.equal(norm, loaded.base_model.embeddings.LayerNorm.weight)
+    assert not any(
+        p is module.student.get_input_embeddings().weight for g in run.optimizers[0].param_groups for p in g["params"]
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_target_that_matches_nothing_is_an_error(case, sparse_model, tiny_data, tmp_path):
+    kind, arguments = ROWS[case]
+    strategy = kind(**arguments | {"targets": ["*.no_such_module.*"]})
+    with pytest.raises(UserError, match="no_such_module") as caught:
+        fit(student(sparse_model), data(tiny_data, sparse_model), [strategy], tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.glob("*.ckpt"))
+
+
+def test_order_changes_neither_keys_nor_values(sparse_model, tiny_data, tmp_path):
+    states = []
+    for order in (1, -1):
+        module = student(sparse_model)
+        strategies = [build("magnitude"), build("qat"), build("freeze-embeddings")][::order]
+        fit(module, data(tiny_data, sparse_model), strategies, tmp_path / str(order))
+        states.append(dict(module.state_dict()))
+    assert differences(*states) == []
+
+
+def test_sparsity_survives_quantization(sparse_model, tiny_data, tmp_path):
+    module = student(sparse_model)
+    fit(module, data(tiny_data, sparse_model), [build("magnitude"), build("qat")], tmp_path)
+    for _, layer in compressible_layers(module.student):
+        assert not layer.effective_weight()[~layer.weight_mask].any()
+
+
+def test_pattern_lock_through_quantization(sparse_model, tiny_data, tmp_path):
+    module = student(sparse_model)
+    fit(module, data(tiny_data, sparse_model), [PatternLock(), QuantAwareTraining(start="0%")], tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(sparse_model)
+    for name, layer in compressible_layers(module.student):
+        zero = loaded.get_submodule(name).weight == 0
+        assert not layer.effective_weight()[zero].any()
+
+
+def test_pattern_lock_refuses_a_dense_model(tiny_model, tiny_data, tmp_path):
+    with pytest.raises(UserError, match="no target has zeros"):
+        fit(student(tiny_model), data(tiny_data, tiny_model), [PatternLock()], tmp_path)
+
+
+def test_resume_after_a_shortened_epoch(sparse_model, tiny_data, tmp_path):
+    states = []
+    for name, ckpt_path in (("whole", None), ("resumed", tmp_path / "whole" / "step=3.ckpt")):
+        module = student(sparse_model)
+        datamodule = data(tiny_data, sparse_model)
+        fit(module, datamodule, [build("magnitude")], tmp_path / name, limit_train_batches=3, ckpt_path=ckpt_path)
+        states.append(dict(module.state_dict()))
+    assert differences(*states) == []
+
+
+def test_accumulated_gradients_count_optimizer_steps(sparse_model, tiny_data, tmp_path):
+    module = student(sparse_model)
+    datamodule = data(tiny_data, sparse_model, batch_size=4)
+    run = fit(module, datamodule, [build("magnitude")], tmp_path, accumulate_grad_batches=4)
+    assert run.global_step == STEPS
+    for _, layer in compressible_layers(module.student):
+        assert int((~layer.weight_mask).sum()) == round(0.8 * layer.weight.numel())
+
+
+def test_compiled_student_does_not_recompile_when_masks_change(sparse_model, tiny_data, tmp_path):
+    module = student(sparse_model)
+    # Fixed shapes, so that nothing but a mask could be the cause.
+    fit(module, data(tiny_data, sparse_model), [build("magnitude"), build("qat-weights-only")], tmp_path)
+    batch = batch_of(module, data(tiny_data, sparse_model))
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    module.student.eval()
+    module.student.compile(backend=counter, fullgraph=True)
+    with torch.no_grad():
+        before = module(batch).logits
+        assert counter.frame_count == 1
+        for _, layer in compressible_layers(module.student):
+            layer.weight_mask.zero_()
+        after = module(batch).logits
+    assert counter.frame_count == 1
+    assert not torch.equal(before, after)

@@ -1,0 +1,86 @@
+"""Short fits of a tiny student, for the contract tests."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_compress.data import TextClassification
+from lit_compress.modules import HiddenDistillation, LitStudent, LogitDistillation, Optimization
+
+STEPS = 8  # optimizer steps of a fit: 2 epochs of 4 batches
+
+
+def student(pretrained: Path, teacher: Path | None = None, **kwargs: Any) -> LitStudent:
+    terms = {"kd": LogitDistillation(), "hidden": HiddenDistillation()} if teacher else None
+    return LitStudent(
+        str(pretrained),
+        teacher=str(teacher) if teacher else None,
+        distillation=terms,
+        labels=["0", "1"],
+        # A large step and decay: what must stay zero has every reason to move.
+        optimization=Optimization(learning_rate=1e-2, weight_decay=0.1, warmup="0%"),
+        **kwargs,
+    )
+
+
+def data(folder: Path, tokenizer: Path, **kwargs: Any) -> TextClassification:
+    options = {"text_columns": ["sentence"], "batch_size": 16, "max_length": 16} | kwargs
+    return TextClassification(
+        train_file=str(folder / "train.tsv"), val_file=str(folder / "val.tsv"), tokenizer=str(tokenizer), **options
+    )
+
+
+def trainer(root: Path, callbacks: list[Callback], **kwargs: Any) -> Trainer:
+    options: dict[str, Any] = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "gradient_clip_val": 1.0,
+        "use_distributed_sampler": False,
+    }
+    checkpoint = ModelCheckpoint(root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    return Trainer(default_root_dir=root, callbacks=[*callbacks, checkpoint], **options | kwargs)
+
+
+def fit(
+    module: LitStudent, datamodule: TextClassification, strategies: list[Callback], root: Path, **kwargs: Any
+) -> Trainer:
+    ckpt_path = kwargs.pop("ckpt_path", None)
+    seed_everything(7)
+    run = trainer(root, strategies, **kwargs)
+    run.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
+    return run
+
+
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
+    """Paths at which two nested structures differ in any bit."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) else [path]
+    if isinstance(first, dict):
+        keys = [f"{path}/{key} missing" for key in first.keys() ^ second.keys()]
+        return keys + [
+            d for key in first.keys() & second.keys() for d in differences(first[key], second[key], f"{path}/{key}")
+        ]
+    if isinstance(first, list | tuple):
+        pairs = enumerate(zip(first, second, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{path}/{i}")]
+    return [] if first == second else [f"{path}: {first!r} != {second!r}"]
+
+
+class StopAt(Callback):
+    """Ends a fit as if the process had died, after a step and its checkpoint."""
+
+    class Killed(Exception):
+        pass
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, run: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
+        if run.global_step == self.step:
+            raise self.Killed
