@@ -67,8 +67,13 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
             # rename() cannot replace a non-empty folder: move the old one aside, so that it is never half gone.
             retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-")) / target.name
             target.rename(retired)
-            staging.rename(target)
-            shutil.rmtree(retired.parent)
+            try:
+                staging.rename(target)
+            except BaseException:
+                retired.rename(target)
+                raise
+            finally:
+                shutil.rmtree(retired.parent)
         else:
             staging.rename(target)
     finally:

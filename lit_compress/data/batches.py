@@ -94,8 +94,8 @@ class ResumableDataLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Batches of the current epoch that were handed out."""
-        return {"consumed": 0 if self.epoch_ended() else self._consumed}
+        """Batches of the current epoch that were handed out, or will be left out when it begins."""
+        return {"consumed": self._skip or (0 if self.epoch_ended() else self._consumed)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next epoch start after the batches consumed; after a finished epoch it starts anew."""

@@ -81,7 +81,8 @@ class TextClassification(LightningDataModule):
             raise UserError("data.tokenizer: missing; give a hub name or a model folder")
         if len(text_columns) not in (1, 2):
             raise UserError(f"data.text_columns: {list(text_columns)} must be one column, or two for sentence pairs")
-        for name, value in (("max_length", max_length), ("batch_size", batch_size), ("limit", limit)):
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "max_length": max_length}
+        for name, value in sizes.items():
             if value is not None and value < 1:
                 raise UserError(f"data.{name}: {value} must be at least 1")
         if not 0 < val_fraction < 1:
@@ -96,6 +97,12 @@ class TextClassification(LightningDataModule):
         self.limit, self.val_fraction, self.split_seed = limit, val_fraction, split_seed
         self.num_workers, self.cache_dir = num_workers, cache_dir
         self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
+        special = self.tokenizer.num_special_tokens_to_add(pair=len(text_columns) == 2)
+        if max_length < special:
+            raise UserError(f"data.max_length: {max_length} must be at least {special}, the special tokens alone")
+        longest = self.tokenizer.model_max_length
+        if max_length > longest:
+            raise UserError(f"data.max_length: {max_length} is above {longest}, the longest input of {tokenizer!r}")
         self._labels: list[str] | None = None
         self._train_loader: ResumableDataLoader | None = None
         self._position = {"consumed": 0}
@@ -107,12 +114,20 @@ class TextClassification(LightningDataModule):
         if self.task == "regression":
             return None
         if self._labels is None:
-            table = self._table("train")
+            # From all rows, also those that are held out or beyond the limit: a split must not lose a class.
+            table = self._rows("train")
+            assert table is not None
             feature = table.features[self.label_column]
             if isinstance(feature, ClassLabel):
                 self._labels = list(feature.names)
             else:
-                self._labels = sorted({str(value) for value in table.unique(self.label_column)}, key=_label_order)
+                values = table.unique(self.label_column)
+                if None in values or "" in values:
+                    row = next(i for i, value in enumerate(table[self.label_column]) if value in (None, ""))
+                    raise UserError(
+                        f"data.label_column: no label in row {row + 1} of {self._source('train')!r}; mend the file"
+                    )
+                self._labels = sorted({str(value) for value in values}, key=_label_order)
             if len(self._labels) < 2:
                 raise UserError(
                     f"data.label_column: {self.label_column!r} has the single value {self._labels} "
@@ -220,25 +235,34 @@ class TextClassification(LightningDataModule):
             )
         return self._tokenized[split]
 
-    def _table(self, split: str) -> Dataset:
-        """Raw rows of a split, None when there are none; columns checked."""
+    def _table(self, split: str) -> Dataset | None:
+        """The rows of a split that are used; None when it was not given."""
         held_out = split in ("train", "val") and not (self.files["val"] or self.hub)
-        source = "train" if held_out else split
-        table = self._read(source)
+        table = self._rows("train" if held_out else split)
+        if table is not None and held_out:
+            table = self._hold_out(table, split)
+        if table is not None and split == "train" and self.limit and self.limit < len(table):
+            table = table.shuffle(seed=self.split_seed).select(range(self.limit))
+        return table
+
+    def _rows(self, split: str) -> Dataset | None:
+        """All rows of a source; None when it was not given; columns and texts checked."""
+        table = self._read(split)
         if table is None:
-            return None  # type: ignore[return-value]
-        wanted = [*self.text_columns, *([] if split == "predict" else [self.label_column])]
-        for column in wanted:
+            return None
+        for column in [*self.text_columns, *([] if split == "predict" else [self.label_column])]:
             if column not in table.column_names:
                 key = "label_column" if column == self.label_column else "text_columns"
                 raise UserError(
-                    f"data.{key}: {column!r} is no column of {self._source(source)!r}; it has {table.column_names}; "
+                    f"data.{key}: {column!r} is no column of {self._source(split)!r}; it has {table.column_names}; "
                     "for a file without a header give data.columns"
                 )
-        if held_out:
-            table = self._hold_out(table, split)
-        if split == "train" and self.limit and self.limit < len(table):
-            table = table.shuffle(seed=self.split_seed).select(range(self.limit))
+        for column in self.text_columns:
+            if table.data.column(column).null_count:
+                row = next(i for i, value in enumerate(table[column]) if value is None)
+                raise UserError(
+                    f"data.text_columns: no {column!r} in row {row + 1} of {self._source(split)!r}; mend the file"
+                )
         return table
 
     def _read(self, split: str) -> Dataset | None:
@@ -262,6 +286,10 @@ class TextClassification(LightningDataModule):
     def _hold_out(self, table: Dataset, split: str) -> Dataset:
         order = np.random.default_rng(self.split_seed).permutation(len(table))
         held = max(round(self.val_fraction * len(table)), 1)
+        if held >= len(table):
+            raise UserError(
+                f"data.val_fraction: {self.val_fraction} of {len(table)} rows leaves none to train on; give more"
+            )
         return table.select(np.sort(order[:held] if split == "val" else order[held:]))
 
     def _label(self, table: Dataset, split: str) -> tuple[str, Callable[[Any], int | float], Any]:
@@ -272,23 +300,26 @@ class TextClassification(LightningDataModule):
             for row, value in enumerate(table[column]):
                 _check_finite(value, row, source, column)
             return column, float, None
-        if isinstance(table.features[column], ClassLabel):
-            return column, int, labels
+        feature = table.features[column]
+        # By name: the numbers behind the names may differ between two files.
+        names = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {}
         ids = {name: index for index, name in enumerate(labels)}
-        for row, value in enumerate(table[column]):
+        for row, value in enumerate(names.get(value, value) for value in table[column]):
             if str(value) not in ids:
                 raise UserError(
                     f"data.{split}_file: label {str(value)!r} in row {row + 1} of {source!r} never occurs in training; "
                     f"known are {labels[:10]}; mend the file or data.label_column"
                 )
-        return column, lambda value: ids[str(value)], labels
+        return column, lambda value: ids[str(names.get(value, value))], [labels, names]
 
 
 def _label_order(label: str) -> tuple[bool, float, str]:
     try:
-        return (False, float(label), label)
+        number = float(label)
     except ValueError:
-        return (True, 0.0, label)
+        number = math.nan
+    # A nan among numbers is neither above nor below them: sorted() would depend on where it starts.
+    return (True, 0.0, label) if math.isnan(number) else (False, number, label)
 
 
 def _check_finite(value: Any, row: int, source: str | None, column: str) -> None:

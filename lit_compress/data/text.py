@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+import pandas
+from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -57,13 +58,11 @@ def load_table(
     if path.stat().st_size == 0:
         raise UserError(f"{key}: {source!r} is empty")
     options: dict[str, Any] = {}
+    if _BUILDERS[suffix] != "parquet":
+        options = {"encoding": encoding, "encoding_errors": encoding_errors}
     if _BUILDERS[suffix] == "csv":
-        options = {"sep": _SEPARATORS[suffix], "keep_default_na": False}
-        options |= {"encoding": encoding, "encoding_errors": encoding_errors}
-        if suffix != ".csv":
-            options["quoting"] = csv.QUOTE_NONE
-        if columns:
-            options |= {"names": list(columns), "header": None}
+        options |= _csv_options(suffix, columns)
+        options["features"] = _all_text(path, source, key, options)
     try:
         table = load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options)
     except (DatasetGenerationError, OSError, ValueError) as error:
@@ -74,6 +73,26 @@ def load_table(
     if len(table) == 0:
         raise UserError(f"{key}: {source!r} has a header and no rows")
     return table
+
+
+def _csv_options(suffix: str, columns: Sequence[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"sep": _SEPARATORS[suffix], "keep_default_na": False}
+    if suffix != ".csv":
+        options["quoting"] = csv.QUOTE_NONE
+    return options | ({"names": list(columns), "header": None} if columns else {})
+
+
+def _all_text(path: Path, source: str, key: str, options: dict[str, Any]) -> Features:
+    """Every column as text: types guessed from values would turn "007" into 7, and differ between files."""
+    try:
+        head = pandas.read_csv(path, nrows=1, dtype=str, **options)
+    except (OSError, ValueError, LookupError) as error:
+        raise UserError(f"{key}: {source!r} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(head.index, pandas.RangeIndex):
+        raise UserError(f"{key}: {source!r} has more fields in its first row than names {list(head.columns)}")
+    if head.empty:
+        raise UserError(f"{key}: {source!r} has a header and no rows")
+    return Features({name: Value("string") for name in head.columns})
 
 
 def load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:

@@ -71,6 +71,8 @@ def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:
         [[False, True, True, False]]
 
     """
+    if scores.shape[-1] % group:
+        raise ValueError(f"groups of {group} do not divide rows of {scores.shape[-1]}")
     groups = scores.reshape(-1, group)
     # A stable sort makes ties deterministic: of equal scores the earlier one is pruned.
     order = groups.argsort(dim=1, stable=True)

@@ -72,7 +72,7 @@ class Linear:
     initial: float = 0.0
 
     def __call__(self, progress: float) -> float:
-        return self.initial + (self.final - self.initial) * _clip(progress)
+        return self.final + (self.initial - self.final) * (1 - _clip(progress))
 
 
 @dataclass(frozen=True, kw_only=True)

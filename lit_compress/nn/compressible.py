@@ -1,6 +1,6 @@
 """The training form of a linear layer: dense weight, optional mask, optional weight and input quantizers."""
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ class CompressibleLinear(nn.Linear):
     ``forward`` computes ``linear(input_quantizer(x), weight_quantizer(weight * weight_mask), bias)``. A quantizer
     maps 0 to 0 exactly, so the mask needs to be applied only once, before it.
 
+    Args:
+        *args: as for ``nn.Linear``.
+        **kwargs: likewise.
+
     Attributes:
         weight_mask: bool buffer ``(out_features, in_features)``, True keeps; None until :meth:`add_mask`.
         weight_quantizer: module on the masked weight; None when weights are not quantized.
@@ -28,13 +32,17 @@ class CompressibleLinear(nn.Linear):
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.register_buffer("weight_mask", None)
+        self.weight_quantizer = None
+        self.input_quantizer = None
+
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
         """Take over the Parameters of ``linear`` (the same objects: an optimizer on them stays valid)."""
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
-        layer.register_buffer("weight_mask", None)
-        layer.weight_quantizer = layer.input_quantizer = None
         return layer.train(linear.training)
 
     def add_mask(self) -> None:

@@ -61,7 +61,7 @@ def _rebuild_quantizer(layer: CompressibleLinear, slot: str, entry: dict[str, An
     if entry["kind"] not in _KINDS:
         raise UserError(f"checkpoint: unknown quantizer {entry['kind']!r}; known are {', '.join(_KINDS)}")
     quantizer = getattr(layer, slot)
-    if quantizer is None:
+    if quantizer is None or (type(quantizer).__name__, quantizer.spec()) != (entry["kind"], entry["spec"]):
         quantizer = _KINDS[entry["kind"]](**entry["spec"]).to(layer.weight.device)
         setattr(layer, slot, quantizer.train(layer.training))
     quantizer.enabled, quantizer.observing = entry["enabled"], entry["observing"]

@@ -54,7 +54,7 @@ class MinMaxWeightQuantizer(FakeQuantizer):
         self.out_features, self.bits, self.per_channel = out_features, bits, per_channel
         self.qmax = 2 ** (bits - 1) - 1
         # Persistent: a frozen scale must come back with the checkpoint.
-        self.register_buffer("scale", torch.ones(out_features if per_channel else ()))
+        self.register_buffer("scale", torch.zeros(out_features if per_channel else ()))
         self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int32), persistent=False)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -65,10 +65,13 @@ class MinMaxWeightQuantizer(FakeQuantizer):
             with torch.no_grad():
                 # aminmax is one pass over the weights; abs().amax() would write a copy of them first.
                 low, high = weight.aminmax(dim=1) if self.per_channel else weight.aminmax()
-                self.scale.copy_(symmetric_qparams(torch.maximum(-low, high), self.qmax))
-        return fake_quantize(
-            weight, self.scale, self.zero_point, -self.qmax, self.qmax, 0 if self.per_channel else None
-        )
+                self.scale.copy_(symmetric_qparams(torch.maximum(-low, high).float(), self.qmax))
+        channel_dim = 0 if self.per_channel else None
+        quantized = _fake_quantize(weight, self.scale, self.zero_point, -self.qmax, self.qmax, channel_dim)
+        if self.observing:
+            return quantized
+        # A frozen scale that never saw a weight is 0 and cannot quantize.
+        return torch.where(self.scale.reshape(-1, 1) > 0, quantized, weight)
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "bits": self.bits, "per_channel": self.per_channel}
@@ -106,18 +109,19 @@ class MovingAverageQuantizer(FakeQuantizer):
             self._observe(x.detach())
         scale, zero_point = self.qparams()
         # A range that never saw data cannot quantize; ones and zeros would destroy the activations silently.
-        return torch.where(self.low.isinf(), x, fake_quantize(x, scale, zero_point, self.qmin, self.qmax))
+        return torch.where(self.low.isinf(), x, _fake_quantize(x, scale, zero_point, self.qmin, self.qmax))
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float) and zero point (int32) of the current range, both of shape ``()``."""
+        low, high = self.low.float(), self.high.float()
         if self.symmetric:
-            scale = symmetric_qparams(torch.maximum(-self.low, self.high), self.qmax)
+            scale = symmetric_qparams(torch.maximum(-low, high), self.qmax)
             return scale, torch.zeros_like(scale, dtype=torch.int32)
-        return asymmetric_qparams(self.low, self.high, self.qmin, self.qmax)
+        return asymmetric_qparams(low, high, self.qmin, self.qmax)
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        low, high = (bound.float() for bound in x.aminmax())
+        low, high = (bound.to(self.low.dtype) for bound in x.aminmax())
         self.low.copy_(torch.where(self.low.isinf(), low, self.low.lerp(low, self.momentum)))
         self.high.copy_(torch.where(self.high.isinf(), high, self.high.lerp(high, self.momentum)))
 
@@ -148,10 +152,17 @@ class DynamicTokenQuantizer(FakeQuantizer):
         rows = x.reshape(-1, x.shape[-1])
         scale = symmetric_qparams(rows.detach().abs().amax(dim=1).float(), self.qmax)
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
-        return fake_quantize(rows, scale, zero_point, -self.qmax, self.qmax, channel_dim=0).reshape(x.shape)
+        return _fake_quantize(rows, scale, zero_point, -self.qmax, self.qmax, channel_dim=0).reshape(x.shape)
 
     def spec(self) -> dict[str, Any]:
         return {"bits": self.bits}
 
     def extra_repr(self) -> str:
         return f"int{self.bits}, dynamic per token, enabled={self.enabled}"
+
+
+def _fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, channel_dim: int | None = None
+) -> Tensor:
+    # In fp32 whatever the model computes in: half precision has no room for 8 bits of grid and a scale.
+    return fake_quantize(x.float(), scale.float(), zero_point, qmin, qmax, channel_dim).to(x.dtype)

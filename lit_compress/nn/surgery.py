@@ -29,21 +29,22 @@ def match_modules(
         key: config key named in the error.
 
     Raises:
-        UserError: a target matches no module: a setting without effect is a mistake.
+        UserError: a pattern matches no module: a setting without effect is a mistake.
 
     """
     candidates = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
-    for target in targets:
-        if not any(_matches(name, target) for name in candidates):
+    for pattern in [*targets, *ignore]:
+        if not any(_matches(name, pattern, key) for name in candidates):
             raise UserError(
-                f"{key}: {target!r} matches no {kind.__name__}; the names are like "
+                f"{key if pattern in targets else key.replace('targets', 'ignore')}: {pattern!r} matches no {kind.__name__}; the names are like "
                 f"{', '.join(repr(name) for name in list(candidates)[:3]) or '(there is none)'}; "
                 "write a glob such as '*.attention.*' or a regular expression after 're:'"
             )
     found = {
         name: module
         for name, module in candidates.items()
-        if any(_matches(name, target) for target in targets) and not any(_matches(name, skip) for skip in ignore)
+        if any(_matches(name, target, key) for target in targets)
+        and not any(_matches(name, skip, key) for skip in ignore)
     }
     if not found:
         raise UserError(f"{key}: {list(targets)} without ignore={list(ignore)} leaves no {kind.__name__}; ignore less")
@@ -59,7 +60,7 @@ def make_compressible(model: nn.Module, names: Sequence[str]) -> dict[str, Compr
 
     """
     owners: dict[int, list[str]] = {}
-    for owner_name, owner in model.named_modules():
+    for owner_name, owner in model.named_modules(remove_duplicate=False):
         for parameter in owner.parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(owner_name)
     layers = {}
@@ -81,10 +82,10 @@ def compressible_layers(model: nn.Module) -> Iterator[tuple[str, CompressibleLin
     return ((name, module) for name, module in model.named_modules() if isinstance(module, CompressibleLinear))
 
 
-def _matches(name: str, pattern: str) -> bool:
+def _matches(name: str, pattern: str, key: str) -> bool:
     if pattern.startswith("re:"):
         try:
             return re.match(pattern[3:], name) is not None
         except re.error as error:
-            raise UserError(f"targets: {pattern!r} is not a regular expression: {error}") from error
+            raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from error
     return fnmatchcase(name, pattern)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_masks_are_monotone(trained):
     _, _, root = trained("magnitude")
     states = [load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in range(1, STEPS + 1)]
     for name in [name for name in states[0] if name.endswith("weight_mask")]:
-        for earlier, later in zip(states, states[1:], strict=False):
+        for earlier, later in pairwise(states):
             assert not (later[name] & ~earlier[name]).any()
 
 
