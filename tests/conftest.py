@@ -58,7 +58,7 @@ def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-model")
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(_VOCABULARY) + "\n")
-    BertTokenizerFast(vocab=str(vocabulary), model_max_length=64).save_pretrained(folder)
+    BertTokenizerFast(vocab=str(vocabulary), model_max_length=128).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(_VOCABULARY),
@@ -66,7 +66,7 @@ def tiny_model(tmp_path_factory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
     )
     BertModel(config).save_pretrained(folder)
     return folder

@@ -35,8 +35,9 @@ def match_modules(
     candidates = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
     for pattern in [*targets, *ignore]:
         if not any(_matches(name, pattern, key) for name in candidates):
+            setting = key if pattern in targets else key.replace("targets", "ignore")
             raise UserError(
-                f"{key if pattern in targets else key.replace('targets', 'ignore')}: {pattern!r} matches no {kind.__name__}; the names are like "
+                f"{setting}: {pattern!r} matches no {kind.__name__}; the names are like "
                 f"{', '.join(repr(name) for name in list(candidates)[:3]) or '(there is none)'}; "
                 "write a glob such as '*.attention.*' or a regular expression after 're:'"
             )
