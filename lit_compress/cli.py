@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -52,6 +53,10 @@ class AppendingConfigFile(ActionConfigFile):
 
 class RunRecord(SaveConfigCallback):
     """Keeps what made a run beside it: `config.yaml`, the same as text in TensorBoard, and hyper-parameters."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":  # a later `validate` must not replace the configuration that made the model
+            super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -108,7 +113,8 @@ class LitCompressCLI(LightningCLI):
         resuming = bool(config.get("ckpt_path"))
         if config.get("ckpt_path") == "last":
             load_checkpoint(find_checkpoint(self.run_folder))
-        elif self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming:
+        self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
+        if self.new_run:
             _check_new(self.run_folder)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
@@ -143,6 +149,15 @@ class LitCompressCLI(LightningCLI):
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in ("last", "best", "hpc", "registry"):
             load_checkpoint(path)
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train; a fit that fails before its first step leaves no run folder behind."""
+        try:
+            self.trainer.fit(model, **kwargs)
+        except BaseException:
+            if self.new_run and self.trainer.global_step == 0:
+                shutil.rmtree(self.run_folder, ignore_errors=True)
+            raise
 
     def after_fit(self) -> None:
         """Leave a checkpoint of the very end and the folded model."""
@@ -218,5 +233,5 @@ def _check_new(run: Path) -> None:
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"run: {str(run)!r} exists; choose another --run, or continue it with --ckpt_path last")
     parent = next(p for p in [run, *run.absolute().parents] if p.exists())
-    if not os.access(parent, os.W_OK):
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"run: {str(run)!r} cannot be written; choose another --run")

@@ -176,7 +176,12 @@ class TextClassification(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """In the order of the file: predictions line up with its rows."""
         dataset = self._require("predict")
-        return DataLoader(dataset, self.eval_batch_size, collate_fn=self._collate_rows, num_workers=self.num_workers)
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=self.eval_batch_size,
+            collate_fn=self._collate_rows,
+            num_workers=self.num_workers,
+        )
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Columns of a batch, padded to its longest row: ids and masks ``(batch, tokens)``, labels ``(batch,)``."""

@@ -1,0 +1,296 @@
+"""The command line as a user meets it: runs, composition, resumption, and every kind of wrong input."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from contracts.training import differences
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from lit_compress.cli import main
+from lit_compress.export import load_checkpoint
+
+REPOSITORY = Path(__file__).parent.parent
+PRUNE = REPOSITORY / "configs/compression/magnitude_80.yaml"
+QUANTIZE = REPOSITORY / "configs/compression/qat_int8.yaml"
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory, tiny_teacher, tiny_data) -> Path:
+    """A complete small configuration of a student, without strategies."""
+    path = tmp_path_factory.mktemp("task") / "task.yaml"
+    config = {
+        "model": {
+            "class_path": "LitStudent",
+            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher)},
+        },
+        "data": {
+            "class_path": "TextClassification",
+            "init_args": {
+                "train_file": str(tiny_data / "train.tsv"),
+                "val_file": str(tiny_data / "val.tsv"),
+                "text_columns": ["sentence"],
+                "batch_size": 16,
+                "max_length": 16,
+            },
+        },
+        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, task) -> Path:
+    """A finished run with pruning and quantization."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    main(["fit", f"--config={task}", f"--config={PRUNE}", f"--config={QUANTIZE}", f"--run={run}"])
+    return run
+
+
+def fails(capsys, *args) -> tuple[int, str]:
+    """Exit status and the one line that a failing command prints."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(arg) for arg in args])
+    code = caught.value.code
+    if isinstance(code, str):  # sys.exit(text): Python prints it and exits with 1
+        return 1, code
+    return code, capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    assert [Path(entry["class_path"]).name for entry in config["compression"]] == [
+        "lit_compress.strategies.MagnitudePruning",
+        "lit_compress.strategies.QuantAwareTraining",
+    ]
+    assert (finished / "checkpoints" / "last.ckpt").is_file()
+    assert list(finished.glob("events.out.tfevents*"))
+    assert [path.name for path in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_the_exported_model_loads_with_stock_transformers(finished):
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    assert model(**tokenizer("a good film", return_tensors="pt")).logits.shape == (1, 2)
+    weight = model.bert.encoder.layer[0].output.dense.weight
+    assert int((weight == 0).sum()) >= round(0.8 * weight.numel())
+    assert model.config.id2label == {0: "0", 1: "1"}
+
+
+def test_a_saved_config_repeats_the_run(finished, tmp_path):
+    main(["fit", f"--config={finished / 'config.yaml'}", f"--run={tmp_path / 'again'}"])
+    states = [load_checkpoint(run / "checkpoints/last.ckpt")["state_dict"] for run in (finished, tmp_path / "again")]
+    assert differences(*states) == []
+
+
+def test_validate_and_predict_from_a_run(finished, tiny_data, capsys):
+    main(["validate", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"])
+    assert "val/accuracy" in capsys.readouterr().out
+    main(
+        [
+            "predict",
+            f"--config={finished / 'config.yaml'}",
+            "--ckpt_path=last",
+            f"--data.predict_file={tiny_data / 'val.tsv'}",
+        ]
+    )
+
+
+@pytest.mark.parametrize("spelling", ["compression", "compression+"])
+def test_later_configs_append_strategies(task, tmp_path, capsys, spelling):
+    more = tmp_path / "more.yaml"
+    more.write_text(f"{spelling}:\n  - class_path: FreezeEmbeddings\n")
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={task}", f"--config={PRUNE}", f"--config={more}", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    names = [entry["class_path"].rpartition(".")[2] for entry in config["compression"]]
+    assert names == ["MagnitudePruning", "FreezeEmbeddings"]
+
+
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("configs/**/*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_parses(path, task, capsys):
+    base = [] if "run:" in path.read_text() else [f"--config={task}"]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *base, f"--config={path}", "--data.train_file=train.tsv", "--print_config"])
+    assert caught.value.code == 0
+    assert "class_path" in capsys.readouterr().out
+
+
+def test_a_killed_process_resumes_to_the_same_bits(task, tmp_path, finished):
+    (tmp_path / "killer.py").write_text(
+        "import os, signal\n"
+        "from lightning.pytorch import Callback\n\n\n"
+        "class KillAt(Callback):\n"
+        "    def __init__(self, step: int):\n"
+        "        self.step = step\n\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        if trainer.global_step == self.step:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-m", "lit_compress", "fit", f"--config={task}", f"--config={PRUNE}"]
+    command += [f"--config={QUANTIZE}", "--run=run", "--checkpoint_every=2"]
+    kill = ["--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=7"]  # in the middle of the second epoch
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.run([*command, *kill], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 6
+    subprocess.run([*command, "--ckpt_path=last"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    subprocess.run([*command[:-2], "--run=whole"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    whole, resumed = (load_checkpoint(tmp_path / run / "checkpoints/last.ckpt") for run in ("whole", "run"))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "global_step"):
+        assert differences(whole[part], resumed[part]) == []
+
+
+def test_export_and_report_from_a_run(finished, tmp_path, capsys):
+    main(["export", f"--run={finished}", f"--output={tmp_path / 'out'}"])
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "compression.json"} <= files
+    main(["report", f"--run={finished}", "--repetitions=1"])
+    assert "whole model: values + index" in capsys.readouterr().out
+    assert (finished / "report" / "report.md").is_file()
+    code, line = fails(capsys, "export", f"--run={finished}", f"--output={tmp_path / 'out'}")
+    assert code == 1
+    assert "--overwrite" in line
+
+
+def a_file(tmp_path, name, text) -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+# What is wrong -> options made from the temporary folder, exit status, words that the line must have.
+MISTAKES = {
+    "no such file": (lambda t: ["--data.train_file=missing.tsv"], 1, ["data.train_file", "missing.tsv"]),
+    "empty file": (lambda t: ["--data.train_file=" + a_file(t, "e.tsv", "")], 1, ["data.train_file", "empty"]),
+    "missing column": (lambda t: ["--data.label_column=target"], 1, ["data.label_column", "target"]),
+    "unseen label": (
+        lambda t: ["--data.val_file=" + a_file(t, "v.tsv", "sentence\tlabel\ngood\t7\n")],
+        1,
+        ["data.val_file", "'7'", "row 1"],
+    ),
+    "no target": (lambda t: ["--compression.targets=['*.nothing.*']"], 1, ["targets", "*.nothing.*"]),
+    "sparsity of one": (lambda t: ["--compression.sparsity=1.0"], 1, ["sparsity", "1.0", "[0, 1)"]),
+    "end before start": (lambda t: ["--compression.start=80%", "--compression.end=20%"], 1, ["end", "20%", "80%"]),
+    "end before start in other units": (
+        lambda t: ["--compression.start=7 steps", "--compression.end=1 epochs"],
+        1,
+        ["end", "step 4", "step 7"],
+    ),
+    "no unit": (lambda t: ["--compression.start=5"], 1, ["start", "'5'", "steps"]),
+    "teacher missing": (lambda t: ["--model.teacher=/nowhere/at/all"], 1, ["model.teacher", "/nowhere/at/all"]),
+    "teacher without config": (lambda t: [f"--model.teacher={t}"], 1, ["model.teacher", "config.json"]),
+    "unknown option": (lambda t: ["--model.teachr=x"], 2, ["teachr", "did you mean 'teacher'"]),
+    "unknown group": (lambda t: ["--modle.teacher=x"], 2, ["modle.teacher"]),
+    "unknown class": (lambda t: ["--model=LitStudnt"], 2, ["LitStudnt", "LitStudent"]),
+    "wrong type": (lambda t: ["--model.optimization.learning_rate=fast"], 2, ["learning_rate", "fast"]),
+    "no such config": (lambda t: ["--config=nothing.yaml"], 2, ["nothing.yaml"]),
+    "nothing to resume": (lambda t: ["--ckpt_path=last"], 1, ["run"]),
+    "no such checkpoint": (lambda t: ["--ckpt_path=none.ckpt"], 1, ["none.ckpt"]),
+    "broken checkpoint": (
+        lambda t: ["--ckpt_path=" + a_file(t, "b.ckpt", "PK\x03\x04 half")],
+        1,
+        ["b.ckpt", "damaged"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(name, task, tmp_path, capsys):
+    make, status, words = MISTAKES[name]
+    run = tmp_path / "run"
+    code, line = fails(capsys, "fit", f"--config={task}", f"--config={PRUNE}", f"--run={run}", *make(tmp_path))
+    assert code == status
+    assert line.startswith("lit_compress: error: ")
+    assert "\n" not in line
+    assert [word for word in words if word not in line] == []
+    assert not run.exists()
+
+
+def test_a_target_that_is_no_number(task, tmp_path, capsys, tiny_model):
+    train = a_file(tmp_path, "n.tsv", "sentence\tlabel\ngood\t1.5\nbad\tnan\n")
+    options = ["--data.task=regression", f"--data.train_file={train}", f"--model.pretrained={tiny_model}"]
+    run = tmp_path / "run"
+    code, line = fails(capsys, "fit", f"--config={task}", f"--run={run}", "--model.teacher=null", *options)
+    assert (code, "data.label_column" in line, "row 2" in line, run.exists()) == (1, True, True, False)
+
+
+def test_a_teacher_with_other_labels_or_vocabulary(task, tmp_path, capsys, tiny_teacher):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher, num_labels=3, ignore_mismatched_sizes=True)
+    model.save_pretrained(tmp_path / "three")
+    code, line = fails(
+        capsys, "fit", f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.teacher={tmp_path / 'three'}"
+    )
+    assert (code, "3 labels" in line) == (1, True)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    model.resize_token_embeddings(200)
+    model.save_pretrained(tmp_path / "words")
+    code, line = fails(
+        capsys, "fit", f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.teacher={tmp_path / 'words'}"
+    )
+    assert (code, "vocabulary of 200" in line) == (1, True)
+
+
+def test_truncated_weights(task, tmp_path, capsys, tiny_teacher):
+    for file in tiny_teacher.iterdir():
+        (tmp_path / "model").mkdir(exist_ok=True)
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, line = fails(
+        capsys, "fit", f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.pretrained={tmp_path / 'model'}"
+    )
+    assert (code, "model.pretrained" in line, "damaged" in line) == (1, True, True)
+
+
+def test_an_existing_run_is_not_touched(task, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    code, line = fails(capsys, "fit", f"--config={task}", f"--run={finished}")
+    assert (code, "--ckpt_path last" in line) == (1, True)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_run_folder_below_a_file(task, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, line = fails(capsys, "fit", f"--config={task}", f"--run={tmp_path / 'file' / 'run'}")
+    assert (code, "run: " in line, "cannot be written" in line) == (1, True, True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(task, tmp_path, capsys):
+    run = tmp_path / "run"
+    code, line = fails(
+        capsys, "fit", f"--config={task}", f"--run={run}", "--model.optimization.learning_rate=1e30",
+        "--model.optimization.warmup=0%", "--checkpoint_every=1", "--trainer.gradient_clip_val=null",
+    )  # fmt: skip
+    assert code == 1
+    assert "step" in line
+    assert "train" in line
+    assert "task" in line or "kd" in line
+    last = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert last["global_step"] >= 1
+
+
+def test_a_class_of_the_users_own_file(task, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n\ndef keep_the_small(weight: torch.Tensor) -> torch.Tensor:\n    return -weight.abs()\n"
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "compression:\n  - class_path: MagnitudePruning\n    init_args: {sparsity: 0.5, schedule: constant, "
+        "end: 0%, criterion: mine.keep_the_small}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    main(["fit", f"--config={task}", "--config=mine.yaml", "--run=run", "--model.optimization.learning_rate=1e-9"])
+    state = load_checkpoint("run/checkpoints/last.ckpt")["state_dict"]
+    original = AutoModelForSequenceClassification.from_pretrained(
+        yaml.safe_load(task.read_text())["model"]["init_args"]["pretrained"]
+    )
+    name = "bert.encoder.layer.0.output.dense.weight"
+    magnitude, mask = original.state_dict()[name].abs(), state[f"student.{name}_mask"]
+    assert magnitude[mask].max() <= magnitude[~mask].min() + 1e-6
+    assert torch.count_nonzero(mask) == round(0.5 * mask.numel())
