@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  (lazily exported)
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -106,7 +106,7 @@ class LitCompressCLI(LightningCLI):
         parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
+        config = self.config[str(self.subcommand)]
         if not config.get("run"):
             raise UserError("run: missing; give the folder of this run, for example --run runs/my_run")
         self.run_folder = Path(config.run)

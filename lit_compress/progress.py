@@ -43,6 +43,6 @@ class ProgressLines(ProgressBar):
     def _line(self, trainer: Trainer, pl_module: LightningModule, where: str) -> None:
         if not self._enabled or not trainer.is_global_zero:
             return
-        metrics = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if k != "v_num"}
-        values = "  ".join(f"{name} {float(value):.4g}" for name, value in metrics.items())
+        metrics = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if isinstance(v, float)}
+        values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {where}  {values}", flush=True)  # noqa: T201

@@ -209,10 +209,10 @@ class TextClassification(LightningDataModule):
         )
         loader = ResumableDataLoader if shuffle else DataLoader
         return loader(
-            dataset,
+            dataset,  # type: ignore[arg-type]
             sampler=batches,
             batch_size=None,
-            collate_fn=self.collate,
+            collate_fn=self.collate,  # type: ignore[arg-type]  (without a batch size it gets a batch of rows)
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             # A generator of its own: opening a loader must not move the generator that dropout draws from.

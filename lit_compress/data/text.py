@@ -135,7 +135,8 @@ def tokenize(
 
     def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
         texts = [[str(text) for text in rows[column]] for column in text_columns]
-        encoded = dict(tokenizer(*texts, truncation=True, max_length=max_length))
+        pairs = texts[1] if len(texts) > 1 else None
+        encoded = dict(tokenizer(texts[0], pairs, truncation=True, max_length=max_length))
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
         if label is not None:
             column, convert, _ = label
@@ -177,7 +178,7 @@ def _load_folder(
     stamps = [(path, name, Path(path).stat().st_mtime_ns, Path(path).stat().st_size) for path, name in files]
     options = {"files": stamps, "encoding": encoding, "errors": encoding_errors}
     try:
-        table = Dataset.from_generator(_read_texts, gen_kwargs=options, cache_dir=cache_dir)
+        table = Dataset.from_generator(_read_texts, gen_kwargs=options, cache_dir=cache_dir)  # type: ignore[arg-type]
     except DatasetGenerationError as error:
         raise UserError(
             f"{key}: a file in {source!r} is no {encoding} text ({error.__cause__}); "

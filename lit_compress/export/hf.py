@@ -12,7 +12,7 @@ from lit_compress.export.fold import fold
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
 from lit_compress.nn.manifest import describe
-from lit_compress.nn.quantizers import MovingAverageQuantizer
+from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer
 from lit_compress.nn.surgery import compressible_layers
 
 __all__ = ["MANIFEST_FILE", "quantization_scales", "save_folder"]
@@ -60,7 +60,7 @@ def quantization_scales(student: nn.Module) -> dict[str, dict[str, Any]]:
     scales: dict[str, dict[str, Any]] = {}
     for name, layer in compressible_layers(student):
         weight, inputs = layer.weight_quantizer, layer.input_quantizer
-        if weight is not None and weight.enabled:
+        if isinstance(weight, MinMaxWeightQuantizer) and weight.enabled:
             layer.effective_weight()  # a range that still follows the weights is brought up to date by use
             scales.setdefault(name, {})["weight"] = weight.scale.reshape(-1).tolist()
         if isinstance(inputs, MovingAverageQuantizer) and inputs.enabled:

@@ -20,6 +20,7 @@ def encoder_layers(model: nn.Module) -> nn.ModuleList:
     base = getattr(model, "base_model", model)
     modules = dict(base.named_modules())
     for path in _LAYER_LISTS:
-        if isinstance(modules.get(path), nn.ModuleList):
-            return modules[path]
+        layers = modules.get(path)
+        if isinstance(layers, nn.ModuleList):
+            return layers
     raise UserError(f"model.pretrained: {type(base).__name__} has no layer list at any of {', '.join(_LAYER_LISTS)}")

@@ -89,12 +89,13 @@ def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, sourc
             f"model.teacher: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
             "give a teacher fine-tuned on the same labels"
         )
+    theirs, ours = dict(teacher.id2label or {}), dict(student.id2label or {})
     # A teacher saved by this package names its labels; the generic LABEL_0, LABEL_1 of older models say nothing.
-    named = not all(str(name).startswith("LABEL_") for name in teacher.id2label.values())
-    if student.num_labels > 1 and named and dict(teacher.id2label) != dict(student.id2label):
+    named = not all(str(name).startswith("LABEL_") for name in theirs.values())
+    if len(ours) > 1 and named and theirs != ours:
         raise UserError(
-            f"model.teacher: {source!r} orders its labels {list(teacher.id2label.values())} and the data "
-            f"{list(student.id2label.values())}; give a teacher fine-tuned on the same labels"
+            f"model.teacher: {source!r} orders its labels {list(theirs.values())} and the data "
+            f"{list(ours.values())}; give a teacher fine-tuned on the same labels"
         )
     if teacher.vocab_size != student.vocab_size:
         raise UserError(

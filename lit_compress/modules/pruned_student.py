@@ -81,6 +81,7 @@ class LitPrunedStudent(LitStudent):
         """The student's parts and each penalty."""
         parts = super().losses(batch)
         for name, penalty in self.penalties.items():
+            assert isinstance(penalty, Penalty)
             parts[name] = penalty(self.student)
             parts["loss"] = parts["loss"] + penalty.weight * parts[name]
         return parts

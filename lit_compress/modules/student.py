@@ -61,6 +61,7 @@ class LitStudent(LitEncoder):
         if self.teacher is not None:
             answer = self.teacher(**model_inputs(batch), output_hidden_states=hidden)
             for name, term in self.distillation.items():
+                assert isinstance(term, Distillation)
                 parts[name] = term(output, answer, batch)
                 loss = loss + term.weight * parts[name]
         return parts | {"loss": loss}

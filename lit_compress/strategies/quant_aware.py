@@ -4,11 +4,15 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
 
 from lit_compress.errors import UserError
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.nn.quantizers import DynamicTokenQuantizer, MinMaxWeightQuantizer, MovingAverageQuantizer
+from lit_compress.nn.quantizers import (
+    DynamicTokenQuantizer,
+    FakeQuantizer,
+    MinMaxWeightQuantizer,
+    MovingAverageQuantizer,
+)
 from lit_compress.strategies.strategy import Strategy, parse_duration, to_steps
 
 __all__ = ["QuantAwareTraining"]
@@ -92,7 +96,7 @@ class QuantAwareTraining(Strategy):
             )
         return start, freeze
 
-    def _input_quantizer(self) -> nn.Module | None:
+    def _input_quantizer(self) -> FakeQuantizer | None:
         if self.activations == "none":
             return None
         if self.activations == "dynamic":

@@ -78,9 +78,9 @@ def test_regression_loss_compares_row_with_row():
     assert Regression().predictions(logits).tolist() == [1, 2, 4]
 
 
-@pytest.mark.parametrize("task", [Classification(2), Regression()])
-def test_metrics_are_fresh_each_time(task):
+@pytest.mark.parametrize(("task", "dtype"), [(Classification(2), torch.long), (Regression(), torch.float32)])
+def test_metrics_are_fresh_each_time(task, dtype):
     first, second = task.metrics("val/"), task.metrics("test/")
-    first.update(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    first.update(torch.tensor([0.0, 1.0]).to(dtype), torch.tensor([0, 1]).to(dtype))
     assert not any(metric.update_called for metric in second.values())
     assert {name.partition("/")[0] for name in second} == {"test"}

@@ -44,6 +44,7 @@ __all__ = [
     "StepClock",
     "cli_trainer",
     "interleave",
+    "milliseconds",
     "model_source",
     "publish",
     "quiet",
@@ -109,8 +110,13 @@ def interleave(cases: dict[str, Callable[[], float]], repetitions: int) -> dict[
     return measured
 
 
+def milliseconds(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Median of each case, for the record."""
+    return {case: round(statistics.median(values) * 1e3, 2) for case, values in seconds.items()}
+
+
 def require_close(what: str, measured: Sequence[float], expected: Sequence[float], tolerance: float) -> None:
-    """Correctness gate: stop before anything is timed when two variants do not compute the same.
+    """Correctness gate: stop before any row is written when two variants do not compute the same.
 
     Raises:
         SystemExit: a relative difference is above the tolerance.
@@ -118,7 +124,7 @@ def require_close(what: str, measured: Sequence[float], expected: Sequence[float
     """
     pairs = list(zip(measured, expected, strict=True))
     if not all(math.isclose(a, b, rel_tol=tolerance) for a, b in pairs):
-        raise SystemExit(f"gate: {what} differ by more than {tolerance:g} (relative): {pairs}; nothing was timed")
+        raise SystemExit(f"gate: {what} differ by more than {tolerance:g} (relative): {pairs}; no row was written")
 
 
 def publish(rows: Sequence[Row], output: Path) -> None:

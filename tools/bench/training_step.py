@@ -43,6 +43,7 @@ from tools.bench.measure import (
     StepClock,
     cli_trainer,
     interleave,
+    milliseconds,
     model_source,
     publish,
     quiet,
@@ -135,8 +136,7 @@ def training_step(
         gate(setup)
         runs = {case: lambda case=case: timed_fit(case, setup) for case in CASES}
         seconds = interleave(runs | {TEACHER: lambda: timed_teacher(setup)}, repetitions)
-    absolute = {f"ms_{case}": round(statistics.median(values) * 1e3, 2) for case, values in seconds.items()}
-    publish(rows(seconds, settings | absolute), output)
+    publish(rows(seconds, settings | {"ms": milliseconds(seconds)}), output)
 
 
 def rows(seconds: dict[str, list[float]], settings: dict[str, Any]) -> list[Row]:

@@ -1,0 +1,175 @@
+import json
+import shutil
+
+import pytest
+import torch
+from contracts.training import data, fit, student
+from transformers import AutoModelForSequenceClassification
+
+from lit_compress.errors import UserError
+from lit_compress.modules import Distillation, HiddenDistillation, LitStudent, LogitDistillation, Optimization
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(5, 40, (4, 6))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+
+
+@pytest.fixture
+def altered(tmp_path, tiny_teacher):
+    """The teacher's folder with other entries in its configuration."""
+
+    def alter(**entries):
+        folder = tmp_path / "altered"
+        shutil.copytree(tiny_teacher, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | entries))
+        return str(folder)
+
+    return alter
+
+
+def error_of(*args, **kwargs):
+    with pytest.raises(UserError) as caught:
+        LitStudent(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_teacher_never_learns(tiny_model, tiny_teacher, tiny_data, tmp_path):
+    module = student(tiny_model, tiny_teacher)
+    before = {name: tensor.clone() for name, tensor in module.teacher.model.state_dict().items()}
+    run = fit(module, data(tiny_data, tiny_model), [], tmp_path)
+    after = module.teacher.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    held = {id(p) for p in module.teacher.model.parameters()}
+    assert not held & {id(p) for group in run.optimizers[0].param_groups for p in group["params"]}
+    assert not any(p.grad is not None or p.requires_grad for p in module.teacher.model.parameters())
+
+
+def test_a_teacher_has_no_dropout_while_its_student_trains(tiny_teacher, batch):
+    module = student(tiny_teacher, tiny_teacher).train()
+    asked = [module.teacher(input_ids=batch["input_ids"]).logits for _ in range(2)]
+    assert torch.equal(*asked)
+    own = [module(batch).logits for _ in range(2)]
+    assert not torch.equal(*own)
+
+
+def test_a_teacher_moves_with_its_student(tiny_teacher):
+    module = student(tiny_teacher, tiny_teacher)
+    assert {p.dtype for p in module.double().teacher.model.parameters()} == {torch.float64}
+    assert {p.device.type for p in module.to("meta").teacher.model.parameters()} == {"meta"}
+
+
+def test_a_teacher_is_in_no_state(tiny_teacher):
+    module, alone = student(tiny_teacher, tiny_teacher), student(tiny_teacher)
+    assert module.state_dict().keys() == alone.state_dict().keys()
+    assert [name for name, _ in module.named_parameters()] == [name for name, _ in alone.named_parameters()]
+
+
+def test_a_teacher_alone_distils_its_logits(tiny_teacher, batch):
+    module = LitStudent(str(tiny_teacher), teacher=str(tiny_teacher), labels=["0", "1"])
+    assert {name: type(term) for name, term in module.distillation.items()} == {"kd": LogitDistillation}
+    assert module.losses(batch).keys() == {"task", "kd", "loss"}
+
+
+def test_without_a_teacher_the_task_is_all(tiny_teacher, batch):
+    parts = student(tiny_teacher).losses(batch)
+    assert parts.keys() == {"task", "loss"}
+    assert torch.equal(parts["loss"], parts["task"])
+
+
+def test_hidden_states_are_computed_only_when_a_term_needs_them(tiny_teacher, batch):
+    class Probe(Distillation):
+        def forward(self, student, teacher, batch):
+            self.seen = student.hidden_states, teacher.hidden_states
+            return student.logits.sum() * 0
+
+    probe = Probe()
+    arguments = {"teacher": str(tiny_teacher), "labels": ["0", "1"]}
+    LitStudent(str(tiny_teacher), distillation={"probe": probe}, **arguments).losses(batch)
+    assert probe.seen == (None, None)
+    terms = {"probe": probe, "hidden": HiddenDistillation()}
+    LitStudent(str(tiny_teacher), distillation=terms, **arguments).losses(batch)
+    assert [len(states) for states in probe.seen] == [3, 3]
+
+
+def test_a_regression_student_imitates_values(tiny_model, tmp_path, batch):
+    torch.manual_seed(2)
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(tmp_path)
+    module = LitStudent(str(tmp_path), teacher=str(tmp_path), distillation={"kd": LogitDistillation(1.0)}).eval()
+    labels = torch.tensor([0.0, 5.0, 1.0, 2.0])
+    assert module.losses(batch | {"labels": labels})["loss"].item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        module.student.classifier.bias.add_(2)
+    assert module.losses(batch | {"labels": labels})["loss"].item() == pytest.approx(4, rel=1e-4)
+
+
+def test_a_teacher_folder_that_is_missing(tiny_teacher, tmp_path):
+    message = error_of(str(tiny_teacher), teacher=str(tmp_path / "none"), labels=["0", "1"])
+    assert message.startswith("model.teacher: ")
+    assert str(tmp_path / "none") in message
+
+
+def test_a_teacher_is_looked_at_before_the_student_is_loaded(tmp_path):
+    # Both are missing: loading a large student first would only delay the bad news.
+    message = error_of(str(tmp_path / "student"), teacher=str(tmp_path / "teacher"), labels=["0", "1"])
+    assert message.startswith("model.teacher: ")
+
+
+@pytest.mark.parametrize("labels", [["0", "1", "2"], None])
+def test_a_teacher_with_another_number_of_labels(tiny_model, tiny_teacher, labels):
+    message = error_of(str(tiny_model), teacher=str(tiny_teacher), labels=labels)
+    assert message.startswith("model.teacher: ")
+    assert f"has 2 labels and the data has {len(labels or [0])}" in message
+
+
+def test_a_teacher_with_another_order_of_labels(tiny_model, altered):
+    teacher = altered(id2label={"0": "yes", "1": "no"}, label2id={"yes": 0, "no": 1})
+    message = error_of(str(tiny_model), teacher=teacher, labels=["no", "yes"])
+    assert "['yes', 'no']" in message
+    assert "['no', 'yes']" in message
+    assert LitStudent(str(tiny_model), teacher=teacher, labels=["yes", "no"]).teacher is not None
+
+
+def test_a_teacher_without_label_names_is_taken_at_its_word(tiny_model, altered):
+    teacher = altered(id2label={"0": "LABEL_0", "1": "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1})
+    assert LitStudent(str(tiny_model), teacher=teacher, labels=["no", "yes"]).teacher is not None
+
+
+def test_a_teacher_with_another_vocabulary(tiny_model, tiny_teacher, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    model.resize_token_embeddings(100)
+    model.save_pretrained(tmp_path)
+    message = error_of(str(tiny_model), teacher=str(tmp_path), labels=["0", "1"])
+    assert message.startswith("model.teacher: ")
+    assert "vocabulary of 100" in message
+    assert "same tokenizer" in message
+
+
+def test_distillation_without_a_teacher(tiny_model):
+    message = error_of(str(tiny_model), distillation={"kd": LogitDistillation()}, labels=["0", "1"])
+    assert message.startswith("model.distillation: ['kd']")
+    assert "model.teacher" in message
+
+
+@pytest.mark.parametrize("name", ["loss", "task", "a.b", "train"])
+def test_a_name_that_is_taken_or_none(tiny_teacher, name):
+    terms = {name: LogitDistillation()}
+    message = error_of(str(tiny_teacher), teacher=str(tiny_teacher), distillation=terms, labels=["0", "1"])
+    assert message.startswith("model.distillation: ")
+    assert repr(name) in message
+
+
+def test_the_recipe_of_obert(tiny_teacher, batch):
+    """Hardness 1 and temperature 5.5: a copy of the teacher has nothing to learn, whatever the labels say."""
+    module = LitStudent(
+        str(tiny_teacher),
+        teacher=str(tiny_teacher),
+        distillation={"kd": LogitDistillation(1.0, temperature=5.5)},
+        labels=["0", "1"],
+        optimization=Optimization(learning_rate=1e-3),
+    ).eval()
+    module.losses(batch)["loss"].backward()
+    assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in module.student.parameters())
