@@ -1,3 +1,56 @@
 """Make BERT-family encoders smaller: pruning, distillation and quantization as PyTorch Lightning callbacks."""
 
 __version__ = "0.1.0"
+
+from lit_compress.data import TextClassification
+from lit_compress.errors import UserError
+from lit_compress.export import fold, save_folder, student_from_checkpoint
+from lit_compress.modules import (
+    Distillation,
+    HiddenDistillation,
+    L1Penalty,
+    LitEncoder,
+    LitPrunedStudent,
+    LitStudent,
+    LitTeacher,
+    LogitDistillation,
+    Optimization,
+    Penalty,
+)
+from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
+from lit_compress.strategies import (
+    CompressionMonitor,
+    FreezeEmbeddings,
+    MagnitudePruning,
+    PatternLock,
+    QuantAwareTraining,
+    Strategy,
+)
+
+__all__ = [
+    "CompressibleLinear",
+    "CompressionMonitor",
+    "Distillation",
+    "FreezeEmbeddings",
+    "FrozenTeacher",
+    "HiddenDistillation",
+    "L1Penalty",
+    "LitEncoder",
+    "LitPrunedStudent",
+    "LitStudent",
+    "LitTeacher",
+    "LogitDistillation",
+    "MagnitudePruning",
+    "Optimization",
+    "PatternLock",
+    "Penalty",
+    "QuantAwareTraining",
+    "Strategy",
+    "TextClassification",
+    "UserError",
+    "describe",
+    "fold",
+    "rebuild",
+    "save_folder",
+    "student_from_checkpoint",
+]

@@ -34,8 +34,8 @@ __all__ = ["main"]
 _AFTER_FIT = {"export": export, "report": report}
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
-fit, validate, test and predict take YAML files (--config, several compose) and options of the same names.
-Afterwards: `lit_compress export --help` and `lit_compress report --help`."""
+fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
+export and report take the run folder that fit leaves."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -93,6 +93,14 @@ class LitCompressCLI(LightningCLI):
             if type(action) is ActionConfigFile:
                 action.__class__ = AppendingConfigFile
         return parser
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        # Only so that --help lists them; `main` runs them without a trainer.
+        for name, function in _AFTER_FIT.items():
+            help_line = (function.__doc__ or "").splitlines()[0]
+            assert parser._subcommands_action is not None
+            parser._subcommands_action.add_subcommand(name, _function_parser(name), help=help_line)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str, help="folder of this run: config, checkpoints, TensorBoard, final model")
@@ -204,10 +212,14 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run_function(name: str, args: list[str]) -> None:
-    parser = Parser(prog=f"lit_compress {name}")
-    parser.add_function_arguments(_AFTER_FIT[name])
-    options = parser.parse_args(args)
+    options = _function_parser(name).parse_args(args)
     _AFTER_FIT[name](**vars(options))
+
+
+def _function_parser(name: str) -> Parser:
+    parser = Parser(prog=f"lit_compress {name}", description=(_AFTER_FIT[name].__doc__ or "").splitlines()[0])
+    parser.add_function_arguments(_AFTER_FIT[name])
+    return parser
 
 
 def _quieten() -> None:

@@ -1,13 +1,13 @@
 """A folded student as a Hugging Face folder that stock transformers loads."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import lit_compress
 from lit_compress.export.fold import fold
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
@@ -37,7 +37,7 @@ def save_folder(
     """
     folded = fold(student)
     assert isinstance(folded, PreTrainedModel)
-    manifest = {"lit_compress": lit_compress.__version__, "layers": manifest_with_scales(student)}
+    manifest = {"lit_compress": version("lit_compress"), "layers": manifest_with_scales(student)}
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
