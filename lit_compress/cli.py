@@ -68,8 +68,29 @@ class RunRecord(SaveConfigCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-            trainer.logger.log_hyperparams(dict(pl_module.hparams), final)
+            config = self.config.as_dict()
+            chosen = {key: config[key] for key in ("model", "data", "compression", "seed_everything")}
+            chosen["max_epochs"] = config["trainer"]["max_epochs"]
+            trainer.logger.log_hyperparams(flat_settings(chosen), final)
             trainer.logger.save()
+
+
+def flat_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as a table of dotted names and scalars; a class is named by its last name.
+
+    Example:
+        >>> flat_settings({"prune": [{"class_path": "a.Prune", "init_args": {"sparsity": 0.8}}]})
+        {'prune.Prune.sparsity': 0.8}
+
+    """
+    if isinstance(settings, dict) and "class_path" in settings:
+        name = settings["class_path"].rpartition(".")[2]
+        return flat_settings(settings.get("init_args") or {name: True}, f"{prefix}{name}.")
+    if isinstance(settings, dict):
+        return {k: v for key, value in settings.items() for k, v in flat_settings(value, f"{prefix}{key}.").items()}
+    if isinstance(settings, list):
+        return {k: v for value in settings if isinstance(value, dict) for k, v in flat_settings(value, prefix).items()}
+    return {prefix.rstrip("."): settings} if isinstance(settings, str | int | float) else {}
 
 
 class Parser(LightningArgumentParser):

@@ -86,7 +86,7 @@ def sparsity_heatmap(per_layer: dict[str, float]) -> Figure:
         rows.setdefault(row, {})[column] = value
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     values = [[row.get(column, float("nan")) for column in columns] for row in rows.values()]
-    figure = Figure(figsize=(1.6 + 1.1 * len(columns), 1.8 + 0.34 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.6 + 1.1 * len(columns), 1.8 + 0.34 * len(rows)), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     axes.set_xticks(range(len(columns)), [column.replace(".", "\n", 1) for column in columns], fontsize=8)
