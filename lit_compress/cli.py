@@ -161,16 +161,19 @@ class LitCompressCLI(LightningCLI):
             *self._get(self.config_init, "compression"),
             *_as_list(trainer.get("callbacks")),
             CompressionMonitor(),
-            RichProgressBar() if sys.stdout.isatty() else ProgressLines(),
-            ModelCheckpoint(
+        ]
+        if trainer.get("logger") is not False:
+            trainer["callbacks"].append(LearningRateMonitor("step"))
+        if trainer.get("enable_progress_bar") is not False:
+            trainer["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+        if trainer.get("enable_checkpointing") is not False:
+            checkpoint = ModelCheckpoint(
                 dirpath=self.run_folder / "checkpoints",
                 filename="last",
                 every_n_train_steps=self._get(self.config_init, "checkpoint_every"),
                 enable_version_counter=False,
-            ),
-        ]
-        if trainer.get("logger") is not False:
-            trainer["callbacks"].append(LearningRateMonitor("step"))
+            )
+            trainer["callbacks"].append(checkpoint)
         return super().instantiate_trainer(default_root_dir=run, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
@@ -190,6 +193,8 @@ class LitCompressCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Leave a checkpoint of the very end and the folded model."""
+        if self.trainer.fast_dev_run:
+            return
         last = self.run_folder / "checkpoints" / "last.ckpt"
         self.trainer.save_checkpoint(last)
         if self.trainer.is_global_zero:

@@ -100,6 +100,14 @@ def test_validate_and_predict_from_a_run(finished, tiny_data, capsys):
     )
 
 
+def test_switching_parts_of_the_trainer_off(task, tmp_path):
+    off = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false", "--trainer.logger=false"]
+    main(["fit", f"--config={task}", f"--run={tmp_path / 'bare'}", "--trainer.max_epochs=1", *off])
+    assert (tmp_path / "bare/model/model.safetensors").is_file()
+    main(["fit", f"--config={task}", f"--run={tmp_path / 'quick'}", "--trainer.fast_dev_run=true"])
+    assert not (tmp_path / "quick").exists()
+
+
 @pytest.mark.parametrize("spelling", ["compression", "compression+"])
 def test_later_configs_append_strategies(task, tmp_path, capsys, spelling):
     more = tmp_path / "more.yaml"
