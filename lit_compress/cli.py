@@ -56,6 +56,9 @@ class RunRecord(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # a later `validate` must not replace the configuration that made the model
+            # Where a run was resumed from is no part of how to repeat it.
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,7 +152,7 @@ class LitCompressCLI(LightningCLI):
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
             config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
         config.weights_only = True  # a checkpoint is data; nothing in it is ever executed
-        self.save_config_kwargs = {"overwrite": resuming or self.subcommand != "fit"}
+        self.save_config_kwargs = {"overwrite": resuming}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = str(self.run_folder)

@@ -63,6 +63,9 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
+        for path in staging.rglob("*"):
+            # Some writers make their files private; a model folder is for whoever may read its parent.
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         if target.exists():
             # rename() cannot replace a non-empty folder: move the old one aside, so that it is never half gone.
             retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-")) / target.name

@@ -151,6 +151,8 @@ def test_a_killed_process_resumes_to_the_same_bits(task, tmp_path, finished):
     whole, resumed = (load_checkpoint(tmp_path / run / "checkpoints/last.ckpt") for run in ("whole", "run"))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "global_step"):
         assert differences(whole[part], resumed[part]) == []
+    # The saved configuration repeats the run; it does not try to resume again.
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["ckpt_path"] is None
 
 
 def test_export_and_report_from_a_run(finished, tmp_path, capsys):

@@ -26,8 +26,9 @@ def logit_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: T
         0.0
 
     """
-    log_p_student = F.log_softmax(student / temperature, dim=-1)
-    log_p_teacher = F.log_softmax(teacher.detach() / temperature, dim=-1)
+    # In fp32 always: in half precision two distributions that are close can have a negative divergence.
+    log_p_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_p_teacher = F.log_softmax(teacher.detach().float() / temperature, dim=-1)
     rows = F.kl_div(log_p_student, log_p_teacher, reduction="none", log_target=True).sum(-1)
     return temperature**2 * _masked_mean(rows, mask)
 
@@ -48,7 +49,7 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
         1.0
 
     """
-    return _masked_mean((student - teacher.detach()).square().mean(-1), mask)
+    return _masked_mean((student.float() - teacher.detach().float()).square().mean(-1), mask)
 
 
 def _masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:

@@ -77,10 +77,15 @@ class HiddenDistillation(Distillation):
 
     def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
         pairs = self.layer_map or uniform_layer_map(len(student.hidden_states) - 1, len(teacher.hidden_states) - 1)
-        terms = [
-            hidden_mse(_pick(student, s, "student"), _pick(teacher, t, "teacher"), batch["attention_mask"])
-            for s, t in pairs.items()
-        ]
+        terms = []
+        for s, t in pairs.items():
+            ours, theirs = _pick(student, s, "student"), _pick(teacher, t, "teacher")
+            if ours.shape != theirs.shape:
+                raise UserError(
+                    f"distillation hidden: the student is {ours.shape[-1]} wide and the teacher {theirs.shape[-1]}; "
+                    "this term needs equal widths, so remove it from model.distillation or take another teacher"
+                )
+            terms.append(hidden_mse(ours, theirs, batch["attention_mask"]))
         return sum(terms[1:], terms[0]) / len(terms)
 
 

@@ -2,12 +2,14 @@
 
 from typing import Protocol
 
+import torch
 import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
 
-__all__ = ["Classification", "Regression", "Task"]
+__all__ = ["Classification", "MatthewsCorrCoef", "Regression", "Task"]
 
 
 class Task(Protocol):
@@ -24,6 +26,20 @@ class Task(Protocol):
     def predictions(self, logits: Tensor) -> Tensor:
         """Class ids or values, shape ``(batch,)``."""
         ...
+
+
+class MatthewsCorrCoef(MulticlassConfusionMatrix):
+    """Matthews correlation from the confusion matrix, 0 when predictions or labels are all of one class.
+
+    torchmetrics' own gives such a collapsed model up to 0.58 (version 1.9, labels 0, 0, 0, 1).
+    """
+
+    def compute(self) -> Tensor:
+        matrix = self.confmat.double()
+        total, truth, predicted = matrix.sum(), matrix.sum(1), matrix.sum(0)
+        covariance = matrix.trace() * total - truth @ predicted
+        scale = ((total**2 - truth @ truth) * (total**2 - predicted @ predicted)).sqrt()
+        return torch.where(scale > 0, covariance / scale, torch.zeros_like(scale)).float()
 
 
 class Classification:
@@ -47,7 +63,7 @@ class Classification:
             {
                 "accuracy": torchmetrics.Accuracy(task=task, num_classes=self.num_labels, average="micro"),
                 "f1": torchmetrics.F1Score(task=task, num_classes=self.num_labels, average="macro"),
-                "matthews": torchmetrics.MatthewsCorrCoef(task=task, num_classes=self.num_labels),
+                "matthews": MatthewsCorrCoef(self.num_labels),
             },
             prefix=prefix,
         )

@@ -122,6 +122,11 @@ class MovingAverageQuantizer(FakeQuantizer):
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         low, high = (bound.to(self.low.dtype) for bound in x.aminmax())
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Each rank sees its own share of the batch, and all must end with the same range.
+            bounds = torch.stack([-low, high])
+            torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX)
+            low, high = -bounds[0], bounds[1]
         self.low.copy_(torch.where(self.low.isinf(), low, self.low.lerp(low, self.momentum)))
         self.high.copy_(torch.where(self.high.isinf(), high, self.high.lerp(high, self.momentum)))
 

@@ -100,7 +100,9 @@ def _models(
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_classifier(dense, labels, key="--dense").eval()
     # Exactly what a user of the folder does.
-    models["compressed"] = AutoModelForSequenceClassification.from_pretrained(exported, dtype=torch.float32).eval()
+    models["compressed" if layers else "model"] = AutoModelForSequenceClassification.from_pretrained(
+        exported, dtype=torch.float32
+    ).eval()
     return models, layers
 
 

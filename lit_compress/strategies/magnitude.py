@@ -136,7 +136,10 @@ class MagnitudePruning(Strategy):
         layers = self.layers(pl_module)
         scores = {name: self._scores(layer) for name, layer in layers.items()}
         for name, mask in self.masks(scores, sparsity).items():
-            set_mask(layers[name], mask, trainer)
+            existing = layers[name].weight_mask
+            assert existing is not None
+            # Never back: a pattern locked before, or a schedule that starts below it, must not revive a weight.
+            set_mask(layers[name], mask & existing, trainer)
 
     def _check_nm(self, sparsity: float) -> None:
         keep, group = self.shape

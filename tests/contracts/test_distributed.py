@@ -66,7 +66,7 @@ def test_two_ranks_agree(engine, tmp_path, tiny_teacher, tiny_data):
         },
         "compression": [
             {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
-            {"class_path": "QuantAwareTraining", "init_args": {"start": "50%", "activations": "dynamic"}},
+            {"class_path": "QuantAwareTraining", "init_args": {"start": "25%", "freeze_observers": "90%"}},
         ],
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }

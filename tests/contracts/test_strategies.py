@@ -267,6 +267,15 @@ def test_sparsity_survives_quantization(sparse_model, tiny_data, tmp_path):
         assert not layer.effective_weight()[~layer.weight_mask].any()
 
 
+def test_a_locked_pattern_is_never_revived_by_pruning(sparse_model, tiny_data, tmp_path):
+    module = student(sparse_model)
+    fit(module, data(tiny_data, sparse_model), [PatternLock(), MagnitudePruning(sparsity=0.3)], tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(sparse_model)
+    for name, layer in compressible_layers(module.student):
+        zero = loaded.get_submodule(name).weight == 0
+        assert not layer.weight_mask[zero].any()
+
+
 def test_pattern_lock_through_quantization(sparse_model, tiny_data, tmp_path):
     module = student(sparse_model)
     fit(module, data(tiny_data, sparse_model), [PatternLock(), QuantAwareTraining(start="0%")], tmp_path)

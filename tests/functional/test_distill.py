@@ -98,3 +98,9 @@ def test_hidden_mse_by_hand():
     # Mean squares of the tokens: 2.5, 8, 2 and 81.
     assert hidden_mse(student, teacher).item() == pytest.approx((2.5 + 8 + 2 + 81) / 4)
     assert hidden_mse(student, teacher, torch.tensor([[1, 1], [1, 0]])).item() == pytest.approx((2.5 + 8 + 2) / 3)
+
+
+def test_half_precision_does_not_make_it_negative():
+    logits = torch.randn(64, 5).bfloat16()
+    assert logit_kl(logits + 1e-3, logits, temperature=2.0) >= 0
+    assert logit_kl(logits, logits, temperature=2.0) == 0

@@ -10,7 +10,7 @@ from lit_compress.strategies import MagnitudePruning
 NAMES = [f"bert.encoder.layer.{i}.output.dense" for i in (0, 1)]
 
 
-class Half(Penalty):
+class Fixed(Penalty):
     weight = 4.0
 
     def forward(self, student):
@@ -42,8 +42,8 @@ def test_l1_is_the_mean_over_layers_of_the_mean_magnitude():
 
 
 def test_penalties_add_with_their_weights(make, batch):
-    parts = make(penalties={"l1": L1Penalty(3.0), "half": Half()}).losses(batch)
-    assert parts.keys() == {"task", "kd", "l1", "half", "loss"}
+    parts = make(penalties={"l1": L1Penalty(3.0), "fixed": Fixed()}).losses(batch)
+    assert parts.keys() == {"task", "kd", "l1", "fixed", "loss"}
     expected = 0.5 * parts["task"] + 0.5 * parts["kd"] + 3 * parts["l1"] + 2
     assert parts["loss"].item() == pytest.approx(expected.item())
 
@@ -84,7 +84,7 @@ def test_a_student_without_compressible_layers(make, batch):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["loss", "task", "kd", "a.b"])
+@pytest.mark.parametrize("name", ["loss", "task", "kd", "a.b", "half"])
 def test_a_name_that_is_taken_or_none(make, name):
     with pytest.raises(UserError, match=r"model\.penalties") as caught:
         make(penalties={name: L1Penalty()})

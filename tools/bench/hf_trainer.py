@@ -104,7 +104,7 @@ def hf_trainer(
     repetitions: int = 5,
     hf_optim: str = "adamw_torch_fused",
     output: Path = RESULTS,
-) -> None:
+) -> list[Row]:
     """Time fine-tuning with lit_compress and with transformers.Trainer.
 
     Args:
@@ -164,11 +164,10 @@ def hf_trainer(
         seconds = interleave({OURS: ours, THEIRS: theirs}, repetitions)
     settings |= {"ms": milliseconds(seconds), "computed_tokens_per_step": computed}
     ratios = [a / b for a, b in zip(seconds[OURS], seconds[THEIRS], strict=True)]
-    publish(
-        [Row(benchmark="hf_trainer", case=OURS, baseline=THEIRS, ratios=ratios, target=TARGET, settings=settings)],
-        output,
-    )
+    row = Row(benchmark="hf_trainer", case=OURS, baseline=THEIRS, ratios=ratios, target=TARGET, settings=settings)
+    publish([row], output)
     print(f"computed tokens per step: {computed}")
+    return [row]
 
 
 def gate(source: str, data: TextClassification, folder: Path, hf_optim: str) -> None:
@@ -188,9 +187,7 @@ def gate(source: str, data: TextClassification, folder: Path, hf_optim: str) -> 
     require_close("the losses of both trainers", [our_loss], [their_loss], 1e-6)
 
 
-def run_ours(
-    source: str, data: TextClassification, steps: int, skip: int, folder: Path
-) -> tuple[float, float]:
+def run_ours(source: str, data: TextClassification, steps: int, skip: int, folder: Path) -> tuple[float, float]:
     """Mean seconds and computed tokens of a step."""
     seed_everything(42, verbose=False)
     clock, counter = StepClock(skip), Tokens()
@@ -243,4 +240,4 @@ def hugging_face(
 
 
 if __name__ == "__main__":
-    auto_cli(hf_trainer)
+    auto_cli(hf_trainer, as_positional=False)

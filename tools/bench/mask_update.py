@@ -33,6 +33,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lit_compress.models.load import load_config
 from lit_compress.modules import LitTeacher
 from lit_compress.nn import CompressibleLinear, compressible_layers
 from lit_compress.strategies import MagnitudePruning
@@ -83,7 +84,7 @@ def mask_update(
     skip: int = 1,
     scale: float = 1.0,
     output: Path = RESULTS,
-) -> None:
+) -> list[Row]:
     """Time one update of all masks against one training step.
 
     Args:
@@ -102,7 +103,7 @@ def mask_update(
     rows = []
     with tempfile.TemporaryDirectory() as folder, quiet():
         source = model_source(model, Path(folder))
-        batches = synthetic_batches(steps, batch_size, tokens)
+        batches = synthetic_batches(steps, batch_size, tokens, load_config(source, "model").vocab_size)
         for name, options in PATTERNS.items():
             step, update = fit(source, batches, options, Path(folder))
             step, update = [seconds * scale for seconds in step[skip:]], update[skip:]
@@ -122,6 +123,7 @@ def mask_update(
     publish(rows, output)
     for row in rows:
         print(f"{row.case}: at most 1 % of training when updated every {row.settings[AMORTISED]} steps")
+    return rows
 
 
 def fit(
@@ -160,4 +162,4 @@ def _now() -> float:
 
 
 if __name__ == "__main__":
-    auto_cli(mask_update)
+    auto_cli(mask_update, as_positional=False)

@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -40,6 +41,7 @@ __all__ = [
     "MINILM",
     "RESULTS",
     "ROOT",
+    "Losses",
     "Row",
     "StepClock",
     "cli_trainer",
@@ -49,8 +51,8 @@ __all__ = [
     "publish",
     "quiet",
     "require_close",
-    "synthetic_batches",
     "synchronize",
+    "synthetic_batches",
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -177,6 +179,19 @@ class StepClock(Callback):
         return [b - a for a, b in zip(self._starts[self.skip :], self._starts[self.skip + 1 :], strict=False)]
 
 
+class Losses(Callback):
+    """Keeps the task's part of the loss of every step, for correctness gates."""
+
+    def __init__(self) -> None:
+        self.task: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        logged = trainer.callback_metrics
+        self.task.append(float(logged.get("train/task", logged["train/loss"])))
+
+
 def cli_trainer(folder: Path, callbacks: Sequence[Callback], steps: int, precision: Any = "32-true") -> Trainer:
     """A Trainer as `lit_compress fit` makes it, with logger and monitors; no checkpoints and no validation.
 
@@ -203,19 +218,21 @@ def cli_trainer(folder: Path, callbacks: Sequence[Callback], steps: int, precisi
     )
 
 
-def model_source(source: str, folder: Path) -> str:
+def model_source(source: str, folder: Path, vocabulary: int = 30522) -> str:
     """A model that lit_compress can load.
 
     Args:
         source: hub name, folder or ``package:...``, returned as it is; or ``random:LAYERSxWIDTH``, for example
-            ``random:12x768``: a BERT of that size with random weights and BERT's vocabulary, saved first.
+            ``random:12x768``: a BERT of that size with random weights, saved first.
         folder: where a random model is saved.
+        vocabulary: size of a random model's; BERT's by default.
 
     """
     if not source.startswith("random:"):
         return source
     layers, width = (int(number) for number in source.removeprefix("random:").split("x"))
     config = BertConfig(
+        vocab_size=vocabulary,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=max(width // 64, 1),
@@ -229,16 +246,14 @@ def model_source(source: str, folder: Path) -> str:
     return str(path)
 
 
-def synthetic_batches(
-    count: int, batch_size: int, tokens: int, vocabulary: int = 1000, labels: int = 2
-) -> list[dict[str, Tensor]]:
-    """Batches of random token ids, all of full length: no padding, no tokenizer, no reading."""
+def synthetic_batches(count: int, batch_size: int, tokens: int, vocabulary: int) -> list[dict[str, Tensor]]:
+    """Batches of random token ids with two labels, all of full length: no padding, no tokenizer, no reading."""
     generator = torch.Generator().manual_seed(0)
     return [
         {
             "input_ids": torch.randint(vocabulary, (batch_size, tokens), generator=generator),
             "attention_mask": torch.ones(batch_size, tokens, dtype=torch.long),
-            "labels": torch.randint(labels, (batch_size,), generator=generator),
+            "labels": torch.randint(2, (batch_size,), generator=generator),
         }
         for _ in range(count)
     ]
@@ -255,6 +270,7 @@ def quiet() -> Iterator[None]:
     """No progress lines, bars, hints or warnings: a benchmark prints its table only."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     transformers_progress(False)
+    datasets.disable_progress_bars()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -27,11 +27,12 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_compress.models import load_classifier
+from lit_compress.models.load import load_config
 from lit_compress.modules import LitEncoder, LitStudent, LitTeacher
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn import FrozenTeacher, compressible_layers
@@ -39,6 +40,7 @@ from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 from tools.bench.measure import (
     MINILM,
     RESULTS,
+    Losses,
     Row,
     StepClock,
     cli_trainer,
@@ -71,19 +73,6 @@ class Setup:
     precision: Literal["32-true", "bf16-mixed"]
 
 
-class Losses(Callback):
-    """The first part of the loss of every step: the task's own."""
-
-    def __init__(self) -> None:
-        self.task: list[float] = []
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        logged = trainer.callback_metrics
-        self.task.append(float(logged.get("train/task", logged["train/loss"])))
-
-
 def training_step(
     model: str = MINILM,
     teacher: str | None = None,
@@ -95,7 +84,7 @@ def training_step(
     compile: bool = False,
     precision: Literal["32-true", "bf16-mixed"] = "32-true",
     output: Path = RESULTS,
-) -> None:
+) -> list[Row]:
     """Time a training step: plain, with masks, with masks and fake quantization, with a teacher.
 
     Args:
@@ -124,10 +113,11 @@ def training_step(
         "precision": precision,
     }
     with tempfile.TemporaryDirectory() as folder, quiet():
+        source = model_source(model, Path(folder))
         setup = Setup(
-            model=model_source(model, Path(folder)),
+            model=source,
             teacher=model_source(teacher or model, Path(folder)),
-            batches=synthetic_batches(steps, batch_size, tokens),
+            batches=synthetic_batches(steps, batch_size, tokens, load_config(source, "model").vocab_size),
             folder=Path(folder),
             skip=skip,
             compile=compile,
@@ -136,7 +126,9 @@ def training_step(
         gate(setup)
         runs = {case: lambda case=case: timed_fit(case, setup) for case in CASES}
         seconds = interleave(runs | {TEACHER: lambda: timed_teacher(setup)}, repetitions)
-    publish(rows(seconds, settings | {"ms": milliseconds(seconds)}), output)
+    result = rows(seconds, settings | {"ms": milliseconds(seconds)})
+    publish(result, output)
+    return result
 
 
 def rows(seconds: dict[str, list[float]], settings: dict[str, Any]) -> list[Row]:
@@ -221,4 +213,4 @@ def fit(case: str, setup: Setup, watcher: Callback, steps: int, sparsity: float)
 
 
 if __name__ == "__main__":
-    auto_cli(training_step)
+    auto_cli(training_step, as_positional=False)

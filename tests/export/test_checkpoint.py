@@ -1,0 +1,176 @@
+import os
+import pickle
+import random
+
+import pytest
+import torch
+from contracts.training import STEPS, data, fit, student
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+from lit_compress.errors import UserError
+from lit_compress.export import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.nn import describe
+from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_teacher, tiny_data):
+    """A compressed module and its last checkpoint."""
+    root = tmp_path_factory.mktemp("trained")
+    module = student(tiny_teacher)
+    fit(module, data(tiny_data, tiny_teacher), [MagnitudePruning(), QuantAwareTraining()], root)
+    return module, root / f"step={STEPS}.ckpt"
+
+
+def error_of(call, *args):
+    with pytest.raises(UserError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_last_checkpoint_of_a_run(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    path.touch()
+    assert find_checkpoint(tmp_path) == path
+    assert find_checkpoint(str(tmp_path)) == path
+
+
+def test_a_run_that_does_not_exist(tmp_path):
+    assert "is no folder" in error_of(find_checkpoint, tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert "is no folder" in error_of(find_checkpoint, tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", [None, "checkpoints", "checkpoints/epoch=1.ckpt", "checkpoints/last.ckpt/"])
+def test_a_run_without_a_checkpoint(tmp_path, name):
+    if name and name.endswith("ckpt"):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / name).touch()
+    elif name:
+        (tmp_path / name).mkdir(parents=True)
+    assert "no checkpoints/last.ckpt" in error_of(find_checkpoint, tmp_path)
+
+
+def test_the_student_comes_back_without_its_folder(trained):
+    module, path = trained
+    checkpoint = load_checkpoint(path)
+    checkpoint["hyper_parameters"] = {}  # where its pretrained weights were
+    again = student_from_checkpoint(checkpoint)
+    assert type(again) is type(module.student)
+    assert not any(child.training for child in again.modules())
+    assert describe(again) == describe(module.student)
+    assert again.config.id2label == {0: "0", 1: "1"}
+    expected = module.student.state_dict()
+    assert again.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_a_student_of_another_family_comes_back(tmp_path, tiny_model, tiny_data):
+    config = RobertaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=72, pad_token_id=0
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    module = student(tmp_path / "model", tokenizer=str(tiny_model))
+    fit(module, data(tiny_data, tiny_model), [MagnitudePruning()], tmp_path)
+    again = student_from_checkpoint(load_checkpoint(tmp_path / f"step={STEPS}.ckpt"))
+    assert isinstance(again, RobertaForSequenceClassification)
+    assert describe(again) == describe(module.student)
+
+
+def test_a_checkpoint_that_does_not_exist(tmp_path):
+    path = tmp_path / "none.ckpt"
+    assert error_of(load_checkpoint, path) == f"checkpoint: {str(path)!r} does not exist"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.3, 0.7, 0.99, 0.99999])
+def test_a_truncated_checkpoint(share, trained, tmp_path):
+    whole = trained[1].read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(whole[: int(share * len(whole))])
+    message = error_of(load_checkpoint, path)
+    assert "damaged" in message
+    assert str(path) in message
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_bytes(seed, tmp_path):
+    path, draw = tmp_path / "random.ckpt", random.Random(seed)
+    # torch.load meets each of them in another part of its reader.
+    for length in [1, 2, 3, 10, 100] * 20:
+        path.write_bytes(draw.randbytes(length))
+        assert "damaged" in error_of(load_checkpoint, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"state_dict: {}", b"\x80\x02}", b"\x80\x02", b"\n" * 99])
+def test_other_files(content, tmp_path):
+    path = tmp_path / "other.ckpt"
+    path.write_bytes(content)
+    assert "damaged" in error_of(load_checkpoint, path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    assert str(tmp_path) in error_of(load_checkpoint, tmp_path)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("save", ["zip", "legacy", "pickle"])
+def test_nothing_in_a_checkpoint_is_executed(save, tmp_path):
+    bomb, path = str(tmp_path / "executed"), tmp_path / "evil.ckpt"
+    content = {"lit_compress": {}, "state_dict": {}, "callbacks": Malicious(bomb)}
+    if save == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=save == "zip")
+    message = error_of(load_checkpoint, path)
+    assert str(path) in message
+    assert not os.path.exists(bomb)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"state_dict": {}, "epoch": 3, "pytorch-lightning_version": "2.6.0"},
+        {"lit_compress": {}},
+        {"weight": torch.ones(2)},
+        [1, 2],
+        torch.ones(2),
+    ],
+)
+def test_a_checkpoint_of_something_else(content, tmp_path):
+    path = tmp_path / "else.ckpt"
+    torch.save(content, path)
+    assert error_of(load_checkpoint, path) == f"checkpoint: {str(path)!r} was not made by lit_compress"
+
+
+def test_weights_that_do_not_fit_their_description(trained):
+    checkpoint = load_checkpoint(trained[1])
+    del checkpoint["state_dict"]["student.classifier.weight"]
+    assert "do not fit" in error_of(student_from_checkpoint, checkpoint)
+
+
+# A class from a later release, and names that are no model.
+@pytest.mark.parametrize("architecture", ["BertForTomorrow", "BertConfig", "pipeline", "AutoModel", "__version__"])
+def test_an_architecture_that_does_not_exist(architecture, trained):
+    checkpoint = load_checkpoint(trained[1])
+    checkpoint["lit_compress"] |= {"architecture": architecture}
+    assert repr(architecture) in error_of(student_from_checkpoint, checkpoint)
+
+
+def test_a_manifest_of_another_model(trained):
+    checkpoint = load_checkpoint(trained[1])
+    name, entry = next(iter(checkpoint["lit_compress"]["manifest"].items()))
+    checkpoint["lit_compress"]["manifest"]["no.such.layer"] = entry
+    assert "'no.such.layer'" in error_of(student_from_checkpoint, checkpoint)
+    del checkpoint["lit_compress"]["manifest"]["no.such.layer"]
+    checkpoint["lit_compress"]["manifest"][name] = entry | {"weight_quantizer": {"kind": "Unheard", "spec": {}}}
+    assert "'Unheard'" in error_of(student_from_checkpoint, checkpoint)

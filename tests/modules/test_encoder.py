@@ -1,0 +1,233 @@
+import math
+
+import pytest
+import torch
+from contracts.training import STEPS, data, fit, student, trainer
+from lightning.pytorch import Callback, seed_everything
+from torch import nn
+
+from lit_compress.errors import UserError
+from lit_compress.export import load_checkpoint
+from lit_compress.modules import Distillation, LitEncoder, LitStudent, LitTeacher, Optimization
+from lit_compress.nn import compressible_layers, describe
+from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
+
+
+class Seen(Callback):
+    """The training loss of each step, and metrics as they are logged."""
+
+    def __init__(self):
+        self.losses, self.names = [], set()
+
+    def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+        self.names |= run.callback_metrics.keys()
+
+
+class BrokenAt(Distillation):
+    """A term that is no number from its n-th call on."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.calls, self.call = 0, call
+
+    def forward(self, student, teacher, batch):
+        self.calls += 1
+        return student.logits.mean() * (math.nan if self.calls > self.call else 1.0)
+
+
+@pytest.fixture
+def strategies():
+    return lambda: [
+        MagnitudePruning(sparsity=0.75, end="25%", every="1 steps"),
+        QuantAwareTraining(start="50%", freeze_observers="75%"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def compressed(tmp_path_factory, tiny_teacher, tiny_data):
+    """A student that was pruned and quantized, its trainer, and its last checkpoint."""
+    root = tmp_path_factory.mktemp("compressed")
+    module = student(tiny_teacher, tiny_teacher)
+    strategies = [
+        MagnitudePruning(sparsity=0.75, end="25%", every="1 steps"),
+        QuantAwareTraining(start="50%", freeze_observers="75%"),
+    ]
+    run = fit(module, data(tiny_data, tiny_teacher), strategies, root)
+    return module, run, root / f"step={STEPS}.ckpt"
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(5, 40, (4, 6))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+
+
+def test_a_loss_that_is_not_finite_names_step_and_part_and_spares_the_checkpoint(tiny_teacher, tiny_data, tmp_path):
+    module = LitStudent(
+        str(tiny_teacher), teacher=str(tiny_teacher), distillation={"odd": BrokenAt(3)}, labels=["0", "1"]
+    )
+    with pytest.raises(UserError) as caught:
+        fit(module, data(tiny_data, tiny_teacher), [], tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "nan at step 3 (part: odd)" in message
+    checkpoints = sorted(tmp_path.glob("*.ckpt"))
+    assert [path.name for path in checkpoints] == [f"step={step}.ckpt" for step in (1, 2, 3)]
+    state = load_checkpoint(checkpoints[-1])["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_every_part_of_the_loss_is_logged(tiny_teacher, tiny_data, tmp_path):
+    seen = Seen()
+    run = fit(student(tiny_teacher, tiny_teacher), data(tiny_data, tiny_teacher), [seen], tmp_path)
+    assert {name for name in seen.names if name.startswith("train/")} == {
+        f"train/{part}" for part in ("loss", "task", "kd", "hidden")
+    }
+    assert float(run.callback_metrics["train/loss"]) == pytest.approx(seen.losses[-1])
+    assert len(seen.losses) == STEPS
+
+
+def test_a_teacher_trains_on_the_task(tiny_model, tiny_data, tmp_path):
+    module = LitTeacher(str(tiny_model), labels=["0", "1"], optimization=Optimization(learning_rate=5e-3))
+    seen = Seen()
+    fit(module, data(tiny_data, tiny_model), [seen], tmp_path, max_epochs=10)
+    assert sum(seen.losses[-4:]) < 0.5 * sum(seen.losses[:4])
+
+
+def test_predictions_of_a_classifier_are_probabilities(tiny_teacher, batch):
+    module = student(tiny_teacher).eval()
+    probabilities = module.predict_step(batch, 0)
+    assert probabilities.shape == (4, 2)
+    assert torch.allclose(probabilities.sum(1), torch.ones(4))
+    assert torch.equal(probabilities.argmax(1), module(batch).logits.argmax(1))
+
+
+def test_predictions_of_a_regression_are_values(tiny_model, batch):
+    module = LitEncoder(str(tiny_model)).eval()
+    assert torch.equal(module.predict_step(batch, 0), module(batch).logits[:, 0])
+
+
+def test_predictions_need_no_labels(tiny_teacher, batch):
+    module = student(tiny_teacher).eval()
+    unlabelled = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    assert torch.equal(module.predict_step(unlabelled, 0), module.predict_step(batch, 0))
+
+
+def test_a_checkpoint_alone_gives_the_module_back(compressed, batch):
+    module, _, path = compressed
+    again = LitStudent.load_from_checkpoint(path, weights_only=True)
+    assert describe(again.student) == describe(module.student)
+    assert any(entry["mask"] and entry["weight_quantizer"]["enabled"] for entry in describe(again.student).values())
+    assert again.state_dict().keys() == module.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(again.eval()(batch).logits, module.eval()(batch).logits)
+
+
+def test_a_checkpoint_without_callbacks_validates_like_the_training_run(compressed, tiny_teacher, tiny_data, tmp_path):
+    _, run, path = compressed
+    expected = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")}
+    assert expected.keys() == {"val/loss", "val/accuracy", "val/f1", "val/matthews"}
+    fresh = student(tiny_teacher, tiny_teacher)
+    (got,) = trainer(tmp_path, []).validate(
+        fresh, data(tiny_data, tiny_teacher), ckpt_path=path, verbose=False, weights_only=True
+    )
+    assert got == expected
+
+
+def test_a_dense_checkpoint_is_no_start_for_a_compressed_run(tiny_teacher, tiny_data, tmp_path, strategies):
+    fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [], tmp_path / "dense")
+    with pytest.raises(UserError, match=r"ckpt_path.*compression") as caught:
+        fit(
+            student(tiny_teacher), data(tiny_data, tiny_teacher), strategies(), tmp_path / "resumed",
+            ckpt_path=tmp_path / "dense" / "step=4.ckpt",
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_something_else_is_a_one_line_error(tiny_teacher, tiny_data, tmp_path):
+    module = student(tiny_teacher)
+    fit(module, data(tiny_data, tiny_teacher), [], tmp_path)
+    path = tmp_path / "step=1.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["lit_compress"]
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError) as caught:
+        LitStudent.load_from_checkpoint(path, weights_only=True)
+    assert "\n" not in str(caught.value)
+
+
+def losses_of(tiny_teacher, tiny_data, root, seed, **kwargs):
+    seen = Seen()
+    module = student(tiny_teacher)
+    seed_everything(seed)
+    # The data's order depends on the seed as well; one batch of all rows leaves nothing but dropout.
+    run = trainer(root, [seen], **kwargs)
+    run.fit(module, data(tiny_data, tiny_teacher, batch_size=64))
+    return seen.losses
+
+
+def test_dropout_follows_from_seed_and_step(tiny_teacher, tiny_data, tmp_path):
+    def losses(name, seed, **kwargs):
+        return losses_of(tiny_teacher, tiny_data, tmp_path / name, seed, **kwargs)
+
+    first = losses("first", 1)
+    assert losses("again", 1) == first
+    # Random numbers that somebody else draws in between change nothing.
+    assert losses("unvalidated", 1, limit_val_batches=0, num_sanity_val_steps=0) == first
+    assert losses("other", 2)[0] != pytest.approx(first[0], rel=1e-4)
+
+
+def test_every_step_and_rank_has_its_own_dropout(tiny_teacher, tmp_path, monkeypatch):
+    module = student(tiny_teacher)
+    seed_everything(3)
+    positions = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
+    values = []
+    for epoch, step, rank in positions * 2:
+        monkeypatch.setattr(type(module), "global_rank", rank)
+        module.trainer = trainer(tmp_path, [])
+        monkeypatch.setattr(type(module.trainer), "current_epoch", epoch)
+        module.on_train_batch_start(None, step)
+        values.append(torch.rand(1).item())
+    assert values[: len(positions)] == values[len(positions) :]
+    assert len(set(values)) == len(positions)
+
+
+def test_gradients_of_pruned_weights_are_zero(tiny_teacher, tiny_data, tmp_path):
+    class Gradients(Callback):
+        def on_before_optimizer_step(self, run, module, optimizer):
+            self.pruned = [layer.weight.grad[~layer.weight_mask] for _, layer in compressible_layers(module.student)]
+            self.kept = [layer.weight.grad[layer.weight_mask] for _, layer in compressible_layers(module.student)]
+
+    gradients = Gradients()
+    one_shot = MagnitudePruning(sparsity=0.5, schedule="constant", end="0%")
+    fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [one_shot, gradients], tmp_path, max_steps=2)
+    assert all(len(part) and not part.any() for part in gradients.pruned)
+    assert all(part.any() for part in gradients.kept)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains(precision, tiny_teacher, tiny_data, tmp_path, strategies):
+    module = student(tiny_teacher, tiny_teacher)
+    before = {name: tensor.clone() for name, tensor in module.student.named_parameters()}
+    run = fit(module, data(tiny_data, tiny_teacher), strategies(), tmp_path, precision=precision)
+    assert run.global_step == STEPS
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    moved = [not torch.equal(before[name].to(p.dtype), p) for name, p in module.student.named_parameters()]
+    assert sum(moved) / len(moved) > 0.5
+    for _, layer in compressible_layers(module.student):
+        assert int((~layer.weight_mask).sum()) == round(0.75 * layer.weight.numel())
+        assert not layer.effective_weight()[~layer.weight_mask].any()
+
+
+def test_hyperparameters_are_plain_and_complete(tiny_teacher):
+    module = student(tiny_teacher, tiny_teacher)
+    expected = {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher), "labels": ["0", "1"]}
+    assert expected.items() <= dict(module.hparams).items()
+    assert all(isinstance(value, str | bool | list | None) for value in module.hparams.values())
+
+
+def test_a_module_is_in_training_mode_from_the_start(tiny_teacher):
+    module = student(tiny_teacher, tiny_teacher)
+    assert all(child.training for child in module.student.modules() if isinstance(child, nn.Dropout))

@@ -1,0 +1,22 @@
+"""The Matthews correlation of collapsed and ordinary predictions."""
+
+import pytest
+import torch
+
+from lit_compress.modules.tasks import MatthewsCorrCoef
+
+
+@pytest.mark.parametrize(
+    ("predictions", "labels", "expected"),
+    [
+        ([0, 0, 0, 0], [0, 0, 0, 1], 0.0),
+        ([0, 1, 0, 1], [1, 1, 1, 1], 0.0),
+        ([0, 1, 0, 1], [0, 1, 0, 1], 1.0),
+        ([1, 0, 1, 0], [0, 1, 0, 1], -1.0),
+        ([1, 1, 0, 0], [1, 0, 0, 0], 1 / 3**0.5),
+    ],
+)
+def test_matthews_correlation(predictions, labels, expected):
+    metric = MatthewsCorrCoef(2)
+    metric.update(torch.tensor(predictions), torch.tensor(labels))
+    assert metric.compute().item() == pytest.approx(expected)

@@ -1,0 +1,20 @@
+import platform
+
+import lightning
+import torch
+import transformers
+
+import lit_compress
+from lit_compress.report.machine import machine
+
+
+def test_what_a_figure_was_measured_on():
+    facts = machine()
+    assert facts["device"]
+    assert facts["threads"].startswith(f"{torch.get_num_threads()} of ")
+    assert facts["python"] == platform.python_version()
+    expected = {package.__name__: package.__version__ for package in (lit_compress, torch, transformers, lightning)}
+    # The installed wheel leaves out which build of torch it is.
+    assert {name: version.partition("+")[0] for name, version in facts.items() if name in expected} == {
+        name: version.partition("+")[0] for name, version in expected.items()
+    }

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig
+
+from lit_compress.export.hf import manifest_with_scales
+from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
+from lit_compress.report.size import Size, model_size, tensor_size
+
+
+def entry(bits=None, scales=1, enabled=True, mask=True):
+    quantizer = {"spec": {"bits": bits}, "enabled": enabled} if bits else None
+    return {"mask": mask, "weight_quantizer": quantizer, "scales": {"weight": [0.1] * scales} if bits else {}}
+
+
+def tensor(count, nonzeros):
+    values = torch.zeros(count)
+    values[:nonzeros] = 1
+    return values
+
+
+# Values, non-zeros, what was done -> bytes of values, bytes of index.
+TENSORS = {
+    "fp32": (tensor(100, 100), None, 400, 0),
+    "zeros nobody made are stored": (tensor(100, 10), None, 400, 0),
+    "pruned": (tensor(800, 80), entry(), 320, 100),
+    "a bitmap that just pays": (tensor(800, 774), entry(), 3096, 100),
+    "a bitmap that does not": (tensor(800, 775), entry(), 3200, 0),
+    "no zeros": (tensor(800, 800), entry(), 3200, 0),
+    "all zeros": (tensor(800, 0), entry(), 0, 100),
+    "index rounds up to bytes": (tensor(9, 1), entry(), 4, 2),
+    "int8": (tensor(800, 800), entry(8, 10), 800 + 40, 0),
+    "int8 pruned": (tensor(800, 80), entry(8, 10), 80 + 40, 100),
+    "int8 with too few zeros": (tensor(800, 700), entry(8, 10), 800 + 40, 0),
+    "int8 per tensor": (tensor(800, 800), entry(8, 1), 800 + 4, 0),
+    "int4": (tensor(800, 800), entry(4, 10), 400 + 40, 0),
+    "int4 rounds up to bytes": (tensor(3, 3), entry(4, 1), 2 + 4, 0),
+    "int3 pruned": (tensor(800, 81), entry(3, 10), 31 + 40, 100),
+    "a quantizer that is off": (tensor(800, 80), entry(8, 10, enabled=False), 320, 100),
+}
+
+
+@pytest.mark.parametrize(("values", "what", "value_bytes", "index_bytes"), TENSORS.values(), ids=TENSORS)
+def test_a_tensor_takes_its_smaller_form(values, what, value_bytes, index_bytes):
+    size = tensor_size(values, what)
+    assert (size.parameters, size.nonzeros) == (values.numel(), int(values.count_nonzero()))
+    assert size.dense_bytes == 4 * values.numel()
+    assert (size.value_bytes, size.index_bytes) == (value_bytes, index_bytes)
+    assert size.compressed_bytes == value_bytes + index_bytes
+
+
+def test_sizes_add():
+    first = Size(parameters=1, nonzeros=2, dense_bytes=3, value_bytes=4, index_bytes=5)
+    second = Size(parameters=10, nonzeros=20, dense_bytes=30, value_bytes=40, index_bytes=50)
+    assert first + second == Size(parameters=11, nonzeros=22, dense_bytes=33, value_bytes=44, index_bytes=55)
+
+
+class Small(nn.Module):
+    """One encoder layer of 8 x 16 weights with its bias, a table of 4 x 8, and a head of 2 x 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(4, 8)
+        self.layer = nn.ModuleList([nn.Linear(16, 8)])
+        self.head = nn.Linear(8, 2, bias=False)
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+
+def test_a_dense_model():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = Small()
+
+    sizes = model_size(Model(), {})
+    assert sizes["encoder"] == Size(parameters=128, nonzeros=128, dense_bytes=512, value_bytes=512)
+    total = 128 + 8 + 32 + 16
+    assert sizes["model"] == Size(parameters=total, nonzeros=total, dense_bytes=4 * total, value_bytes=4 * total)
+
+
+@pytest.mark.parametrize(("bits", "value_bytes"), [(None, 4 * 32), (8, 32 + 8 * 4)])
+def test_a_pruned_model(bits, value_bytes):
+    model = Small()
+    with torch.no_grad():
+        model.layer[0].weight[:, 4:] = 0  # 32 of 128 are left
+        model.table.weight[0] = 0  # zeros by chance: nobody stores a table sparsely
+    sizes = model_size(model, {"layer.0": entry(bits, scales=8)})
+    assert sizes["encoder"] == Size(
+        parameters=128, nonzeros=32, dense_bytes=512, value_bytes=value_bytes, index_bytes=16
+    )
+    rest = 4 * (8 + 32 + 16)
+    assert sizes["model"].nonzeros == 32 + 8 + 24 + 16
+    assert sizes["model"].dense_bytes == 512 + rest
+    assert sizes["model"].compressed_bytes == value_bytes + 16 + rest
+
+
+def test_biases_of_compressed_layers_are_not_encoder_linears():
+    assert model_size(Small(), {"layer.0": entry()})["encoder"].parameters == 128
+
+
+def test_a_shared_tensor_counts_once(tiny_model):
+    model = AutoModelForMaskedLM.from_pretrained(tiny_model)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model_size(model, {})["model"].parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_the_encoder_of_bert_base():
+    # 12 * (4 * 768^2 + 2 * 768 * 3072), as in the papers.
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(BertConfig())
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    inside = [module for name, module in linears.items() if ".layer." in name]
+    assert sum(linear.weight.numel() for linear in inside) == 84_934_656
+
+
+def test_a_real_manifest(tiny_teacher):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    names = ["bert.encoder.layer.0.output.dense", "bert.encoder.layer.1.output.dense"]  # 32 x 64
+    layers = make_compressible(model, names)
+    for layer in layers.values():
+        layer.add_mask()
+        layer.weight_mask[:, 8:] = False
+    layers[names[1]].weight_quantizer = MinMaxWeightQuantizer(32)
+    from lit_compress.export import fold
+
+    sizes = model_size(fold(model), manifest_with_scales(model))
+    index = 2 * 32 * 64 // 8
+    assert sizes["encoder"].index_bytes == index
+    assert sizes["encoder"].value_bytes == pytest.approx(4 * 32 * 8 + 32 * 8 + 32 * 4, abs=8)  # a weight may round to 0
+    assert sizes["model"].parameters == sum(p.numel() for p in model.parameters())

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from contracts.training import STEPS, data, fit, student, trainer
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from lit_compress.errors import UserError
+from lit_compress.models import encoder_layers
+from lit_compress.nn import compressible_layers
+from lit_compress.strategies import (
+    CompressionMonitor,
+    FreezeEmbeddings,
+    MagnitudePruning,
+    PatternLock,
+    QuantAwareTraining,
+    Strategy,
+)
+
+FAMILIES = {
+    "roberta": RobertaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=72, pad_token_id=0
+    ),
+    "distilbert": DistilBertConfig(dim=32, hidden_dim=64, n_layers=2, n_heads=2, vocab_size=72),
+    "modernbert": ModernBertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=72, pad_token_id=0,
+        cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3,
+    ),
+}  # fmt: skip
+
+
+class Plain(Strategy):
+    """The base with nothing of its own."""
+
+    def prepare(self, layers):
+        self.prepared = list(layers)
+
+
+class Holder(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.student = model
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, tmp_path, tiny_model):
+    """A folder with a tiny model of another family and the tokenizer of the tiny data."""
+    AutoModelForSequenceClassification.from_config(FAMILIES[request.param]).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_default_targets_are_the_linears_of_the_layers(family):
+    holder = Holder(AutoModelForSequenceClassification.from_pretrained(family))
+    inside = {id(m) for layer in encoder_layers(holder.student) for m in layer.modules() if isinstance(m, nn.Linear)}
+    expected = [name for name, module in holder.student.named_modules() if id(module) in inside]
+    strategy = Plain()
+    strategy.setup(None, holder, "fit")
+    assert strategy.prepared == expected
+    assert len(expected) in (8, 12)
+    assert [name for name, _ in compressible_layers(holder.student)] == expected
+    assert list(strategy.layers(holder)) == expected
+
+
+def test_every_strategy_trains_another_family(family, tiny_data, tmp_path):
+    module = student(family, family)
+    strategies = [MagnitudePruning(end="50%"), QuantAwareTraining(start="50%"), FreezeEmbeddings()]
+    run = fit(module, data(tiny_data, family), strategies, tmp_path / "run")
+    assert run.global_step == STEPS
+    for _, layer in compressible_layers(module.student):
+        assert int((~layer.weight_mask).sum()) == round(0.8 * layer.weight.numel())
+        assert layer.weight_quantizer.scale.all()
+    assert not module.student.get_input_embeddings().weight.requires_grad
+
+
+def test_setup_twice_changes_nothing_more(tiny_model):
+    holder = Holder(AutoModel.from_pretrained(tiny_model))
+    strategies = [PatternLock(), QuantAwareTraining(start="0%"), Plain()]
+    for strategy in strategies:
+        strategy.setup(None, holder, "validate")
+    first = {name: id(module) for name, module in holder.named_modules()}
+    for strategy in strategies:
+        strategy.setup(None, holder, "validate")
+    assert {name: id(module) for name, module in holder.named_modules()} == first
+
+
+def test_the_parameters_stay_the_same_objects(tiny_model):
+    holder = Holder(AutoModel.from_pretrained(tiny_model))
+    before = dict(holder.named_parameters())
+    MagnitudePruning().setup(None, holder, "validate")
+    after = dict(holder.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+
+
+class Nameless(LightningModule):
+    """Keeps its network under another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch["x"]).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    "strategy", [MagnitudePruning(), PatternLock(), QuantAwareTraining(), FreezeEmbeddings(), CompressionMonitor(1)]
+)
+def test_a_module_without_a_student(strategy, tmp_path):
+    rows = DataLoader([{"x": torch.ones(2), "labels": torch.ones(())}] * 2)
+    run = trainer(tmp_path, [strategy], max_epochs=1)
+    with pytest.raises(UserError, match=r"self\.student.*Nameless") as caught:
+        run.fit(Nameless(), rows)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_strategy_without_prepare_says_its_name(tiny_model):
+    class Unfinished(Strategy):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Unfinished"):
+        Unfinished().setup(None, Holder(AutoModel.from_pretrained(tiny_model)), "fit")
