@@ -196,7 +196,7 @@ class LitCompressCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Leave a checkpoint of the very end and the folded model."""
-        if self.trainer.fast_dev_run:
+        if self.config_init[str(self.subcommand)].trainer.fast_dev_run:
             return
         last = self.run_folder / "checkpoints" / "last.ckpt"
         self.trainer.save_checkpoint(last)

@@ -104,8 +104,8 @@ def load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
     """
     path = resolve_source(source, key)
     try:
-        return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error
 

@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due"]
+__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due", "steps_per_epoch"]
 
 _DURATION = re.compile(r"^\s*(?P<value>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|epochs?|steps?)\s*$")
 
@@ -38,9 +38,22 @@ class Duration:
         return cls(float(match["value"]), unit if unit == "%" else unit.rstrip("s") + "s")
 
     def steps(self, total_steps: int, steps_per_epoch: float) -> int:
-        """Optimizer steps, rounded to the nearest."""
+        """Optimizer steps, rounded to the nearest; a ``ValueError`` for epochs of a stream, which never end."""
+        if self.unit == "epochs" and math.isinf(steps_per_epoch):
+            raise ValueError(f"{self.value:g} epochs have no length on a stream of data; write steps or %")
         per_unit = {"%": total_steps / 100, "epochs": steps_per_epoch, "steps": 1}[self.unit]
         return round(self.value * per_unit)
+
+
+def steps_per_epoch(batches: float, accumulate_grad_batches: int) -> float:
+    """Optimizer steps in an epoch: whole, because Lightning also steps at its last batch; infinite for a stream.
+
+    Example:
+        >>> steps_per_epoch(13, 4)
+        4
+
+    """
+    return batches if math.isinf(batches) else math.ceil(batches / accumulate_grad_batches)
 
 
 def due(step: int, start: int, end: int, every: int) -> bool:

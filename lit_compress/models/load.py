@@ -40,22 +40,37 @@ def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreT
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
     config.problem_type = "single_label_classification" if labels else "regression"
+    model, missing = _from_pretrained(source, config, key)
+    # What a pretrained encoder without a head lacks is the head, and for some families the pooler.
+    new = "" if has_head else f"{model.base_model_prefix}."
+    lacking = [name for name in missing if name.startswith(new) and (has_head or ".pooler." not in name)]
+    if lacking:
+        raise UserError(f"{key}: the weights in {source!r} lack {lacking[0]!r}; download or export them again")
+    return model
+
+
+def _from_pretrained(source: str, config: PretrainedConfig, key: str) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
     verbosity = transformers_logging.get_verbosity()
     # The report about the new head would be the loudest line of every run, and it is what was asked for.
     transformers_logging.set_verbosity_error()
     try:
-        return AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except SafetensorError as error:
-        raise UserError(
-            f"{key}: the weights in {source!r} are damaged ({error}); download or export them again"
-        ) from error
-    except (OSError, RuntimeError) as error:
+        raise UserError(f"{key}: the weights in {source!r} are damaged ({error}); download them again") from error
+    except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         raise UserError(f"{key}: {source!r} cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    return model, sorted(info["missing_keys"])
 
 
 def load_config(source: str, key: str) -> PretrainedConfig:
@@ -70,8 +85,8 @@ def load_config(source: str, key: str) -> PretrainedConfig:
     if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
         raise UserError(f"{key}: {source!r} is no model folder: it has no config.json")
     try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # likewise
         raise UserError(
             f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {_first_line(error)}"
         ) from error

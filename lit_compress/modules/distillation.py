@@ -1,6 +1,6 @@
 """Distillation terms: what a student's loss takes from its teacher, named entries of ``LitStudent.distillation``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -108,9 +108,24 @@ def label_weight(terms: Sequence[Distillation]) -> float:
 
     """
     total = sum(term.hardness for term in terms)
-    if total > 1:
+    if total > 1 + 1e-9:  # shares such as 0.1 and 0.9 add up to a rounding error more
         raise UserError(f"model.distillation: the hardness of all terms adds up to {total}; at most 1 is allowed")
-    return 1.0 - total
+    return max(1.0 - total, 0.0)
+
+
+def named_terms(terms: Mapping[str, nn.Module], key: str, taken: Iterable[str] = ()) -> nn.ModuleDict:
+    """The terms as submodules, once their names are known to be usable as such and free.
+
+    Raises:
+        UserError: a name is taken by another part of the loss, has a dot, or is an attribute of every module.
+
+    """
+    for name in terms:
+        if name in {"loss", "task", *taken}:
+            raise UserError(f"{key}: the name {name!r} is taken; choose another")
+        if "." in name or not name or hasattr(nn.ModuleDict(), name):
+            raise UserError(f"{key}: {name!r} cannot be a name; choose another, without dots")
+    return nn.ModuleDict(terms)
 
 
 def _pick(output: Any, index: int, who: str) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from lit_compress.errors import UserError
+from lit_compress.functional.schedules import steps_per_epoch
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_classifier
 from lit_compress.modules.optim import Optimization
@@ -100,9 +101,9 @@ class LitEncoder(LightningModule):
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.optimization.build(
-            self, int(self.trainer.estimated_stepping_batches), steps_per_epoch(self.trainer)
-        )
+        total = int(self.trainer.estimated_stepping_batches)
+        epoch = steps_per_epoch(self.trainer.num_training_batches, self.trainer.accumulate_grad_batches)
+        return self.optimization.build(self, total, epoch)
 
     def configure_model(self) -> None:
         """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""
@@ -128,6 +129,8 @@ class LitEncoder(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if CHECKPOINT_KEY not in checkpoint:
+            raise UserError("ckpt_path: the checkpoint was not made by lit_compress; give one that was")
         manifest = checkpoint[CHECKPOINT_KEY]["manifest"]
         if surplus := [name for name in describe(self.student) if name not in manifest]:
             raise UserError(
@@ -140,11 +143,6 @@ class LitEncoder(LightningModule):
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a Hugging Face encoder takes from a batch: everything but the labels."""
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
-
-
-def steps_per_epoch(trainer: Any) -> float:
-    """Optimizer steps in one epoch."""
-    return max(trainer.num_training_batches / trainer.accumulate_grad_batches, 1)
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

@@ -37,6 +37,11 @@ class Optimization:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise UserError(f"optimization.learning_rate: {self.learning_rate} must be above 0")
+        for key in ("weight_decay", "epsilon"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"optimization.{key}: {getattr(self, key)} must not be below 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimization.betas: {self.betas} must both be in [0, 1)")
         try:
             Duration.parse(self.warmup)
         except ValueError as error:
@@ -46,7 +51,10 @@ class Optimization:
         """Optimizer and scheduler for Lightning's ``configure_optimizers``."""
         groups = parameter_groups(module, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
-        warmup_steps = Duration.parse(self.warmup).steps(total_steps, steps_per_epoch)
+        try:
+            warmup_steps = Duration.parse(self.warmup).steps(total_steps, steps_per_epoch)
+        except ValueError as error:
+            raise UserError(f"optimization.warmup: {error}") from error
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps, self.decay)
         )

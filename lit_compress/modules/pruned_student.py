@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
-from lit_compress.modules.distillation import Distillation
+from lit_compress.modules.distillation import Distillation, named_terms
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.student import LitStudent
 from lit_compress.nn.surgery import compressible_layers
@@ -73,9 +73,7 @@ class LitPrunedStudent(LitStudent):
     ) -> None:
         super().__init__(pretrained, teacher, distillation, labels, tokenizer, optimization, compile)
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
-        if clash := penalties.keys() & {"loss", "task", *self.distillation.keys()}:
-            raise UserError(f"model.penalties: the name {clash.pop()!r} is taken; choose another")
-        self.penalties = nn.ModuleDict(penalties)
+        self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The student's parts and each penalty."""

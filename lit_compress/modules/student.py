@@ -1,10 +1,10 @@
 """A student: the task, and what a teacher says about it."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_compress.errors import UserError
 from lit_compress.models.load import check_compatible, load_classifier, load_config
-from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight
+from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
 from lit_compress.modules.encoder import LitEncoder, model_inputs
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.teacher import FrozenTeacher
@@ -43,9 +43,7 @@ class LitStudent(LitEncoder):
         teacher_config = load_config(teacher, "model.teacher") if teacher else None
         super().__init__(pretrained, labels, tokenizer, optimization, compile)
         terms = distillation or ({"kd": LogitDistillation()} if teacher else {})
-        if reserved := {"loss", "task"} & terms.keys():
-            raise UserError(f"model.distillation: the name {reserved.pop()!r} is taken; choose another")
-        self.distillation = nn.ModuleDict(terms)
+        self.distillation = named_terms(terms, "model.distillation")
         self.label_weight = label_weight(list(terms.values()))
         self.teacher = None
         if teacher and teacher_config:

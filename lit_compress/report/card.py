@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 __all__ = ["markdown", "print_table", "rows"]
 
@@ -75,7 +76,7 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 def print_table(results: dict[str, Any], folder: Path) -> None:
     """The same in the terminal."""
-    table = Table(title=f"Report of {results['run']}", title_justify="left")
+    table = Table(title=Text(f"Report of {results['run']}"), title_justify="left")
     table.add_column("")
     for name in results["models"]:
         table.add_column(name, justify="right")

@@ -3,14 +3,14 @@
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
@@ -46,9 +46,12 @@ def report(
         repetitions: forward passes per latency.
 
     """
+    for key, values in (("batch_sizes", batch_sizes), ("repetitions", [repetitions])):
+        if not values or min(values) < 1:
+            raise UserError(f"--{key}: {values} must be 1 or more")
     folder = Path(run)
     checkpoint = load_checkpoint(find_checkpoint(folder))
-    config = _read_config(folder)
+    config = _parse(folder / "config.yaml", yaml.safe_load, ["data", "model"])
     data = _data_module(config["data"])
     labels = getattr(data, "labels", None)
     task = Classification(len(labels)) if labels else Regression()
@@ -93,24 +96,25 @@ def _models(
         raise UserError(
             f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
         )
-    layers = (
-        json.loads((exported / MANIFEST_FILE).read_text())["layers"] if (exported / MANIFEST_FILE).is_file() else {}
-    )
+    layers = _parse(exported / MANIFEST_FILE, json.loads, ["layers"])["layers"]
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_classifier(dense, labels, key="--dense").eval()
-    # Exactly what a user of the folder does.
-    models["compressed" if layers else "model"] = AutoModelForSequenceClassification.from_pretrained(
-        exported, dtype=torch.float32
-    ).eval()
+    models["compressed" if layers else "model"] = load_classifier(str(exported), labels, key="--run").eval()
     return models, layers
 
 
-def _read_config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
+def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str, Any]:
+    """A YAML or JSON file of a run, with the entries that a report needs."""
     if not path.is_file():
-        raise UserError(f"--run: {str(run)!r} has no config.yaml; give the run folder of a `fit`")
-    return yaml.safe_load(path.read_text())
+        raise UserError(f"--run: {str(path.parent)!r} has no {path.name}; give the run folder of a finished `fit`")
+    try:
+        content = parse(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--run: {str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or any(key not in content for key in keys):
+        raise UserError(f"--run: {str(path)!r} lacks {' or '.join(keys)}; it was not written by a `fit`")
+    return content
 
 
 def _data_module(section: dict[str, Any]) -> LightningDataModule:

@@ -65,6 +65,17 @@ class MagnitudePruning(Strategy):
                 f"{type(self).__name__}.initial_sparsity: {initial_sparsity} is above sparsity {sparsity}; "
                 "a pruned weight does not come back"
             )
+        for key, value, allowed in (
+            ("schedule", schedule, ("constant", *_SCHEDULES)),
+            ("scope", scope, ("layer", "global")),
+        ):
+            if value not in allowed:
+                raise UserError(f"{type(self).__name__}.{key}: {value!r} must be one of {', '.join(allowed)}")
+        if schedule == "constant" and initial_sparsity:
+            raise UserError(
+                f"{type(self).__name__}.initial_sparsity: {initial_sparsity} has no effect on a constant schedule; "
+                "leave it out"
+            )
         self.window = Window(type(self).__name__, start, end, every)
         self.schedule = (
             Constant(final=sparsity)

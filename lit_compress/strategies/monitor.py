@@ -1,5 +1,6 @@
 """What compression is doing, for TensorBoard and the progress bar; reads only."""
 
+import math
 import time
 from typing import Any
 
@@ -26,6 +27,7 @@ class CompressionMonitor(Callback):
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
+        self._batch_ended = 0.0
         self._clock = (0.0, 0)  # time and samples of the last measurement; a display, not a state worth saving
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,6 +39,7 @@ class CompressionMonitor(Callback):
         started, samples = self._clock
         samples += len(batch["labels"]) * trainer.world_size
         self._clock = (started, samples)
+        self._batch_ended = time.perf_counter()
         if (batch_idx + 1) % self.every and not trainer.is_last_batch:
             return
         now = time.perf_counter()
@@ -48,6 +51,9 @@ class CompressionMonitor(Callback):
             pl_module.log_dict({f"sparsity/{name}": value for name, value in per_layer.items()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Speed is that of training: the clock stands still while validation runs.
+        started, samples = self._clock
+        self._clock = (started + time.perf_counter() - self._batch_ended, samples)
         logger = trainer.logger
         if trainer.sanity_checking or not isinstance(logger, TensorBoardLogger) or not trainer.is_global_zero:
             return
@@ -95,6 +101,8 @@ def sparsity_heatmap(per_layer: dict[str, float]) -> Figure:
     axes.set_title("Sparsity (fraction of pruned weights)", fontsize=10)
     for y, row in enumerate(values):
         for x, value in enumerate(row):
+            if math.isnan(value):
+                continue
             axes.text(
                 x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value > 0.6 else "black"
             )

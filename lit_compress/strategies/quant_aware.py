@@ -53,6 +53,8 @@ class QuantAwareTraining(Strategy):
         self.freeze = parse_duration(freeze_observers, f"{owner}.freeze_observers") if freeze_observers else None
         if self.freeze and self.freeze.unit == self.start.unit and self.freeze.value < self.start.value:
             raise UserError(f"{owner}.freeze_observers: {freeze_observers!r} comes before start {start!r}")
+        if activations not in ("uint8", "int8", "dynamic", "none"):
+            raise UserError(f"{owner}.activations: {activations!r} must be uint8, int8, dynamic or none")
         if not 2 <= weight_bits <= 8:
             raise UserError(f"{owner}.weight_bits: {weight_bits} must be from 2 to 8")
         if not 0 < momentum <= 1:
@@ -61,17 +63,21 @@ class QuantAwareTraining(Strategy):
         self.activations, self.momentum = activations, momentum
 
     def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
-        for layer in layers.values():
-            if layer.weight_quantizer is not None:
-                continue
-            device = layer.weight.device
-            layer.weight_quantizer = MinMaxWeightQuantizer(layer.out_features, self.weight_bits, self.per_channel).to(
-                device
+        for name, layer in layers.items():
+            ours = (
+                MinMaxWeightQuantizer(layer.out_features, self.weight_bits, self.per_channel),
+                self._input_quantizer(),
             )
-            layer.input_quantizer = self._input_quantizer()
-            if layer.input_quantizer is not None:
-                layer.input_quantizer.to(device)
-            _switch(layer, enabled=False, observing=False)
+            there = layer.weight_quantizer, layer.input_quantizer
+            if there == (None, None):
+                device = layer.weight.device
+                layer.weight_quantizer, layer.input_quantizer = (q.to(device) if q else None for q in ours)
+                _switch(layer, enabled=False, observing=False)
+            elif [_describe(q) for q in there] != [_describe(q) for q in ours]:
+                raise UserError(
+                    f"{type(self).__name__}.targets: {name!r} is quantized already, in another way; "
+                    "give the two strategies different targets"
+                )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -86,10 +92,10 @@ class QuantAwareTraining(Strategy):
 
     def _steps(self, trainer: Trainer) -> tuple[int, int]:
         owner, total = type(self).__name__, int(trainer.estimated_stepping_batches)
-        start = to_steps(self.start, trainer)
+        start = to_steps(self.start, trainer, owner)
         if start >= total:
             raise UserError(f"{owner}.start: step {start} comes after training ends at step {total}; start earlier")
-        freeze = to_steps(self.freeze, trainer) if self.freeze else total
+        freeze = to_steps(self.freeze, trainer, owner) if self.freeze else total
         if freeze <= start:
             raise UserError(
                 f"{owner}.freeze_observers: step {freeze} leaves no step after start, step {start}, to see any data"
@@ -102,6 +108,10 @@ class QuantAwareTraining(Strategy):
         if self.activations == "dynamic":
             return DynamicTokenQuantizer()
         return MovingAverageQuantizer(symmetric=self.activations == "int8", momentum=self.momentum)
+
+
+def _describe(quantizer: FakeQuantizer | None) -> object:
+    return None if quantizer is None else (type(quantizer), quantizer.spec())
 
 
 def _switch(layer: CompressibleLinear, enabled: bool, observing: bool) -> None:

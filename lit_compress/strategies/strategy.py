@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_compress.errors import UserError
-from lit_compress.functional.schedules import Duration
+from lit_compress.functional.schedules import Duration, steps_per_epoch
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import make_compressible, match_modules
 
@@ -93,7 +93,7 @@ class Window:
             UserError: the window ends before it starts or after training does.
 
         """
-        start, end, every = (to_steps(d, trainer) for d in (self.start, self.end, self.every))
+        start, end, every = (to_steps(d, trainer, self.owner) for d in (self.start, self.end, self.every))
         total = int(trainer.estimated_stepping_batches)
         if end < start:
             raise UserError(f"{self.owner}.end: step {end} comes before start, step {start}; give a later end")
@@ -112,10 +112,14 @@ def parse_duration(text: str, key: str) -> Duration:
         raise UserError(f"{key}: {error}") from error
 
 
-def to_steps(duration: Duration, trainer: Trainer) -> int:
+def to_steps(duration: Duration, trainer: Trainer, owner: str) -> int:
     """Optimizer steps of this run."""
-    total = trainer.estimated_stepping_batches
-    return duration.steps(int(total), max(trainer.num_training_batches / trainer.accumulate_grad_batches, 1))
+    total = int(trainer.estimated_stepping_batches)  # first: it opens the loader whose batches are counted next
+    epoch = steps_per_epoch(trainer.num_training_batches, trainer.accumulate_grad_batches)
+    try:
+        return duration.steps(total, epoch)
+    except ValueError as error:
+        raise UserError(f"{owner}: {error}") from error
 
 
 def stepped(trainer: Trainer, batch_idx: int) -> bool:

@@ -94,6 +94,13 @@ def test_a_warmup_as_long_as_the_run_only_rises(warmup, length, decay):
     assert taken == pytest.approx([step / length for step in range(6)])
 
 
+def test_a_warmup_in_epochs_of_data_without_an_end():
+    with pytest.raises(UserError, match=r"optimization\.warmup.*epochs") as caught:
+        Optimization(warmup="0.1 epochs").build(torch.nn.Linear(2, 2), 10, float("inf"))
+    assert "\n" not in str(caught.value)
+    assert rates(Optimization(learning_rate=1.0, warmup="20%"), 10, float("inf"))[1] == 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -103,6 +110,7 @@ def test_a_warmup_as_long_as_the_run_only_rises(warmup, length, decay):
         ({"warmup": "10"}, ["optimization.warmup", "'10'", "steps"]),
         ({"warmup": "-5%"}, ["optimization.warmup", "-5%"]),
         ({"warmup": "two epochs"}, ["optimization.warmup", "two epochs"]),
+        ({"decay": "square"}, ["optimization.decay", "'square'", "cosine"]),
         ({"weight_decay": -0.1}, ["optimization.weight_decay", "-0.1"]),
         ({"betas": (0.9, 1.0)}, ["optimization.betas", "1.0"]),
         ({"epsilon": -1e-8}, ["optimization.epsilon", "-1e-08"]),

@@ -88,7 +88,8 @@ def test_every_row_of_the_table_has_as_many_cells_as_models():
 def test_no_number_is_made_up(results):
     given = f"{rows(results)} {results['machine']} {results['data']} {results['run']} {results['command']}"
     text = re.sub(r"\b(fp32|int8)\b", "", markdown(results))
-    assert set(re.findall(r"\d[\d.,]*", text)) <= set(re.findall(r"\d[\d.,]*", given)) | {"872."}
+    made, known = ({number.rstrip(".,") for number in re.findall(r"\d[\d.,]*", part)} for part in (text, given))
+    assert made <= known
 
 
 def test_where_and_how_figures_were_made():

@@ -55,7 +55,7 @@ def test_inputs_are_full_and_legal(measured):
     for _, ids, mask in measured[1]:
         assert ids.shape == mask.shape == (2, 5)
         assert mask.all()
-        assert 0 <= ids.min()
+        assert ids.min() >= 0
         assert ids.max() < 11
 
 

@@ -79,7 +79,7 @@ def test_speed_counts_training_alone(every, seconds_of_validation, watch, monkey
             nonlocal now
             now += 2.0
 
-        def on_validation_start(self, *_):
+        def on_validation_batch_start(self, *_):
             nonlocal now
             now += seconds_of_validation
 

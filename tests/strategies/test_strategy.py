@@ -3,7 +3,7 @@ import torch
 from contracts.training import STEPS, data, fit, student, trainer
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -124,6 +124,54 @@ def test_a_module_without_a_student(strategy, tmp_path):
     with pytest.raises(UserError, match=r"self\.student.*Nameless") as caught:
         run.fit(Nameless(), rows)
     assert "\n" not in str(caught.value)
+
+
+class Stream(IterableDataset):
+    """Batches without an end, as from a hub dataset that is streamed."""
+
+    def __iter__(self):
+        while True:
+            ids = torch.randint(5, 40, (4, 6))
+            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(4, dtype=torch.long)}
+
+
+def fit_stream(pretrained, root, *strategies, max_steps=STEPS):
+    module = student(pretrained)
+    run = trainer(root, list(strategies), max_epochs=-1, max_steps=max_steps)
+    run.fit(module, DataLoader(Stream(), batch_size=None))
+    return module, run
+
+
+def test_durations_of_a_run_without_epochs(tiny_teacher, tmp_path):
+    pruning, quantization = MagnitudePruning(start="1 steps", end="50%"), QuantAwareTraining(start="75%")
+    module, run = fit_stream(tiny_teacher, tmp_path, pruning, quantization)
+    assert run.global_step == STEPS
+    for _, layer in compressible_layers(module.student):
+        assert int((~layer.weight_mask).sum()) == round(0.8 * layer.weight.numel())
+        assert layer.weight_quantizer.enabled
+
+
+@pytest.mark.parametrize(
+    "strategy", [MagnitudePruning(end="1 epochs"), QuantAwareTraining(start="0.5 epochs")], ids=["pruning", "qat"]
+)
+def test_epochs_of_a_run_without_epochs_are_a_one_line_error(strategy, tiny_teacher, tmp_path):
+    with pytest.raises(UserError, match="epochs") as caught:
+        fit_stream(tiny_teacher, tmp_path, strategy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("strategies", [[], [MagnitudePruning()]], ids=["dense", "pruned"])
+def test_a_run_without_an_end_is_a_one_line_error(strategies, tiny_teacher, tmp_path):
+    with pytest.raises(UserError, match="max_steps") as caught:
+        fit_stream(tiny_teacher, tmp_path, *strategies, max_steps=-1)
+    assert "\n" not in str(caught.value)
+
+
+def test_epochs_of_a_run_that_is_given_in_steps(tiny_teacher, tiny_data, tmp_path):
+    module = student(tiny_teacher)
+    strategies = [MagnitudePruning(start="0.5 epochs", end="1 epochs"), QuantAwareTraining(start="1.5 epochs")]
+    fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path, max_epochs=-1, max_steps=STEPS)
+    assert all(int((~layer.weight_mask).sum()) for _, layer in compressible_layers(module.student))
 
 
 def test_a_strategy_without_prepare_says_its_name(tiny_model):

@@ -1,0 +1,140 @@
+import csv
+import math
+
+import pytest
+from torch import nn
+
+from lit_compress.nn import CompressibleLinear
+from tools.bench import measure
+from tools.bench.hf_trainer import hf_trainer
+from tools.bench.mask_update import PATTERNS, check, mask_update
+from tools.bench.measure import Row, interleave, model_source, publish, require_close, synthetic_batches
+from tools.bench.memory import memory
+from tools.bench.memory import ratios as memory_ratios
+from tools.bench.training_step import rows, training_step
+
+TINY = "random:2x32"
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Where a benchmark writes; called, it is what was written, checked for what every row must have."""
+    path = tmp_path / "results.csv"
+
+    def read():
+        with path.open() as file:
+            written = list(csv.DictReader(file))
+        for row in written:
+            low, median, high = (float(row[f"ratio_{name}"]) for name in ("min", "median", "max"))
+            assert 0 < low <= median <= high < math.inf
+            assert row["commit"]
+            assert row["device"]
+        return {row["case"]: row for row in written}
+
+    read.path = path
+    return read
+
+
+def test_cases_take_turns():
+    order = []
+
+    def case(name):
+        order.append(name)
+        return len(order)
+
+    measured = interleave({"a": lambda: case("a"), "b": lambda: case("b")}, 3)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert measured == {"a": [1, 3, 5], "b": [2, 4, 6]}
+
+
+def test_row_has_median_and_spread(table, capsys):
+    row = Row(benchmark="x", case="new", baseline="old", ratios=[3.0, 1.0, 1.5], target=1.2, settings={"rows": 4})
+    publish([row], table.path)
+    publish([row], table.path)
+    written = table()["new"]
+    assert (written["ratio_median"], written["ratio_min"], written["ratio_max"]) == ("1.5000", "1.0000", "3.0000")
+    assert written["repetitions"] == "3"
+    assert written["settings"] == '{"rows": 4}'
+    assert len(table.path.read_text().splitlines()) == 3
+    printed = capsys.readouterr().out
+    assert "<= 1.2  MISSED" in printed
+    assert "command: " in printed
+
+
+def test_a_ratio_that_is_no_number_is_refused(table):
+    with pytest.raises(SystemExit, match="no number"):
+        publish([Row(benchmark="x", case="new", baseline="old", ratios=[math.nan])], table.path)
+    assert not table.path.exists()
+
+
+def test_gate_stops_on_a_difference():
+    require_close("losses", [1.0, 2.0], [1.0, 2.0 + 1e-7], 1e-6)
+    with pytest.raises(SystemExit, match="losses differ by more than 1e-06"):
+        require_close("losses", [1.0, 2.0], [1.0, 2.1], 1e-6)
+
+
+def test_model_source_passes_names_on_and_makes_random_models(tmp_path):
+    assert model_source("bert-base-uncased", tmp_path) == "bert-base-uncased"
+    path = model_source("random:1x64", tmp_path, vocabulary=50)
+    assert path == model_source("random:1x64", tmp_path)
+    assert synthetic_batches(2, 3, 4, 50)[1]["input_ids"].shape == (3, 4)
+
+
+def test_distillation_is_compared_less_the_teacher():
+    seconds = {"plain": [1.0, 2.0], "distillation": [1.5, 3.0], "teacher forward": [0.4, 1.0]}
+    seconds |= {"masks": [1.0, 2.0], "masks + qat": [1.0, 2.0]}
+    beyond = {row.case: row for row in rows(seconds, {})}["distillation - teacher"]
+    assert beyond.ratios == pytest.approx([1.1, 1.0])
+    assert beyond.target == 1.05
+
+
+def test_memory_ratio_leaves_the_interpreter_out():
+    peaks = {"interpreter": [100.0], "student": [150.0], "teacher": [20.0], "both": [177.0]}
+    assert memory_ratios(peaks, "both") == [1.1]
+
+
+def test_mask_gate_sees_a_wrong_pattern():
+    layer = CompressibleLinear.from_linear(nn.Linear(8, 4))
+    layer.add_mask()
+    layer.weight_mask[:, ::2] = False
+    layer.weight.data.mul_(layer.weight_mask)
+    check(PATTERNS["2:4"], [layer])
+    with pytest.raises(SystemExit, match="do not follow '1x4'"):
+        check(PATTERNS["1x4"] | {"sparsity": 0.5}, [layer])
+    layer.weight.data.fill_(1.0)
+    with pytest.raises(SystemExit, match="is not 0"):
+        check(PATTERNS["2:4"], [layer])
+
+
+def test_training_step(table):
+    training_step(model=TINY, batch_size=2, tokens=8, steps=3, skip=1, repetitions=1, output=table.path)
+    assert set(table()) == {"masks", "masks + qat", "distillation", "teacher forward", "distillation - teacher"}
+
+
+def test_mask_update(table, capsys):
+    mask_update(model=TINY, batch_size=2, tokens=8, steps=2, scale=4.0, output=table.path)
+    written = table()
+    assert set(written) == set(PATTERNS)
+    assert {row["baseline"] for row in written.values()} == {"training step x 4"}
+    assert "at most 1 % of training when updated every" in capsys.readouterr().out
+
+
+def test_hf_trainer(table, tiny_model, tiny_data):
+    pytest.importorskip("accelerate")
+    hf_trainer(
+        model=str(tiny_model),
+        train_file=str(tiny_data / "train.tsv"),
+        text_columns=["sentence"],
+        batch_size=4,
+        tokens=16,
+        steps=4,
+        repetitions=1,
+        output=table.path,
+    )
+    assert set(table()) == {"lit_compress"}
+
+
+@pytest.mark.skipif(not measure.Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory(table):
+    memory(model=TINY, batch_size=2, tokens=8, steps=1, repetitions=1, output=table.path)
+    assert set(table()) == {"student + teacher"}
