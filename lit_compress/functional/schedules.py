@@ -4,7 +4,7 @@ import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due", "steps_per_epoch"]
+__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due"]
 
 _DURATION = re.compile(r"^\s*(?P<value>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|epochs?|steps?)\s*$")
 
@@ -43,17 +43,6 @@ class Duration:
             raise ValueError(f"{self.value:g} epochs have no length on a stream of data; write steps or %")
         per_unit = {"%": total_steps / 100, "epochs": steps_per_epoch, "steps": 1}[self.unit]
         return round(self.value * per_unit)
-
-
-def steps_per_epoch(batches: float, accumulate_grad_batches: int) -> float:
-    """Optimizer steps in an epoch: whole, because Lightning also steps at its last batch; infinite for a stream.
-
-    Example:
-        >>> steps_per_epoch(13, 4)
-        4
-
-    """
-    return batches if math.isinf(batches) else math.ceil(batches / accumulate_grad_batches)
 
 
 def due(step: int, start: int, end: int, every: int) -> bool:

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
 from lit_compress.errors import UserError
-from lit_compress.functional.schedules import steps_per_epoch
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_classifier
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.tasks import Classification, Regression
 from lit_compress.nn.manifest import describe, rebuild
+from lit_compress.run_length import run_length
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 
@@ -101,9 +101,7 @@ class LitEncoder(LightningModule):
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        total = int(self.trainer.estimated_stepping_batches)
-        epoch = steps_per_epoch(self.trainer.num_training_batches, self.trainer.accumulate_grad_batches)
-        return self.optimization.build(self, total, epoch)
+        return self.optimization.build(self, *run_length(self.trainer))
 
     def configure_model(self) -> None:
         """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""

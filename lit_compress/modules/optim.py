@@ -37,6 +37,8 @@ class Optimization:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise UserError(f"optimization.learning_rate: {self.learning_rate} must be above 0")
+        if self.decay not in ("linear", "cosine", "constant"):
+            raise UserError(f"optimization.decay: {self.decay!r} must be linear, cosine or constant")
         for key in ("weight_decay", "epsilon"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"optimization.{key}: {getattr(self, key)} must not be below 0")

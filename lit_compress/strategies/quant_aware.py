@@ -13,6 +13,7 @@ from lit_compress.nn.quantizers import (
     MinMaxWeightQuantizer,
     MovingAverageQuantizer,
 )
+from lit_compress.run_length import run_length
 from lit_compress.strategies.strategy import Strategy, parse_duration, to_steps
 
 __all__ = ["QuantAwareTraining"]
@@ -91,7 +92,7 @@ class QuantAwareTraining(Strategy):
             _switch(layer, enabled=step >= start, observing=start <= step < freeze)
 
     def _steps(self, trainer: Trainer) -> tuple[int, int]:
-        owner, total = type(self).__name__, int(trainer.estimated_stepping_batches)
+        owner, (total, _) = type(self).__name__, run_length(trainer)
         start = to_steps(self.start, trainer, owner)
         if start >= total:
             raise UserError(f"{owner}.start: step {start} comes after training ends at step {total}; start earlier")

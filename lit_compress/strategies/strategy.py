@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_compress.errors import UserError
-from lit_compress.functional.schedules import Duration, steps_per_epoch
+from lit_compress.functional.schedules import Duration
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import make_compressible, match_modules
+from lit_compress.run_length import run_length
 
 __all__ = [
     "ENCODER_LINEARS",
@@ -94,7 +95,7 @@ class Window:
 
         """
         start, end, every = (to_steps(d, trainer, self.owner) for d in (self.start, self.end, self.every))
-        total = int(trainer.estimated_stepping_batches)
+        total, _ = run_length(trainer)
         if end < start:
             raise UserError(f"{self.owner}.end: step {end} comes before start, step {start}; give a later end")
         if end > total:
@@ -114,10 +115,10 @@ def parse_duration(text: str, key: str) -> Duration:
 
 def to_steps(duration: Duration, trainer: Trainer, owner: str) -> int:
     """Optimizer steps of this run."""
-    total = int(trainer.estimated_stepping_batches)  # first: it opens the loader whose batches are counted next
-    epoch = steps_per_epoch(trainer.num_training_batches, trainer.accumulate_grad_batches)
     try:
-        return duration.steps(total, epoch)
+        return duration.steps(*run_length(trainer))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{owner}: {error}") from error
 

@@ -160,7 +160,9 @@ def test_epochs_of_a_run_without_epochs_are_a_one_line_error(strategy, tiny_teac
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("strategies", [[], [MagnitudePruning()]], ids=["dense", "pruned"])
+@pytest.mark.parametrize(
+    "strategies", [[], [MagnitudePruning()], [QuantAwareTraining()]], ids=["dense", "pruned", "quantized"]
+)
 def test_a_run_without_an_end_is_a_one_line_error(strategies, tiny_teacher, tmp_path):
     with pytest.raises(UserError, match="max_steps") as caught:
         fit_stream(tiny_teacher, tmp_path, *strategies, max_steps=-1)

@@ -1,0 +1,25 @@
+"""How long a run is, in optimizer steps: what schedules of learning rates and of compression both start from."""
+
+import math
+
+from lightning.pytorch import Trainer
+
+from lit_compress.errors import UserError
+
+__all__ = ["run_length"]
+
+
+def run_length(trainer: Trainer) -> tuple[int, float]:
+    """Optimizer steps of the run, and of one epoch (infinite for a stream of data).
+
+    Raises:
+        UserError: the run has no end.
+
+    """
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()  # its length is not known before; Lightning's own estimate does the same
+    total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if math.isinf(total) or total < 0:
+        raise UserError("trainer.max_epochs: -1 is a run without an end; give trainer.max_epochs or trainer.max_steps")
+    # Lightning also steps at the last batch of an epoch, so an epoch is a whole number of steps.
+    return int(total), batches if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
