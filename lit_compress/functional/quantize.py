@@ -3,6 +3,8 @@
 Real zero is always a grid point, exactly, so pruned weights stay zero through every function here.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
         [0, 3, 90]
 
     """
-    # Multiplying by the reciprocal is what torch's fake-quantize kernels do: the two must agree on every tie.
+    # Multiplying by the reciprocal, as fake_quantize does: the two must agree on every tie.
     return ((x * (1.0 / scale)).round() + zero_point).clamp(qmin, qmax).to(torch.int32)
 
 
@@ -102,6 +104,22 @@ def fake_quantize(
         0.5
 
     """
-    if channel_dim is None:
-        return torch.fake_quantize_per_tensor_affine(x, scale, zero_point, qmin, qmax)
-    return torch.fake_quantize_per_channel_affine(x, scale, zero_point, channel_dim, qmin, qmax)
+    if channel_dim is not None:
+        shape = [-1 if dim == channel_dim % x.ndim else 1 for dim in range(x.ndim)]
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    return _FakeQuantize.apply(x, scale, zero_point, qmin, qmax)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """The same values as torch's fake-quantize operators, several times faster than those are on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int) -> Tensor:
+        q = (x * (1.0 / scale)).round_().add_(zero_point)
+        ctx.save_for_backward((q >= qmin) & (q <= qmax))
+        return q.clamp_(qmin, qmax).sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None, None

@@ -101,7 +101,9 @@ class LitEncoder(LightningModule):
         self.log_dict(metrics, batch_size=size, prog_bar=True)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return self.optimization.build(self, *run_length(self.trainer))
+        # A fused optimizer unscales gradients itself, so under mixed precision Lightning refuses to clip them.
+        fused = not str(self.trainer.precision).endswith("-mixed")
+        return self.optimization.build(self, *run_length(self.trainer), fused=fused)
 
     def configure_model(self) -> None:
         """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""

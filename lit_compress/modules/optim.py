@@ -49,10 +49,10 @@ class Optimization:
         except ValueError as error:
             raise UserError(f"optimization.warmup: {error}") from error
 
-    def build(self, module: nn.Module, total_steps: int, steps_per_epoch: float) -> dict[str, Any]:
-        """Optimizer and scheduler for Lightning's ``configure_optimizers``."""
+    def build(self, module: nn.Module, total_steps: int, steps_per_epoch: float, fused: bool = True) -> dict[str, Any]:
+        """Optimizer and scheduler for Lightning's ``configure_optimizers``; one fused kernel unless told otherwise."""
         groups = parameter_groups(module, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon)
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=fused)
         try:
             warmup_steps = Duration.parse(self.warmup).steps(total_steps, steps_per_epoch)
         except ValueError as error:

@@ -63,8 +63,8 @@ class MinMaxWeightQuantizer(FakeQuantizer):
             return weight
         if self.observing:
             with torch.no_grad():
-                # aminmax is one pass over the weights; abs().amax() would write a copy of them first.
-                low, high = weight.aminmax(dim=1) if self.per_channel else weight.aminmax()
+                # amin and amax: along a dimension they are many times faster on a CPU than one aminmax.
+                low, high = (weight.amin(1), weight.amax(1)) if self.per_channel else weight.aminmax()
                 self.scale.copy_(symmetric_qparams(torch.maximum(-low, high).float(), self.qmax))
         channel_dim = 0 if self.per_channel else None
         quantized = _fake_quantize(weight, self.scale, self.zero_point, -self.qmax, self.qmax, channel_dim)
@@ -108,8 +108,11 @@ class MovingAverageQuantizer(FakeQuantizer):
         if self.training and self.observing:
             self._observe(x.detach())
         scale, zero_point = self.qparams()
+        quantized = _fake_quantize(x, scale, zero_point, self.qmin, self.qmax)
+        if self.training and self.observing:
+            return quantized
         # A range that never saw data cannot quantize; ones and zeros would destroy the activations silently.
-        return torch.where(self.low.isinf(), x, _fake_quantize(x, scale, zero_point, self.qmin, self.qmax))
+        return torch.where(self.low.isinf(), x, quantized)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale (float) and zero point (int32) of the current range, both of shape ``()``."""
