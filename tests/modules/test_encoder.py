@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -162,13 +163,12 @@ def losses_of(tiny_teacher, tiny_data, root, seed, **kwargs):
     seen = Seen()
     module = student(tiny_teacher)
     seed_everything(seed)
-    # The data's order depends on the seed as well; one batch of all rows leaves nothing but dropout.
     run = trainer(root, [seen], **kwargs)
-    run.fit(module, data(tiny_data, tiny_teacher, batch_size=64))
+    run.fit(module, data(tiny_data, tiny_teacher))
     return seen.losses
 
 
-def test_dropout_follows_from_seed_and_step(tiny_teacher, tiny_data, tmp_path):
+def test_losses_follow_from_seed_and_step(tiny_teacher, tiny_data, tmp_path):
     def losses(name, seed, **kwargs):
         return losses_of(tiny_teacher, tiny_data, tmp_path / name, seed, **kwargs)
 
@@ -179,14 +179,14 @@ def test_dropout_follows_from_seed_and_step(tiny_teacher, tiny_data, tmp_path):
     assert losses("other", 2)[0] != pytest.approx(first[0], rel=1e-4)
 
 
-def test_every_step_and_rank_has_its_own_dropout(tiny_teacher, tmp_path, monkeypatch):
+def test_every_seed_epoch_step_and_rank_has_its_own_dropout(tiny_teacher, tmp_path, monkeypatch):
     module = student(tiny_teacher)
-    seed_everything(3)
-    positions = [(epoch, step, rank) for epoch in (0, 1) for step in (0, 1) for rank in (0, 1)]
+    module.trainer = trainer(tmp_path, [])
+    positions = list(itertools.product((3, 4), (0, 1), (0, 1), (0, 1)))
     values = []
-    for epoch, step, rank in positions * 2:
+    for seed, epoch, step, rank in positions * 2:
+        seed_everything(seed)
         monkeypatch.setattr(type(module), "global_rank", rank)
-        module.trainer = trainer(tmp_path, [])
         monkeypatch.setattr(type(module.trainer), "current_epoch", epoch)
         module.on_train_batch_start(None, step)
         values.append(torch.rand(1).item())
