@@ -102,7 +102,9 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if (cause := user_error(ex, UserError)) is not None:
             raise cause
-        options = [option for action in self._actions for option in action.option_strings]
+        # What is wrong in a file is found by the parser above the subcommands, which has none of their options.
+        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else [])]
+        options = [option for parser in parsers for action in parser._actions for option in action.option_strings]
         names = option_names([lit_compress.data, lit_compress.modules, lit_compress.strategies], options)
         sys.stderr.write(f"lit_compress: error: {one_line(message, names)}\n")
         sys.exit(2)

@@ -45,4 +45,5 @@ class ProgressLines(ProgressBar):
             return
         metrics = {k: v for k, v in self.get_metrics(trainer, pl_module).items() if isinstance(v, float)}
         values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {where}  {values}", flush=True)  # noqa: T201
+        epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        print(f"epoch {trainer.current_epoch + 1}{epochs}  {where}  {values}", flush=True)  # noqa: T201

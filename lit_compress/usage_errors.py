@@ -57,7 +57,7 @@ def user_error(error: BaseException | None, kind: type[Exception]) -> BaseExcept
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    pool = list(names)
+    pool = [known for known in names if known != name]
     for candidate in (name, name.rsplit(".", 1)[-1]):
         if near := get_close_matches(candidate, pool, n=1, cutoff=0.6):
             return f"; did you mean {near[0]!r}?"

@@ -113,7 +113,7 @@ def parse_duration(text: str, key: str) -> Duration:
         raise UserError(f"{key}: {error}") from error
 
 
-def to_steps(duration: Duration, trainer: Trainer, owner: str) -> int:
+def to_steps(duration: Duration, trainer: Trainer, owner: str = "duration") -> int:
     """Optimizer steps of this run."""
     try:
         return duration.steps(*run_length(trainer))
