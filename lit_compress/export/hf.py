@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.export.fold import fold
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
-from lit_compress.nn.manifest import describe
+from lit_compress.nn.manifest import Manifest, describe
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer
 from lit_compress.nn.surgery import compressible_layers
 
@@ -37,21 +37,21 @@ def save_folder(
     """
     folded = fold(student)
     assert isinstance(folded, PreTrainedModel)
-    manifest = {"lit_compress": version("lit_compress"), "layers": manifest_with_scales(student)}
+    manifest = {"lit_compress": version("lit_compress")} | manifest_with_scales(student)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
-        (staging / "README.md").write_text(_card(folded, manifest["layers"]))
+        (staging / "README.md").write_text(_card(folded, manifest.get("linears", {})))
     return Path(output)
 
 
-def manifest_with_scales(student: nn.Module) -> dict[str, dict[str, Any]]:
+def manifest_with_scales(student: nn.Module) -> Manifest:
     """The manifest, with each layer's sparsity and the scales that its weights and inputs were quantized with."""
     manifest, scales = describe(student), quantization_scales(student)
     for name, layer in compressible_layers(student):
-        manifest[name]["sparsity"] = sparsity(layer.effective_weight().detach())
-        manifest[name]["scales"] = scales.get(name, {})
+        manifest["linears"][name]["sparsity"] = sparsity(layer.effective_weight().detach())
+        manifest["linears"][name]["scales"] = scales.get(name, {})
     return manifest
 
 

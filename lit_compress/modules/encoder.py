@@ -15,7 +15,7 @@ from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_classifier
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.tasks import Classification, Regression
-from lit_compress.nn.manifest import describe, rebuild
+from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.run_length import run_length
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
@@ -132,9 +132,9 @@ class LitEncoder(LightningModule):
         if CHECKPOINT_KEY not in checkpoint:
             raise UserError("ckpt_path: the checkpoint was not made by lit_compress; give one that was")
         manifest = checkpoint[CHECKPOINT_KEY]["manifest"]
-        if surplus := [name for name in describe(self.student) if name not in manifest]:
+        if surplus := part_names(describe(self.student)) - part_names(manifest):
             raise UserError(
-                f"ckpt_path: the checkpoint knows no compression of {surplus[0]!r}; "
+                f"ckpt_path: the checkpoint knows no compression of {min(surplus)[1]!r}; "
                 "resume with the same compression: it was made with"
             )
         rebuild(self.student, manifest)

@@ -96,7 +96,7 @@ def _models(
         raise UserError(
             f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
         )
-    layers = _parse(exported / MANIFEST_FILE, json.loads, ["layers"])["layers"]
+    layers = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"]).get("linears", {})
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_classifier(dense, labels, key="--dense").eval()

@@ -50,7 +50,7 @@ def run(tmp_path, monkeypatch, tiny_model, tiny_teacher, tiny_data):
 
 
 def layers(folder: Path) -> dict:
-    return json.loads((folder / "model/compression.json").read_text())["layers"]
+    return json.loads((folder / "model/compression.json").read_text())["linears"]
 
 
 def logged(folder: Path) -> set[str]:

@@ -168,9 +168,9 @@ def test_an_architecture_that_does_not_exist(architecture, trained):
 
 def test_a_manifest_of_another_model(trained):
     checkpoint = load_checkpoint(trained[1])
-    name, entry = next(iter(checkpoint["lit_compress"]["manifest"].items()))
-    checkpoint["lit_compress"]["manifest"]["no.such.layer"] = entry
+    name, entry = next(iter(checkpoint["lit_compress"]["manifest"]["linears"].items()))
+    checkpoint["lit_compress"]["manifest"]["linears"]["no.such.layer"] = entry
     assert "'no.such.layer'" in error_of(student_from_checkpoint, checkpoint)
-    del checkpoint["lit_compress"]["manifest"]["no.such.layer"]
-    checkpoint["lit_compress"]["manifest"][name] = entry | {"weight_quantizer": {"kind": "Unheard", "spec": {}}}
+    del checkpoint["lit_compress"]["manifest"]["linears"]["no.such.layer"]
+    checkpoint["lit_compress"]["manifest"]["linears"][name] = entry | {"weight_quantizer": {"kind": "Unheard", "spec": {}}}
     assert "'Unheard'" in error_of(student_from_checkpoint, checkpoint)

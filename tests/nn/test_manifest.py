@@ -44,7 +44,7 @@ def test_describe():
     model = compressed()
     model[0].input_quantizer.observing = False
     model[2].weight_quantizer.enabled = False
-    assert describe(model) == {
+    assert describe(model)["linears"] == {
         "0": {
             "mask": True,
             "weight_quantizer": {
@@ -136,19 +136,24 @@ def test_rebuild_keeps_the_mode_of_the_layer():
 @pytest.mark.parametrize("name", ["7", "1", "0.inner", ""])
 def test_a_layer_that_is_no_linear_of_the_model(name):
     with pytest.raises(UserError, match=f"checkpoint: .*{name!r}") as caught:
-        rebuild(network(), {"0": PLAIN, name: PLAIN})
+        rebuild(network(), {"linears": {"0": PLAIN, name: PLAIN}})
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_kind_of_quantizer():
     entry = {"kind": "TernaryQuantizer", "spec": {}, "enabled": True, "observing": True}
     with pytest.raises(UserError, match=r"checkpoint: .*'TernaryQuantizer'.*MinMaxWeightQuantizer") as caught:
-        rebuild(network(), {"0": PLAIN | {"input_quantizer": entry}})
+        rebuild(network(), {"linears": {"0": PLAIN | {"input_quantizer": entry}}})
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_entry_makes_a_layer_without_slots():
     model = network()
-    rebuild(model, {"4": PLAIN})
+    rebuild(model, {"linears": {"4": PLAIN}})
     assert isinstance(model[4], CompressibleLinear)
     assert list(model.state_dict()) == list(network().state_dict())
+
+
+def test_an_unknown_kind_of_part():
+    with pytest.raises(UserError, match="checkpoint: .*'convolutions'.*linears"):
+        rebuild(network(), {"convolutions": {"0": {}}})

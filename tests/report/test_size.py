@@ -114,7 +114,7 @@ def test_a_real_manifest(tiny_teacher):
         layer.add_mask()
         layer.weight_mask[:, 8:] = False
     layers[names[1]].weight_quantizer = MinMaxWeightQuantizer(32)
-    sizes = model_size(fold(model), manifest_with_scales(model))
+    sizes = model_size(fold(model), manifest_with_scales(model)["linears"])
     index = 2 * 32 * 64 // 8
     assert sizes["encoder"].index_bytes == index
     assert sizes["encoder"].value_bytes == pytest.approx(4 * 32 * 8 + 32 * 8 + 32 * 4, abs=8)  # a weight may round to 0
