@@ -66,7 +66,7 @@ class Stage:
 
     def command(self) -> list[str]:
         """Arguments of `lit_compress` that run it, or go on with it."""
-        files = [*(os.path.relpath(path) for path in self.configs), str(self.file)]
+        files = [*(_short(path) for path in self.configs), str(self.file)]
         resume = ["--ckpt_path", "last"] if self.state == "interrupted" else []
         return ["fit", *(word for file in files for word in ("--config", file)), *self.overrides, *resume]
 
@@ -217,6 +217,12 @@ def _split_overrides(words: Sequence[str], stages: Sequence[str]) -> tuple[list[
     return shared, own
 
 
+def _short(path: Path) -> str:
+    """Relative to where the command is given, when it is below."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
 def _run(stage: Stage) -> None:
     """Run a stage in a process of its own: its memory, its seeds and its ranks end with it."""
     command = [sys.executable, "-m", "lit_compress", *stage.command()]
@@ -229,4 +235,3 @@ def _run(stage: Stage) -> None:
             f"recipe: stage {stage.name!r} ended with exit status {status} (see above); "
             "run the same command again to go on from here"
         )
-

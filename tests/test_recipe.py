@@ -1,7 +1,9 @@
 """Recipes through the command line: stages feed each other, are skipped, resumed, refused and compared."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,23 +54,32 @@ def content(tiny_model, tiny_data) -> dict:
     }
 
 
+def write_recipe(folder: Path, content: dict) -> Path:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"run": "out", **content}, sort_keys=False))
+    (folder / "prune.yaml").write_text(yaml.safe_dump({"compression": [PRUNE]}))
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path, content, monkeypatch) -> Path:
     """The working folder, with recipe.yaml and the fragment that it composes."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"run": "out", **content}, sort_keys=False))
-    (tmp_path / "prune.yaml").write_text(yaml.safe_dump({"compression": [PRUNE]}))
-    return tmp_path
+    return write_recipe(tmp_path, content)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, content) -> Path:
-    """A finished recipe, for the tests that only look."""
-    folder = tmp_path_factory.mktemp("finished-recipe")
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({"run": str(folder / "out"), **content}, sort_keys=False))
-    (folder / "prune.yaml").write_text(yaml.safe_dump({"compression": [PRUNE]}))
-    main(["recipe", str(folder / "recipe.yaml")])
+def finished_once(tmp_path_factory, content) -> Path:
+    folder = write_recipe(tmp_path_factory.mktemp("finished-recipe"), content)
+    with contextlib.chdir(folder):
+        main(["recipe", "recipe.yaml"])
     return folder
+
+
+@pytest.fixture
+def finished(finished_once, monkeypatch) -> Path:
+    """A finished recipe, for the tests that only look; the working folder."""
+    monkeypatch.chdir(finished_once)
+    return finished_once
 
 
 def edit(folder: Path, change) -> None:
@@ -81,7 +92,7 @@ def test_each_stage_is_a_run_and_the_student_starts_from_the_teacher(finished):
     for stage in ("teacher", "student"):
         assert (finished / "out" / stage / "model" / "model.safetensors").is_file()
     config = yaml.safe_load((finished / "out/student/config.yaml").read_text())
-    assert config["model"]["init_args"]["teacher"] == str(finished / "out/teacher/model")
+    assert config["model"]["init_args"]["teacher"] == "out/teacher/model"
     manifest = json.loads((finished / "out/student/model/compression.json").read_text())
     assert {entry["sparsity"] for entry in manifest["linears"].values()} == {0.5}
 
@@ -100,56 +111,54 @@ def test_the_comparison_has_a_row_for_each_stage(finished):
 def test_finished_stages_are_not_trained_again(finished, capfd):
     models = [finished / "out" / stage / "model/model.safetensors" for stage in ("teacher", "student")]
     before = [path.stat().st_mtime_ns for path in models]
-    main(["recipe", str(finished / "recipe.yaml")])
+    main(["recipe", "recipe.yaml"])
     assert [path.stat().st_mtime_ns for path in models] == before
     assert "student (finished)" in capfd.readouterr().out
 
 
 def test_other_settings_for_a_finished_stage_are_refused(finished):
-    with pytest.raises(SystemExit, match="stage 'teacher'.*made with other settings.*--run"):
-        main(["recipe", str(finished / "recipe.yaml"), "--teacher.trainer.max_epochs", "2"])
+    with pytest.raises(SystemExit, match=r"stage 'teacher'.*made with other settings.*--run"):
+        main(["recipe", "recipe.yaml", "--teacher.trainer.max_epochs", "2"])
 
 
 def test_dry_run_prints_the_plan_and_does_nothing(folder, capsys):
     main(["recipe", "recipe.yaml", "--dry-run", "--student.trainer.max_epochs", "7"])
     text = capsys.readouterr().out
     assert "lit_compress fit --config out/stages/teacher.yaml\n" in text
-    assert (
-        "lit_compress fit --config prune.yaml --config out/stages/student.yaml --trainer.max_epochs 7" in text
-    )
+    assert "lit_compress fit --config prune.yaml --config out/stages/student.yaml --trainer.max_epochs 7" in text
     assert "out/teacher/model" in text
     assert not (folder / "out").exists()
 
 
-def test_a_stage_alone(folder):
-    main(["recipe", "recipe.yaml", "--only", "teacher"])
-    assert (folder / "out/teacher/model").is_dir()
-    assert not (folder / "out/student").exists()
-    # And by hand, from the file that the recipe keeps for it.
+def test_a_stage_by_hand(finished_once, folder):
+    # From the file that the recipe keeps for it, with the command that it prints.
+    shutil.copytree(finished_once / "out/stages", "out/stages")
     main(["fit", "--config", "out/stages/teacher.yaml", "--run", "by_hand"])
-    twins = [load_checkpoint(folder / run / "checkpoints/last.ckpt") for run in ("out/teacher", "by_hand")]
+    twins = [load_checkpoint(f / "checkpoints/last.ckpt") for f in (finished_once / "out/teacher", folder / "by_hand")]
     assert differences(twins[0]["state_dict"], twins[1]["state_dict"]) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-def test_a_killed_recipe_goes_on_bit_for_bit(folder, finished):
-    slow = ["--student.checkpoint_every", "1"]
-    command = [sys.executable, "-m", "lit_compress", "recipe", "recipe.yaml", *slow]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def test_a_killed_stage_goes_on_bit_for_bit(finished_once, folder):
+    for part in ("teacher", "stages"):
+        shutil.copytree(finished_once / "out" / part, folder / "out" / part)
+    command = ["recipe", "recipe.yaml", "--only", "student", "--student.checkpoint_every", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "lit_compress", *command], start_new_session=True)
     last = folder / "out/student/checkpoints/last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert last.is_file()
     assert not (folder / "out/student/model").exists()
-    main(["recipe", "recipe.yaml", *slow])
-    expected, got = (load_checkpoint(f / "out/student/checkpoints/last.ckpt") for f in (finished, folder))
+    main(command)
+    twins = [load_checkpoint(f / "out/student/checkpoints/last.ckpt") for f in (finished_once, folder)]
     for part in ("state_dict", "optimizer_states"):
-        assert differences(expected[part], got[part]) == []
+        assert differences(twins[0][part], twins[1][part]) == []
 
 
 def test_a_failing_stage_stops_the_recipe(folder):
-    with pytest.raises(SystemExit, match="stage 'teacher' ended with exit status 1"):
+    with pytest.raises(SystemExit, match=r"stage 'teacher' ended with exit status 1"):
         main(["recipe", "recipe.yaml", "--teacher.data.train_file", "nowhere.tsv"])
     assert not (folder / "out/student").exists()
 
@@ -188,5 +197,5 @@ def test_no_yaml(folder):
 
 
 def test_no_such_stage(folder):
-    with pytest.raises(SystemExit, match="--only: 'teachr'.*teacher, student"):
+    with pytest.raises(SystemExit, match=r"--only: 'teachr'.*teacher, student"):
         main(["recipe", "recipe.yaml", "--only", "teachr"])

@@ -131,7 +131,9 @@ def _append(name: str, dataset: str, seed: int, results: dict[str, dict[str, Any
     """Rows of one recipe run; rows of an earlier run of the same recipe, data set and seed are replaced."""
     assert len(results) == count
     rows = [row(name, stage, dataset, seed, result) for stage, result in results.items()]
-    kept = [old for old in read_rows(RESULTS) if (old["recipe"], old["data"], old["seed"]) != (name, dataset, str(seed))]
+    kept = [
+        old for old in read_rows(RESULTS) if (old["recipe"], old["data"], old["seed"]) != (name, dataset, str(seed))
+    ]
     everything = sorted([*kept, *rows], key=lambda r: (r["recipe"], r["data"], int(r["seed"])))
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -189,7 +191,19 @@ def write_table(results: Path, page: Path, plan: dict[str, Any]) -> None:
 
 
 def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[str, Any]) -> str:
-    columns = ("data", "stage", "metric", "value", "dense", "of dense", "sparsity", "encoder", "model", "speed", "seeds")
+    columns = (
+        "data",
+        "stage",
+        "metric",
+        "value",
+        "dense",
+        "of dense",
+        "sparsity",
+        "encoder",
+        "model",
+        "speed",
+        "seeds",
+    )
     out = []
     for name, entry in plan["recipes"].items():
         own = {key: lines for key, lines in groups.items() if key[0] == name}
@@ -226,7 +240,9 @@ def _spread(values: list[float]) -> str:
 
 
 def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     return done.stdout.strip()
 
 

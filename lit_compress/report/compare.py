@@ -41,7 +41,7 @@ def compare(runs: Mapping[str, tuple[Path, str | None]], output: str | Path) -> 
 NOTES = (
     "*value*: of the first metric of the task, on the run's validation rows. *of dense*: that value beside the dense "
     "model's, measured in the same report.",
-    "*values + index*: the whole model, non-zeros in their stored type plus one bit per position of each sparse matrix.",
+    "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices.",
     "*latency*: of a batch of 1, as a ratio to the dense model in the same process; eager PyTorch, where zeros and "
     "int8 grids save no time, only what is physically smaller does.",
 )

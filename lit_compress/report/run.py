@@ -132,7 +132,7 @@ def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str
 def _data_module(section: dict[str, Any]) -> LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": section}))["data"]
+    data = parser.instantiate(parser.parse_object({"data": section}))["data"]
     data.prepare_data()
     data.setup("validate")
     return data
