@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from lit_compress.report.machine import machine
 from lit_compress.report.size import model_size
 from lit_compress.strategies.monitor import sparsity_heatmap
 
-__all__ = ["report"]
+__all__ = ["measure_run", "report", "save_report"]
 
 
 def report(
@@ -46,6 +46,13 @@ def report(
         repetitions: forward passes per latency.
 
     """
+    results = measure_run(run, dense, batch_sizes, repetitions)
+    folder = save_report(results, output or Path(run) / "report")
+    print_table(results, folder)
+
+
+def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], repetitions: int) -> dict[str, Any]:
+    """The figures of a report, see :func:`report`; JSON types only."""
     for key, values in (("batch_sizes", batch_sizes), ("repetitions", [repetitions])):
         if not values or min(values) < 1:
             raise UserError(f"--{key}: {values} must be 1 or more")
@@ -80,12 +87,17 @@ def report(
     student = student_from_checkpoint(checkpoint)
     if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
         results["models"]["compressed"]["accuracy_quantized_inputs"] = evaluate(student, data, task)
-    with atomic_folder(output or folder / "report", overwrite=True) as staging:
+    return results
+
+
+def save_report(results: dict[str, Any], folder: str | Path) -> Path:
+    """Write report.md, report.json and the sparsity map; the folder appears whole or not at all."""
+    with atomic_folder(folder, overwrite=True) as staging:
         if results["sparsity"]:
             sparsity_heatmap(results["sparsity"]).savefig(staging / "sparsity.png", dpi=150)
         (staging / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         (staging / "report.md").write_text(markdown(results))
-    print_table(results, Path(output or folder / "report"))
+    return Path(folder)
 
 
 def _models(
@@ -120,7 +132,7 @@ def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str
 def _data_module(section: dict[str, Any]) -> LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": section}))["data"]
+    data = parser.instantiate(parser.parse_object({"data": section}))["data"]
     data.prepare_data()
     data.setup("validate")
     return data

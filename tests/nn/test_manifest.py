@@ -155,5 +155,5 @@ def test_an_empty_entry_makes_a_layer_without_slots():
 
 
 def test_an_unknown_kind_of_part():
-    with pytest.raises(UserError, match="checkpoint: .*'convolutions'.*linears"):
+    with pytest.raises(UserError, match=r"checkpoint: .*'convolutions'.*linears"):
         rebuild(network(), {"convolutions": {"0": {}}})
