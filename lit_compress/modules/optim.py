@@ -76,9 +76,7 @@ class Optimization:
         rewinds_from = {"decay": "linear", "final_learning_rate": 0.0}
         for key, value in rewinds_from.items():
             if self.rewind and getattr(self, key) != value:
-                raise UserError(
-                    f"optimization.{key}: {getattr(self, key)!r} does not go with rewind; give {value}"
-                )
+                raise UserError(f"optimization.{key}: {getattr(self, key)!r} does not go with rewind; give {value}")
 
     def build(self, module: nn.Module, total_steps: int, steps_per_epoch: float, fused: bool = True) -> dict[str, Any]:
         """Optimizer and scheduler for Lightning's ``configure_optimizers``; one fused kernel unless told otherwise."""

@@ -96,7 +96,7 @@ def test_the_manifest_says_what_each_layer_has_become(case, make):
     model, folder = make(case)
     text = manifest(folder)
     assert text["lit_compress"] == lit_compress.__version__
-    layers = {name: {k: v for k, v in entry.items() if k in ("mask", "weight_quantizer", "input_quantizer")}
+    layers = {name: {k: v for k, v in entry.items() if k not in ("sparsity", "scales")}
               for name, entry in text.get("linears", {}).items()}  # fmt: skip
     assert layers == describe(model).get("linears", {})
     folded = fold(model)
