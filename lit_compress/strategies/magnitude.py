@@ -92,8 +92,8 @@ class MagnitudePruning(Strategy):
             )
         if last_update is not None and not revive:
             raise UserError(
-                f"{type(self).__name__}.last_update: {last_update!r} has no effect without revive; a mask that is chosen "
-                "anew at the same sparsity is the same mask"
+                f"{type(self).__name__}.last_update: {last_update!r} has no effect without revive: "
+                "a mask chosen anew at the same sparsity is the same mask; leave it out"
             )
         self.window = Window(type(self).__name__, start, end, every)
         self.revive, self.last_update = revive, None

@@ -17,7 +17,7 @@ from lit_compress.export import fold, load_checkpoint, save_folder, student_from
 from lit_compress.functional import sparsity
 from lit_compress.nn import MinMaxWeightQuantizer, compressible_layers, describe
 from lit_compress.nn.quantizers import FakeQuantizer
-from lit_compress.strategies import MagnitudePruning, PatternLock, QuantAwareTraining, Strategy
+from lit_compress.strategies import MagnitudePruning, PatternLock, Strategy
 
 CASES = list(ROWS)
 MASKED = [case for case, (kind, _) in ROWS.items() if kind in (MagnitudePruning, PatternLock)]
@@ -282,13 +282,18 @@ def test_a_locked_pattern_is_never_revived_by_pruning(sparse_model, tiny_data, t
         assert not layer.weight_mask[zero].any()
 
 
-def test_pattern_lock_through_quantization(sparse_model, tiny_data, tmp_path):
-    module = student(sparse_model)
-    fit(module, data(tiny_data, sparse_model), [PatternLock(), QuantAwareTraining(start="0%")], tmp_path)
+def test_pattern_lock_through_quantization_and_export(sparse_model, tiny_data, tmp_path):
+    module, datamodule = student(sparse_model), data(tiny_data, sparse_model)
+    fit(module, datamodule, [PatternLock(), build("qat-everything")], tmp_path / "run")
+    save_folder(module.student, datamodule.tokenizer, tmp_path / "model")
     loaded = AutoModelForSequenceClassification.from_pretrained(sparse_model)
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
     for name, layer in compressible_layers(module.student):
         zero = loaded.get_submodule(name).weight == 0
+        assert torch.equal(layer.weight_mask, ~zero)
+        # Quantization may round more weights to zero; it takes none back.
         assert not layer.effective_weight()[zero].any()
+        assert not exported.get_submodule(name).weight[zero].any()
 
 
 def test_pattern_lock_refuses_a_dense_model(tiny_model, tiny_data, tmp_path):
