@@ -2,6 +2,7 @@
 
 from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
 from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.learning_rate import Phase, Rewind
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
 from lit_compress.modules.student import LitStudent
@@ -20,6 +21,8 @@ __all__ = [
     "LogitDistillation",
     "Optimization",
     "Penalty",
+    "Phase",
     "Regression",
+    "Rewind",
     "Task",
 ]

@@ -62,7 +62,8 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
     data = _data_module(config["data"])
     labels = getattr(data, "labels", None)
     task = Classification(len(labels)) if labels else Regression()
-    models, layers = _models(folder, config, dense, labels)
+    models, manifest = _models(folder, config, dense, labels)
+    layers = manifest.get("linears", {})
     results: dict[str, Any] = {
         "run": str(folder),
         "config": str(folder / "config.yaml"),
@@ -78,7 +79,7 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
     tokens = results["data"]["max_length"]
     latencies = {batch: median_latency(models, batch, tokens, repetitions) for batch in batch_sizes}
     for name, model in models.items():
-        sizes = model_size(model, layers if name == "compressed" else {})
+        sizes = model_size(model, layers, manifest.get("embeddings")) if name == "compressed" else model_size(model, {})
         results["models"][name] = {
             "accuracy": evaluate(model, data, task),
             "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
@@ -102,18 +103,20 @@ def save_report(results: dict[str, Any], folder: str | Path) -> Path:
 
 def _models(
     run: Path, config: dict[str, Any], dense: str | None, labels: list[str] | None
-) -> tuple[dict[str, PreTrainedModel], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     exported = run / "model"
     if not (exported / "config.json").is_file():
         raise UserError(
             f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
         )
-    layers = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"]).get("linears", {})
+    manifest = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_classifier(dense, labels, key="--dense").eval()
-    models["compressed" if layers else "model"] = load_classifier(str(exported), labels, key="--run").eval()
-    return models, layers
+    models["compressed" if manifest.get("linears") else "model"] = load_classifier(
+        str(exported), labels, key="--run"
+    ).eval()
+    return models, manifest
 
 
 def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str, Any]:

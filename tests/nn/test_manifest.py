@@ -16,7 +16,7 @@ from lit_compress.nn import (
     rebuild,
 )
 
-PLAIN = {"mask": False, "weight_quantizer": None, "input_quantizer": None}
+PLAIN = {"mask": False, "weight_quantizer": None, "input_quantizer": None, "output_quantizer": None}
 
 
 def network():
@@ -59,6 +59,7 @@ def test_describe():
                 "enabled": True,
                 "observing": False,
             },
+            "output_quantizer": None,
         },
         "2": {
             "mask": False,
@@ -74,6 +75,7 @@ def test_describe():
                 "enabled": True,
                 "observing": True,
             },
+            "output_quantizer": None,
         },
         "3": PLAIN,
     }
