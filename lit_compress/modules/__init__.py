@@ -5,7 +5,7 @@ from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
 from lit_compress.modules.student import LitStudent
-from lit_compress.modules.tasks import Classification, Regression, Task
+from lit_compress.modules.tasks import Classification, Regression, Task, make_task
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "Penalty",
     "Regression",
     "Task",
+    "make_task",
 ]
