@@ -177,8 +177,8 @@ class MaskedLanguageModeling(TextData):
         if self.packing == "line":
             return self._one_per_line(texts)
         documents = self._token_documents(group_documents(texts, self.documents == "line"))
-        tokenizer, room = self.tokenizer, self.max_length - self.special_tokens
-        start, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+        room = self.max_length - self.special_tokens
+        start, end = [self._id("cls")], [self._id("sep")]
         if self.packing == "full_sentences":
             return self._rows([start + row + end for row in pack_sentences(documents, room, end[0])])
         pairs = list(
@@ -241,7 +241,7 @@ class MaskedLanguageModeling(TextData):
             stream = load_dataset(self.hub, self.hub_config, split="train", streaming=True)
         else:
             files, builder = self._files(str(self.files["train"]), "data.train_file")
-            options = {} if builder == "parquet" else {"encoding": self.encoding}
+            options: dict[str, Any] = {} if builder == "parquet" else {"encoding": self.encoding}
             stream = load_dataset(builder, data_files=files, split="train", streaming=True, **options)
         assert isinstance(stream, IterableDataset)
         return stream.select_columns([self._column("train")])
@@ -278,7 +278,8 @@ class MaskedLanguageModeling(TextData):
         texts = [text for text in texts if keep_blank or text.strip()]
         if not texts:
             return self._rows([])
-        return self._rows(self.tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"])
+        encoded: Any = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        return self._rows(encoded["input_ids"])
 
     def _rows(self, sequences: list[list[int]]) -> dict[str, list[Any]]:
         return {

@@ -29,7 +29,7 @@ def mask_tokens(
     Example:
         >>> ids, labels = mask_tokens(np.arange(9), np.array([0, 8]), 99, np.arange(1, 8), 0.5, (0, 1, 2))
         >>> ids.tolist(), labels.tolist()
-        ([0, 1, 2, 99, 99, 99, 6, 7, 8], [-100, -100, -100, 3, 4, 5, -100, -100, -100])
+        ([0, 99, 2, 99, 99, 99, 99, 99, 8], [-100, 1, -100, 3, 4, 5, 6, 7, -100])
 
     """
     generator = np.random.default_rng(list(key))

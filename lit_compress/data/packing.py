@@ -7,7 +7,7 @@ import numpy as np
 
 __all__ = ["group_documents", "pack_sentences", "segment_pairs", "split_sentences"]
 
-_SENTENCE_END = re.compile(r"(?<=[.!?;])[\"')\]]*\s+(?=[\"'(\[]*[A-Z0-9])")
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')\]]))\s+(?=[\"'(\[]*[A-Z0-9])")
 
 Sentences = list[list[int]]
 
@@ -104,7 +104,10 @@ def segment_pairs(
                 continue
             split = int(generator.integers(1, len(chunk))) if len(chunk) > 1 else 1
             first = [token for sentence in chunk[:split] for token in sentence]
-            elsewhere = len(documents) > 1 and (len(chunk) == 1 or generator.random() < random_next)
+            # A sentence alone has nothing that follows it.
+            elsewhere = len(documents) > 1 and (
+                generator.random() < random_next or (len(chunk) == 1 and random_next > 0)
+            )
             if elsewhere:
                 other = documents[(number + int(generator.integers(1, len(documents)))) % len(documents)]
                 start = int(generator.integers(len(other)))

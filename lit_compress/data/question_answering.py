@@ -150,7 +150,11 @@ class QuestionAnswering(TextData):
 
     def trainable(self, table: Dataset) -> Dataset:
         """Questions without an answer, and those with an answer whose place is known (and sure enough)."""
-        kept = [row for row, example in enumerate(table.to_list()) if example["impossible"] or self._place(example) is not None]
+        kept = [
+            row
+            for row, example in enumerate(table.to_list())
+            if example["impossible"] or self._place(example) is not None
+        ]
         if not kept:
             what = f"has a field start among {self.answer_marks}" if self.answer_marks else "has an answer_start"
             raise UserError(f"data.train_file: no answer in {self.source('train')!r} {what}; there is nothing to learn")

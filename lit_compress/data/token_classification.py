@@ -142,7 +142,7 @@ class TokenClassification(TextData):
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith(_TABLES):
             return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
-        columns = {
+        columns: dict[str, Any] = {
             "token_column": 0 if self.token_column is None else self.token_column,
             "tag_column": -1 if self.tag_column is None else self.tag_column,
         }
@@ -151,9 +151,9 @@ class TokenClassification(TextData):
                 raise UserError(f"data.{name}: {value!r} is a name; {source!r} has numbered columns, so give a number")
         if key == "data.predict_file":
             columns["tag_column"] = columns["token_column"]
-        options = {"encoding": self.encoding, "errors": self.encoding_errors}
+        columns |= {"encoding": self.encoding, "errors": self.encoding_errors}
         path = Path(resolve_source(source, key))
-        return generate_table(_read_columns, path, source, key, self.cache_dir, **columns, **options)
+        return generate_table(_read_columns, path, source, key, self.cache_dir, None, **columns)
 
     def check(self, table: Dataset, split: str) -> None:
         columns = {"token_column": self._names(split)[0]}
