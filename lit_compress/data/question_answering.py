@@ -293,7 +293,7 @@ def _normal_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_squad(path: str, stamp: list[int], encoding: str, errors: str) -> Iterator[dict[str, Any]]:
+def _read_squad(path: str, stamp: str, encoding: str, errors: str) -> Iterator[dict[str, Any]]:
     """Rows of SQuAD's nested JSON."""
     with open_text(path, encoding, errors) as file:
         try:

@@ -184,7 +184,7 @@ def generate_table(
     source: str,
     key: str,
     cache_dir: str | None,
-    features: Features | None = None,
+    features: Features,
     **options: Any,
 ) -> Dataset:
     """Rows that ``function(path, **options)`` yields from a file, cached until the file changes.
@@ -197,7 +197,8 @@ def generate_table(
         raise UserError(f"{key}: {source!r} does not exist; give a file")
     if path.stat().st_size == 0:
         raise UserError(f"{key}: {source!r} is empty")
-    stamp = [path.stat().st_mtime_ns, path.stat().st_size]
+    # No list: `datasets` takes a list among the arguments for shards and calls the function once for each entry.
+    stamp = f"{path.stat().st_mtime_ns} {path.stat().st_size}"
     arguments = {"path": str(path), "stamp": stamp, **options}
     try:
         table = Dataset.from_generator(function, features, cache_dir=cache_dir, gen_kwargs=arguments)  # type: ignore[arg-type]
@@ -206,9 +207,9 @@ def generate_table(
         if isinstance(cause, UserError):
             raise UserError(f"{key}: {cause}") from error
         raise UserError(f"{key}: {source!r} cannot be read: {str(cause).strip().splitlines()[0]}") from error
+    except ValueError as error:  # what `datasets` makes of a generator that yields nothing
+        raise UserError(f"{key}: {source!r} has no rows") from error
     assert isinstance(table, Dataset)
-    if len(table) == 0:
-        raise UserError(f"{key}: {source!r} has no rows")
     return table
 
 

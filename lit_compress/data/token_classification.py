@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import AutoTokenizer
 
@@ -20,6 +20,7 @@ __all__ = ["TokenClassification"]
 
 _TABLES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 _IGNORED = -100
+_FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
 
 
 class TokenClassification(TextData):
@@ -153,7 +154,7 @@ class TokenClassification(TextData):
             columns["tag_column"] = columns["token_column"]
         columns |= {"encoding": self.encoding, "errors": self.encoding_errors}
         path = Path(resolve_source(source, key))
-        return generate_table(_read_columns, path, source, key, self.cache_dir, None, **columns)
+        return generate_table(_read_columns, path, source, key, self.cache_dir, _FEATURES, **columns)
 
     def check(self, table: Dataset, split: str) -> None:
         columns = {"token_column": self._names(split)[0]}
@@ -299,7 +300,7 @@ def _between_entities(tags: Sequence[str], begin: int, end: int) -> int:
 
 
 def _read_columns(
-    path: str, stamp: list[int], token_column: int, tag_column: int, encoding: str, errors: str
+    path: str, stamp: str, token_column: int, tag_column: int, encoding: str, errors: str
 ) -> Iterator[dict[str, list[str]]]:
     """Sentences of a column file; fields are separated by tabs where there are any, and by white space otherwise."""
     words: list[str] = []
