@@ -16,8 +16,8 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.hf import MANIFEST_FILE
 from lit_compress.files import atomic_folder
-from lit_compress.models.load import load_classifier
-from lit_compress.modules.tasks import Classification, Regression
+from lit_compress.models.load import load_model
+from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate
 from lit_compress.report.card import markdown, print_table
@@ -61,8 +61,9 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
     config = _parse(folder / "config.yaml", yaml.safe_load, ["data", "model"])
     data = _data_module(config["data"])
     labels = getattr(data, "labels", None)
-    task = Classification(len(labels)) if labels else Regression()
-    models, manifest = _models(folder, config, dense, labels)
+    name = getattr(data, "task", None) or ("classification" if labels else "regression")
+    task = make_task(name, labels)
+    models, manifest = _models(folder, config, dense, name, labels)
     layers = manifest.get("linears", {})
     results: dict[str, Any] = {
         "run": str(folder),
@@ -102,7 +103,7 @@ def save_report(results: dict[str, Any], folder: str | Path) -> Path:
 
 
 def _models(
-    run: Path, config: dict[str, Any], dense: str | None, labels: list[str] | None
+    run: Path, config: dict[str, Any], dense: str | None, task: str, labels: list[str] | None
 ) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     exported = run / "model"
     if not (exported / "config.json").is_file():
@@ -112,10 +113,9 @@ def _models(
     manifest = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
-        models["dense"] = load_classifier(dense, labels, key="--dense").eval()
-    models["compressed" if manifest.get("linears") else "model"] = load_classifier(
-        str(exported), labels, key="--run"
-    ).eval()
+        models["dense"] = load_model(dense, task, labels, key="--dense").eval()
+    name = "compressed" if manifest.get("linears") else "model"
+    models[name] = load_model(str(exported), task, labels, key="--run").eval()
     return models, manifest
 
 
