@@ -6,6 +6,7 @@ from lit_compress.data import TextClassification
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder, student_from_checkpoint
 from lit_compress.modules import (
+    AttentionDistillation,
     Distillation,
     HiddenDistillation,
     L1Penalty,
@@ -16,6 +17,7 @@ from lit_compress.modules import (
     LogitDistillation,
     Optimization,
     Penalty,
+    RelationDistillation,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
@@ -28,6 +30,7 @@ from lit_compress.strategies import (
 )
 
 __all__ = [
+    "AttentionDistillation",
     "CompressibleLinear",
     "CompressionMonitor",
     "Distillation",
@@ -45,6 +48,7 @@ __all__ = [
     "PatternLock",
     "Penalty",
     "QuantAwareTraining",
+    "RelationDistillation",
     "Strategy",
     "TextClassification",
     "UserError",

@@ -184,13 +184,15 @@ class TextClassification(LightningDataModule):
         )
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Columns of a batch, padded to its longest row: ids and masks ``(batch, tokens)``, labels ``(batch,)``."""
-        inputs = {name: rows[name] for name in rows if name not in ("labels", "length")}
+        """Columns of a batch, padded to its longest row: ids and masks ``(batch, tokens)``, labels and ``index``."""
+        inputs = {name: rows[name] for name in rows if name not in ("labels", "length", "index")}
         batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
         if "labels" in rows:
             batch["labels"] = torch.tensor(
                 rows["labels"], dtype=torch.float32 if self.task == "regression" else torch.long
             )
+        if "index" in rows:
+            batch["index"] = torch.tensor(rows["index"])
         return batch
 
     def _collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -230,7 +232,7 @@ class TextClassification(LightningDataModule):
             table = self._table(split)
             if table is None:
                 return None
-            self._tokenized[split] = tokenize(
+            tokenized = tokenize(
                 table,
                 self.tokenizer,
                 self.text_columns,
@@ -238,6 +240,10 @@ class TextClassification(LightningDataModule):
                 f"Tokenising {split}",
                 self._label(table, split) if split != "predict" else None,
             )
+            if split == "train":
+                # Which example a row of a batch is: what a cache of the teacher's answers is read by.
+                tokenized = tokenized.add_column("index", np.arange(len(tokenized)))  # type: ignore[call-arg]
+            self._tokenized[split] = tokenized
         return self._tokenized[split]
 
     def _table(self, split: str) -> Dataset | None:

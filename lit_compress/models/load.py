@@ -5,13 +5,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 
-__all__ = ["check_compatible", "load_classifier", "load_config", "transformers_progress"]
+__all__ = ["check_compatible", "check_same_vocabulary", "load_classifier", "load_config", "transformers_progress"]
 
 
 def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
@@ -92,8 +98,16 @@ def load_config(source: str, key: str) -> PretrainedConfig:
         ) from error
 
 
-def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, source: str) -> None:
+def check_compatible(
+    student: PretrainedConfig, teacher: PretrainedConfig, source: str, key: str = "model.teacher"
+) -> None:
     """A teacher must answer about the same labels and read the same token ids.
+
+    Args:
+        student: configuration of the student.
+        teacher: configuration of the teacher.
+        source: where the teacher comes from, for the error.
+        key: config key named in the error.
 
     Raises:
         UserError: other labels or another vocabulary.
@@ -101,7 +115,7 @@ def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, sourc
     """
     if teacher.num_labels != student.num_labels:
         raise UserError(
-            f"model.teacher: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
+            f"{key}: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
             "give a teacher fine-tuned on the same labels"
         )
     theirs, ours = dict(teacher.id2label or {}), dict(student.id2label or {})
@@ -109,14 +123,43 @@ def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, sourc
     named = not all(str(name).startswith("LABEL_") for name in theirs.values())
     if len(ours) > 1 and named and theirs != ours:
         raise UserError(
-            f"model.teacher: {source!r} orders its labels {list(theirs.values())} and the data "
+            f"{key}: {source!r} orders its labels {list(theirs.values())} and the data "
             f"{list(ours.values())}; give a teacher fine-tuned on the same labels"
         )
     if teacher.vocab_size != student.vocab_size:
         raise UserError(
-            f"model.teacher: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
+            f"{key}: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
             f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
         )
+
+
+def check_same_vocabulary(student: str, teacher: str, key: str) -> None:
+    """Every token of the student's tokenizer has the same id in the teacher's; silent when either has no tokenizer.
+
+    Args:
+        student: hub name, folder or ``package:`` of the student's tokenizer.
+        teacher: likewise of the teacher.
+        key: config key named in the error.
+
+    Raises:
+        UserError: a token has another id, or none.
+
+    """
+    if student == teacher:
+        return
+    try:
+        ours, theirs = (
+            AutoTokenizer.from_pretrained(resolve_source(source, key), trust_remote_code=False).get_vocab()
+            for source in (student, teacher)
+        )
+    except Exception:  # a teacher need not come with a tokenizer; the sizes of the vocabularies were compared
+        return
+    for token, index in ours.items():
+        if theirs.get(token) != index:
+            raise UserError(
+                f"{key}: {teacher!r} has another vocabulary: {token!r} is {index} for the student and "
+                f"{theirs.get(token, 'nothing')} for the teacher; give a teacher with the same tokenizer"
+            )
 
 
 def transformers_progress(show: bool) -> None:

@@ -1,7 +1,8 @@
 """LightningModules: whatever needs gradients."""
 
-from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
+from lit_compress.modules.distillation import Distillation, LogitDistillation
 from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.feature_distillation import AttentionDistillation, HiddenDistillation, RelationDistillation
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
 from lit_compress.modules.student import LitStudent
@@ -9,6 +10,7 @@ from lit_compress.modules.tasks import Classification, Regression, Task
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
+    "AttentionDistillation",
     "Classification",
     "Distillation",
     "HiddenDistillation",
@@ -21,5 +23,6 @@ __all__ = [
     "Optimization",
     "Penalty",
     "Regression",
+    "RelationDistillation",
     "Task",
 ]

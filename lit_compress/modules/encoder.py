@@ -141,8 +141,8 @@ class LitEncoder(LightningModule):
 
 
 def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a Hugging Face encoder takes from a batch: everything but the labels."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+    """What a Hugging Face encoder takes from a batch: everything but the labels and the examples' numbers."""
+    return {name: tensor for name, tensor in batch.items() if name not in ("labels", "index")}
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:
