@@ -78,7 +78,8 @@ class LogitStore:
             UserError: a logit is no finite number of the file's type.
 
         """
-        values = logits.detach().float().cpu().numpy().astype(self.array.dtype)
+        with np.errstate(over="ignore"):  # seen below, with the example's number
+            values = logits.detach().float().cpu().numpy().astype(self.array.dtype)
         for row, (example, length) in enumerate(zip(index, lengths, strict=True)):
             if self.per_token:
                 self.array[example] = 0
@@ -121,7 +122,7 @@ class LogitStore:
         """What is wrong with a folder that should be a sealed store; None when nothing is."""
         try:
             store = cls(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, EOFError, ValueError, KeyError) as error:
             return str(error).splitlines()[0]
         if store.about.get("sha256") != store._checksum():
             return "its checksum is another"

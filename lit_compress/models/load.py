@@ -12,6 +12,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
@@ -147,19 +148,25 @@ def check_same_vocabulary(student: str, teacher: str, key: str) -> None:
     """
     if student == teacher:
         return
-    try:
-        ours, theirs = (
-            AutoTokenizer.from_pretrained(resolve_source(source, key), trust_remote_code=False).get_vocab()
-            for source in (student, teacher)
-        )
-    except Exception:  # a teacher need not come with a tokenizer; the sizes of the vocabularies were compared
+    ours, theirs = (_vocabulary(resolve_source(source, key)) for source in (student, teacher))
+    if ours is None or theirs is None:
         return
-    for token, index in ours.items():
+    for token, index in sorted(ours.items(), key=lambda entry: entry[1]):
         if theirs.get(token) != index:
             raise UserError(
                 f"{key}: {teacher!r} has another vocabulary: {token!r} is {index} for the student and "
                 f"{theirs.get(token, 'nothing')} for the teacher; give a teacher with the same tokenizer"
             )
+
+
+def _vocabulary(path: str) -> dict[str, int] | None:
+    try:
+        # Without this file, which every tokenizer has, Transformers makes an empty one up from the configuration.
+        if cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is None:
+            return None
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
+    except Exception:  # a teacher need not come with a tokenizer; the sizes of the vocabularies were compared
+        return None
 
 
 def transformers_progress(show: bool) -> None:

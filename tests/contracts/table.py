@@ -1,4 +1,4 @@
-"""One row per strategy and per distillation term: how the contract tests build it. One without a row fails the suite."""
+"""One row per strategy and distillation term: how the contract tests build it. One without a row fails the suite."""
 
 from collections.abc import Callable
 from typing import Any

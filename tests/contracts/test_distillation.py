@@ -68,7 +68,7 @@ def test_resume_is_exact(case, train, trained, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_checkpoint_has_what_is_learned_and_no_teacher(case, trained):
-    module, root = trained(case)
+    _, root = trained(case)
     checkpoint = load_checkpoint(root / f"step={STEPS}.ckpt")
     beside = {name for name in checkpoint["state_dict"] if not name.startswith("student.")}
     assert beside == ({"distillation.hidden.projection.weight"} if case == "projection" else set())

@@ -233,9 +233,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 
 def test_data_without_numbers(tiny_teacher, tmp_path):
     rows = [{"input_ids": torch.tensor([[6, 7]]), "labels": torch.tensor([0])}]
-    module = LitStudent(
-        str(tiny_teacher), str(tiny_teacher), labels=["0", "1"], teacher_cache=str(tmp_path / "cache")
-    )
+    module = LitStudent(str(tiny_teacher), str(tiny_teacher), labels=["0", "1"], teacher_cache=str(tmp_path / "cache"))
 
     class Rows(DataLoader):
         def train_dataloader(self):

@@ -4,7 +4,6 @@ import pytest
 import torch
 from contracts.training import data, fit, trainer
 from lightning.pytorch import seed_everything
-from transformers import AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint, student_from_checkpoint
@@ -239,19 +238,19 @@ def test_relations_leave_no_hook_behind(make, batch, wide_teacher):
 def test_minilm_is_two_terms(make, batch, tiny_teacher):
     terms = {
         "attention": AttentionDistillation(loss="kl", layer_map={-1: -1}),
-        "values": RelationDistillation(relations=["value"], relation_heads=2),
+        "value_relation": RelationDistillation(relations=["value"], relation_heads=2),
     }
     module = make(tiny_teacher, **terms).eval()
     parts = module.losses(batch)
     assert parts["attention"].item() == pytest.approx(0, abs=1e-6)
-    assert parts["values"].item() == pytest.approx(0, abs=1e-6)
+    assert parts["value_relation"].item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         attention = module.student.bert.encoder.layer[1].attention.self
         attention.value.weight.mul_(5)
         attention.key.weight.mul_(-40)
     changed = module.losses(batch)
     assert changed["attention"] > 1e-4
-    assert changed["values"] > 1e-4
+    assert changed["value_relation"] > 1e-4
 
 
 @pytest.mark.parametrize(
