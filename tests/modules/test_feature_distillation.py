@@ -296,3 +296,24 @@ def test_every_term_trains_at_once(make, wide_teacher, tiny_data, tiny_teacher, 
     assert {f"train/{name}" for name in ("loss", "task", "kd", "hidden", "maps", "relations")} <= set(
         run.callback_metrics
     )
+
+
+def test_a_compiled_student_gives_the_same_terms(make, batch, wide_teacher):
+    losses = []
+    for compiled in (False, True):
+        module = make(
+            wide_teacher,
+            hidden=HiddenDistillation(projection=True),
+            maps=AttentionDistillation(heads="mean"),
+            relations=RelationDistillation(relation_heads=4),
+        ).eval()
+        if compiled:
+            torch._dynamo.reset()
+            module.student.compile(backend="aot_eager")
+            with torch.no_grad():
+                module(batch)  # validation comes first, and needs none of what the terms need
+        parts = module.losses(batch)
+        parts["loss"].backward()
+        gradient = module.student.bert.encoder.layer[1].attention.self.query.weight.grad
+        losses.append({name: part.item() for name, part in parts.items()} | {"gradient": gradient.norm().item()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
