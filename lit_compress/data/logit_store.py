@@ -142,7 +142,8 @@ def rows_digest(dataset: Dataset) -> str:
     """
     digest = hashlib.sha256()
     read = sorted(name for name in dataset.column_names if name not in ("labels", "length", "index"))
-    for rows in dataset.select_columns(read).with_format("arrow").iter(10_000):
+    table: Any = dataset.select_columns(read).with_format("arrow")
+    for rows in table.iter(10_000):
         for name in read:
             column = rows[name].combine_chunks()
             digest.update(name.encode())

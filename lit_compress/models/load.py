@@ -12,8 +12,8 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source

@@ -127,7 +127,7 @@ def _fill(
     dtype: CacheDtype,
     about: dict[str, Any],
 ) -> None:
-    loader = trainer.train_dataloader
+    loader: Any = trainer.train_dataloader
     lengths = np.asarray(dataset["length"])
     batches = LengthGroupedBatches(
         lengths,

@@ -52,7 +52,8 @@ class HiddenDistillation(Distillation):
         super().__init__()
         _check_layer_map(layer_map)
         _check_choice("reduction", reduction, ("mean", "sum"))
-        self.weight, self.layer_map, self.project, self.normalize = weight, layer_map, projection, normalize
+        self.weight, self.project, self.normalize = weight, projection, normalize
+        self.layer_map: LayerMap = layer_map
         self.reduction, self.mask_padding, self.teacher = reduction, mask_padding, teacher
         self.projection: nn.Linear | None = None
 
@@ -112,7 +113,8 @@ class AttentionDistillation(Distillation):
         _check_layer_map(layer_map)
         _check_choice("loss", loss, tuple(_ATTENTION_LOSSES))
         _check_choice("heads", heads, ("match", "mean"))
-        self.weight, self.loss, self.layer_map, self.heads, self.teacher = weight, loss, layer_map, heads, teacher
+        self.weight, self.loss, self.heads, self.teacher = weight, loss, heads, teacher
+        self.layer_map: LayerMap = layer_map
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
         if self.heads == "match":

@@ -80,7 +80,8 @@ class LitStudent(LitEncoder):
                     visible_attention(held[name].model, keys[name])
         self.distillation = named_terms(terms, "model.distillation")
         self.label_weight = label_weight(list(terms.values()))
-        self.teacher_cache, self.teacher_cache_dtype = teacher_cache, teacher_cache_dtype
+        self.teacher_cache = teacher_cache
+        self.teacher_cache_dtype: CacheDtype = teacher_cache_dtype
         # Of the weights as they were loaded: a run in half precision casts them.
         self._digests = {name: teacher_digest(one.model) for name, one in held.items()} if teacher_cache else {}
         self._answers: dict[str, LogitStore] = {}
