@@ -17,6 +17,8 @@ from lit_compress.errors import UserError
 __all__ = ["LogitStore", "model_digest", "rows_digest"]
 
 _ARRAY, _ABOUT = "logits.npy", "about.json"
+# Columns of a tokenised data set that a model reads.
+_READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
 
 class LogitStore:
@@ -141,7 +143,7 @@ def rows_digest(dataset: Dataset) -> str:
 
     """
     digest = hashlib.sha256()
-    read = sorted(name for name in dataset.column_names if name not in ("labels", "length", "index"))
+    read = [name for name in _READ if name in dataset.column_names]
     table: Any = dataset.select_columns(read).with_format("arrow")
     for rows in table.iter(10_000):
         for name in read:
