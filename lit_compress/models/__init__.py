@@ -1,6 +1,24 @@
 """Hugging Face models: loading them, and where their parts are."""
 
-from lit_compress.models.layout import encoder_layers
+from lit_compress.models.layout import (
+    LayerParts,
+    Layout,
+    embedding_tables,
+    encoder_layers,
+    layer_linears,
+    layer_parts,
+    layout_of,
+)
 from lit_compress.models.load import check_compatible, load_classifier
 
-__all__ = ["check_compatible", "encoder_layers", "load_classifier"]
+__all__ = [
+    "LayerParts",
+    "Layout",
+    "check_compatible",
+    "embedding_tables",
+    "encoder_layers",
+    "layer_linears",
+    "layer_parts",
+    "layout_of",
+    "load_classifier",
+]
