@@ -7,19 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
-from lit_compress.models.layout import encoder_layers
+from lit_compress.models.layout import encoder_layers, layout_of
 
 __all__ = ["read_projections"]
 
 _NAMES = ("query", "key", "value")
-# Inside a layer, by family: BERT and RoBERTa, DistilBERT, DeBERTa v2, MPNet; ModernBERT has all three in one module.
-_PATHS = (
-    ("attention.self.query", "attention.self.key", "attention.self.value"),
-    ("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj"),
-    ("attention.attn.q", "attention.attn.k", "attention.attn.v"),
-    ("attn.Wqkv",),
-)
 
 
 @contextmanager
@@ -57,15 +49,18 @@ def read_projections(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[i
 
 def _projections(model: nn.Module, index: int) -> list[tuple[tuple[str, ...], nn.Module]]:
     """Modules of a layer, each with the names of what its output consists of."""
-    layers = encoder_layers(model)
+    layout, layers, name = layout_of(model, "distillation"), encoder_layers(model), type(model).__name__
+    if layout.shared and index != -1:
+        raise UserError(f"distillation: {name} runs one stored layer as all; of its layers only -1, the last, is seen")
     if index == 0 or not -len(layers) <= index <= len(layers):
-        raise UserError(f"distillation: {type(model).__name__} has no layer {index}; it has 1 to {len(layers)}")
-    modules = dict(layers[index - 1 if index > 0 else index].named_modules())
-    for paths in _PATHS:
-        if all(path in modules for path in paths):
-            names = [_NAMES] if len(paths) == 1 else [(name,) for name in _NAMES]
-            return [(name, modules[path]) for name, path in zip(names, paths, strict=True)]
-    raise UserError(
-        f"distillation: the queries, keys and values of {type(model).__name__} are no modules of their own; "
-        "remove the RelationDistillation, or take another model"
-    )
+        raise UserError(f"distillation: {name} has no layer {index}; it has 1 to {len(layers)}")
+    layer = layers[index - 1 if index > 0 else index]
+    if layout.query_key_value is not None:
+        return [(_NAMES, layer.get_submodule(layout.query_key_value))]
+    if layout.query is None or layout.key is None or layout.value is None:
+        raise UserError(
+            f"distillation: the queries, keys and values of {name} are no modules of their own; "
+            "remove the RelationDistillation, or take another model"
+        )
+    paths = (layout.query, layout.key, layout.value)
+    return [((part,), layer.get_submodule(path)) for part, path in zip(_NAMES, paths, strict=True)]

@@ -1,10 +1,12 @@
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    FNetConfig,
     ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
@@ -95,6 +97,24 @@ def test_hooks_go_even_when_the_forward_fails(ids):
 def test_a_layer_that_does_not_exist(index):
     model = AutoModelForSequenceClassification.from_config(CONFIGS[0])
     with pytest.raises(UserError, match=f"no layer {index}; it has 1 to 2"), read_projections(model, {index}):
+        pass
+
+
+def test_the_last_run_of_a_shared_layer_is_the_last_layer(ids):
+    model = AutoModelForSequenceClassification.from_config(AlbertConfig(**SIZES, embedding_size=16)).eval()
+    with read_projections(model, {-1}) as projections:
+        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+    layer = model.base_model.encoder.albert_layer_groups[0].albert_layers[0]
+    assert torch.equal(projections[-1]["value"], layer.attention.value(states[1]))
+    with pytest.raises(UserError, match="one stored layer as all"), read_projections(model, {1}):
+        pass
+
+
+def test_a_family_that_is_not_in_the_table():
+    model = AutoModelForSequenceClassification.from_config(
+        FNetConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, intermediate_size=64)
+    )
+    with pytest.raises(UserError, match="fnet is not one of bert"), read_projections(model, {1}):
         pass
 
 
