@@ -74,10 +74,7 @@ class LitStudent(LitEncoder):
         for term in terms.values():
             heard = [name for name in sources if term.teacher in (None, name)]
             term.prepare(self.student.config, [configs[name] for name in heard])
-            if term.needs_attentions:
-                visible_attention(self.student, "model.pretrained")
-                for name in heard:
-                    visible_attention(held[name].model, keys[name])
+            _open_up(term, self.student, {keys[name]: held[name].model for name in heard})
         self.distillation = named_terms(terms, "model.distillation")
         self.label_weight = label_weight(list(terms.values()))
         self.teacher_cache = teacher_cache
@@ -147,6 +144,18 @@ class LitStudent(LitEncoder):
         """All terms, or those that listen to one teacher."""
         terms = [term for term in self.distillation.values() if isinstance(term, Distillation)]
         return [term for term in terms if teacher is None or term.teacher in (None, teacher)]
+
+
+def _open_up(term: Distillation, student: Any, teachers: dict[str, Any]) -> None:
+    """Let the models show what a term looks at, or say at once that they cannot; teachers by their config key."""
+    if term.needs_attentions:
+        for key, model in {"model.pretrained": student, **teachers}.items():
+            visible_attention(model, key)
+    if term.needs_projections is not None:
+        ours, theirs = term.needs_projections
+        for model, layer in ((student, ours), *((model, theirs) for model in teachers.values())):
+            with read_projections(model, {layer}):
+                pass
 
 
 def _needs(terms: Iterable[Distillation]) -> dict[str, bool]:

@@ -114,7 +114,7 @@ def test_a_family_that_is_not_in_the_table():
     model = AutoModelForSequenceClassification.from_config(
         FNetConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, intermediate_size=64)
     )
-    with pytest.raises(UserError, match="fnet is not one of bert"), read_projections(model, {1}):
+    with pytest.raises(UserError, match="'fnet' is not one of bert"), read_projections(model, {1}):
         pass
 
 
