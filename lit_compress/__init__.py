@@ -6,6 +6,7 @@ from lit_compress.data import TextClassification
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder, student_from_checkpoint
 from lit_compress.modules import (
+    AttentionDistillation,
     Distillation,
     HiddenDistillation,
     L1Penalty,
@@ -17,6 +18,7 @@ from lit_compress.modules import (
     Optimization,
     Penalty,
     Phase,
+    RelationDistillation,
     Rewind,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
@@ -30,6 +32,7 @@ from lit_compress.strategies import (
 )
 
 __all__ = [
+    "AttentionDistillation",
     "CompressibleLinear",
     "CompressionMonitor",
     "Distillation",
@@ -48,6 +51,7 @@ __all__ = [
     "Penalty",
     "Phase",
     "QuantAwareTraining",
+    "RelationDistillation",
     "Rewind",
     "Strategy",
     "TextClassification",

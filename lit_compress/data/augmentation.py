@@ -183,7 +183,7 @@ def _words(ids: list[int], original: str, tokenizer: PreTrainedTokenizerBase) ->
     # WordPiece marks what continues a word, byte-level BPE and SentencePiece what begins one.
     begins = ("\u0120", "\u2581") if any(token.startswith(("\u0120", "\u2581")) for token in tokens) else ("",)
     words = [
-        tokenizer.decode([i]).strip()
+        str(tokenizer.decode([i])).strip()
         for i, token in zip(ids, tokens, strict=True)
         if token.startswith(begins) and not token.startswith("##")
     ]

@@ -1,8 +1,17 @@
 """Pure functions on tensors: the mathematics of every method, without Lightning or Transformers."""
 
-from lit_compress.functional.distill import hidden_mse, logit_kl
+from lit_compress.functional.distill import (
+    attention_kl,
+    attention_mse,
+    hidden_mse,
+    logit_kl,
+    mean_logits,
+    relation_kl,
+    soft_cross_entropy,
+)
 from lit_compress.functional.entities import entities, write_tags
 from lit_compress.functional.importance import magnitude
+from lit_compress.functional.layer_maps import drop_multiples_map, last_map, skip_map, uniform_map
 from lit_compress.functional.masks import block_mask, global_masks, nm_mask, sparsity, unstructured_mask
 from lit_compress.functional.quantize import (
     asymmetric_qparams,
@@ -21,19 +30,28 @@ __all__ = [
     "Duration",
     "Linear",
     "asymmetric_qparams",
+    "attention_kl",
+    "attention_mse",
     "best_spans",
     "block_mask",
     "dequantize",
+    "drop_multiples_map",
     "entities",
     "fake_quantize",
     "global_masks",
     "hidden_mse",
+    "last_map",
     "logit_kl",
     "magnitude",
+    "mean_logits",
     "nm_mask",
     "quantize",
+    "relation_kl",
+    "skip_map",
+    "soft_cross_entropy",
     "sparsity",
     "symmetric_qparams",
+    "uniform_map",
     "unstructured_mask",
     "write_tags",
 ]

@@ -1,7 +1,8 @@
 """LightningModules: whatever needs gradients."""
 
-from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
+from lit_compress.modules.distillation import Distillation, LogitDistillation
 from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.feature_distillation import AttentionDistillation, HiddenDistillation, RelationDistillation
 from lit_compress.modules.learning_rate import Phase, Rewind
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
@@ -10,6 +11,7 @@ from lit_compress.modules.tasks import Classification, Regression, Task, make_ta
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
+    "AttentionDistillation",
     "Classification",
     "Distillation",
     "HiddenDistillation",
@@ -23,6 +25,7 @@ __all__ = [
     "Penalty",
     "Phase",
     "Regression",
+    "RelationDistillation",
     "Rewind",
     "Task",
     "make_task",

@@ -26,6 +26,7 @@ CHECKPOINT_KEY = "lit_compress"
 
 # Tensors of a batch that say what is right, or where a token came from.
 _NO_INPUTS = {
+    "index",
     *("labels", "next_sentence_label", "start_positions", "end_positions"),
     *("char_start", "char_end", "word_starts"),
 }

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
+from lit_compress.modules.cached_teacher import CacheDtype
 from lit_compress.modules.distillation import Distillation, named_terms
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.student import LitStudent
@@ -58,6 +59,9 @@ class LitPrunedStudent(LitStudent):
         optimization: likewise.
         compile: likewise.
         task: likewise.
+        teachers: likewise.
+        teacher_cache: likewise.
+        teacher_cache_dtype: likewise.
 
     """
 
@@ -72,8 +76,23 @@ class LitPrunedStudent(LitStudent):
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
         task: str | None = None,
+        teachers: dict[str, str] | None = None,
+        teacher_cache: str | None = None,
+        teacher_cache_dtype: CacheDtype = "float32",
     ) -> None:
-        super().__init__(pretrained, teacher, distillation, labels, tokenizer, optimization, compile, task)
+        super().__init__(
+            pretrained,
+            teacher,
+            distillation,
+            labels,
+            tokenizer,
+            optimization,
+            compile,
+            task,
+            teachers,
+            teacher_cache,
+            teacher_cache_dtype,
+        )
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 

@@ -1,8 +1,15 @@
-"""One row per strategy: how the contract tests build it. A strategy without a row fails the suite."""
+"""One row per strategy and distillation term: how the contract tests build it. One without a row fails the suite."""
 
 from collections.abc import Callable
 from typing import Any
 
+from lit_compress.modules import (
+    AttentionDistillation,
+    Distillation,
+    HiddenDistillation,
+    LogitDistillation,
+    RelationDistillation,
+)
 from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, PatternLock, QuantAwareTraining
 
 # Name of the case -> the class and its arguments. All fit a run of 8 optimizer steps.
@@ -45,3 +52,12 @@ def build(case: str) -> Any:
     """A fresh strategy of a row."""
     kind, arguments = ROWS[case]
     return kind(**arguments)
+
+
+# Name of the case -> the terms, for a teacher of another width, depth and number of heads than the student's.
+TERMS: dict[str, Callable[[], dict[str, Distillation]]] = {
+    "logits": lambda: {"kd": LogitDistillation(1.0, loss="soft_cross_entropy")},
+    "projection": lambda: {"kd": LogitDistillation(), "hidden": HiddenDistillation(projection=True, normalize=True)},
+    "attention": lambda: {"maps": AttentionDistillation(loss="kl", heads="mean", layer_map="last")},
+    "relations": lambda: {"relations": RelationDistillation(relation_heads=4, teacher_layer=2)},
+}

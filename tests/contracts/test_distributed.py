@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_compress.data.logit_store import LogitStore
 from lit_compress.export import load_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -33,26 +34,31 @@ class Probe(Callback):
 
     def on_train_end(self, trainer, module):
         digest = {"masks": hashlib.sha256(), "weights": hashlib.sha256()}
-        for name, tensor in module.student.state_dict().items():
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            digest["masks" if name.endswith("mask") else "weights"].update(tensor.clone().numpy().tobytes())
-        sharded = any(isinstance(parameter, DTensor) for parameter in module.student.parameters())
+        for part in (module.student, module.distillation):
+            for name, tensor in part.state_dict().items():
+                tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                digest["masks" if name.endswith("mask") else "weights"].update(tensor.clone().numpy().tobytes())
+        sharded = {isinstance(parameter, DTensor) for parameter in module.parameters()}
         result = {name: value.hexdigest() for name, value in digest.items()}
-        result |= {"sharded": sharded, "rows": len(self.rows), "steps": trainer.global_step}
+        result |= {"sharded": sorted(sharded), "rows": len(self.rows), "steps": trainer.global_step}
         with open(f"rank{trainer.global_rank}.json", "w") as file:
             json.dump(result, file)
 '''
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_two_ranks_agree(engine, tmp_path, tiny_teacher, tiny_data):
+@pytest.mark.parametrize(("engine", "asked"), [("ddp", "each step"), ("fsdp", "each step"), ("ddp", "once")])
+def test_two_ranks_agree(engine, asked, tmp_path, tiny_teacher, tiny_data):
     (tmp_path / "probe.py").write_text(PROBE)
+    terms = {"kd": {"class_path": "LogitDistillation"}}
+    if asked == "each step":
+        terms["hidden"] = {"class_path": "HiddenDistillation", "init_args": {"projection": True}}
+    cache = {"teacher_cache": "answers"} if asked == "once" else {}
     config = {
         "run": "run",
         "model": {
             "class_path": "LitStudent",
-            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher)},
+            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher), "distillation": terms} | cache,
         },
         "data": {
             "class_path": "TextClassification",
@@ -84,8 +90,12 @@ def test_two_ranks_agree(engine, tmp_path, tiny_teacher, tiny_data):
     assert first == second
     assert first["steps"] == 8
     assert first["rows"] == 64  # of 64 rows, half in each of two epochs
-    assert first["sharded"] == (engine == "fsdp")
+    assert first["sharded"] == [engine == "fsdp"]  # all parameters alike, those of the terms too
     state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
     masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
     assert all(int((~mask).sum()) == round(0.75 * mask.numel()) for mask in masks)
     assert (tmp_path / "run/model/model.safetensors").is_file()
+    if asked == "once":
+        (store,) = (tmp_path / "answers").iterdir()
+        assert LogitStore.damage(store) is None
+        assert LogitStore(store).array.shape == (64, 2)

@@ -198,9 +198,7 @@ def test_no_answer(score, null, answers, right):
 
 
 def test_the_least_null_score_of_all_windows_counts():
-    windows = [
-        window("q", (8, 8), ["York"], 5.0, null, no_answer=True) for null in (9.0, 1.0)
-    ]
+    windows = [window("q", (8, 8), ["York"], 5.0, null, no_answer=True) for null in (9.0, 1.0)]
     assert answer_scores(*windows) == {"exact_match": 100, "f1": 100}
 
 
@@ -234,7 +232,11 @@ def test_positions_outside_the_window_do_not_count():
 
 @pytest.mark.parametrize(
     ("name", "labels", "part"),
-    [("translation", None, "'translation'"), ("token_classification", None, "labels"), ("classification", [], "labels")],
+    [
+        ("translation", None, "'translation'"),
+        ("token_classification", None, "labels"),
+        ("classification", [], "labels"),
+    ],
 )
 def test_tasks_that_cannot_be(name, labels, part):
     with pytest.raises(UserError, match=part):
