@@ -151,7 +151,7 @@ def replacements(
 
     """
     found: list[dict[int, list[str]]] = [{} for _ in texts]
-    masked = []  # (text, position of the word, token ids, position of the mask)
+    masked: list[tuple[int, int, list[int], int]] = []  # (text, position of the word, token ids, position of the mask)
     for number, text in enumerate(texts):
         pieces = _WORD.findall(text)
         encoded = tokenizer(pieces, is_split_into_words=True, truncation=True, max_length=options.max_length)
