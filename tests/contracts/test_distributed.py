@@ -14,6 +14,15 @@ from lit_compress.export import load_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
+# Every kind of range: of inputs, outputs, tables, and inside attention.
+EVERYTHING = {
+    "start": "25%",
+    "freeze_observers": "90%",
+    "outputs": ["*.query"],
+    "embeddings": "uint8",
+    "attention": "all",
+}
+
 PROBE = '''
 import hashlib
 import json
@@ -72,7 +81,7 @@ def test_two_ranks_agree(engine, asked, tmp_path, tiny_teacher, tiny_data):
         },
         "compression": [
             {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
-            {"class_path": "QuantAwareTraining", "init_args": {"start": "25%", "freeze_observers": "90%"}},
+            {"class_path": "QuantAwareTraining", "init_args": EVERYTHING},
         ],
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }
