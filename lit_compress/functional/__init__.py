@@ -2,6 +2,7 @@
 
 from lit_compress.functional.distill import hidden_mse, logit_kl
 from lit_compress.functional.importance import magnitude
+from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.masks import block_mask, global_masks, nm_mask, sparsity, unstructured_mask
 from lit_compress.functional.quantize import (
     asymmetric_qparams,
@@ -24,6 +25,9 @@ __all__ = [
     "fake_quantize",
     "global_masks",
     "hidden_mse",
+    "keep_by_position",
+    "keep_dissimilar",
+    "keep_highest",
     "logit_kl",
     "magnitude",
     "nm_mask",
@@ -31,4 +35,5 @@ __all__ = [
     "sparsity",
     "symmetric_qparams",
     "unstructured_mask",
+    "weight_score",
 ]
