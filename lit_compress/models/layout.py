@@ -177,7 +177,7 @@ LAYOUTS: dict[str, Layout] = {
         pooler="pooler",
         shared=True,
         cannot={
-            "layers": "ALBERT stores one layer and repeats it, so only the number of repeats can be lowered, from the top"
+            "layers": "ALBERT stores one layer and repeats it: only the number of repeats can be lowered, from the top"
         },
     ),
     "mpnet": Layout(

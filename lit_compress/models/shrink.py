@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.models.layout import encoder_layers, family_of, layout_of
+from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.gates import layer_gate, remove_layer_gate
 
 __all__ = ["depth", "drop_closed_layers", "drop_layers", "kept_layers", "restore_layers"]
@@ -77,7 +77,7 @@ def restore_layers(model: PreTrainedModel, kept: Sequence[int] | None) -> None:
         return
     if ours is not None:
         raise UserError(
-            f"ckpt_path: the checkpoint has layers {theirs or 'all'} of the pretrained model and this run keeps {ours}; "
+            f"ckpt_path: the checkpoint has layers {theirs or 'all'} of its source and this run keeps {ours}; "
             "resume with the same compression: it was made with"
         )
     assert theirs is not None
