@@ -16,6 +16,8 @@ from lit_compress.modules import (
     LogitDistillation,
     Optimization,
     Penalty,
+    Phase,
+    Rewind,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
@@ -44,7 +46,9 @@ __all__ = [
     "Optimization",
     "PatternLock",
     "Penalty",
+    "Phase",
     "QuantAwareTraining",
+    "Rewind",
     "Strategy",
     "TextClassification",
     "UserError",

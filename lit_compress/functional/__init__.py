@@ -1,6 +1,7 @@
 """Pure functions on tensors: the mathematics of every method, without Lightning or Transformers."""
 
 from lit_compress.functional.distill import hidden_mse, logit_kl
+from lit_compress.functional.entities import entities, write_tags
 from lit_compress.functional.importance import magnitude
 from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.masks import block_mask, global_masks, nm_mask, sparsity, unstructured_mask
@@ -12,6 +13,7 @@ from lit_compress.functional.quantize import (
     symmetric_qparams,
 )
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Duration, Linear
+from lit_compress.functional.spans import best_spans
 
 __all__ = [
     "Constant",
@@ -20,8 +22,10 @@ __all__ = [
     "Duration",
     "Linear",
     "asymmetric_qparams",
+    "best_spans",
     "block_mask",
     "dequantize",
+    "entities",
     "fake_quantize",
     "global_masks",
     "hidden_mse",
@@ -36,4 +40,5 @@ __all__ = [
     "symmetric_qparams",
     "unstructured_mask",
     "weight_score",
+    "write_tags",
 ]
