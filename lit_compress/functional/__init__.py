@@ -12,6 +12,7 @@ from lit_compress.functional.distill import (
 from lit_compress.functional.entities import entities, write_tags
 from lit_compress.functional.importance import magnitude
 from lit_compress.functional.layer_maps import drop_multiples_map, last_map, skip_map, uniform_map
+from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.masks import block_mask, global_masks, nm_mask, sparsity, unstructured_mask
 from lit_compress.functional.quantize import (
     asymmetric_qparams,
@@ -40,6 +41,9 @@ __all__ = [
     "fake_quantize",
     "global_masks",
     "hidden_mse",
+    "keep_by_position",
+    "keep_dissimilar",
+    "keep_highest",
     "last_map",
     "logit_kl",
     "magnitude",
@@ -53,5 +57,6 @@ __all__ = [
     "symmetric_qparams",
     "uniform_map",
     "unstructured_mask",
+    "weight_score",
     "write_tags",
 ]

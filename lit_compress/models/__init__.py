@@ -1,4 +1,4 @@
-"""Hugging Face models: loading them, and where their parts are."""
+"""Hugging Face models: loading them, where their parts are, and fewer layers."""
 
 from lit_compress.models.attention import attention_modules
 from lit_compress.models.layout import (
@@ -11,14 +11,17 @@ from lit_compress.models.layout import (
     layout_of,
 )
 from lit_compress.models.load import check_compatible, load_classifier, load_model
+from lit_compress.models.shrink import drop_layers, kept_layers
 
 __all__ = [
     "LayerParts",
     "Layout",
     "attention_modules",
     "check_compatible",
+    "drop_layers",
     "embedding_tables",
     "encoder_layers",
+    "kept_layers",
     "layer_linears",
     "layer_parts",
     "layout_of",

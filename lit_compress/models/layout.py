@@ -21,7 +21,7 @@ __all__ = [
     "layout_of",
 ]
 
-Ability = Literal["layers", "heads", "neurons", "attention_masks"]
+Ability = Literal["layers", "first_layer", "heads", "neurons", "attention_masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +215,7 @@ LAYOUTS: dict[str, Layout] = {
         head_count=None,
         head_size="head_dim",
         cannot={
+            "first_layer": "ModernBERT's first layer is the only one without a norm before its attention",
             "heads": "ModernBERT computes queries, keys and values with one linear, attn.Wqkv",
             "neurons": "ModernBERT's mlp.Wi holds the neurons and their gates in one linear",
         },
