@@ -21,10 +21,12 @@ from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
     CompressionMonitor,
     FreezeEmbeddings,
+    LowRankEmbedding,
     MagnitudePruning,
     PatternLock,
     QuantAwareTraining,
     Strategy,
+    StructuredPruning,
 )
 
 __all__ = [
@@ -40,12 +42,14 @@ __all__ = [
     "LitStudent",
     "LitTeacher",
     "LogitDistillation",
+    "LowRankEmbedding",
     "MagnitudePruning",
     "Optimization",
     "PatternLock",
     "Penalty",
     "QuantAwareTraining",
     "Strategy",
+    "StructuredPruning",
     "TextClassification",
     "UserError",
     "describe",

@@ -20,6 +20,7 @@ def keep_outputs(linear: nn.Linear, index: Tensor) -> None:
         index: int64 ``(kept,)``, the output features that stay, in their new order.
 
     """
+    index = index.to(linear.weight.device)
     _select_weight(linear, 0, index)
     linear.out_features = len(index)
     if linear.bias is not None:
@@ -38,7 +39,7 @@ def keep_inputs(linear: nn.Linear, index: Tensor) -> None:
         index: int64 ``(kept,)``, the input features that stay, in their new order.
 
     """
-    _select_weight(linear, 1, index)
+    _select_weight(linear, 1, index.to(linear.weight.device))
     linear.in_features = len(index)
 
 
@@ -48,5 +49,5 @@ def _select_weight(linear: nn.Linear, dim: int, index: Tensor) -> None:
         linear.weight_mask = linear.weight_mask.index_select(dim, index)
 
 
-def _selected(parameter: nn.Parameter, dim: int, index: Tensor) -> nn.Parameter:
+def _selected(parameter: Tensor, dim: int, index: Tensor) -> nn.Parameter:
     return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)

@@ -96,12 +96,14 @@ def _models(
         raise UserError(
             f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
         )
-    layers = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"]).get("linears", {})
+    manifest = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_classifier(dense, labels, key="--dense").eval()
-    models["compressed" if layers else "model"] = load_classifier(str(exported), labels, key="--run").eval()
-    return models, layers
+    # Beside the version, one entry for each kind of compression.
+    name = "compressed" if len(manifest) > 1 else "model"
+    models[name] = load_classifier(str(exported), labels, key="--run").eval()
+    return models, manifest.get("linears", {})
 
 
 def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str, Any]:
