@@ -37,7 +37,10 @@ _FEED_FORWARD = (
     ("output.dense", ("intermediate.dense",)),
     ("ffn.lin2", ("ffn.lin1",)),
     ("mlp.Wo", ("mlp.Wi",)),
+    ("ff.layer_2", ("ff.layer_1",)),
 )
+# Projections of relative positions, which DeBERTa-v2 may have beside those of tokens.
+_POSITIONS = ("attention.self.pos_key_proj", "attention.self.pos_query_proj")
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def _groups_of_layer(layer: nn.Module, prefix: str, kind: str, key: str) -> Grou
         if all(name in modules for name in (consumer, *producers)):
             width = _linear(layer, consumer).in_features
             size = 1 if kind == "neurons" else _head_size(modules[producers[0].rpartition(".")[0]])
-            names = tuple(f"{prefix}.{name}" for name in producers)
+            positions = [name for name in _POSITIONS if kind == "heads" and name in modules]
+            names = tuple(f"{prefix}.{name}" for name in (*producers, *positions))
             return Groups(kind, f"{prefix}.{consumer}", names, width // size, size)
     raise UserError(f"{key}: {type(layer).__name__} has no {kind} that can be removed one by one; leave {kind} alone")
 
