@@ -2,18 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
-from lit_compress.models.layout import encoder_layers
+from lit_compress.models.layout import Layout, encoder_layers, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.slicing import keep_inputs, keep_outputs
 
 __all__ = [
     "KINDS",
     "Groups",
+    "Kind",
     "column_mask",
     "removable_groups",
     "remove_groups",
@@ -23,24 +24,8 @@ __all__ = [
     "row_mask",
 ]
 
-KINDS = ("heads", "neurons")
-_HEAD_COUNTS = ("num_attention_heads", "n_heads", "num_heads")
-_HEAD_SIZES = ("attention_head_size", "head_dim")
-
-_ATTENTION = (
-    ("attention.output.dense", ("attention.self.query", "attention.self.key", "attention.self.value")),
-    ("attention.output.dense", ("attention.self.query_proj", "attention.self.key_proj", "attention.self.value_proj")),
-    ("attention.out_lin", ("attention.q_lin", "attention.k_lin", "attention.v_lin")),
-    ("attn.Wo", ("attn.Wqkv",)),
-)
-_FEED_FORWARD = (
-    ("output.dense", ("intermediate.dense",)),
-    ("ffn.lin2", ("ffn.lin1",)),
-    ("mlp.Wo", ("mlp.Wi",)),
-    ("ff.layer_2", ("ff.layer_1",)),
-)
-# Projections of relative positions, which DeBERTa-v2 may have beside those of tokens.
-_POSITIONS = ("attention.self.pos_key_proj", "attention.self.pos_query_proj")
+Kind = Literal["heads", "neurons"]
+KINDS: tuple[Kind, ...] = ("heads", "neurons")
 
 
 @dataclass(frozen=True)
@@ -51,20 +36,22 @@ class Groups:
         kind: ``heads`` or ``neurons``.
         consumer: name of the linear that reads them: the attention's output projection or the second matrix.
         producers: names of those that make them: query, key and value, or the first matrix.
+        attention: name of the module that counts the heads.
         count: number of heads or neurons.
         size: features of each; 1 for neurons.
 
     """
 
-    kind: str
+    kind: Kind
     consumer: str
     producers: tuple[str, ...]
+    attention: str
     count: int
     size: int
 
 
-def removable_groups(model: nn.Module, kind: str, key: str = "model.pretrained") -> list[Groups]:
-    """Heads or neurons of each transformer layer, from the first layer to the last.
+def removable_groups(model: nn.Module, kind: Kind, key: str = "model.pretrained") -> list[Groups]:
+    """Heads or neurons of each stored transformer layer, from the first to the last.
 
     Args:
         model: Hugging Face encoder, with any head.
@@ -75,25 +62,29 @@ def removable_groups(model: nn.Module, kind: str, key: str = "model.pretrained")
         UserError: the family computes them in a way that does not let single ones go.
 
     """
-    layers = encoder_layers(model)
-    prefix = next(name for name, module in model.named_modules() if module is layers)
-    return [_groups_of_layer(layer, f"{prefix}.{index}", kind, key) for index, layer in enumerate(layers)]
+    layout = layout_of(model, key)
+    layout.require(kind, key)
+    names = {id(module): name for name, module in model.named_modules()}
+    return [_groups_of_layer(layout, layer, names[id(layer)], kind) for layer in encoder_layers(model)]
 
 
-def _groups_of_layer(layer: nn.Module, prefix: str, kind: str, key: str) -> Groups:
+def _groups_of_layer(layout: Layout, layer: nn.Module, prefix: str, kind: Kind) -> Groups:
+    attention: Any = layer.get_submodule(layout.attention)
+    if kind == "heads":
+        consumer, size = layout.attention_output, getattr(attention, layout.head_size)
+        candidates = (layout.query, layout.key, layout.value, *layout.head_linears, *layout.fused_head_linears)
+    else:
+        consumer, size, candidates = layout.feed_forward_out, 1, (layout.feed_forward_in,)
+    assert consumer is not None
     modules = dict(layer.named_modules())
-    for consumer, producers in _ATTENTION if kind == "heads" else _FEED_FORWARD:
-        if all(name in modules for name in (consumer, *producers)):
-            width = _linear(layer, consumer).in_features
-            size = 1 if kind == "neurons" else _head_size(modules[producers[0].rpartition(".")[0]])
-            positions = [name for name in _POSITIONS if kind == "heads" and name in modules]
-            names = tuple(f"{prefix}.{name}" for name in (*producers, *positions))
-            return Groups(kind, f"{prefix}.{consumer}", names, width // size, size)
-    raise UserError(f"{key}: {type(layer).__name__} has no {kind} that can be removed one by one; leave {kind} alone")
-
-
-def _head_size(attention: Any) -> int:
-    return next(getattr(attention, name) for name in _HEAD_SIZES if hasattr(attention, name))
+    return Groups(
+        kind=kind,
+        consumer=f"{prefix}.{consumer}",
+        producers=tuple(f"{prefix}.{name}" for name in candidates if name in modules),
+        attention=f"{prefix}.{layout.attention}",
+        count=_linear(layer, consumer).in_features // size,
+        size=size,
+    )
 
 
 def column_mask(groups: Groups, kept: Tensor) -> Tensor:
@@ -130,11 +121,9 @@ def remove_groups(model: nn.Module, groups: Groups, kept: Tensor) -> None:
     if isinstance(consumer, CompressibleLinear):
         consumer.kept_groups = consumer.group_scores = None
     if groups.kind == "heads":
-        attention: Any = model.get_submodule(groups.producers[0].rpartition(".")[0])
-        heads = consumer.in_features // groups.size
-        for name in _HEAD_COUNTS:
-            if hasattr(attention, name):
-                setattr(attention, name, heads)
+        attention: Any = model.get_submodule(groups.attention)
+        if (count := layout_of(model).head_count) is not None:
+            setattr(attention, count, consumer.in_features // groups.size)
         if hasattr(attention, "all_head_size"):
             attention.all_head_size = consumer.in_features
 

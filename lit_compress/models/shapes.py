@@ -5,7 +5,7 @@ embedding tables. What differs from that is, each only when needed::
 
     {"heads": [2, 2, 3], "neurons": [512, 480, 512], "ranks": {"embeddings.word_embeddings": 128}}
 
-heads and neurons of each layer, and the rank of factorised tables by their name inside the base model.
+heads and neurons of each stored layer, and the rank of factorised tables by their name inside the base model.
 """
 
 from typing import Any
@@ -15,7 +15,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.models.groups import KINDS, Groups, removable_groups, remove_groups
+from lit_compress.models.groups import KINDS, Groups, Kind, removable_groups, remove_groups
+from lit_compress.models.layout import layout_of
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 
 __all__ = ["METHOD", "apply_shapes", "describe_shapes", "shapes_of", "update_config"]
@@ -24,7 +25,6 @@ __all__ = ["METHOD", "apply_shapes", "describe_shapes", "shapes_of", "update_con
 METHOD = "lit_compress"
 
 _WHERE = "config.json: quantization_config.shapes"
-_FEED_FORWARD_KEYS = ("intermediate_size", "hidden_dim", "d_inner")
 
 
 def describe_shapes(model: PreTrainedModel) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def describe_shapes(model: PreTrainedModel) -> dict[str, Any]:
     shapes: dict[str, Any] = {}
     for kind in KINDS:
         widths = [groups.count for groups in _groups(model, kind)]
-        if any(width != _stock_width(model.config, kind) for width in widths):
+        if any(width != _stock_width(model, kind) for width in widths):
             shapes[kind] = widths
     if ranks := {name: table.rank for name, table in factorized_embeddings(model.base_model)}:
         shapes["ranks"] = ranks
@@ -72,9 +72,8 @@ def update_config(model: PreTrainedModel) -> None:
     """Make the configuration say which shapes the model has: in its own words where they suffice."""
     config: Any = model.config
     widths = {groups.count for groups in _groups(model, "neurons")}
-    key = next((key for key in _FEED_FORWARD_KEYS if hasattr(config, key)), None)
-    if key and len(widths) == 1:
-        setattr(config, key, widths.pop())
+    if len(widths) == 1:
+        setattr(config, layout_of(model).width_key, widths.pop())
     if shapes := describe_shapes(model):
         config.quantization_config = {"quant_method": METHOD, "shapes": shapes}
     elif shapes_of(config) is not None:
@@ -106,14 +105,13 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _groups(model: PreTrainedModel, kind: str) -> list[Groups]:
+def _groups(model: PreTrainedModel, kind: Kind) -> list[Groups]:
     try:
         return removable_groups(model, kind)
     except UserError:  # nothing can have been removed from a family that does not allow it
         return []
 
 
-def _stock_width(config: PretrainedConfig, kind: str) -> int:
-    if kind == "heads":
-        return config.num_attention_heads
-    return next(getattr(config, key) for key in _FEED_FORWARD_KEYS if hasattr(config, key))
+def _stock_width(model: PreTrainedModel, kind: Kind) -> int:
+    layout = layout_of(model)
+    return getattr(model.config, layout.heads_key if kind == "heads" else layout.width_key)

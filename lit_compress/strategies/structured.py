@@ -16,7 +16,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.importance import head_scores, magnitude, neuron_scores, taylor
 from lit_compress.functional.masks import global_group_masks, group_mask
 from lit_compress.functional.schedules import pruning_steps, width_after
-from lit_compress.models.groups import Groups, column_mask, removable_groups, row_mask
+from lit_compress.models.groups import KINDS, Groups, Kind, column_mask, removable_groups, row_mask
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import match_modules
 from lit_compress.strategies.strategy import Strategy, Window, agreed, full_weight, set_mask, stepped, student_of
@@ -67,7 +67,7 @@ class StructuredPruning(Strategy):
     ) -> None:
         super().__init__(targets, ignore)
         owner = type(self).__name__
-        self.keep = {"heads": heads, "neurons": neurons}
+        self.keep: dict[Kind, int | float | None] = {"heads": heads, "neurons": neurons}
         if heads is None and neurons is None:
             raise UserError(f"{owner}.heads: nothing is removed; give heads or neurons that each layer keeps")
         for key, value in self.keep.items():
@@ -205,24 +205,24 @@ class StructuredPruning(Strategy):
             )
         return pruning_steps(start, end, self.prunings)
 
-    def _final(self, kind: str, width: int) -> int:
+    def _final(self, kind: Kind, width: int) -> int:
         keep = self.keep[kind]
         assert keep is not None
         return min(keep, width) if isinstance(keep, int) else max(1, round(keep * width))
 
-    def _blocks(self, student: nn.Module) -> dict[str, list[Groups]]:
+    def _blocks(self, student: nn.Module) -> dict[Kind, list[Groups]]:
         """What can be removed from each layer, by kind: where the targets say so."""
         owner = type(self).__name__
-        asked = {
-            kind: removable_groups(student, kind, f"{owner}.{kind}")
-            for kind, keep in self.keep.items()
-            if keep is not None
+        asked: dict[Kind, list[Groups]] = {
+            kind: removable_groups(student, kind, f"{owner}.{kind}") for kind in KINDS if self.keep[kind] is not None
         }
         if self.targets is None and not self.ignore:
             return asked
         readers = [block.consumer for blocks in asked.values() for block in blocks]
         chosen = match_modules(student, self.targets or readers, self.ignore, key=f"{owner}.targets")
-        found = {kind: [block for block in blocks if block.consumer in chosen] for kind, blocks in asked.items()}
+        found: dict[Kind, list[Groups]] = {
+            kind: [block for block in blocks if block.consumer in chosen] for kind, blocks in asked.items()
+        }
         if empty := [kind for kind, blocks in found.items() if not blocks]:
             raise UserError(
                 f"{owner}.targets: {self.targets} leaves no layer whose {empty[0]} could be removed; "
