@@ -25,10 +25,12 @@ from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
     CompressionMonitor,
     FreezeEmbeddings,
+    LowRankEmbedding,
     MagnitudePruning,
     PatternLock,
     QuantAwareTraining,
     Strategy,
+    StructuredPruning,
 )
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "LitStudent",
     "LitTeacher",
     "LogitDistillation",
+    "LowRankEmbedding",
     "MagnitudePruning",
     "Optimization",
     "PatternLock",
@@ -54,6 +57,7 @@ __all__ = [
     "RelationDistillation",
     "Rewind",
     "Strategy",
+    "StructuredPruning",
     "TextClassification",
     "UserError",
     "describe",

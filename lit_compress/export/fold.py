@@ -3,11 +3,15 @@
 import copy
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from lit_compress.models.groups import remove_pruned
+from lit_compress.models.shapes import update_config
 from lit_compress.nn.attention import restore_attention
+from lit_compress.nn.factorized import factorized_embeddings
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
-__all__ = ["fold"]
+__all__ = ["fold", "shrunk"]
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -15,12 +19,25 @@ def fold(model: nn.Module) -> nn.Module:
 
     Weights are exact: pruned ones are 0, quantized ones lie on their grid. Quantizers of inputs, outputs and attention
     have no place in a plain model and are left out; their ranges are in
-    :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit.
+    :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit, as
+    long as nothing is cut out; pruned heads, neurons and columns of factorised embeddings are, and then sums are
+    shorter and logits differ by rounding (about 1e-6 of their size).
     """
-    folded = copy.deepcopy(model)
+    folded = shrunk(model)
     for name, layer in list(compressible_layers(folded)):
         folded.set_submodule(name, layer.to_linear())
     for name, table in list(compressible_tables(folded)):
         folded.set_submodule(name, table.to_embedding())
     restore_attention(folded)
     return folded
+
+
+def shrunk(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` without what is pruned as a whole, still in its training form; its configuration says so."""
+    smaller = copy.deepcopy(model)
+    remove_pruned(smaller)
+    for _, table in factorized_embeddings(smaller):
+        table.to_rank(table.kept_rank())
+    if isinstance(smaller, PreTrainedModel):
+        update_config(smaller)
+    return smaller

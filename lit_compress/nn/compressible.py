@@ -26,10 +26,15 @@ class CompressibleLinear(nn.Linear):
         weight_quantizer: module on the masked weight; None when weights are not quantized.
         input_quantizer: module on the input; None when activations are not quantized.
         output_quantizer: module on the output; None when it stays as precise as it was summed up.
+        kept_groups: bool buffer ``(groups,)``; the inputs are equal groups (attention heads, single neurons) of which
+            those that are False are masked and will be cut out of the folded model; None until :meth:`add_groups`.
+        group_scores: fp32 buffer ``(groups,)``, importance collected since the last pruning; likewise.
 
     """
 
     weight_mask: Tensor | None
+    kept_groups: Tensor | None
+    group_scores: Tensor | None
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
     output_quantizer: FakeQuantizer | None
@@ -37,6 +42,8 @@ class CompressibleLinear(nn.Linear):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("weight_mask", None)
+        self.register_buffer("kept_groups", None)
+        self.register_buffer("group_scores", None)
         self.weight_quantizer = None
         self.input_quantizer = None
         self.output_quantizer = None
@@ -52,6 +59,13 @@ class CompressibleLinear(nn.Linear):
         """Install an all-True mask; does nothing when there is one."""
         if self.weight_mask is None:
             self.weight_mask = torch.ones_like(self.weight, dtype=torch.bool)
+
+    def add_groups(self, count: int) -> None:
+        """Divide the inputs into ``count`` groups, all kept; does nothing when they are divided already."""
+        if self.kept_groups is None:
+            device = self.weight.device
+            self.kept_groups = torch.ones(count, dtype=torch.bool, device=device)
+            self.group_scores = torch.zeros(count, device=device)
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer really uses: masked, then fake-quantized; ``(out_features, in_features)``."""

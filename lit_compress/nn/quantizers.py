@@ -39,6 +39,9 @@ class FakeQuantizer(nn.Module):
         """Constructor arguments as JSON types."""
         raise NotImplementedError(f"{type(self).__name__} must define spec()")
 
+    def keep_outputs(self, index: Tensor) -> None:
+        """Forget all output channels but some, when the layer loses the others; nothing to do without channels."""
+
 
 class MinMaxWeightQuantizer(FakeQuantizer):
     """Symmetric signed weights; the scale follows the current weights, one per output channel or one per tensor.
@@ -81,6 +84,11 @@ class MinMaxWeightQuantizer(FakeQuantizer):
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "bits": self.bits, "per_channel": self.per_channel}
+
+    def keep_outputs(self, index: Tensor) -> None:
+        self.out_features = len(index)
+        if self.per_channel:
+            self.scale, self.zero_point = self.scale[index], self.zero_point[index]
 
     def extra_repr(self) -> str:
         return f"int{self.bits}, per_{'channel' if self.per_channel else 'tensor'}, enabled={self.enabled}"

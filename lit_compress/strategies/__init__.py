@@ -1,17 +1,21 @@
 """Strategies: Lightning callbacks that decide, between steps, what is pruned, locked, quantized or frozen."""
 
 from lit_compress.strategies.freeze_embeddings import FreezeEmbeddings
+from lit_compress.strategies.low_rank_embedding import LowRankEmbedding
 from lit_compress.strategies.magnitude import MagnitudePruning
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.pattern_lock import PatternLock
 from lit_compress.strategies.quant_aware import QuantAwareTraining
 from lit_compress.strategies.strategy import Strategy
+from lit_compress.strategies.structured import StructuredPruning
 
 __all__ = [
     "CompressionMonitor",
     "FreezeEmbeddings",
+    "LowRankEmbedding",
     "MagnitudePruning",
     "PatternLock",
     "QuantAwareTraining",
     "Strategy",
+    "StructuredPruning",
 ]

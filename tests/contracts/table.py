@@ -10,7 +10,14 @@ from lit_compress.modules import (
     LogitDistillation,
     RelationDistillation,
 )
-from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, PatternLock, QuantAwareTraining
+from lit_compress.strategies import (
+    FreezeEmbeddings,
+    LowRankEmbedding,
+    MagnitudePruning,
+    PatternLock,
+    QuantAwareTraining,
+    StructuredPruning,
+)
 
 # Name of the case -> the class and its arguments. All fit a run of 8 optimizer steps.
 ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -45,6 +52,18 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         },
     ),
     "freeze-embeddings": (FreezeEmbeddings, {}),
+    "structured": (StructuredPruning, {"heads": 1, "neurons": 24, "prunings": 4, "end": "75%"}),
+    "structured-one-shot": (
+        StructuredPruning,
+        {"heads": 0.5, "neurons": 0.25, "prunings": 1, "end": "0%", "score_batches": 3},
+    ),
+    "structured-global": (
+        StructuredPruning,
+        {"neurons": 0.3, "scope": "global", "prunings": 2, "start": "1 steps", "end": "5 steps"},
+    ),
+    "structured-magnitude": (StructuredPruning, {"neurons": 20, "criterion": "magnitude", "prunings": 3}),
+    "low-rank-one-shot": (LowRankEmbedding, {"rank": 6}),
+    "low-rank": (LowRankEmbedding, {"rank": 4, "prunings": 4, "end": "50%"}),
 }
 
 
