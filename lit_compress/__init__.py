@@ -16,14 +16,17 @@ from lit_compress.modules import (
     LogitDistillation,
     Optimization,
     Penalty,
+    ScorePenalty,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
     CompressionMonitor,
     FreezeEmbeddings,
     MagnitudePruning,
+    MovementPruning,
     PatternLock,
     QuantAwareTraining,
+    SecondOrderPruning,
     Strategy,
 )
 
@@ -41,10 +44,13 @@ __all__ = [
     "LitTeacher",
     "LogitDistillation",
     "MagnitudePruning",
+    "MovementPruning",
     "Optimization",
     "PatternLock",
     "Penalty",
     "QuantAwareTraining",
+    "ScorePenalty",
+    "SecondOrderPruning",
     "Strategy",
     "TextClassification",
     "UserError",

@@ -3,7 +3,7 @@
 from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
+from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty, ScorePenalty
 from lit_compress.modules.student import LitStudent
 from lit_compress.modules.tasks import Classification, Regression, Task
 from lit_compress.modules.teacher import LitTeacher
@@ -21,5 +21,6 @@ __all__ = [
     "Optimization",
     "Penalty",
     "Regression",
+    "ScorePenalty",
     "Task",
 ]

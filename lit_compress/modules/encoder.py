@@ -60,9 +60,11 @@ class LitEncoder(LightningModule):
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named parts of the training loss, their sum under ``loss``: the one place where gradients come from."""
-        labels = batch["labels"]
-        loss = self.task.loss(self(batch).logits, labels)
-        return {"loss": loss}
+        return {"loss": self.task_loss(batch)}
+
+    def task_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean loss of a batch on the task alone, whatever else the training loss has."""
+        return self.task.loss(self(batch).logits, batch["labels"])
 
     def forward(self, batch: dict[str, Tensor], **options: Any) -> Any:
         """Hugging Face output for a batch; labels are not passed, the task computes its own loss."""

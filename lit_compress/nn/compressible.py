@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_compress.functional.movement import masked_by_scores
 from lit_compress.nn.quantizers import FakeQuantizer
 
 __all__ = ["CompressibleLinear"]
@@ -23,18 +24,25 @@ class CompressibleLinear(nn.Linear):
 
     Attributes:
         weight_mask: bool buffer ``(out_features, in_features)``, True keeps; None until :meth:`add_mask`.
+        mask_scores: Parameter of the same shape that the mask is made from and that learns in its place (movement
+            pruning); None until :meth:`add_mask_scores`.
+        score_pressure: how much a penalty on the scores counts now, from 0 to 1, set by the strategy at every step;
+            None where nothing penalizes them.
         weight_quantizer: module on the masked weight; None when weights are not quantized.
         input_quantizer: module on the input; None when activations are not quantized.
 
     """
 
     weight_mask: Tensor | None
+    mask_scores: nn.Parameter | None
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("weight_mask", None)
+        self.register_parameter("mask_scores", None)
+        self.score_pressure: float | None = None
         self.weight_quantizer = None
         self.input_quantizer = None
 
@@ -50,11 +58,20 @@ class CompressibleLinear(nn.Linear):
         if self.weight_mask is None:
             self.weight_mask = torch.ones_like(self.weight, dtype=torch.bool)
 
+    def add_mask_scores(self) -> None:
+        """Install a mask and scores of 0 beside it; does nothing when there are some."""
+        self.add_mask()
+        if self.mask_scores is None:
+            self.mask_scores = nn.Parameter(torch.zeros_like(self.weight))
+
     def effective_weight(self) -> Tensor:
         """The weight that the layer really uses: masked, then fake-quantized; ``(out_features, in_features)``."""
         weight = self.weight
         if self.weight_mask is not None:
-            weight = weight * self.weight_mask
+            if self.mask_scores is not None:
+                weight = masked_by_scores(weight, self.weight_mask, self.mask_scores)
+            else:
+                weight = weight * self.weight_mask
         if self.weight_quantizer is not None:
             weight = self.weight_quantizer(weight)
         return weight

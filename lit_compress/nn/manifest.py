@@ -48,10 +48,14 @@ def part_names(manifest: Manifest) -> set[tuple[str, str]]:
 
 
 def _describe_linears(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """``{"mask": bool, "weight_quantizer": {...} | None, "input_quantizer": {...} | None}`` by layer."""
+    """``{"mask": bool, "weight_quantizer": {...} | None, "input_quantizer": {...} | None}`` by layer.
+
+    A layer whose mask is learned also has ``"mask_scores": True``.
+    """
     return {
         name: {"mask": layer.weight_mask is not None}
         | {slot: _describe_quantizer(getattr(layer, slot)) for slot in _SLOTS}
+        | ({"mask_scores": True} if layer.mask_scores is not None else {})
         for name, layer in compressible_layers(model)
     }
 
@@ -64,6 +68,8 @@ def _rebuild_linears(model: nn.Module, entries: dict[str, dict[str, Any]]) -> No
     for name, entry in entries.items():
         if entry["mask"]:
             layers[name].add_mask()
+        if entry.get("mask_scores"):
+            layers[name].add_mask_scores()
         for slot in _SLOTS:
             _rebuild_quantizer(layers[name], slot, entry[slot])
 

@@ -138,12 +138,8 @@ class MagnitudePruning(Strategy):
         return masks.unstructured_mask(scores, sparsity)
 
     @torch.no_grad()
-    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        start, end, every = self.window.steps(trainer)
-        step = trainer.global_step
-        if not due(step, start, end, every):
-            return
-        sparsity = self.schedule(1.0 if end == start else (step - start) / (end - start))
+    def prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
+        """Bring the layers to a sparsity; what a subclass overrides that looks at more than the weights."""
         layers = self.layers(pl_module)
         scores = {name: self._scores(layer) for name, layer in layers.items()}
         for name, mask in self.masks(scores, sparsity).items():
@@ -151,6 +147,12 @@ class MagnitudePruning(Strategy):
             assert existing is not None
             # Never back: a pattern locked before, or a schedule that starts below it, must not revive a weight.
             set_mask(layers[name], mask & existing, trainer)
+
+    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start, end, every = self.window.steps(trainer)
+        step = trainer.global_step
+        if due(step, start, end, every):
+            self.prune(trainer, pl_module, self.schedule(1.0 if end == start else (step - start) / (end - start)))
 
     def _check_nm(self, sparsity: float) -> None:
         keep, group = self.shape
