@@ -76,9 +76,10 @@ class SecondOrderPruning(MagnitudePruning):
         for key, value in (counts | {"recomputations": recomputations}).items():
             if value < 1:
                 raise UserError(f"{owner}.{key}: {value} must be 1 or more")
-        for key, value in (("damping", damping), ("memory", memory)):
-            if not value > 0:
-                raise UserError(f"{owner}.{key}: {value} must be above 0")
+        # The inverse begins as 1 / damping, a number that fp32 has.
+        for key, value, least in (("damping", damping, 1e-30), ("memory", memory, 1e-6)):
+            if not value >= least:
+                raise UserError(f"{owner}.{key}: {value} must be {least:g} or more")
         if block_size % self.group:
             raise UserError(
                 f"{owner}.block_size: {block_size} is no multiple of the {self.group} weights of a group; "

@@ -78,7 +78,7 @@ def test_saliency_of_one_weight_is_its_square_by_twice_the_diagonal():
 
 
 def test_a_group_of_one_is_a_weight():
-    # Not through the shortcut that single weights take: groups of 2 in which the other weight is 0 and knows of nothing.
+    # Not by the shortcut that single weights take: groups of 2 in which the other weight is 0 and knows of nothing.
     gradients = draw(10, 12).reshape(10, 6, 2)
     gradients[..., 1] = 0
     weight = draw(1, 12, seed=1).reshape(6, 2)
