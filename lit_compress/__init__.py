@@ -20,6 +20,7 @@ from lit_compress.modules import (
     Phase,
     RelationDistillation,
     Rewind,
+    ScorePenalty,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
@@ -27,8 +28,10 @@ from lit_compress.strategies import (
     FreezeEmbeddings,
     LowRankEmbedding,
     MagnitudePruning,
+    MovementPruning,
     PatternLock,
     QuantAwareTraining,
+    SecondOrderPruning,
     Strategy,
     StructuredPruning,
 )
@@ -49,6 +52,7 @@ __all__ = [
     "LogitDistillation",
     "LowRankEmbedding",
     "MagnitudePruning",
+    "MovementPruning",
     "Optimization",
     "PatternLock",
     "Penalty",
@@ -56,6 +60,8 @@ __all__ = [
     "QuantAwareTraining",
     "RelationDistillation",
     "Rewind",
+    "ScorePenalty",
+    "SecondOrderPruning",
     "Strategy",
     "StructuredPruning",
     "TextClassification",

@@ -1,8 +1,6 @@
-"""Hugging Face models: loading them, where their parts are, and fewer layers."""
+"""Hugging Face models: loading them, where their parts are, and making them smaller."""
 
 from lit_compress.models.attention import attention_modules
-
-"""Hugging Face models: loading them, where their parts are, and making them smaller."""
 from lit_compress.models.groups import remove_heads, remove_neurons
 from lit_compress.models.layout import (
     LayerParts,

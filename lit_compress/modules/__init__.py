@@ -5,7 +5,7 @@ from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.feature_distillation import AttentionDistillation, HiddenDistillation, RelationDistillation
 from lit_compress.modules.learning_rate import Phase, Rewind
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
+from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty, ScorePenalty
 from lit_compress.modules.student import LitStudent
 from lit_compress.modules.tasks import Classification, Regression, Task, make_task
 from lit_compress.modules.teacher import LitTeacher
@@ -27,6 +27,7 @@ __all__ = [
     "Regression",
     "RelationDistillation",
     "Rewind",
+    "ScorePenalty",
     "Task",
     "make_task",
 ]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from lit_compress.data.logit_store import LogitStore
@@ -55,9 +56,35 @@ class Probe(Callback):
 '''
 
 
+STRATEGIES = {
+    "magnitude": [
+        {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
+        {"class_path": "QuantAwareTraining", "init_args": EVERYTHING},
+    ],
+    "second-order": [
+        {
+            "class_path": "SecondOrderPruning",
+            "init_args": {"sparsity": 0.75, "every": "2 steps", "gradients": 10, "gradient_batch_size": 4},
+        },
+    ],
+    "movement": [
+        {
+            "class_path": "MovementPruning",
+            "init_args": {"sparsity": 0.75, "end": "50%", "freeze_masks": "75%"},
+        },
+    ],
+}
+
+
 @pytest.mark.ddp
-@pytest.mark.parametrize(("engine", "asked"), [("ddp", "each step"), ("fsdp", "each step"), ("ddp", "once")])
-def test_two_ranks_agree(engine, asked, tmp_path, tiny_teacher, tiny_data):
+@pytest.mark.parametrize(
+    ("strategy", "engine", "asked"),
+    [
+        *((strategy, engine, "each step") for strategy in STRATEGIES for engine in ("ddp", "fsdp")),
+        ("magnitude", "ddp", "once"),
+    ],
+)
+def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_data):
     (tmp_path / "probe.py").write_text(PROBE)
     terms = {"kd": {"class_path": "LogitDistillation"}}
     if asked == "each step":
@@ -79,10 +106,7 @@ def test_two_ranks_agree(engine, asked, tmp_path, tiny_teacher, tiny_data):
                 "max_length": 16,
             },
         },
-        "compression": [
-            {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
-            {"class_path": "QuantAwareTraining", "init_args": EVERYTHING},
-        ],
+        "compression": STRATEGIES[strategy],
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
@@ -102,7 +126,10 @@ def test_two_ranks_agree(engine, asked, tmp_path, tiny_teacher, tiny_data):
     assert first["sharded"] == [engine == "fsdp"]  # all parameters alike, those of the terms too
     state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
     masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
-    assert all(int((~mask).sum()) == round(0.75 * mask.numel()) for mask in masks)
+    pools = [torch.cat([mask.flatten() for mask in masks])] if strategy == "second-order" else masks
+    assert all(int((~pool).sum()) == round(0.75 * pool.numel()) for pool in pools)
+    for name in (name for name in state if name.endswith("weight_mask")):
+        assert not state[name.removesuffix("_mask")][~state[name]].any()
     assert (tmp_path / "run/model/model.safetensors").is_file()
     if asked == "once":
         (store,) = (tmp_path / "answers").iterdir()
