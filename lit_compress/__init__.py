@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from lit_compress.data import TextClassification
+from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TextClassification, TokenClassification
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder, student_from_checkpoint
 from lit_compress.modules import (
@@ -52,12 +52,14 @@ __all__ = [
     "LogitDistillation",
     "LowRankEmbedding",
     "MagnitudePruning",
+    "MaskedLanguageModeling",
     "MovementPruning",
     "Optimization",
     "PatternLock",
     "Penalty",
     "Phase",
     "QuantAwareTraining",
+    "QuestionAnswering",
     "RelationDistillation",
     "Rewind",
     "ScorePenalty",
@@ -65,6 +67,7 @@ __all__ = [
     "Strategy",
     "StructuredPruning",
     "TextClassification",
+    "TokenClassification",
     "UserError",
     "describe",
     "fold",

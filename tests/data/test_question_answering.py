@@ -21,9 +21,12 @@ def squad(*paragraphs):
     return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": list(paragraphs)}]})
 
 
+ONE = (question(),)
+
+
 @pytest.fixture
 def make(tmp_path, tiny_model):
-    def build(train=(question(),), val=(question(),), **settings):
+    def build(train=ONE, val=ONE, **settings):
         for split, paragraphs in {"train": train, "val": val}.items():
             if paragraphs is not None:
                 path = tmp_path / f"{split}.json"

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_compress.errors import UserError
+from lit_compress.modules.metrics import MeanLoss
 from lit_compress.modules.tasks import (
     MaskedLanguageModel,
     Pretraining,
@@ -27,6 +28,15 @@ def values(metrics):
 
 def one_hot(ids, size):
     return 9.0 * torch.eye(size)[torch.tensor(ids)]
+
+
+def test_a_mean_loss_is_weighted_and_shows_what_is_broken():
+    loss = MeanLoss()
+    for value, count in ((2.0, 3), (4.0, 1), (0.0, 0)):
+        loss.update(torch.tensor(value), count)
+    assert loss.compute() == 2.5
+    loss.update(torch.tensor(math.nan), 1)
+    assert loss.compute().isnan()
 
 
 # --- tags
