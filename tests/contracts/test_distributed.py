@@ -35,7 +35,7 @@ class Probe(Callback):
         digest = {"masks": hashlib.sha256(), "weights": hashlib.sha256()}
         for name, tensor in module.student.state_dict().items():
             tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            digest["masks" if name.endswith("mask") else "weights"].update(tensor.clone().numpy().tobytes())
+            digest["masks" if name.endswith(("mask", "kept_groups")) else "weights"].update(tensor.clone().numpy().tobytes())
         sharded = any(isinstance(parameter, DTensor) for parameter in module.student.parameters())
         result = {name: value.hexdigest() for name, value in digest.items()}
         result |= {"sharded": sharded, "rows": len(self.rows), "steps": trainer.global_step}
@@ -44,9 +44,22 @@ class Probe(Callback):
 '''
 
 
+UNSTRUCTURED = [
+    {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
+    {"class_path": "QuantAwareTraining", "init_args": {"start": "25%", "freeze_observers": "90%"}},
+]
+# Neurons are scored before the first step and heads during training.
+STRUCTURED = [
+    {"class_path": "StructuredPruning", "init_args": {"neurons": 24, "prunings": 1, "end": "0%"}},
+    {"class_path": "StructuredPruning", "init_args": {"heads": 1, "prunings": 1}},
+    {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "prunings": 2}},
+]
+
+
 @pytest.mark.ddp
+@pytest.mark.parametrize("compression", [UNSTRUCTURED, STRUCTURED], ids=["unstructured", "structured"])
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_two_ranks_agree(engine, tmp_path, tiny_teacher, tiny_data):
+def test_two_ranks_agree(engine, compression, tmp_path, tiny_teacher, tiny_data):
     (tmp_path / "probe.py").write_text(PROBE)
     config = {
         "run": "run",
@@ -64,10 +77,7 @@ def test_two_ranks_agree(engine, tmp_path, tiny_teacher, tiny_data):
                 "max_length": 16,
             },
         },
-        "compression": [
-            {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
-            {"class_path": "QuantAwareTraining", "init_args": {"start": "25%", "freeze_observers": "90%"}},
-        ],
+        "compression": compression,
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
@@ -86,6 +96,11 @@ def test_two_ranks_agree(engine, tmp_path, tiny_teacher, tiny_data):
     assert first["rows"] == 64  # of 64 rows, half in each of two epochs
     assert first["sharded"] == (engine == "fsdp")
     state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
-    masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
-    assert all(int((~mask).sum()) == round(0.75 * mask.numel()) for mask in masks)
+    if compression is UNSTRUCTURED:
+        masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
+        assert all(int((~mask).sum()) == round(0.75 * mask.numel()) for mask in masks)
+    else:
+        kept = {name: tensor for name, tensor in state.items() if name.endswith("kept_groups")}
+        assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." in name} == {1}
+        assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." not in name} == {24}
     assert (tmp_path / "run/model/model.safetensors").is_file()
