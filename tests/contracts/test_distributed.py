@@ -35,7 +35,8 @@ class Probe(Callback):
         digest = {"masks": hashlib.sha256(), "weights": hashlib.sha256()}
         for name, tensor in module.student.state_dict().items():
             tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            digest["masks" if name.endswith(("mask", "kept_groups")) else "weights"].update(tensor.clone().numpy().tobytes())
+            kind = "masks" if name.endswith(("mask", "kept_groups")) else "weights"
+            digest[kind].update(tensor.clone().numpy().tobytes())
         sharded = any(isinstance(parameter, DTensor) for parameter in module.student.parameters())
         result = {name: value.hexdigest() for name, value in digest.items()}
         result |= {"sharded": sharded, "rows": len(self.rows), "steps": trainer.global_step}
