@@ -223,11 +223,12 @@ class StructuredPruning(Strategy):
         found: dict[Kind, list[Groups]] = {
             kind: [block for block in blocks if block.consumer in chosen] for kind, blocks in asked.items()
         }
-        if empty := [kind for kind, blocks in found.items() if not blocks]:
-            raise UserError(
-                f"{owner}.targets: {self.targets} leaves no layer whose {empty[0]} could be removed; "
-                f"name linears like {asked[empty[0]][0].consumer!r}"
-            )
+        for kind, blocks in asked.items():
+            if not found[kind]:
+                raise UserError(
+                    f"{owner}.targets: {self.targets} leaves no layer whose {kind} could be removed; "
+                    f"name linears like {blocks[0].consumer!r}"
+                )
         return found
 
     def _match(self, student: nn.Module) -> dict[str, Any]:

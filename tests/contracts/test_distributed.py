@@ -47,7 +47,7 @@ class Probe(Callback):
         for part in (module.student, module.distillation):
             for name, tensor in part.state_dict().items():
                 tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-                digest["masks" if name.endswith("mask") else "weights"].update(tensor.clone().numpy().tobytes())
+                digest["masks" if name.endswith(("mask", "kept_groups")) else "weights"].update(tensor.clone().numpy().tobytes())
         sharded = {isinstance(parameter, DTensor) for parameter in module.parameters()}
         result = {name: value.hexdigest() for name, value in digest.items()}
         result |= {"sharded": sorted(sharded), "rows": len(self.rows), "steps": trainer.global_step}
@@ -72,6 +72,12 @@ STRATEGIES = {
             "class_path": "MovementPruning",
             "init_args": {"sparsity": 0.75, "end": "50%", "freeze_masks": "75%"},
         },
+    ],
+    # Neurons are scored before the first step and heads during training.
+    "structured": [
+        {"class_path": "StructuredPruning", "init_args": {"neurons": 24, "prunings": 1, "end": "0%"}},
+        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "prunings": 1}},
+        {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "prunings": 2}},
     ],
 }
 
@@ -126,8 +132,13 @@ def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_d
     assert first["sharded"] == [engine == "fsdp"]  # all parameters alike, those of the terms too
     state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
     masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
-    pools = [torch.cat([mask.flatten() for mask in masks])] if strategy == "second-order" else masks
-    assert all(int((~pool).sum()) == round(0.75 * pool.numel()) for pool in pools)
+    if strategy == "structured":
+        kept = {name: tensor for name, tensor in state.items() if name.endswith("kept_groups")}
+        assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." in name} == {1}
+        assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." not in name} == {24}
+    else:
+        pools = [torch.cat([mask.flatten() for mask in masks])] if strategy == "second-order" else masks
+        assert all(int((~pool).sum()) == round(0.75 * pool.numel()) for pool in pools)
     for name in (name for name in state if name.endswith("weight_mask")):
         assert not state[name.removesuffix("_mask")][~state[name]].any()
     assert (tmp_path / "run/model/model.safetensors").is_file()
