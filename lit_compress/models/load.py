@@ -162,16 +162,19 @@ def load_config(source: str, key: str) -> PretrainedConfig:
 def check_compatible(
     student: PretrainedConfig, teacher: PretrainedConfig, source: str, task: str = "classification"
 ) -> None:
-    """A teacher must have the head of the task, answer about the same labels and read the same token ids.
+    """A teacher must have no head of another task, answer about the same labels and read the same token ids.
+
+    A bare encoder can be a teacher of hidden states.
 
     Raises:
         UserError: another head, other labels or another vocabulary.
 
     """
     head = _HEADS[task]
-    if teacher.architectures and not _has_head(teacher, head):
+    other = next((name for name in teacher.architectures or [] if "For" in name), None)
+    if other and not _has_head(teacher, head):
         raise UserError(
-            f"model.teacher: {source!r} is a {teacher.architectures[0]} without a head for {head.described}; "
+            f"model.teacher: {source!r} is a {other} without a head for {head.described}; "
             "give a teacher trained on this task"
         )
     if head is _CLASSIFIER or task == "token_classification":
