@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from lit_compress.data import TextClassification
+from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TextClassification, TokenClassification
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder, student_from_checkpoint
 from lit_compress.modules import (
@@ -44,13 +44,16 @@ __all__ = [
     "LitTeacher",
     "LogitDistillation",
     "MagnitudePruning",
+    "MaskedLanguageModeling",
     "Optimization",
     "PatternLock",
     "Penalty",
     "QuantAwareTraining",
+    "QuestionAnswering",
     "RelationDistillation",
     "Strategy",
     "TextClassification",
+    "TokenClassification",
     "UserError",
     "describe",
     "fold",

@@ -2,5 +2,17 @@
 
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.classification import TextClassification
+from lit_compress.data.masked_lm import MaskedLanguageModeling
+from lit_compress.data.question_answering import QuestionAnswering
+from lit_compress.data.text_data import TextData
+from lit_compress.data.token_classification import TokenClassification
 
-__all__ = ["LengthGroupedBatches", "ResumableDataLoader", "TextClassification"]
+__all__ = [
+    "LengthGroupedBatches",
+    "MaskedLanguageModeling",
+    "QuestionAnswering",
+    "ResumableDataLoader",
+    "TextClassification",
+    "TextData",
+    "TokenClassification",
+]

@@ -9,6 +9,7 @@ from lit_compress.functional.distill import (
     relation_kl,
     soft_cross_entropy,
 )
+from lit_compress.functional.entities import entities, write_tags
 from lit_compress.functional.importance import magnitude
 from lit_compress.functional.layer_maps import drop_multiples_map, last_map, skip_map, uniform_map
 from lit_compress.functional.masks import block_mask, global_masks, nm_mask, sparsity, unstructured_mask
@@ -20,6 +21,7 @@ from lit_compress.functional.quantize import (
     symmetric_qparams,
 )
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Duration, Linear
+from lit_compress.functional.spans import best_spans
 
 __all__ = [
     "Constant",
@@ -30,9 +32,11 @@ __all__ = [
     "asymmetric_qparams",
     "attention_kl",
     "attention_mse",
+    "best_spans",
     "block_mask",
     "dequantize",
     "drop_multiples_map",
+    "entities",
     "fake_quantize",
     "global_masks",
     "hidden_mse",
@@ -49,4 +53,5 @@ __all__ = [
     "symmetric_qparams",
     "uniform_map",
     "unstructured_mask",
+    "write_tags",
 ]

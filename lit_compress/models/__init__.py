@@ -9,7 +9,7 @@ from lit_compress.models.layout import (
     layer_parts,
     layout_of,
 )
-from lit_compress.models.load import check_compatible, load_classifier
+from lit_compress.models.load import check_compatible, load_classifier, load_model
 
 __all__ = [
     "LayerParts",
@@ -21,4 +21,5 @@ __all__ = [
     "layer_parts",
     "layout_of",
     "load_classifier",
+    "load_model",
 ]

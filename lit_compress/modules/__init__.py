@@ -6,7 +6,7 @@ from lit_compress.modules.feature_distillation import AttentionDistillation, Hid
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
 from lit_compress.modules.student import LitStudent
-from lit_compress.modules.tasks import Classification, Regression, Task
+from lit_compress.modules.tasks import Classification, Regression, Task, make_task
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "Regression",
     "RelationDistillation",
     "Task",
+    "make_task",
 ]

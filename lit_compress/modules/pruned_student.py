@@ -58,6 +58,7 @@ class LitPrunedStudent(LitStudent):
         tokenizer: likewise.
         optimization: likewise.
         compile: likewise.
+        task: likewise.
         teachers: likewise.
         teacher_cache: likewise.
         teacher_cache_dtype: likewise.
@@ -74,6 +75,7 @@ class LitPrunedStudent(LitStudent):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
+        task: str | None = None,
         teachers: dict[str, str] | None = None,
         teacher_cache: str | None = None,
         teacher_cache_dtype: CacheDtype = "float32",
@@ -86,6 +88,7 @@ class LitPrunedStudent(LitStudent):
             tokenizer,
             optimization,
             compile,
+            task,
             teachers,
             teacher_cache,
             teacher_cache_dtype,

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from lit_compress.data.logit_store import LogitStore
 from lit_compress.errors import UserError
 from lit_compress.models.attention import visible_attention
-from lit_compress.models.load import check_compatible, check_same_vocabulary, load_classifier, load_config
+from lit_compress.models.load import check_compatible, check_same_vocabulary, load_config, load_model
 from lit_compress.models.projections import read_projections
 from lit_compress.modules.cached_teacher import CacheDtype, open_answers, teacher_digest
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
@@ -33,6 +33,7 @@ class LitStudent(LitEncoder):
         tokenizer: tokenizer exported beside the weights; comes from the data likewise.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile``.
+        task: what the head is for; comes from the data likewise.
         teachers: several teachers by name, instead of ``teacher``; each term listens to one or to the mean of all.
         teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
             training, and never again in this run or any other; None asks at every step.
@@ -49,6 +50,7 @@ class LitStudent(LitEncoder):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
+        task: str | None = None,
         teachers: dict[str, str] | None = None,
         teacher_cache: str | None = None,
         teacher_cache_dtype: CacheDtype = "float32",
@@ -64,12 +66,12 @@ class LitStudent(LitEncoder):
         _check_listening(terms, sources)
         _check_cache(terms, sources, teacher_cache, teacher_cache_dtype)
         configs = {name: load_config(source, keys[name]) for name, source in sources.items()}
-        super().__init__(pretrained, labels, tokenizer, optimization, compile)
+        super().__init__(pretrained, labels, tokenizer, optimization, compile, task)
         held = {}
         for name, source in sources.items():
-            check_compatible(self.student.config, configs[name], source, keys[name])
+            check_compatible(self.student.config, configs[name], source, self.task_name, keys[name])
             check_same_vocabulary(self.tokenizer, source, keys[name])
-            held[name] = FrozenTeacher(load_classifier(source, labels, key=keys[name]))
+            held[name] = FrozenTeacher(load_model(source, self.task_name, labels, key=keys[name]))
         self.teachers = named_terms(held, "model.teachers")
         for term in terms.values():
             heard = [name for name in sources if term.teacher in (None, name)]
@@ -96,7 +98,7 @@ class LitStudent(LitEncoder):
             output = self(batch, **_needs(terms))
         if projections:
             output.projections = projections
-        parts = {"task": self.task.loss(output.logits, batch["labels"])}
+        parts = {"task": self.task.loss(output, batch)}
         loss = self.label_weight * parts["task"]
         answers = {name: self._ask(name, batch) for name in self.teachers}
         for name, term in self.distillation.items():

@@ -16,8 +16,8 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.hf import MANIFEST_FILE
 from lit_compress.files import atomic_folder
-from lit_compress.models.load import load_classifier
-from lit_compress.modules.tasks import Classification, Regression
+from lit_compress.models.load import load_model
+from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate
 from lit_compress.report.card import markdown, print_table
@@ -54,8 +54,9 @@ def report(
     config = _parse(folder / "config.yaml", yaml.safe_load, ["data", "model"])
     data = _data_module(config["data"])
     labels = getattr(data, "labels", None)
-    task = Classification(len(labels)) if labels else Regression()
-    models, layers = _models(folder, config, dense, labels)
+    name = getattr(data, "task", None) or ("classification" if labels else "regression")
+    task = make_task(name, labels)
+    models, layers = _models(folder, config, dense, name, labels)
     results: dict[str, Any] = {
         "run": str(folder),
         "config": str(folder / "config.yaml"),
@@ -89,7 +90,7 @@ def report(
 
 
 def _models(
-    run: Path, config: dict[str, Any], dense: str | None, labels: list[str] | None
+    run: Path, config: dict[str, Any], dense: str | None, task: str, labels: list[str] | None
 ) -> tuple[dict[str, PreTrainedModel], dict[str, dict[str, Any]]]:
     exported = run / "model"
     if not (exported / "config.json").is_file():
@@ -99,8 +100,8 @@ def _models(
     layers = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"]).get("linears", {})
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
-        models["dense"] = load_classifier(dense, labels, key="--dense").eval()
-    models["compressed" if layers else "model"] = load_classifier(str(exported), labels, key="--run").eval()
+        models["dense"] = load_model(dense, task, labels, key="--dense").eval()
+    models["compressed" if layers else "model"] = load_model(str(exported), task, labels, key="--run").eval()
     return models, layers
 
 

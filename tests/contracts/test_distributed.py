@@ -99,3 +99,84 @@ def test_two_ranks_agree(engine, asked, tmp_path, tiny_teacher, tiny_data):
         (store,) = (tmp_path / "answers").iterdir()
         assert LogitStore.damage(store) is None
         assert LogitStore(store).array.shape == (64, 2)
+
+
+VALIDATE = '''
+import json
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+
+from contracts import tasks
+from lightning.pytorch import Trainer
+
+
+
+def validate(devices):
+    found = {}
+    for task in tasks.TASKS:
+        # Few examples in a batch, and a number that two ranks cannot share evenly.
+        data = tasks.data(task, Path("files"), Path(sys.argv[2]), batch_size=4)
+        module = tasks.student(task, Path(sys.argv[2]), data)
+        trainer = Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+            enable_progress_bar=False, enable_checkpointing=False, use_distributed_sampler=False,
+        )
+        (found[task],) = trainer.validate(module, data, verbose=False)
+        rank = trainer.global_rank
+    return rank, found
+
+
+def stream(devices):
+    """Texts of a stream: trained through, and stopped after two steps and resumed."""
+    seen = []
+    for steps, ckpt in ((5, None), (2, None), (5, "stopped.ckpt")):
+        data = tasks.data("masked_lm", Path("files"), Path(sys.argv[2]), batch_size=4, streaming=True, packing="line")
+        module = tasks.student("masked_lm", Path(sys.argv[2]), data)
+        rows = []
+        module.on_train_batch_end = lambda outputs, batch, index, rows=rows: rows.append(batch["input_ids"].tolist())
+        trainer = Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp", logger=False, max_steps=steps,
+            enable_progress_bar=False, enable_checkpointing=False, use_distributed_sampler=False,
+        )
+        trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
+        if steps == 2:
+            trainer.save_checkpoint("stopped.ckpt")
+        seen.append(rows)
+    return seen
+
+
+if __name__ == "__main__":
+    rank, found = validate(int(sys.argv[3]))
+    if sys.argv[3] == "2":
+        whole, stopped, resumed = stream(2)
+        assert whole == stopped + resumed, "stream"
+        found["stream"] = whole
+    Path(f"devices{sys.argv[3]}-rank{rank}.json").write_text(json.dumps(found))
+'''
+
+
+@pytest.mark.ddp
+def test_metrics_of_two_ranks_are_those_of_one(tmp_path, tiny_model):
+    (tmp_path / "validate.py").write_text(VALIDATE)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"MASTER_PORT": str(20000 + (os.getpid() + 7) % 20000), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    for devices in ("1", "2"):  # the first one also fills the cache, so that the ranks do not race for it
+        command = [sys.executable, "validate.py", str(REPOSITORY / "tests"), str(tiny_model), devices]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone, *ranks = (
+        json.loads((tmp_path / f"{name}.json").read_text())
+        for name in ("devices1-rank0", "devices2-rank0", "devices2-rank1")
+    )
+    del alone["pretraining"]["val/loss"]  # the sum of two means, one over words and one over rows
+    del alone["question_answering"]["val/loss"]  # a softmax over the padding, too, and ranks pad otherwise
+    for task, metrics in alone.items():
+        for rank in ranks:
+            found = {name: rank[task][name] for name in metrics}
+            assert found == pytest.approx(metrics, rel=1e-5), task
+    assert len(ranks[0]["stream"]) == len(ranks[1]["stream"]) == 5
+    assert ranks[0]["stream"] != ranks[1]["stream"]
