@@ -166,8 +166,6 @@ class TextClassification(TextData):
             batch["labels"] = torch.tensor(
                 rows["labels"], dtype=torch.float32 if self.task == "regression" else torch.long
             )
-        if "index" in rows:
-            batch["index"] = torch.tensor(rows["index"])
         return batch
 
     def _label(self, table: Dataset, split: str) -> tuple[str, Callable[[Any], int | float], Any]:

@@ -194,12 +194,7 @@ def check_compatible(
     other = next((name for name in teacher.architectures or [] if "For" in name), None)
     if other and not _has_head(teacher, head):
         raise UserError(
-<<<<<<< HEAD
-            f"{key}: {source!r} is a {teacher.architectures[0]} without a head for {head.described}; "
-=======
-            f"model.teacher: {source!r} is a {other} without a head for {head.described}; "
->>>>>>> tasks
-            "give a teacher trained on this task"
+            f"{key}: {source!r} is a {other} without a head for {head.described}; give a teacher trained on this task"
         )
     if head is _CLASSIFIER or task == "token_classification":
         _check_labels(student, teacher, source, key)
