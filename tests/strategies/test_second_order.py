@@ -94,7 +94,9 @@ def test_a_layer_larger_than_the_memory_is_an_error_before_the_first_step(prune,
 
 def test_gradients_that_are_no_numbers_are_an_error(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     module = student(tiny_teacher)
-    monkeypatch.setattr(module, "task_loss", lambda batch: module.task.loss(module(batch).logits, batch["labels"]) * 1e39)
+    monkeypatch.setattr(
+        module, "task_loss", lambda batch: module.task.loss(module(batch).logits, batch["labels"]) * 1e39
+    )
     strategy = SecondOrderPruning(sparsity=0.5, schedule="constant", start="0%", end="0%", **SAMPLE)
     message = error_of(lambda: fit(module, data(tiny_data, tiny_teacher), [strategy], tmp_path))
     assert message.startswith("SecondOrderPruning.damping: with 0.0001 ")
@@ -172,7 +174,7 @@ def test_the_loss_rises_less_than_with_magnitude(pattern, tiny_data, tiny_teache
         loader = rows.train_dataloader()
         with torch.no_grad():
             losses.append(module.eval().task_loss(loader.collate_fn(loader.dataset[list(range(64))])).item())
-    # When this was written: 0.536, 0.473, 0.411 (unstructured) and 0.568, 0.509, 0.434; 0.352 before anything was pruned.
+    # When this was written 0.536, 0.473, 0.411 (unstructured) and 0.568, 0.509, 0.434; 0.352 before pruning.
     magnitude, second_order, recomputed = losses
     assert recomputed < second_order - 0.02 < magnitude - 0.04
 
