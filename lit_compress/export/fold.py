@@ -3,24 +3,35 @@
 import copy
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from lit_compress.models.shrink import drop_closed_layers
 from lit_compress.nn.attention import restore_attention
+from lit_compress.nn.gates import gated_layers
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
-__all__ = ["fold"]
+__all__ = ["fold", "shrunk"]
 
 
 def fold(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in which every compressible layer or table is a plain one with its effective weight.
 
-    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Quantizers of inputs, outputs and attention
-    have no place in a plain model and are left out; their ranges are in
+    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Layers whose gate is closed are removed.
+    Quantizers of inputs, outputs and attention have no place in a plain model and are left out; their ranges are in
     :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit.
     """
-    folded = copy.deepcopy(model)
+    folded = shrunk(model)
     for name, layer in list(compressible_layers(folded)):
         folded.set_submodule(name, layer.to_linear())
     for name, table in list(compressible_tables(folded)):
         folded.set_submodule(name, table.to_embedding())
     restore_attention(folded)
     return folded
+
+
+def shrunk(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` without what is pruned as a whole, still in its training form; its configuration says so."""
+    smaller = copy.deepcopy(model)
+    if isinstance(smaller, PreTrainedModel) and any(gated_layers(smaller)):
+        drop_closed_layers(smaller)
+    return smaller

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_compress.export.fold import fold
+from lit_compress.export.fold import fold, shrunk
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
@@ -36,9 +36,10 @@ def save_folder(
         UserError: the folder exists or cannot be written.
 
     """
-    folded = fold(student)
+    smaller = shrunk(student)  # the manifest is that of what is left
+    folded = fold(smaller)
     assert isinstance(folded, PreTrainedModel)
-    manifest = manifest_with_scales(student)
+    manifest = manifest_with_scales(smaller)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         tokenizer.save_pretrained(staging)

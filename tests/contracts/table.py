@@ -3,7 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, PatternLock, QuantAwareTraining
+from lit_compress.strategies import (
+    FreezeEmbeddings,
+    GradualLayerDropping,
+    LayerDropping,
+    MagnitudePruning,
+    PatternLock,
+    QuantAwareTraining,
+)
 
 # Name of the case -> the class and its arguments. All fit a run of 8 optimizer steps.
 ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -38,6 +45,10 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         },
     ),
     "freeze-embeddings": (FreezeEmbeddings, {}),
+    "layer-drop": (LayerDropping, {"drop": 1}),
+    "layer-drop-contribution": (LayerDropping, {"drop": 1, "which": "contribution", "rows": 12}),
+    "layer-drop-variance": (LayerDropping, {"drop": 1, "which": "variance"}),
+    "layer-drop-gradual": (GradualLayerDropping, {"drop": 1, "start": "1 steps", "end": "50%"}),
 }
 
 
