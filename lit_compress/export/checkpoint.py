@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lit_compress.errors import UserError
+from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
 __all__ = ["find_checkpoint", "load_checkpoint", "student_from_checkpoint"]
@@ -66,6 +67,8 @@ def student_from_checkpoint(checkpoint: dict[str, Any]) -> PreTrainedModel:
     config: PretrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
     assert architecture is not None
     student = architecture(config)
+    if (shapes := shapes_of(config)) is not None:
+        apply_shapes(student, shapes)  # it started from a model that was smaller already
     rebuild(student, entry["manifest"])
     weights = checkpoint["state_dict"]
     own = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}

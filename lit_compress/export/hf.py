@@ -1,4 +1,4 @@
-"""A folded student as a Hugging Face folder that stock transformers loads."""
+"""A folded student as a Hugging Face folder that stock transformers loads, after `import lit_compress` if need be."""
 
 import json
 from importlib.metadata import version
@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.export.fold import fold, shrunk
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
+from lit_compress.models.groups import KINDS
+from lit_compress.models.shapes import describe_shapes
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
 from lit_compress.nn.manifest import Manifest, describe
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
@@ -36,17 +38,16 @@ def save_folder(
         UserError: the folder exists or cannot be written.
 
     """
-    smaller = shrunk(student)  # the manifest is that of what is left
+    smaller = shrunk(student)  # scales and sparsity are those of what is left
     folded = fold(smaller)
     assert isinstance(folded, PreTrainedModel)
-    manifest = manifest_with_scales(smaller)
+    manifest = {"lit_compress": version("lit_compress")} | manifest_with_scales(smaller)
+    shapes = describe_shapes(folded)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        (staging / MANIFEST_FILE).write_text(
-            json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
-        )
-        (staging / "README.md").write_text(_card(folded, manifest))
+        (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+        (staging / "README.md").write_text(_card(folded, manifest, shapes))
     return Path(output)
 
 
@@ -95,7 +96,7 @@ def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return grids
 
 
-def _card(model: PreTrainedModel, manifest: Manifest) -> str:
+def _card(model: PreTrainedModel, manifest: dict[str, Any], shapes: dict[str, Any]) -> str:
     layers, tables = manifest.get("linears", {}), manifest.get("embeddings", {})
     pruned = [entry["sparsity"] for entry in layers.values() if entry["mask"]]
     quantized, quantized_tables = (
@@ -107,7 +108,7 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
         "library_name: transformers",
         "tags: [lit_compress]",
         "---",
-        f"# {type(model).__name__}, {'compressed' if layers else 'fine-tuned'} with lit_compress",
+        f"# {type(model).__name__}, {'compressed' if len(manifest) > 1 else 'fine-tuned'} with lit_compress",
         "",
         f"- parameters: {sum(p.numel() for p in model.parameters()):,}",
     ]
@@ -119,9 +120,17 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
         lines.append(f"- quantized layers: {quantized}; weights lie on their integer grid, scales in `{MANIFEST_FILE}`")
     if quantized_tables:
         lines.append(f"- quantized embedding tables: {quantized_tables}, likewise")
+    lines += [f"- {what} of each layer: {_widths(shapes[what])}" for what in KINDS if what in shapes]
+    lines += [f"- rank of `{name}`: {rank}" for name, rank in shapes.get("ranks", {}).items()]
+    if shapes:
+        lines += [
+            "",
+            "Transformers alone has no such shapes: it refuses these weights. `import lit_compress` first.",
+        ]
     lines += [
         "",
         "```python",
+        *(["import lit_compress  # teaches Transformers the shapes of this model"] if shapes else []),
         f"from transformers import AutoTokenizer, {type(model).__name__}",
         "",
         f'model = {type(model).__name__}.from_pretrained("<this folder>")',
@@ -130,3 +139,7 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _widths(widths: list[int]) -> str:
+    return str(widths[0]) if len(set(widths)) == 1 else ", ".join(map(str, widths))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["block_mask", "global_masks", "nm_mask", "sparsity", "unstructured_mask"]
+__all__ = ["block_mask", "global_group_masks", "global_masks", "group_mask", "nm_mask", "sparsity", "unstructured_mask"]
 
 
 def unstructured_mask(scores: Tensor, sparsity: float) -> Tensor:
@@ -53,6 +53,42 @@ def global_masks(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     pooled = unstructured_mask(torch.cat([s.reshape(-1) for s in scores]), sparsity)
     parts = pooled.split([s.numel() for s in scores])
     return [part.reshape(s.shape) for part, s in zip(parts, scores, strict=True)]
+
+
+def group_mask(scores: Tensor, keep: int) -> Tensor:
+    """Keep the ``keep`` highest of the scores ``(groups,)`` of heads or neurons.
+
+    Example:
+        >>> group_mask(torch.tensor([3.0, 1.0, 2.0]), keep=2).tolist()
+        [True, False, True]
+
+    """
+    return unstructured_mask(scores, 1 - keep / scores.numel())
+
+
+def global_group_masks(scores: Sequence[Tensor], keep: int) -> list[Tensor]:
+    """Keep the ``keep`` highest scores of the groups of all layers together, and of each layer at least one.
+
+    Scores are divided by their layer's L2 norm first (Molchanov et al. 2017, arXiv 1611.06440; Michel et al. 2019,
+    arXiv 1905.10650), or layers with large gradients would keep everything.
+
+    Args:
+        scores: ``(groups,)`` of each layer; ``-inf`` for what is gone already.
+        keep: at least the number of layers.
+
+    Example:
+        >>> [m.tolist() for m in global_group_masks([torch.tensor([3.0, 4.0]), torch.tensor([0.1, 9.0])], keep=3)]
+        [[True, True], [False, True]]
+
+    """
+    if keep < len(scores):
+        raise ValueError(f"{keep} groups cannot leave one in each of {len(scores)} layers")
+    ranked = []
+    for score in scores:
+        norm = score.masked_fill(score.isinf(), 0.0).norm().clamp_min(torch.finfo(score.dtype).tiny)
+        best = torch.arange(len(score), device=score.device) == score.argmax()
+        ranked.append((score / norm).masked_fill(best, torch.inf))
+    return global_masks(ranked, 1 - keep / sum(score.numel() for score in scores))
 
 
 def nm_mask(scores: Tensor, keep: int, group: int) -> Tensor:

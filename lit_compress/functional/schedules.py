@@ -4,7 +4,18 @@ import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due", "rewound_linear", "sawtooth"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Duration",
+    "Linear",
+    "due",
+    "pruning_steps",
+    "rewound_linear",
+    "sawtooth",
+    "width_after",
+]
 
 _DURATION = re.compile(r"^\s*(?P<value>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|epochs?|steps?)\s*$")
 
@@ -105,6 +116,30 @@ def rewound_linear(step: int, total: int, warmup: int, start: int, end: int, eve
         return max(total - step, 0) / (rest - warmup)
     reached = start + (step - start) % every if step >= start else step
     return max(rest - reached, 0) / (rest - warmup)
+
+
+def pruning_steps(start: int, end: int, prunings: int) -> list[int]:
+    """The steps of ``prunings`` equally long stretches from ``start`` to ``end``: each ends with a pruning.
+
+    Example:
+        >>> pruning_steps(start=0, end=100, prunings=4)
+        [25, 50, 75, 100]
+
+    """
+    return [start + (end - start) * number // prunings for number in range(1, prunings + 1)]
+
+
+def width_after(number: int, prunings: int, width: int, final: int) -> int:
+    """What is left of a width after the pruning of a number: in equal parts from ``width`` to ``final``.
+
+    ROSITA's schedule (Liu et al. 2021, arXiv 2103.11367) for heads, neurons and the rank of the embedding.
+
+    Example:
+        >>> [width_after(number, 10, 12, 2) for number in (1, 2, 10)], width_after(1, 10, 3072, 512)
+        ([11, 10, 2], 2816)
+
+    """
+    return width - round((width - final) * number / prunings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
-"""Hugging Face models: loading them, where their parts are, and fewer layers."""
+"""Hugging Face models: loading them, where their parts are, and making them smaller."""
 
 from lit_compress.models.attention import attention_modules
+from lit_compress.models.groups import remove_heads, remove_neurons
 from lit_compress.models.layout import (
     LayerParts,
     Layout,
@@ -12,10 +13,13 @@ from lit_compress.models.layout import (
 )
 from lit_compress.models.load import check_compatible, load_classifier, load_model
 from lit_compress.models.shrink import drop_layers, kept_layers
+from lit_compress.models.smaller_config import SmallerConfig, SmallerModel  # registers them with Transformers
 
 __all__ = [
     "LayerParts",
     "Layout",
+    "SmallerConfig",
+    "SmallerModel",
     "attention_modules",
     "check_compatible",
     "drop_layers",
@@ -27,4 +31,6 @@ __all__ = [
     "layout_of",
     "load_classifier",
     "load_model",
+    "remove_heads",
+    "remove_neurons",
 ]

@@ -35,9 +35,11 @@ class Layout:
             heads: head ``h`` owns rows ``h * head_size`` to ``(h + 1) * head_size``.
         key: likewise.
         value: likewise.
+        query_key_value: inside a layer, the linear of all three, one after the other, where there is only that.
         attention_output: inside a layer, the linear after the heads; its columns belong to heads.
         head_linears: further linears of a layer whose rows belong to heads; a model has them or not.
-        feed_forward_in: inside a layer, the linear whose rows are the neurons.
+        fused_head_linears: linears that make several things of each head, the rows of one after those of another.
+        feed_forward_in: inside a layer, the linear whose rows are the neurons; twice, when it also makes their gates.
         feed_forward_out: inside a layer, the linear whose columns are the neurons.
         word_embeddings: the table of word embeddings, inside ``model.base_model``.
         embeddings: every embedding table, inside ``model.base_model``; a model may lack some.
@@ -58,8 +60,10 @@ class Layout:
     query: str | None
     key: str | None
     value: str | None
+    query_key_value: str | None = None
     attention_output: str | None
     head_linears: tuple[str, ...] = ()
+    fused_head_linears: tuple[str, ...] = ()
     feed_forward_in: str
     feed_forward_out: str
     word_embeddings: str
@@ -204,19 +208,17 @@ LAYOUTS: dict[str, Layout] = {
         query=None,
         key=None,
         value=None,
+        query_key_value="attn.Wqkv",
         attention_output="attn.Wo",
         feed_forward_in="mlp.Wi",
         feed_forward_out="mlp.Wo",
         word_embeddings="embeddings.tok_embeddings",
         embeddings=("embeddings.tok_embeddings",),
         pooler=None,
+        fused_head_linears=("attn.Wqkv",),
         head_count=None,
         head_size="head_dim",
-        cannot={
-            "first_layer": "ModernBERT's first layer is the only one without a norm before its attention",
-            "heads": "ModernBERT computes queries, keys and values with one linear, attn.Wqkv",
-            "neurons": "ModernBERT's mlp.Wi holds the neurons and their gates in one linear",
-        },
+        cannot={"first_layer": "ModernBERT's first layer is the only one without a norm before its attention"},
     ),
     "deberta-v2": Layout(
         layers="encoder.layer",

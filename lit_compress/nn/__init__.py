@@ -3,6 +3,7 @@
 from lit_compress.nn.attention import AttentionQuantizers, attention_quantizers
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.embedding import CompressibleEmbedding
+from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 from lit_compress.nn.manifest import describe, rebuild
 from lit_compress.nn.quantizers import (
     DynamicTokenQuantizer,
@@ -10,6 +11,7 @@ from lit_compress.nn.quantizers import (
     MovingAverageQuantizer,
     TableQuantizer,
 )
+from lit_compress.nn.slicing import keep_inputs, keep_outputs
 from lit_compress.nn.surgery import (
     compressible_layers,
     compressible_tables,
@@ -24,6 +26,7 @@ __all__ = [
     "CompressibleEmbedding",
     "CompressibleLinear",
     "DynamicTokenQuantizer",
+    "FactorizedEmbedding",
     "FrozenTeacher",
     "MinMaxWeightQuantizer",
     "MovingAverageQuantizer",
@@ -32,6 +35,9 @@ __all__ = [
     "compressible_layers",
     "compressible_tables",
     "describe",
+    "factorized_embeddings",
+    "keep_inputs",
+    "keep_outputs",
     "make_compressible",
     "make_tables_compressible",
     "match_modules",

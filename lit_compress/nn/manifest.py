@@ -13,6 +13,7 @@ from torch import nn
 from lit_compress.errors import UserError
 from lit_compress.nn import quantizers
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers, quantize_attention
+from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 from lit_compress.nn.gates import add_layer_gate, gated_layers
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.nn.surgery import (
@@ -56,9 +57,16 @@ def part_names(manifest: Manifest) -> set[tuple[str, str]]:
 
 
 def _describe_linears(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """``{"mask": bool, "weight_quantizer": {...} | None, ...}``, a quantizer per slot, by layer."""
+    """``{"mask": bool, "weight_quantizer": {...} | None, ...}``, a quantizer per slot, by layer.
+
+    A layer whose inputs are divided into removable groups also has ``"groups"``, their number; one whose mask is
+    learned ``"mask_scores": True``.
+    """
     return {
-        name: {"mask": layer.weight_mask is not None} | _describe_slots(layer, _LINEAR_SLOTS)
+        name: {"mask": layer.weight_mask is not None}
+        | _describe_slots(layer, _LINEAR_SLOTS)
+        | ({"groups": len(layer.kept_groups)} if layer.kept_groups is not None else {})
+        | ({"mask_scores": True} if layer.mask_scores is not None else {})
         for name, layer in compressible_layers(model)
     }
 
@@ -69,6 +77,10 @@ def _rebuild_linears(model: nn.Module, entries: dict[str, dict[str, Any]]) -> No
     for name, entry in entries.items():
         if entry["mask"]:
             layers[name].add_mask()
+        if entry.get("mask_scores"):
+            layers[name].add_mask_scores()
+        if "groups" in entry:
+            layers[name].add_groups(entry["groups"])
         for slot in _LINEAR_SLOTS:
             _rebuild_quantizer(layers[name], slot, entry.get(slot), layers[name].weight.device)
 
@@ -119,6 +131,26 @@ def _describe_slots(owner: nn.Module, slots: tuple[str, ...]) -> dict[str, Any]:
     return {slot: _describe_quantizer(getattr(owner, slot)) for slot in slots}
 
 
+def _describe_factorized(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """``{"rank": columns of the factors, "mask": bool}`` by embedding table."""
+    return {
+        name: {"rank": table.rank, "mask": table.rank_mask is not None} for name, table in factorized_embeddings(model)
+    }
+
+
+def _rebuild_factorized(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+    known = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    for name, entry in entries.items():
+        if name not in known:
+            raise UserError(f"checkpoint: its manifest names {name!r}, which is no embedding of this model")
+        table = known[name]
+        if not isinstance(table, FactorizedEmbedding) or table.rank != entry["rank"]:
+            table = FactorizedEmbedding.empty_like(table, entry["rank"])
+            model.set_submodule(name, table)
+        if entry["mask"]:
+            table.add_rank_mask()
+
+
 def _describe_quantizer(quantizer: FakeQuantizer | None) -> dict[str, Any] | None:
     if quantizer is None:
         return None
@@ -141,6 +173,7 @@ def _rebuild_quantizer(owner: nn.Module, slot: str, entry: dict[str, Any] | None
 # What a model can be made of beside plain modules: how to describe the parts of a kind, and how to install them. Kinds
 # that replace modules come before kinds that only add to them.
 _PARTS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any], None]]] = {
+    "factorized": (_describe_factorized, _rebuild_factorized),
     "linears": (_describe_linears, _rebuild_linears),
     "embeddings": (_describe_tables, _rebuild_tables),
     "attention": (_describe_attention, _rebuild_attention),

@@ -39,6 +39,9 @@ class FakeQuantizer(nn.Module):
         """Constructor arguments as JSON types."""
         raise NotImplementedError(f"{type(self).__name__} must define spec()")
 
+    def keep_outputs(self, index: Tensor) -> None:
+        """Forget all output channels but some, when the layer loses the others; nothing to do without channels."""
+
 
 class MinMaxWeightQuantizer(FakeQuantizer):
     """Symmetric signed weights; the scale follows the current weights, one per output channel or one per tensor.
@@ -81,6 +84,11 @@ class MinMaxWeightQuantizer(FakeQuantizer):
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "bits": self.bits, "per_channel": self.per_channel}
+
+    def keep_outputs(self, index: Tensor) -> None:
+        self.out_features = len(index)
+        if self.per_channel:
+            self.scale, self.zero_point = self.scale[index], self.zero_point[index]
 
     def extra_repr(self) -> str:
         return f"int{self.bits}, per_{'channel' if self.per_channel else 'tensor'}, enabled={self.enabled}"
@@ -181,12 +189,11 @@ class TableQuantizer(FakeQuantizer):
         """Move the grid to the current values of the table ``(rows, features)``, while observing."""
         if not (self.enabled and self.observing):
             return
-        # amin and amax: along a dimension they are many times faster on a CPU than one aminmax.
-        low, high = (bound.float() for bound in (table.amin(1), table.amax(1)))
         if self.per_row:
-            self.scale.copy_(symmetric_qparams(torch.maximum(-low, high), self.qmax))
+            self.scale.copy_(symmetric_qparams(torch.maximum(-table.amin(1), table.amax(1)).float(), self.qmax))
             return
-        scale, zero_point = asymmetric_qparams(low.min(), high.max(), self.qmin, self.qmax)
+        low, high = (bound.float() for bound in table.aminmax())
+        scale, zero_point = asymmetric_qparams(low, high, self.qmin, self.qmax)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
 

@@ -114,7 +114,8 @@ def _models(
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_model(dense, task, labels, key="--dense").eval()
-    name = "compressed" if manifest.get("linears") else "model"
+    # Beside the version, one entry for each kind of compression.
+    name = "compressed" if len(manifest) > 1 else "model"
     models[name] = load_model(str(exported), task, labels, key="--run").eval()
     return models, manifest
 

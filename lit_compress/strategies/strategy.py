@@ -19,12 +19,15 @@ __all__ = [
     "ENCODER_LINEARS",
     "Strategy",
     "Window",
+    "agreed",
     "full_weight",
     "parse_duration",
     "set_mask",
     "stepped",
     "student_of",
     "to_steps",
+    "write_weight",
+    "zero_outside",
 ]
 
 # Every linear of every transformer layer: attention and feed-forward, not embeddings, pooler or head. For models that
@@ -148,18 +151,28 @@ def set_mask(layer: CompressibleLinear, mask: Tensor, trainer: Trainer, keep_val
 
     """
     assert layer.weight_mask is not None
+    layer.weight_mask.copy_(agreed(mask))
+    if not keep_values:
+        zero_outside(layer.weight, layer.weight_mask, trainer)
+
+
+def agreed(mask: Tensor) -> Tensor:
+    """The bool mask of rank 0, on every rank."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         mask = mask.to(torch.uint8)
         torch.distributed.broadcast(mask, src=0)
         mask = mask.bool()
-    layer.weight_mask.copy_(mask)
-    if keep_values:
-        return
-    kept = _laid_out_like(layer.weight, layer.weight_mask)
-    layer.weight.mul_(kept)
+    return mask
+
+
+@torch.no_grad()
+def zero_outside(parameter: Tensor, kept: Tensor, trainer: Trainer) -> None:
+    """Make a parameter and the optimizer's moments of it zero where a mask of its shape is False."""
+    kept = _laid_out_like(parameter, kept)
+    parameter.mul_(kept)
     for optimizer in trainer.optimizers:
-        for moment in optimizer.state.get(layer.weight, {}).values():
-            if isinstance(moment, Tensor) and moment.shape == layer.weight.shape:
+        for moment in optimizer.state.get(parameter, {}).values():
+            if isinstance(moment, Tensor) and moment.shape == parameter.shape:
                 moment.mul_(kept)
 
 
@@ -167,6 +180,14 @@ def full_weight(layer: CompressibleLinear) -> Tensor:
     """The whole weight ``(out_features, in_features)``, gathered when FSDP2 has sharded it."""
     weight = layer.weight.detach()
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@torch.no_grad()
+def write_weight(layer: CompressibleLinear, values: Tensor) -> None:
+    """Write a whole weight ``(out_features, in_features)`` in place; under DDP and FSDP2 that of rank 0."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(values, src=0)
+    layer.weight.copy_(_laid_out_like(layer.weight, values))
 
 
 def _laid_out_like(weight: Tensor, mask: Tensor) -> Tensor:

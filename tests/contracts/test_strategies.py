@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch._dynamo.testing
-from contracts.table import ROWS, build
+from contracts.table import ROWS, build, module_options
 from contracts.training import STEPS, StopAt, data, differences, fit, student
 from transformers import AutoModelForSequenceClassification
 
@@ -17,10 +17,21 @@ from lit_compress.export import fold, load_checkpoint, save_folder, student_from
 from lit_compress.functional import sparsity
 from lit_compress.nn import MinMaxWeightQuantizer, compressible_layers, describe
 from lit_compress.nn.quantizers import FakeQuantizer
-from lit_compress.strategies import MagnitudePruning, PatternLock, Strategy
+from lit_compress.strategies import (
+    LowRankEmbedding,
+    MagnitudePruning,
+    MovementPruning,
+    PatternLock,
+    SecondOrderPruning,
+    Strategy,
+    StructuredPruning,
+)
 
 CASES = list(ROWS)
-MASKED = [case for case, (kind, _) in ROWS.items() if kind in (MagnitudePruning, PatternLock)]
+MASKING = (MagnitudePruning, MovementPruning, PatternLock, SecondOrderPruning, StructuredPruning)
+MASKED = [case for case, (kind, _) in ROWS.items() if kind in MASKING]
+# What is physically smaller when it is folded: these sum up fewer terms.
+CUT = [case for case, (kind, _) in ROWS.items() if kind in (StructuredPruning, LowRankEmbedding)]
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +59,7 @@ def trained(tmp_path_factory, sparse_model, tiny_teacher, tiny_data):
     def train(case):
         if case not in done:
             root = tmp_path_factory.mktemp(case.replace(":", "-"))
-            module = student(sparse_model, tiny_teacher)
+            module = student(sparse_model, tiny_teacher, **module_options(case))
             run = fit(module, data(tiny_data, sparse_model), [build(case)], root)
             done[case] = module, run, root
         return done[case]
@@ -74,7 +85,7 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
         root = tmp_path / str(killed_at)
         with pytest.raises(StopAt.Killed):
             fit(
-                student(sparse_model, tiny_teacher),
+                student(sparse_model, tiny_teacher, **module_options(case)),
                 data(tiny_data, sparse_model),
                 [build(case), StopAt(killed_at)],
                 root,
@@ -82,7 +93,7 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
         # Other random numbers are drawn before the resumed run than before the first.
         torch.rand(17)
         last = root / f"step={killed_at}.ckpt"
-        module = student(sparse_model, tiny_teacher)
+        module = student(sparse_model, tiny_teacher, **module_options(case))
         run = fit(module, data(tiny_data, sparse_model), [build(case)], root / "resumed", ckpt_path=last)
         assert run.global_step == STEPS
         expected = load_checkpoint(whole / f"step={STEPS}.ckpt")
@@ -95,7 +106,7 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
 def test_resume_gives_the_same_metrics(case, trained, sparse_model, tiny_teacher, tiny_data, tmp_path):
     _, first, whole = trained(case)
     resumed = fit(
-        student(sparse_model, tiny_teacher),
+        student(sparse_model, tiny_teacher, **module_options(case)),
         data(tiny_data, sparse_model),
         [build(case)],
         tmp_path,
@@ -130,17 +141,22 @@ def test_pattern_lock_keeps_the_loaded_pattern(trained, sparse_model):
         assert torch.equal(layer.weight_mask, loaded.get_submodule(name).weight != 0)
 
 
-def test_unstructured_sparsity_is_exact(trained):
-    module, _, _ = trained("magnitude")
+@pytest.mark.parametrize(("case", "fraction"), [("magnitude", 0.8), ("movement", 0.7)])
+def test_unstructured_sparsity_is_exact(case, fraction, trained):
+    module, _, _ = trained(case)
     for _, layer in compressible_layers(module.student):
-        assert int((~layer.weight_mask).sum()) == round(0.8 * layer.weight.numel())
+        assert int((~layer.weight_mask).sum()) == round(fraction * layer.weight.numel())
 
 
-def test_global_sparsity_is_exact(trained):
-    module, _, _ = trained("magnitude-global")
+@pytest.mark.parametrize(
+    ("case", "fraction"),
+    [("magnitude-global", 0.7), ("second-order", 0.8), ("second-order-recomputed", 0.7), ("movement-global", 0.6)],
+)
+def test_global_sparsity_is_exact(case, fraction, trained):
+    module, _, _ = trained(case)
     masks = [layer.weight_mask for _, layer in compressible_layers(module.student)]
     pruned, total = sum(int((~mask).sum()) for mask in masks), sum(mask.numel() for mask in masks)
-    assert pruned == round(0.7 * total)
+    assert pruned == round(fraction * total)
     assert len({sparsity(mask) for mask in masks}) > 1
 
 
@@ -150,21 +166,36 @@ def test_two_of_four_hold_everywhere(trained):
         assert (layer.weight_mask.reshape(-1, 4).sum(1) == 2).all()
 
 
-def test_blocks_hold_everywhere(trained):
-    module, _, _ = trained("magnitude-blocks")
+@pytest.mark.parametrize(("case", "height", "width"), [("magnitude-blocks", 4, 2), ("second-order-blocks", 1, 4)])
+def test_blocks_hold_everywhere(case, height, width, trained):
+    module, _, _ = trained(case)
     for _, layer in compressible_layers(module.student):
         rows, columns = layer.weight.shape
-        blocks = layer.weight_mask.reshape(rows // 4, 4, columns // 2, 2).transpose(1, 2).reshape(-1, 8).sum(1)
-        assert set(blocks.tolist()) <= {0, 8}
+        blocks = layer.weight_mask.reshape(rows // height, height, columns // width, width).transpose(1, 2)
+        blocks = blocks.reshape(-1, height * width).sum(1)
+        assert set(blocks.tolist()) <= {0, height * width}
         assert int((blocks == 0).sum()) == round(0.75 * len(blocks))
 
 
-def test_masks_are_monotone(trained):
-    _, _, root = trained("magnitude")
+@pytest.mark.parametrize("case", ["magnitude", "second-order", "second-order-blocks", *CUT])
+def test_masks_are_monotone(case, trained):
+    _, _, root = trained(case)
     states = [load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in range(1, STEPS + 1)]
-    for name in [name for name in states[0] if name.endswith("weight_mask")]:
+    for name in [name for name in states[0] if name.endswith(("_mask", "kept_groups"))]:
         for earlier, later in pairwise(states):
             assert not (later[name] & ~earlier[name]).any()
+
+
+@pytest.mark.parametrize(("case", "frozen"), [("movement", 6), ("movement-soft", 7)])
+def test_learned_masks_come_back_until_they_are_frozen(case, frozen, trained):
+    _, _, root = trained(case)
+    states = [load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in range(1, STEPS + 1)]
+    names = [name for name in states[0] if name.endswith("weight_mask")]
+    before, after = states[:frozen], states[frozen - 1 :]
+    assert any((later[n] & ~earlier[n]).any() for n in names for earlier, later in pairwise(before))
+    assert all(torch.equal(earlier[n], later[n]) for n in names for earlier, later in pairwise(after))
+    hidden = [before[-2][name.removesuffix("_mask")][~before[-2][name]] for name in names]
+    assert all(weights.any() for weights in hidden)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -175,7 +206,8 @@ def test_fold_equals_training_form(case, trained, tiny_data, sparse_model):
     modules = [(name, m) for name, m in model.named_modules() if isinstance(m, FakeQuantizer)]
     quantizers = [module for name, module in modules if not name.endswith("weight_quantizer")]
     with torch.inference_mode():
-        # A plain model has quantizers of nothing but weights; everything else must be the same to the last bit.
+        # A plain model has quantizers of nothing but weights; everything else must be the same to the last bit, unless
+        # sums are shorter than they were.
         was = [quantizer.enabled for quantizer in quantizers]
         for quantizer in quantizers:
             quantizer.enabled = False
@@ -186,7 +218,12 @@ def test_fold_equals_training_form(case, trained, tiny_data, sparse_model):
         assert not any(isinstance(module, FakeQuantizer) for module in folded.modules())
         assert not list(compressible_layers(folded))
         got = folded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    assert torch.equal(expected, got)
+    if case in CUT:
+        dense = AutoModelForSequenceClassification.from_pretrained(sparse_model)
+        assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in dense.parameters())
+        assert torch.allclose(expected, got, atol=1e-5)
+    else:
+        assert torch.equal(expected, got)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -256,11 +293,30 @@ def test_a_target_that_matches_nothing_is_an_error(case, sparse_model, tiny_data
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-def test_order_changes_neither_keys_nor_values(sparse_model, tiny_data, tmp_path):
+@pytest.mark.parametrize("case", CUT)
+def test_a_smaller_student_is_trained_on(case, trained, tiny_data, tiny_teacher, tmp_path):
+    # Its folder starts, and teaches, the next stage: which resumes exactly and gives its own model back.
+    module, _, _ = trained(case)
+    module.student.eval()
+    save_folder(module.student, data(tiny_data, tiny_teacher).tokenizer, tmp_path / "model")
+    states, folder = [], tmp_path / "model"
+    for name, ckpt_path in (("whole", None), ("resumed", tmp_path / "whole" / "step=3.ckpt")):
+        again = student(folder, folder)
+        fit(again, data(tiny_data, folder), [build("magnitude"), build("qat")], tmp_path / name, ckpt_path=ckpt_path)
+        states.append(dict(again.state_dict()))
+    assert differences(*states) == []
+    alone = student_from_checkpoint(load_checkpoint(tmp_path / "resumed" / f"step={STEPS}.ckpt"))
+    assert differences(dict(fold(again.student).state_dict()), dict(fold(alone).state_dict())) == []
+    shapes = {name: p.shape for name, p in fold(module.student).named_parameters()}
+    assert {name: p.shape for name, p in fold(alone).named_parameters()} == shapes
+
+
+@pytest.mark.parametrize("first", ["magnitude", "structured"])
+def test_order_changes_neither_keys_nor_values(first, sparse_model, tiny_data, tmp_path):
     states = []
     for order in (1, -1):
         module = student(sparse_model)
-        strategies = [build("magnitude"), build("qat"), build("freeze-embeddings")][::order]
+        strategies = [build(case) for case in (first, "qat", "low-rank", "freeze-embeddings")][::order]
         fit(module, data(tiny_data, sparse_model), strategies, tmp_path / str(order))
         states.append(dict(module.state_dict()))
     assert differences(*states) == []
@@ -271,6 +327,25 @@ def test_sparsity_survives_quantization(sparse_model, tiny_data, tmp_path):
     fit(module, data(tiny_data, sparse_model), [build("magnitude"), build("qat")], tmp_path)
     for _, layer in compressible_layers(module.student):
         assert not layer.effective_weight()[~layer.weight_mask].any()
+
+
+def test_structured_pruning_goes_with_the_others_on_the_same_layers(sparse_model, tiny_data, tmp_path):
+    module = student(sparse_model)
+    datamodule = data(tiny_data, sparse_model)
+    strategies = [build(case) for case in ("magnitude", "qat", "structured", "low-rank")]
+    fit(module, datamodule, strategies, tmp_path / "run")
+    module.student.eval()
+    for _, layer in compressible_layers(module.student):
+        assert not layer.effective_weight()[~layer.weight_mask].any()
+    folder = save_folder(module.student, datamodule.tokenizer, tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, entry in json.loads((folder / "compression.json").read_text())["linears"].items():
+        weight = model.get_submodule(name).weight
+        # What was cut out is in neither figure: the scales and the sparsity are those of what is left.
+        assert len(entry["scales"]["weight"]) == len(weight)
+        assert entry["sparsity"] == pytest.approx(int((weight == 0).sum()) / weight.numel())
+        integers = weight / torch.tensor(entry["scales"]["weight"])[:, None]
+        assert (integers - integers.round()).abs().max() < 1e-3
 
 
 def test_a_locked_pattern_is_never_revived_by_pruning(sparse_model, tiny_data, tmp_path):

@@ -10,6 +10,8 @@ from lit_compress.errors import UserError
 
 ROWS = "good\tB-PER\nactor\tO\nis\tO\n\nfilm\tO\nlovely\tB-LOC\ngreat\tI-LOC\n"
 
+TURNED = "\n".join("\t".join(line.split("\t")[::-1]) for line in ROWS.split("\n"))
+
 
 @pytest.fixture
 def make(tmp_path, tiny_model):
@@ -59,7 +61,7 @@ EXPECTED = [
         (ROWS.replace("\n", "\r\n"), "tsv", {}),
         ("-DOCSTART- -X- O\n\n" + ROWS.replace("\n\n", "\n\n-DOCSTART- (2)\n \n\n") + "\n\n", "txt", {}),
         (ROWS.replace("\t", "\tNN\t"), "txt", {}),
-        ("\n".join("\t".join(line.split("\t")[::-1]) for line in ROWS.split("\n")), "txt", {"token_column": 1, "tag_column": 0}),
+        (TURNED, "txt", {"token_column": 1, "tag_column": 0}),
     ],
     ids=["tabs", "gz", "blanks", "crlf", "docstart", "three columns", "turned around"],
 )  # fmt: skip

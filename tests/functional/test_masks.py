@@ -3,7 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_compress.functional import block_mask, global_masks, magnitude, nm_mask, sparsity, unstructured_mask
+from lit_compress.functional import (
+    block_mask,
+    global_group_masks,
+    global_masks,
+    group_mask,
+    magnitude,
+    nm_mask,
+    sparsity,
+    unstructured_mask,
+)
 from lit_compress.functional.masks import block_means
 
 fractions = st.floats(0, 1)
@@ -147,3 +156,35 @@ def test_sparsity_counts_zeros(tensor, expected):
 def test_sparsity_of_a_pruned_weight_is_what_was_asked():
     weight = torch.randn(40, 50)
     assert sparsity(weight * unstructured_mask(magnitude(weight), 0.85)) == pytest.approx(0.85)
+
+
+@given(tied_scores(st.tuples(st.integers(1, 20))), st.data())
+def test_group_masks_keep_exactly_so_many_of_the_highest(scores, draw):
+    keep = draw.draw(st.integers(1, scores.numel()))
+    mask = group_mask(scores, keep)
+    assert int(mask.sum()) == keep
+    assert keep == scores.numel() or scores[mask].min() >= scores[~mask].max()
+
+
+@given(st.lists(tied_scores(st.tuples(st.integers(1, 9))), min_size=1, max_size=5), st.data())
+def test_global_group_masks_keep_exactly_so_many_and_one_of_each(scores, draw):
+    keep = draw.draw(st.integers(len(scores), sum(s.numel() for s in scores)))
+    masks = global_group_masks(scores, keep)
+    assert sum(int(mask.sum()) for mask in masks) == keep
+    assert all(mask.any() for mask in masks)
+    assert all(mask[score.argmax()] for score, mask in zip(scores, masks, strict=True))
+
+
+def test_global_group_masks_compare_layers_of_any_scale():
+    small, large = torch.tensor([1.0, 0.9, 0.1]), torch.tensor([1000.0, 1.0, 1.0])
+    assert [m.tolist() for m in global_group_masks([small, large], 3)] == [[True, True, False], [True, False, False]]
+
+
+def test_what_is_gone_stays_gone():
+    scores = [torch.tensor([-torch.inf, 1.0]), torch.tensor([-torch.inf, 0.0, 1.0])]
+    assert [m.tolist() for m in global_group_masks(scores, 3)] == [[False, True], [False, True, True]]
+
+
+def test_fewer_groups_than_layers_are_an_error():
+    with pytest.raises(ValueError, match="1 groups cannot leave one in each of 2 layers"):
+        global_group_masks([torch.rand(3), torch.rand(3)], 1)

@@ -1,11 +1,12 @@
 import itertools
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_compress.functional import Constant, Cosine, Cubic, Duration, Linear
-from lit_compress.functional.schedules import due
+from lit_compress.functional.schedules import due, pruning_steps, width_after
 
 # Test vectors of SparseML's recipes: s_i, s_f, start, end, every, sparsity at each update.
 RECIPES = {
@@ -137,3 +138,29 @@ def test_schedule_never_falls(schedule, one, other):
 @pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
 def test_constant(progress):
     assert Constant(final=0.9)(progress) == 0.9
+
+
+def test_widths_of_rosita():
+    # Arc C: 12 heads to 2, 3072 neurons to 512, rank 768 to 128, in ten prunings.
+    prunings = range(1, 11)
+    assert [width_after(i, 10, 12, 2) for i in prunings] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
+    assert [width_after(i, 10, 3072, 512) for i in prunings] == list(range(2816, 511, -256))
+    assert [width_after(i, 10, 768, 128) for i in prunings] == list(range(704, 127, -64))
+
+
+@given(st.integers(1, 40), st.integers(1, 400), st.integers(0, 400))
+def test_widths_fall_to_the_final_one(prunings, final, more):
+    widths = [width_after(i, prunings, final + more, final) for i in range(prunings + 1)]
+    assert widths[0] == final + more
+    assert widths[-1] == final
+    assert widths == sorted(widths, reverse=True)
+
+
+@given(st.integers(0, 100), st.integers(1, 30), st.integers(0, 200))
+def test_prunings_are_spread_evenly_and_the_last_is_at_the_end(start, prunings, more):
+    end = start + prunings + more
+    steps = pruning_steps(start, end, prunings)
+    assert len(set(steps)) == prunings
+    assert steps[-1] == end
+    gaps = {b - a for a, b in pairwise([start, *steps])}
+    assert max(gaps) - min(gaps) <= 1

@@ -1,0 +1,174 @@
+"""Attention heads and feed-forward neurons: which linears they are made of, and how to take some away."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lit_compress.errors import UserError
+from lit_compress.models.layout import Layout, encoder_layers, layout_of
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.slicing import keep_inputs, keep_outputs
+
+__all__ = [
+    "KINDS",
+    "Groups",
+    "Kind",
+    "column_mask",
+    "removable_groups",
+    "remove_groups",
+    "remove_heads",
+    "remove_neurons",
+    "remove_pruned",
+    "row_mask",
+]
+
+Kind = Literal["heads", "neurons"]
+KINDS: tuple[Kind, ...] = ("heads", "neurons")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The heads, or the neurons, of one layer: equal groups of features between some linears and the one after them.
+
+    Args:
+        kind: ``heads`` or ``neurons``.
+        consumer: name of the linear that reads them: the attention's output projection or the second matrix.
+        producers: names of those that make them: query, key and value, or the first matrix.
+        attention: name of the module that counts the heads.
+        count: number of heads or neurons.
+        size: features of each; 1 for neurons.
+
+    """
+
+    kind: Kind
+    consumer: str
+    producers: tuple[str, ...]
+    attention: str
+    count: int
+    size: int
+
+
+def removable_groups(model: nn.Module, kind: Kind, key: str = "model.pretrained") -> list[Groups]:
+    """Heads or neurons of each stored transformer layer, from the first to the last.
+
+    Args:
+        model: Hugging Face encoder, with any head.
+        kind: ``heads`` or ``neurons``.
+        key: config key named in the error.
+
+    Raises:
+        UserError: the family computes them in a way that does not let single ones go.
+
+    """
+    layout = layout_of(model, key)
+    layout.require(kind, key)
+    names = {id(module): name for name, module in model.named_modules()}
+    return [_groups_of_layer(layout, layer, names[id(layer)], kind) for layer in encoder_layers(model)]
+
+
+def _groups_of_layer(layout: Layout, layer: nn.Module, prefix: str, kind: Kind) -> Groups:
+    attention: Any = layer.get_submodule(layout.attention)
+    if kind == "heads":
+        consumer, size = layout.attention_output, getattr(attention, layout.head_size)
+        candidates = (layout.query, layout.key, layout.value, *layout.head_linears, *layout.fused_head_linears)
+    else:
+        consumer, size, candidates = layout.feed_forward_out, 1, (layout.feed_forward_in,)
+    assert consumer is not None
+    modules = dict(layer.named_modules())
+    return Groups(
+        kind=kind,
+        consumer=f"{prefix}.{consumer}",
+        producers=tuple(f"{prefix}.{name}" for name in candidates if name in modules),
+        attention=f"{prefix}.{layout.attention}",
+        count=_linear(layer, consumer).in_features // size,
+        size=size,
+    )
+
+
+def column_mask(groups: Groups, kept: Tensor) -> Tensor:
+    """Which inputs of the consumer are kept, bool ``(count * size,)``, from which groups are, bool ``(count,)``."""
+    return kept.repeat_interleave(groups.size)
+
+
+def row_mask(groups: Groups, kept: Tensor, rows: int) -> Tensor:
+    """Which of the ``rows`` outputs of a producer are kept.
+
+    A producer that makes several things at once (query, key and value; a value and its gate) has them one after the
+    other, so the pattern repeats.
+    """
+    return column_mask(groups, kept).repeat(rows // (groups.count * groups.size))
+
+
+def remove_groups(model: nn.Module, groups: Groups, kept: Tensor) -> None:
+    """Cut all but the kept heads or neurons out of a layer, in place: weights, biases, masks, per-channel scales.
+
+    What is left computes the same as the model in which the consumer's columns of the others are zero, up to the
+    order of summation: logits differ by about 1e-6 of their size in fp32.
+
+    Args:
+        model: plain, or in its training form.
+        groups: one entry of :func:`removable_groups`.
+        kept: bool ``(count,)``; at least one is True.
+
+    """
+    consumer = _linear(model, groups.consumer)
+    keep_inputs(consumer, column_mask(groups, kept).nonzero().reshape(-1))
+    for name in groups.producers:
+        producer = _linear(model, name)
+        keep_outputs(producer, row_mask(groups, kept, producer.out_features).nonzero().reshape(-1))
+    if isinstance(consumer, CompressibleLinear):
+        consumer.kept_groups = consumer.group_scores = None
+    if groups.kind == "heads":
+        attention: Any = model.get_submodule(groups.attention)
+        if (count := layout_of(model).head_count) is not None:
+            setattr(attention, count, consumer.in_features // groups.size)
+        if hasattr(attention, "all_head_size"):
+            attention.all_head_size = consumer.in_features
+
+
+def remove_heads(model: nn.Module, layer: int, kept: Tensor) -> None:
+    """Keep some attention heads of a layer, bool ``(heads,)``; see :func:`remove_groups`."""
+    remove_groups(model, removable_groups(model, "heads")[layer], kept)
+
+
+def remove_neurons(model: nn.Module, layer: int, kept: Tensor) -> None:
+    """Keep some feed-forward neurons of a layer, bool ``(neurons,)``; see :func:`remove_groups`."""
+    remove_groups(model, removable_groups(model, "neurons")[layer], kept)
+
+
+def remove_pruned(model: nn.Module) -> None:
+    """Cut out, in place, every head and neuron that structured pruning has marked in ``kept_groups``."""
+    marked = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, CompressibleLinear) and module.kept_groups is not None
+    }
+    for groups in _all_groups(model) if marked else ():
+        consumer = marked.get(groups.consumer)
+        if consumer is not None and consumer.kept_groups is not None:
+            remove_groups(model, groups, consumer.kept_groups)
+            for name in (groups.consumer, *groups.producers):
+                _drop_full_mask(model.get_submodule(name))
+
+
+def _drop_full_mask(layer: nn.Module) -> None:
+    # What the mask was there for is gone; a layer of which nothing else is pruned is no sparse layer.
+    if isinstance(layer, CompressibleLinear) and layer.weight_mask is not None and layer.weight_mask.all():
+        layer.weight_mask = None
+
+
+def _all_groups(model: nn.Module) -> Iterator[Groups]:
+    for kind in KINDS:
+        try:
+            found = removable_groups(model, kind)
+        except UserError:  # a family may have one kind and not the other
+            continue
+        yield from found
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear

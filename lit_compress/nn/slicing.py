@@ -1,0 +1,53 @@
+"""Physically smaller linears: some outputs or inputs of a layer are kept, the rest is gone."""
+
+import torch
+from torch import Tensor, nn
+
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.quantizers import FakeQuantizer
+
+__all__ = ["keep_inputs", "keep_outputs"]
+
+
+@torch.no_grad()
+def keep_outputs(linear: nn.Linear, index: Tensor) -> None:
+    """Keep only some output features, in place: rows of the weight, of the mask, of the bias and of per-channel scales.
+
+    The parameters become new, smaller ones, so this is for before the optimizer exists or after training.
+
+    Args:
+        linear: plain or compressible.
+        index: int64 ``(kept,)``, the output features that stay, in their new order.
+
+    """
+    index = index.to(linear.weight.device)
+    _select_weight(linear, 0, index)
+    linear.out_features = len(index)
+    if linear.bias is not None:
+        linear.bias = _selected(linear.bias, 0, index)
+    for quantizer in linear.children():
+        if isinstance(quantizer, FakeQuantizer):
+            quantizer.keep_outputs(index)
+
+
+@torch.no_grad()
+def keep_inputs(linear: nn.Linear, index: Tensor) -> None:
+    """Keep only some input features, in place: columns of the weight and of the mask.
+
+    Args:
+        linear: plain or compressible.
+        index: int64 ``(kept,)``, the input features that stay, in their new order.
+
+    """
+    _select_weight(linear, 1, index.to(linear.weight.device))
+    linear.in_features = len(index)
+
+
+def _select_weight(linear: nn.Linear, dim: int, index: Tensor) -> None:
+    linear.weight = _selected(linear.weight, dim, index)
+    if isinstance(linear, CompressibleLinear) and linear.weight_mask is not None:
+        linear.weight_mask = linear.weight_mask.index_select(dim, index)
+
+
+def _selected(parameter: Tensor, dim: int, index: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(dim, index), requires_grad=parameter.requires_grad)

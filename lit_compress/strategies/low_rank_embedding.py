@@ -1,0 +1,154 @@
+"""Embedding factorisation: the word table becomes the product of a narrow table and a projection."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from lit_compress.errors import UserError
+from lit_compress.functional.schedules import pruning_steps, width_after
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.factorized import FactorizedEmbedding
+from lit_compress.nn.surgery import match_modules
+from lit_compress.strategies.strategy import Strategy, Window, stepped, student_of, zero_outside
+
+__all__ = ["LowRankEmbedding"]
+
+
+class LowRankEmbedding(Strategy):
+    """Factorises the word embedding by a truncated SVD, as ROSITA does (Liu et al. 2021, arXiv 2103.11367).
+
+    ``E (V x H)`` becomes ``U_r S_r (V x r)`` and ``V_r^T (r x H)``, both of which go on learning. With ``prunings``
+    the factors start at the full rank and lose their last columns step by step; there is no second SVD, so what was
+    learned since the first stays. Positions and token types keep their tables. The folded model has the final rank.
+
+    Args:
+        rank: columns that are kept in the end.
+        prunings: number of equal reductions on the way to it, each at the end of its share of ``start`` to ``end``;
+            0 factorises to the rank before training.
+        start: where the first share begins: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``; ``"0%"`` when
+            not given. Only with ``prunings``.
+        end: the last reduction; ``"50%"`` when not given. Only with ``prunings``.
+        targets: globs or ``re:`` patterns of ``nn.Embedding`` modules; None takes the word embedding.
+        ignore: patterns to leave alone.
+
+    """
+
+    def __init__(
+        self,
+        rank: int = 128,
+        prunings: int = 0,
+        start: str | None = None,
+        end: str | None = None,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+    ) -> None:
+        super().__init__(targets, ignore)
+        owner = type(self).__name__
+        for key, value, least in (("rank", rank, 1), ("prunings", prunings, 0)):
+            if value < least:
+                raise UserError(f"{owner}.{key}: {value} must be {least} or more")
+        for key, value in (("start", start), ("end", end)):
+            if value is not None and not prunings:
+                raise UserError(
+                    f"{owner}.{key}: {value!r} has no effect without prunings, which would be spread up to it; "
+                    f"give {owner}.prunings or leave it out"
+                )
+        if targets is None and ignore:
+            raise UserError(f"{owner}.ignore: {list(ignore)} has no effect without targets; give both or neither")
+        self.rank, self.prunings = rank, prunings
+        self.window = Window(owner, start or "0%", end or "50%", "1 steps") if prunings else None
+
+    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
+        """No linear changes."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        student = student_of(pl_module, type(self).__name__)
+        for name, table in self._tables(student).items():
+            self._factorise(student, name, table)
+        if stage == "fit" and self.window:
+            self._steps(trainer, self.window)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.window and stepped(trainer, batch_idx):
+            steps = self._steps(trainer, self.window)
+            if trainer.global_step in steps:
+                self._reduce(trainer, pl_module, steps.index(trainer.global_step) + 1)
+
+    @torch.no_grad()
+    def _reduce(self, trainer: Trainer, pl_module: LightningModule, number: int) -> None:
+        for table in self._tables(student_of(pl_module)).values():
+            assert isinstance(table, FactorizedEmbedding)
+            assert table.rank_mask is not None
+            rank = width_after(number, self.prunings, table.rank, self.rank)
+            table.rank_mask.copy_(torch.arange(table.rank, device=table.rank_mask.device) < rank)
+            for factor in (table.weight, table.projection.weight):
+                zero_outside(factor, table.rank_mask.expand(factor.shape).contiguous(), trainer)
+
+    def _steps(self, trainer: Trainer, window: Window) -> list[int]:
+        start, end, _ = window.steps(trainer)
+        if end - start < self.prunings:
+            raise UserError(
+                f"{type(self).__name__}.prunings: {self.prunings} do not fit between start, step {start}, and end, "
+                f"step {end}; ask for fewer or give a later end"
+            )
+        return pruning_steps(start, end, self.prunings)
+
+    def _tables(self, student: nn.Module) -> dict[str, nn.Module]:
+        key = f"{type(self).__name__}.targets"
+        if self.targets is not None:
+            return match_modules(student, self.targets, self.ignore, nn.Embedding, key)
+        find = getattr(student, "get_input_embeddings", None)
+        words = find() if find else None
+        if not isinstance(words, nn.Embedding):
+            raise UserError(f"{key}: {type(student).__name__} does not say which is its word embedding; name it")
+        return {name: module for name, module in student.named_modules() if module is words}
+
+    def _factorise(self, student: nn.Module, name: str, table: nn.Module) -> None:
+        owner = type(self).__name__
+        assert isinstance(table, nn.Embedding)
+        _check_untied(student, name, table, f"{owner}.targets")
+        if isinstance(table, FactorizedEmbedding):
+            self._shorten(name, table)
+            return
+        if type(table) is not nn.Embedding:
+            raise UserError(
+                f"{owner}.targets: {name!r} is a {type(table).__name__}, no plain nn.Embedding; leave it out"
+            )
+        rows, width = table.num_embeddings, table.embedding_dim
+        if self.rank * (rows + width) >= rows * width:
+            largest = (rows * width - 1) // (rows + width)
+            raise UserError(
+                f"{owner}.rank: {self.rank} does not make {name!r} of {rows} x {width} smaller; "
+                f"it must be {largest} or less"
+            )
+        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.prunings else self.rank)
+        if self.prunings:
+            factors.add_rank_mask()
+        student.set_submodule(name, factors)
+
+    def _shorten(self, name: str, table: FactorizedEmbedding) -> None:
+        """Start from a model that arrives factorised, or do nothing the second time."""
+        if self.rank > table.rank or (self.prunings and self.rank == table.rank):
+            raise UserError(f"{type(self).__name__}.rank: {name!r} has rank {table.rank} already; give a lower rank")
+        if self.prunings:
+            table.add_rank_mask()
+        elif self.rank < table.rank:
+            table.to_rank(self.rank)
+
+
+def _check_untied(student: nn.Module, name: str, table: nn.Embedding, key: str) -> None:
+    tied = [
+        other
+        for other, module in student.named_modules(remove_duplicate=False)
+        if other != name and any(p is table.weight for p in module.parameters(recurse=False))
+    ]
+    if tied:
+        raise UserError(
+            f"{key}: {name!r} shares its weight with {tied[0]!r}, which needs the whole table; "
+            "factorise a model without such a decoder, or untie the two"
+        )

@@ -1,0 +1,299 @@
+"""Structured pruning: whole attention heads and feed-forward neurons go, and the folded model is smaller and faster."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from lit_compress.errors import UserError
+from lit_compress.functional.importance import head_scores, magnitude, neuron_scores, taylor
+from lit_compress.functional.masks import global_group_masks, group_mask
+from lit_compress.functional.schedules import pruning_steps, width_after
+from lit_compress.models.groups import KINDS, Groups, Kind, column_mask, removable_groups, row_mask
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.surgery import match_modules
+from lit_compress.strategies.strategy import Strategy, Window, agreed, full_weight, set_mask, stepped, student_of
+
+__all__ = ["StructuredPruning"]
+
+_SCORE_BATCHES = 64
+
+
+class StructuredPruning(Strategy):
+    """Prunes heads and neurons by importance, at once or step by step (ROSITA: Liu et al. 2021, arXiv 2103.11367).
+
+    A head's importance is that of its columns in the attention's output projection, a neuron's that of its row in the
+    first and its column in the second feed-forward matrix. Between ``start`` and ``end`` the widths fall in equal
+    parts, ``prunings`` times; a pruned head or neuron is masked at once and physically gone in the folded model.
+
+    Args:
+        heads: what each layer keeps: a number, or a fraction in (0, 1) of its heads; None leaves heads alone. With a
+            global scope the same on the average.
+        neurons: likewise the neurons of the feed-forward block.
+        scope: every layer keeps the same (``layer``), or what is least important of all layers goes (``global``), and
+            of each layer at least one stays.
+        prunings: number of prunings; each at the end of its share of ``start`` to ``end``. 1 is one-shot.
+        start: where importance begins to be collected: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
+        end: the last pruning. With ``start`` and ``end`` at ``"0%"`` a single pruning comes before the first step.
+        criterion: ``taylor`` (weight times gradient, first order, of the real training steps since the last pruning)
+            or ``magnitude``.
+        score_batches: batches of training data that give the gradients when pruning comes before the first step; 64
+            when not given. Only then.
+        targets: globs or ``re:`` patterns of the linears that read what is removed: attention outputs and second
+            feed-forward matrices; None takes those of every layer.
+        ignore: patterns to leave alone.
+
+    """
+
+    def __init__(
+        self,
+        heads: int | float | None = None,
+        neurons: int | float | None = None,
+        scope: Literal["layer", "global"] = "layer",
+        prunings: int = 10,
+        start: str = "0%",
+        end: str = "50%",
+        criterion: Literal["taylor", "magnitude"] = "taylor",
+        score_batches: int | None = None,
+        targets: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+    ) -> None:
+        super().__init__(targets, ignore)
+        owner = type(self).__name__
+        self.keep: dict[Kind, int | float | None] = {"heads": heads, "neurons": neurons}
+        if heads is None and neurons is None:
+            raise UserError(f"{owner}.heads: nothing is removed; give heads or neurons that each layer keeps")
+        for key, value in self.keep.items():
+            if value is not None and not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+                raise UserError(f"{owner}.{key}: {value} must be a number of 1 or more, or a fraction in (0, 1)")
+        for key, value, allowed in (
+            ("scope", scope, ("layer", "global")),
+            ("criterion", criterion, ("taylor", "magnitude")),
+        ):
+            if value not in allowed:
+                raise UserError(f"{owner}.{key}: {value!r} must be one of {', '.join(allowed)}")
+        for key, value in (("prunings", prunings), ("score_batches", score_batches)):
+            if value is not None and value < 1:
+                raise UserError(f"{owner}.{key}: {value} must be 1 or more")
+        self.window = Window(owner, start, end, "1 steps")
+        if score_batches and (criterion != "taylor" or self.window.end.value > 0):
+            raise UserError(
+                f"{owner}.score_batches: {score_batches} has no effect unless criterion taylor prunes before the "
+                "first step; give start and end of 0%, or leave it out"
+            )
+        self.scope, self.prunings, self.criterion = scope, prunings, criterion
+        self.score_batches = score_batches or _SCORE_BATCHES
+
+    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
+        for layer in layers.values():
+            layer.add_mask()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        student = student_of(pl_module)
+        for kind, blocks in self._blocks(student).items():
+            for block in blocks:
+                _linear(student, block.consumer).add_groups(block.count)
+            if all(width <= self._final(kind, width) for width in (block.count for block in blocks)):
+                most = max(block.count for block in blocks)
+                raise UserError(
+                    f"{type(self).__name__}.{kind}: {self.keep[kind]} removes nothing, no layer has more than {most}; "
+                    "give fewer"
+                )
+        if stage == "fit":
+            self._steps(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0 and self._steps(trainer)[-1] == 0:
+            if self.criterion == "taylor":
+                self._score_before_training(trainer, pl_module)
+            self._prune(trainer, pl_module, self.prunings)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if self.criterion != "taylor":
+            return
+        start, end, _ = self.window.steps(trainer)
+        if start <= trainer.global_step < end:
+            # Under DDP and FSDP2 gradients are those of all ranks by now, so every rank adds up the same.
+            self._collect(student_of(pl_module))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if stepped(trainer, batch_idx):
+            steps = self._steps(trainer)
+            if trainer.global_step in steps:
+                self._prune(trainer, pl_module, steps.index(trainer.global_step) + 1)
+
+    @torch.no_grad()
+    def _collect(self, student: nn.Module) -> None:
+        """Add this step's importance of every head and neuron to its layer's buffer."""
+        for kind, blocks in self._blocks(student).items():
+            for block in blocks:
+                layers = [_linear(student, name) for name in (block.consumer, *block.producers)]
+                weights = [_taylor_of_gradient(layer.weight) for layer in (layers if kind == "neurons" else layers[:1])]
+                total = layers[0].group_scores
+                assert total is not None
+                # A step whose gradients overflowed in half precision is skipped by the scaler; it says nothing.
+                total += _group_scores(block, weights).nan_to_num(0.0, 0.0, 0.0)
+
+    @torch.no_grad()
+    def _prune(self, trainer: Trainer, pl_module: LightningModule, number: int) -> None:
+        student = student_of(pl_module)
+        for kind, blocks in self._blocks(student).items():
+            consumers = [_linear(student, block.consumer) for block in blocks]
+            scores = [self._scores(student, block) for block in blocks]
+            widths = [
+                width_after(number, self.prunings, block.count, self._final(kind, block.count)) for block in blocks
+            ]
+            if self.scope == "global":
+                masks = global_group_masks(scores, sum(widths))
+            else:
+                masks = [group_mask(score, width) for score, width in zip(scores, widths, strict=True)]
+            for block, consumer, mask in zip(blocks, consumers, masks, strict=True):
+                assert consumer.kept_groups is not None
+                assert consumer.group_scores is not None
+                consumer.kept_groups &= agreed(mask)
+                consumer.group_scores.zero_()
+                _mask_out(student, block, trainer)
+
+    def _scores(self, student: nn.Module, block: Groups) -> Tensor:
+        consumer = _linear(student, block.consumer)
+        assert consumer.kept_groups is not None
+        if self.criterion == "taylor":
+            scores = consumer.group_scores
+        else:
+            names = (block.consumer, *block.producers) if block.kind == "neurons" else (block.consumer,)
+            scores = _group_scores(block, [magnitude(full_weight(_linear(student, name))) for name in names])
+        assert scores is not None
+        return scores.masked_fill(~consumer.kept_groups, -torch.inf)  # what is pruned stays pruned
+
+    def _score_before_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Importance from gradients of the training loss on some batches; nothing but the buffers changes."""
+        student = student_of(pl_module)
+        losses = getattr(pl_module, "losses", None)
+        if losses is None:
+            raise UserError(
+                f"{type(self).__name__}.criterion: taylor needs the losses() of {type(pl_module).__name__} to prune "
+                "before the first step; give a later end, or magnitude"
+            )
+        with _left_as_it_was(pl_module):
+            for batch in islice(iter(_train_data(trainer)), self.score_batches):
+                with trainer.precision_plugin.train_step_context():
+                    loss = losses(trainer.strategy.batch_to_device(batch))["loss"]
+                loss.backward()
+                self._collect(student)
+                pl_module.zero_grad(set_to_none=True)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for blocks in self._blocks(student).values():
+                for block in blocks:
+                    torch.distributed.all_reduce(_linear(student, block.consumer).group_scores)
+
+    def _steps(self, trainer: Trainer) -> list[int]:
+        start, end, _ = self.window.steps(trainer)
+        if end - start < self.prunings and not (self.prunings == 1 and start == end == 0):
+            raise UserError(
+                f"{type(self).__name__}.prunings: {self.prunings} do not fit between start, step {start}, and end, "
+                f"step {end}; ask for fewer or give a later end"
+            )
+        return pruning_steps(start, end, self.prunings)
+
+    def _final(self, kind: Kind, width: int) -> int:
+        keep = self.keep[kind]
+        assert keep is not None
+        return min(keep, width) if isinstance(keep, int) else max(1, round(keep * width))
+
+    def _blocks(self, student: nn.Module) -> dict[Kind, list[Groups]]:
+        """What can be removed from each layer, by kind: where the targets say so."""
+        owner = type(self).__name__
+        asked: dict[Kind, list[Groups]] = {
+            kind: removable_groups(student, kind, f"{owner}.{kind}") for kind in KINDS if self.keep[kind] is not None
+        }
+        if self.targets is None and not self.ignore:
+            return asked
+        readers = [block.consumer for blocks in asked.values() for block in blocks]
+        chosen = match_modules(student, self.targets or readers, self.ignore, key=f"{owner}.targets")
+        found: dict[Kind, list[Groups]] = {
+            kind: [block for block in blocks if block.consumer in chosen] for kind, blocks in asked.items()
+        }
+        for kind, blocks in asked.items():
+            if not found[kind]:
+                raise UserError(
+                    f"{owner}.targets: {self.targets} leaves no layer whose {kind} could be removed; "
+                    f"name linears like {blocks[0].consumer!r}"
+                )
+        return found
+
+    def _match(self, student: nn.Module) -> dict[str, Any]:
+        return {
+            name: student.get_submodule(name)
+            for blocks in self._blocks(student).values()
+            for block in blocks
+            for name in (block.consumer, *block.producers)
+        }
+
+
+def _taylor_of_gradient(weight: Tensor) -> Tensor:
+    if weight.grad is None:
+        return torch.zeros_like(_whole(weight.detach()))
+    return _whole(taylor(weight, weight.grad.abs()))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _group_scores(groups: Groups, weights: list[Tensor]) -> Tensor:
+    """Scores ``(count,)`` in fp32 from those of the consumer's weights and, for neurons, of the first matrix's."""
+    consumer, *first = (weight.float() for weight in weights)
+    if groups.kind == "heads":
+        return head_scores(consumer, groups.count)
+    # A first matrix that also makes a gate has the gates after the values: both rows belong to the neuron.
+    rows = first[0].unflatten(0, (-1, groups.count)).transpose(0, 1).flatten(1)
+    return neuron_scores(rows, consumer)
+
+
+def _mask_out(student: nn.Module, groups: Groups, trainer: Trainer) -> None:
+    consumer = _linear(student, groups.consumer)
+    assert consumer.kept_groups is not None
+    assert consumer.weight_mask is not None
+    set_mask(consumer, consumer.weight_mask & column_mask(groups, consumer.kept_groups), trainer)
+    for name in groups.producers:
+        producer = _linear(student, name)
+        assert producer.weight_mask is not None
+        rows = row_mask(groups, consumer.kept_groups, producer.out_features)
+        set_mask(producer, producer.weight_mask & rows[:, None], trainer)
+
+
+def _linear(student: nn.Module, name: str) -> CompressibleLinear:
+    layer = student.get_submodule(name)
+    assert isinstance(layer, CompressibleLinear)
+    return layer
+
+
+@contextmanager
+def _left_as_it_was(pl_module: LightningModule) -> Iterator[None]:
+    """No dropout, and afterwards the same modes, random state and no gradients."""
+    modes = {module: module.training for module in pl_module.modules()}
+    with torch.random.fork_rng():
+        pl_module.eval()
+        try:
+            yield
+        finally:
+            pl_module.zero_grad(set_to_none=True)
+            for module, training in modes.items():
+                module.training = training
+
+
+def _train_data(trainer: Trainer) -> Any:
+    """Another iterator over the training data of this rank, so that the epoch still starts at its beginning."""
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    return copy.copy(trainer.train_dataloader)

@@ -1,0 +1,147 @@
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+    XLNetConfig,
+)
+
+from lit_compress.errors import UserError
+from lit_compress.export import fold
+from lit_compress.models import load_classifier, remove_heads, remove_neurons
+from lit_compress.models.groups import column_mask, removable_groups, remove_groups
+from lit_compress.models.shapes import describe_shapes
+from lit_compress.nn import make_compressible
+
+SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+WIDE = SMALL | {"intermediate_size": 24, "max_position_embeddings": 40}
+DISTIL = {"vocab_size": 40, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 24, "max_position_embeddings": 40}
+XLNET = {"vocab_size": 40, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 24}
+POSITIONS = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8}
+
+FAMILIES = {
+    "bert": lambda: BertConfig(**WIDE),
+    "roberta": lambda: RobertaConfig(**WIDE),
+    "electra": lambda: ElectraConfig(**WIDE, embedding_size=16),
+    "distilbert": lambda: DistilBertConfig(**DISTIL),
+    "deberta-v2": lambda: DebertaV2Config(**WIDE, **POSITIONS, share_att_key=True),
+    "deberta-v2, own positions": lambda: DebertaV2Config(**WIDE, **POSITIONS, share_att_key=False),
+    "albert": lambda: AlbertConfig(**WIDE, embedding_size=16),
+    "modernbert": lambda: ModernBertConfig(**WIDE, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2),
+}
+NEURONS_ONLY = {
+    "mpnet": lambda: MPNetConfig(**WIDE),
+    "xlnet": lambda: XLNetConfig(**XLNET),
+}
+KEPT = {
+    "heads": [torch.tensor([True, False, True, False]), torch.tensor([False, False, False, True])],
+    "neurons": [torch.arange(24) % 3 > 0, torch.arange(24) % 5 == 0],
+}
+INPUTS = {
+    "input_ids": torch.tensor([[1, 7, 8, 9, 2], [1, 5, 2, 0, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+}
+
+
+def random_model(config):
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)  # biases and normalisation too, and logits that differ
+    return model
+
+
+@torch.inference_mode()
+def logits(model):
+    return model(**INPUTS).logits
+
+
+def silenced(model, groups, kept):
+    """The model with the columns that read what is not kept set to 0."""
+    with torch.no_grad():
+        model.get_submodule(groups.consumer).weight[:, ~column_mask(groups, kept)] = 0
+
+
+CASES = [
+    pytest.param(config, kind, id=f"{name} {kind}")
+    for name, config in (FAMILIES | NEURONS_ONLY).items()
+    for kind in ("heads", "neurons")
+    if kind == "neurons" or name in FAMILIES
+]
+
+
+@pytest.mark.parametrize(("config", "kind"), CASES)
+def test_the_smaller_model_computes_what_the_masked_one_does_and_loads_again(config, kind, tmp_path):
+    model = random_model(config())
+    smaller, dense = copy.deepcopy(model), logits(model)
+    for layer, kept in enumerate(KEPT[kind]):
+        if layer == len(removable_groups(model, kind)):
+            break  # ALBERT stores one layer
+        silenced(model, removable_groups(model, kind)[layer], kept)
+        {"heads": remove_heads, "neurons": remove_neurons}[kind](smaller, layer, kept)
+    expected = logits(model)
+    assert (expected - dense).abs().max() > 1e-2  # what was removed had something to say
+    assert torch.allclose(logits(smaller), expected, atol=1e-5)
+    assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
+    stored = len(removable_groups(model, kind))
+    assert describe_shapes(smaller) == {kind: [int(kept.sum()) for kept in KEPT[kind][:stored]]}
+    folded = fold(smaller)
+    folded.save_pretrained(tmp_path)
+    again, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in smaller.state_dict().items())
+    assert torch.allclose(logits(again), logits(smaller), atol=1e-6)
+    assert describe_shapes(load_classifier(str(tmp_path), ["0", "1"], "model.pretrained")) == describe_shapes(folded)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_even_widths_are_stock(name, tmp_path):
+    model = random_model(FAMILIES[name]())
+    for layer in range(len(removable_groups(model, "neurons"))):
+        remove_neurons(model, layer, torch.arange(24) < 10)
+    folded = fold(model)
+    assert describe_shapes(folded) == {}
+    folded.save_pretrained(tmp_path)
+    assert "quantization_config" not in (tmp_path / "config.json").read_text()
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("name", NEURONS_ONLY)
+def test_families_whose_heads_cannot_go_say_so(name):
+    model = random_model(NEURONS_ONLY[name]())
+    with pytest.raises(UserError, match=r"StructuredPruning\.heads: (MPNet|XLNet)") as caught:
+        removable_groups(model, "heads", "StructuredPruning.heads")
+    assert "\n" not in str(caught.value)
+
+
+def test_both_kinds_in_any_order():
+    config = FAMILIES["bert"]()
+    results = []
+    for kinds in (("heads", "neurons"), ("neurons", "heads")):
+        model = random_model(config)
+        for kind in kinds:
+            for layer, kept in enumerate(KEPT[kind]):
+                remove_groups(model, removable_groups(model, kind)[layer], kept)
+        results.append(logits(model))
+    assert torch.equal(*results)
+
+
+def test_a_dead_neuron_of_an_unmarked_layer_stays():
+    model = BertForSequenceClassification(FAMILIES["bert"]()).eval()
+    layers = make_compressible(model, [name for name, _ in model.named_modules() if name.endswith("output.dense")])
+    for layer in layers.values():
+        layer.add_mask()
+        layer.weight_mask[:, 3] = False
+    assert describe_shapes(fold(model)) == {}

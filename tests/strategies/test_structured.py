@@ -1,0 +1,288 @@
+from itertools import islice
+
+import pytest
+import torch
+from contracts.training import STEPS, data, fit, student
+from lightning.pytorch import Callback
+from models.families import build as build_family
+from torch import nn
+
+from lit_compress.errors import UserError
+from lit_compress.functional import head_scores, neuron_scores
+from lit_compress.nn import compressible_layers
+from lit_compress.strategies import QuantAwareTraining, StructuredPruning
+
+
+class Watch(Callback):
+    """How many groups each marked layer keeps after each optimizer step; entry 0 is before the first."""
+
+    def __init__(self):
+        self.kept, self.scores = {}, {}
+
+    def on_train_batch_start(self, run, module, batch, batch_idx):
+        self._look(run.global_step, module)
+
+    def on_train_end(self, run, module):
+        self._look(run.global_step, module)
+
+    def _look(self, step, module):
+        for name, layer in marked(module.student).items():
+            self.kept.setdefault(name, {}).setdefault(step, int(layer.kept_groups.sum()))
+            self.scores.setdefault(name, {}).setdefault(step, layer.group_scores.clone())
+
+
+def marked(model):
+    return {name: layer for name, layer in compressible_layers(model) if layer.kept_groups is not None}
+
+
+@pytest.fixture
+def prune(tiny_teacher, tiny_data, tmp_path):
+    def run(*more, trainer_options=None, **arguments):
+        module, watch = student(tiny_teacher), Watch()
+        strategies = [StructuredPruning(**arguments), *more, watch]
+        fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path, **trainer_options or {})
+        return module, watch
+
+    return run
+
+
+def error_of(call):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+WRONG = {
+    "nothing to remove": ({}, ["StructuredPruning.heads", "heads or neurons"]),
+    "no head": ({"heads": 0}, ["StructuredPruning.heads: 0", "1 or more"]),
+    "negative": ({"neurons": -3}, ["StructuredPruning.neurons: -3"]),
+    "a whole fraction": ({"neurons": 1.0}, ["StructuredPruning.neurons: 1.0", "(0, 1)"]),
+    "no number": ({"neurons": float("nan")}, ["StructuredPruning.neurons: nan"]),
+    "scope": ({"heads": 1, "scope": "model"}, ["StructuredPruning.scope: 'model'", "layer, global"]),
+    "criterion": ({"heads": 1, "criterion": "random"}, ["StructuredPruning.criterion: 'random'", "taylor, magnitude"]),
+    "no prunings": ({"heads": 1, "prunings": 0}, ["StructuredPruning.prunings: 0"]),
+    "scores of magnitude": (
+        {"heads": 1, "prunings": 1, "end": "0%", "criterion": "magnitude", "score_batches": 3},
+        ["StructuredPruning.score_batches: 3 has no effect"],
+    ),
+    "scores during training": ({"heads": 1, "score_batches": 3}, ["StructuredPruning.score_batches: 3 has no effect"]),
+    "no batch": ({"heads": 1, "prunings": 1, "end": "0%", "score_batches": 0}, ["StructuredPruning.score_batches: 0"]),
+    "end before start": ({"heads": 1, "start": "50%", "end": "10%"}, ["StructuredPruning.end", "'10%'"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_arguments(case):
+    arguments, words = WRONG[case]
+    message = error_of(lambda: StructuredPruning(**arguments))
+    assert all(word in message for word in words), message
+
+
+REFUSED = {
+    "as many heads as there are": ({"heads": 2}, ["StructuredPruning.heads: 2 removes nothing", "more than 2"]),
+    "more neurons than there are": ({"neurons": 65}, ["StructuredPruning.neurons: 65 removes nothing"]),
+    "more prunings than steps": ({"heads": 1, "end": "3 steps"}, ["StructuredPruning.prunings: 10", "step 3"]),
+    "a window after the run": ({"heads": 1, "end": "99 steps"}, ["StructuredPruning.end", "99"]),
+    "many prunings before training": ({"heads": 1, "end": "0%", "prunings": 2}, ["StructuredPruning.prunings: 2"]),
+    "targets without heads": (
+        {"heads": 1, "targets": ["*.intermediate.dense"]},
+        ["StructuredPruning.targets", "heads could be removed", "attention.output.dense"],
+    ),
+    "an ignore that matches nothing": ({"heads": 1, "ignore": ["*.nothing"]}, ["StructuredPruning.ignore"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_the_run_or_the_model_is_refused_before_training(case, prune):
+    arguments, words = REFUSED[case]
+    message = error_of(lambda: prune(**arguments))
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("family", ["mpnet", "xlnet"])
+def test_a_family_without_removable_heads_is_refused_with_its_reason(family):
+    module = nn.Module()
+    module.student = build_family(family)
+    assert error_of(lambda: StructuredPruning(heads=1).setup(None, module, "validate")).startswith(
+        "StructuredPruning.heads: "
+    )
+
+
+def test_widths_fall_in_equal_parts_through_the_window(prune):
+    _, watch = prune(heads=1, neurons=16, prunings=3, start="1 steps", end="7 steps")
+    for name, kept in watch.kept.items():
+        expected = [2, 2, 2, 2, 2, 1, 1, 1, 1] if "attention" in name else [64, 64, 64, 48, 48, 32, 32, 16, 16]
+        assert list(kept.values()) == expected, name
+    assert len(watch.kept) == 4
+
+
+def test_importance_is_collected_in_the_window_and_forgotten_at_each_pruning(prune):
+    _, watch = prune(neurons=16, prunings=2, start="1 steps", end="5 steps")
+    for scores in watch.scores.values():
+        assert [bool(score.any()) for score in scores.values()] == [
+            *(False, False, True, False, True),
+            *(False, False, False, False),
+        ]
+
+
+def test_a_pruned_group_collects_no_importance(prune):
+    module, watch = prune(neurons=16, prunings=2, start="0 steps", end="6 steps")
+    for name, scores in watch.scores.items():
+        gone = ~marked(module.student)[name].kept_groups
+        assert int((scores[5] == 0).sum()) >= int(gone.sum()) // 2
+
+
+class Gradients(Callback):
+    """Importance as its definition says, from the gradients of whole training steps."""
+
+    def __init__(self, until):
+        self.until, self.sums = until, {}
+
+    def on_before_optimizer_step(self, run, module, optimizer):
+        if run.global_step >= self.until:
+            return
+        for name, layer in compressible_layers(module.student):
+            product = (layer.weight * layer.weight.grad).abs().detach()
+            self.sums[name] = self.sums.get(name, 0) + product
+
+
+def test_the_least_important_by_the_gradients_of_training_go(prune):
+    gradients = Gradients(until=4)
+    module, _ = prune(gradients, heads=1, neurons=10, prunings=1, start="0%", end="4 steps")
+    for index in range(2):
+        prefix = f"bert.encoder.layer.{index}"
+        layers = marked(module.student)
+        heads = head_scores(gradients.sums[f"{prefix}.attention.output.dense"], 2)
+        assert layers[f"{prefix}.attention.output.dense"].kept_groups.tolist() == (heads == heads.max()).tolist()
+        neurons = neuron_scores(
+            gradients.sums[f"{prefix}.intermediate.dense"], gradients.sums[f"{prefix}.output.dense"]
+        )
+        kept = set(layers[f"{prefix}.output.dense"].kept_groups.nonzero().flatten().tolist())
+        assert kept == set(neurons.topk(10).indices.tolist())
+
+
+def test_magnitude_leaves_the_largest(prune, tiny_teacher):
+    dense = student(tiny_teacher).student
+    module, _ = prune(heads=1, neurons=10, prunings=1, end="0%", criterion="magnitude")
+    for index in range(2):
+        layer, marks = dense.bert.encoder.layer[index], marked(module.student)
+        neurons = neuron_scores(layer.intermediate.dense.weight.abs(), layer.output.dense.weight.abs())
+        kept = marks[f"bert.encoder.layer.{index}.output.dense"].kept_groups.nonzero().flatten()
+        assert set(kept.tolist()) == set(neurons.topk(10).indices.tolist())
+        heads = head_scores(layer.attention.output.dense.weight.abs(), 2)
+        assert marks[f"bert.encoder.layer.{index}.attention.output.dense"].kept_groups.tolist() == [
+            bool(heads[0] > heads[1]),
+            bool(heads[1] > heads[0]),
+        ]
+
+
+def test_a_head_and_a_neuron_are_masked_on_both_sides(prune):
+    module, _ = prune(heads=1, neurons=10, prunings=1, end="0%", score_batches=2)
+    layers = dict(compressible_layers(module.student))
+    for index in range(2):
+        prefix = f"bert.encoder.layer.{index}"
+        neurons = layers[f"{prefix}.output.dense"].kept_groups
+        assert torch.equal(layers[f"{prefix}.output.dense"].weight_mask, neurons.expand(32, 64))
+        assert torch.equal(layers[f"{prefix}.intermediate.dense"].weight_mask, neurons[:, None].expand(64, 32))
+        heads = layers[f"{prefix}.attention.output.dense"].kept_groups.repeat_interleave(16)
+        assert torch.equal(layers[f"{prefix}.attention.output.dense"].weight_mask, heads.expand(32, 32))
+        for part in ("query", "key", "value"):
+            mask = layers[f"{prefix}.attention.self.{part}"].weight_mask
+            assert torch.equal(mask, heads[:, None].expand(32, 32))
+
+
+def test_a_global_scope_gives_uneven_layers_with_the_same_sum(prune):
+    module, _ = prune(neurons=16, scope="global", prunings=1, end="0%", criterion="magnitude")
+    widths = [int(layer.kept_groups.sum()) for layer in marked(module.student).values()]
+    assert sum(widths) == 32
+    assert widths[0] != widths[1]
+
+
+def test_targets_choose_layers(prune):
+    module, _ = prune(heads=1, neurons=8, prunings=1, end="0%", score_batches=1, ignore=["*.layer.1.*"])
+    assert set(marked(module.student)) == {
+        "bert.encoder.layer.0.attention.output.dense",
+        "bert.encoder.layer.0.output.dense",
+    }
+    assert not any(".layer.1." in name for name, _ in compressible_layers(module.student))
+
+
+class Trace(Callback):
+    """What scoring before the first step could have left behind; between the two, the strategy runs."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, run, module):
+        state = {name: value.clone() for name, value in module.state_dict().items() if "group" not in name}
+        self.seen.append(
+            {
+                "state": {name: value for name, value in state.items() if "mask" not in name and value.ndim < 2},
+                "random": torch.get_rng_state(),
+                "modes": [m.training for m in module.modules()],
+                "gradients": [p.grad for p in module.parameters()],
+                "data": run.train_dataloader.state_dict(),
+                "moments": len(run.optimizers[0].state),
+            }
+        )
+
+
+def same(first, second):
+    return {
+        key: all(torch.equal(a, second[key][n]) for n, a in first[key].items())
+        if key == "state"
+        else torch.equal(first[key], second[key])
+        if key == "random"
+        else first[key] == second[key]
+        for key in first
+    }
+
+
+def test_scoring_before_training_leaves_no_trace(tiny_teacher, tiny_data, tmp_path):
+    module, before, after = student(tiny_teacher), Trace(), Trace()
+    strategies = [
+        before,
+        QuantAwareTraining(start="0%"),
+        StructuredPruning(neurons=8, prunings=1, end="0%"),
+        after,
+    ]
+    fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path, max_epochs=1)
+    assert all(same(before.seen[0], after.seen[0]).values())
+    assert {int(layer.kept_groups.sum()) for layer in marked(module.student).values()} == {8}
+
+
+def test_scoring_before_training_is_the_importance_on_the_first_batches(tiny_teacher, tiny_data, tmp_path):
+    dense, datamodule = student(tiny_teacher).eval(), data(tiny_data, tiny_teacher)
+    datamodule.setup("fit")
+    sums = {}
+    for batch in islice(iter(datamodule.train_dataloader()), 3):
+        dense.zero_grad()
+        dense.losses(batch)["loss"].backward()
+        for index, layer in enumerate(dense.student.bert.encoder.layer):
+            first, second = layer.intermediate.dense.weight, layer.output.dense.weight
+            scores = neuron_scores((first * first.grad).abs(), (second * second.grad).abs()).detach()
+            sums[index] = sums.get(index, 0) + scores
+    kept = []
+    for run in ("a", "b"):
+        module = student(tiny_teacher)
+        strategy = StructuredPruning(neurons=20, prunings=1, end="0%", score_batches=3)
+        fit(module, data(tiny_data, tiny_teacher), [strategy], tmp_path / run, max_steps=1)
+        kept.append([layer.kept_groups for layer in marked(module.student).values()])
+        torch.rand(9)
+    for index, (first, again) in enumerate(zip(*kept, strict=True)):
+        assert torch.equal(first, again)
+        assert set(first.nonzero().flatten().tolist()) == set(sums[index].topk(20).indices.tolist())
+
+
+def test_accumulated_gradients_count_optimizer_steps(tiny_teacher, tiny_data, tmp_path):
+    module = student(tiny_teacher)
+    run = fit(
+        module,
+        data(tiny_data, tiny_teacher, batch_size=4),
+        [StructuredPruning(neurons=16, prunings=2)],
+        tmp_path,
+        accumulate_grad_batches=4,
+    )
+    assert run.global_step == STEPS
+    assert {int(layer.kept_groups.sum()) for layer in marked(module.student).values()} == {16}
