@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor
@@ -153,11 +152,7 @@ class TextClassification(TextData):
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         label = self._label(table, split) if split != "predict" else None
-        encoded = tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenising {split}", label)
-        if split == "train":
-            # Which example a row of a batch is: what a cache of the teacher's answers is read by.
-            encoded = encoded.add_column("index", np.arange(len(encoded)))  # type: ignore[call-arg]
-        return encoded
+        return tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenising {split}", label)
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Columns of a batch, padded to its longest row: ids and masks ``(batch, tokens)``, labels ``(batch,)``."""
@@ -166,8 +161,6 @@ class TextClassification(TextData):
             batch["labels"] = torch.tensor(
                 rows["labels"], dtype=torch.float32 if self.task == "regression" else torch.long
             )
-        if "index" in rows:
-            batch["index"] = torch.tensor(rows["index"])
         return batch
 
     def _label(self, table: Dataset, split: str) -> tuple[str, Callable[[Any], int | float], Any]:

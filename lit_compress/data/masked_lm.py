@@ -119,6 +119,7 @@ class MaskedLanguageModeling(TextData):
         )
         self._check_options()
         self.task = "pretraining" if packing == "segment_pairs" else "masked_lm"
+        self.same_inputs = False
         self.special = np.array(sorted(self.tokenizer.all_special_ids))
         self.words = np.setdiff1d(np.arange(len(self.tokenizer)), self.special)
 

@@ -175,7 +175,9 @@ def check_compatible(
     task: str = "classification",
     key: str = "model.teacher",
 ) -> None:
-    """A teacher must have the head of the task, answer about the same labels and read the same token ids.
+    """A teacher must have no head of another task, answer about the same labels and read the same token ids.
+
+    A bare encoder can be a teacher of hidden states.
 
     Args:
         student: configuration of the student.
@@ -189,10 +191,10 @@ def check_compatible(
 
     """
     head = _HEADS[task]
-    if teacher.architectures and not _has_head(teacher, head):
+    other = next((name for name in teacher.architectures or [] if "For" in name), None)
+    if other and not _has_head(teacher, head):
         raise UserError(
-            f"{key}: {source!r} is a {teacher.architectures[0]} without a head for {head.described}; "
-            "give a teacher trained on this task"
+            f"{key}: {source!r} is a {other} without a head for {head.described}; give a teacher trained on this task"
         )
     if head is _CLASSIFIER or task == "token_classification":
         _check_labels(student, teacher, source, key)

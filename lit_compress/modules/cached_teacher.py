@@ -113,8 +113,8 @@ def _numbered(trainer: Trainer) -> Dataset:
     dataset = getattr(trainer.train_dataloader, "dataset", None)
     if not isinstance(dataset, Dataset) or not {"index", "length"} <= set(dataset.column_names):
         raise UserError(
-            "model.teacher_cache: the training data has no `index` and `length` of each example; "
-            "leave the cache out, or use a data module of lit_compress"
+            "model.teacher_cache: the training data has no `index` and `length` of examples that stay the same; "
+            "leave the cache out (masked language modelling masks other tokens in each epoch)"
         )
     return dataset
 

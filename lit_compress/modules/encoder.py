@@ -26,7 +26,7 @@ __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
 
-# Tensors of a batch that say what is right, or where a token came from.
+# Tensors of a batch that say what is right, where a token came from, or which example a row is.
 _NO_INPUTS = {
     "index",
     *("labels", "next_sentence_label", "start_positions", "end_positions"),

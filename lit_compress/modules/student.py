@@ -29,7 +29,7 @@ class LitStudent(LitEncoder):
         pretrained: where the student starts; usually the teacher's own folder.
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
         distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
-        labels: class names, None where there are none; comes from the data on the command line.
+        labels: class names, None for regression; comes from the data on the command line.
         tokenizer: tokenizer exported beside the weights; comes from the data likewise.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile``.

@@ -161,7 +161,8 @@ class SecondOrderPruning(MagnitudePruning):
         scores = fisher.saliency(full_weight(layer), inverse, self.group)
         if not torch.isfinite(scores).all():
             raise UserError(
-                f"{type(self).__name__}.damping: {self.damping:g} gives scores that are no numbers; give a larger one"
+                f"{type(self).__name__}.damping: with {self.damping:g} some scores are no numbers; give a larger one, "
+                "or lower model.optimization.learning_rate if the loss overflows"
             )
         return scores.masked_fill(~_mask(layer), -torch.inf)
 

@@ -141,8 +141,7 @@ def test_an_entity_longer_than_a_window_is_cut(make):
 
 
 def test_a_long_sentence_can_be_cut(make, caplog):
-    with caplog.at_level("INFO"):
-        data = make(long_sentence(), long_sentence(), max_length=12, long_sentences="cut")
+    data = make(long_sentence(), long_sentence(), max_length=12, long_sentences="cut")
     assert [len(row) for row in tagged(data, data.train_dataloader())] == [10]
     assert "20 words" in caplog.text
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from contracts import tasks
 from contracts.training import STEPS, data, differences, fit
 from datasets import Dataset
 from lightning.pytorch import Callback
@@ -13,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
+from lit_compress.models import load_model
 from lit_compress.modules import (
     AttentionDistillation,
     HiddenDistillation,
@@ -242,3 +244,51 @@ def test_data_without_numbers(tiny_teacher, tmp_path):
     message = error_of(fit, module, Rows(rows, batch_size=None), [], tmp_path)
     assert "no `index` and `length`" in message
     assert Dataset.__name__ not in message
+
+
+@pytest.fixture
+def of_task(tmp_path, tiny_model):
+    """Fit a student of any task with a teacher of the same, and give the distillation losses."""
+
+    def train(task, name, cache=None, **arguments):
+        datamodule = tasks.data(task, tmp_path / "files", tiny_model)
+        teacher = tmp_path / f"{task}-teacher"
+        if not teacher.exists():
+            torch.manual_seed(5)
+            model = load_model(str(tiny_model), task, datamodule.labels, "model.teacher")
+            model.save_pretrained(teacher)
+        torch.manual_seed(1)
+        module = LitStudent(
+            str(tiny_model),
+            str(teacher),
+            distillation={"kd": LogitDistillation(**arguments)},
+            labels=datamodule.labels,
+            task=task,
+            teacher_cache=cache and str(tmp_path / cache),
+        )
+        record = Record()
+        fit(module, datamodule, [record], tmp_path / name)
+        return record.losses
+
+    return train
+
+
+@pytest.mark.parametrize("task", ["question_answering", "token_classification"])
+def test_answers_per_token_are_cached_without_their_padding(of_task, asked, task, tmp_path):
+    plain = of_task(task, "plain")
+    first = of_task(task, "first", cache="cache")
+    asked.clear()
+    assert of_task(task, "second", cache="cache") == first
+    assert asked == []
+    assert first == pytest.approx(plain, rel=1e-3)
+    assert "'all' includes padding" in error_of(of_task, task, "all", cache="cache", tokens="all")
+
+
+def test_masked_words_are_asked_about_at_each_step(of_task):
+    assert all(loss > 0 for loss in of_task("masked_lm", "plain", tokens="masked"))
+    assert "masks other tokens" in error_of(of_task, "masked_lm", "refused", cache="cache")
+
+
+@pytest.mark.parametrize("tokens", [None, "all", "masked"])
+def test_a_pretraining_student_learns_from_its_teacher(of_task, tokens):
+    assert all(loss > 0 for loss in of_task("pretraining", "run", tokens=tokens))

@@ -92,10 +92,14 @@ def test_a_layer_larger_than_the_memory_is_an_error_before_the_first_step(prune,
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_damping_too_small_for_numbers_is_an_error(prune):
-    assert "SecondOrderPruning.damping: 1e-30" in error_of(
-        lambda: prune(sparsity=0.5, schedule="constant", start="0%", end="0%", **SAMPLE | {"damping": 1e-30})
+def test_gradients_that_are_no_numbers_are_an_error(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    module = student(tiny_teacher)
+    monkeypatch.setattr(
+        module, "task_loss", lambda batch: module.task.loss(module(batch).logits, batch["labels"]) * 1e39
     )
+    strategy = SecondOrderPruning(sparsity=0.5, schedule="constant", start="0%", end="0%", **SAMPLE)
+    message = error_of(lambda: fit(module, data(tiny_data, tiny_teacher), [strategy], tmp_path))
+    assert message.startswith("SecondOrderPruning.damping: with 0.0001 ")
 
 
 def test_layers_share_the_memory_without_changing_the_result(prune):
@@ -154,19 +158,25 @@ def test_large_damping_prunes_what_magnitude_prunes(prune):
     assert all(torch.equal(mask, results[1][name][1]) for name, (_, mask) in results[0].items())
 
 
-def test_the_loss_rises_less_than_with_magnitude(tiny_data, tiny_teacher, tmp_path):
+@pytest.mark.parametrize("pattern", ["unstructured", "1x4"])
+def test_the_loss_rises_less_than_with_magnitude(pattern, tiny_data, tiny_teacher, tmp_path):
     losses = []
-    sample = {"gradients": 64, "gradient_batch_size": 4, "damping": 1e-5, "block_size": 48, "recomputations": 4}
-    for kind, options in ((MagnitudePruning, {"scope": "global"}), (SecondOrderPruning, sample)):
+    sample = {"gradients": 64, "gradient_batch_size": 4, "damping": 1e-5, "block_size": 48}
+    for kind, options in (
+        (MagnitudePruning, {"scope": "global"}),
+        (SecondOrderPruning, sample),
+        (SecondOrderPruning, sample | {"recomputations": 4}),
+    ):
         rows = data(tiny_data, tiny_teacher)
         module = LitStudent(str(tiny_teacher), labels=["0", "1"], optimization=Optimization(learning_rate=3e-3))
-        strategy = kind(sparsity=0.5, pattern="1x4", **ONE_SHOT | options)
-        fit(module, rows, [strategy], tmp_path, max_epochs=15, limit_val_batches=0)
+        strategy = kind(sparsity=0.8, pattern=pattern, **ONE_SHOT | options)
+        fit(module, rows, [strategy], tmp_path, max_epochs=10, limit_val_batches=0)
         loader = rows.train_dataloader()
         with torch.no_grad():
             losses.append(module.eval().task_loss(loader.collate_fn(loader.dataset[list(range(64))])).item())
-    # 0.045 and 0.156 when this was written; 0.037 before anything was pruned.
-    assert losses[1] < 0.7 * losses[0]
+    # When this was written: 0.536, 0.473, 0.411 (unstructured) and 0.568, 0.509, 0.434; 0.352 before anything was pruned.
+    magnitude, second_order, recomputed = losses
+    assert recomputed < second_order - 0.02 < magnitude - 0.04
 
 
 def test_pruned_weights_stay_pruned(prune):
