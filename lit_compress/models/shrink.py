@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.models.layout import encoder_layers, layout_of
+from lit_compress.models.shapes import shapes_of, update_config
 from lit_compress.nn.gates import layer_gate, remove_layer_gate
 
 __all__ = ["depth", "drop_closed_layers", "drop_layers", "kept_layers", "restore_layers"]
@@ -59,6 +60,8 @@ def drop_layers(model: PreTrainedModel, keep: Sequence[int], setting: str = "kee
     _count_anew(model, layout.layers_key, keep)
     before = kept_layers(model) or range(count)
     setattr(model, _KEPT, [before[index] for index in keep])
+    if shapes_of(model.config) is not None:
+        update_config(model)  # it lists heads and neurons layer by layer
 
 
 def restore_layers(model: PreTrainedModel, kept: Sequence[int] | None) -> None:
