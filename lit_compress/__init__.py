@@ -16,6 +16,8 @@ from lit_compress.modules import (
     LogitDistillation,
     Optimization,
     Penalty,
+    Phase,
+    Rewind,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
@@ -47,7 +49,9 @@ __all__ = [
     "Optimization",
     "PatternLock",
     "Penalty",
+    "Phase",
     "QuantAwareTraining",
+    "Rewind",
     "Strategy",
     "StructuredPruning",
     "TextClassification",

@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report`."""
+"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe`."""
 
 import logging
 import os
@@ -24,6 +24,7 @@ from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
+from lit_compress.recipe import recipe
 from lit_compress.report.run import report
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
@@ -31,11 +32,13 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 
 __all__ = ["main"]
 
-_AFTER_FIT = {"export": export, "report": report}
+# Commands without a trainer of their own.
+_COMMANDS = {"export": export, "report": report, "recipe": recipe}
+_RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
-export and report take the run folder that fit leaves."""
+export and report take the run folder that fit leaves; recipe runs several fits in a row."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -123,7 +126,7 @@ class LitCompressCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         # Only so that --help lists them; `main` runs them without a trainer.
-        for name, function in _AFTER_FIT.items():
+        for name, function in _COMMANDS.items():
             help_line = (function.__doc__ or "").splitlines()[0]
             assert parser._subcommands_action is not None
             parser._subcommands_action.add_subcommand(name, _function_parser(name), help=help_line)
@@ -136,6 +139,7 @@ class LitCompressCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints (last.ckpt)"
         )
+        parser.link_arguments("data.task", "model.init_args.task", apply_on="instantiate")
         parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
         parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
 
@@ -213,7 +217,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())
     given = list(sys.argv[1:] if args is None else args)
     try:
-        if given and given[0] in _AFTER_FIT:
+        if given and given[0] in _COMMANDS:
             _run_function(given[0], given[1:])
             return
         LitCompressCLI(
@@ -243,13 +247,33 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run_function(name: str, args: list[str]) -> None:
-    options = _function_parser(name).parse_args(args)
-    _AFTER_FIT[name](**vars(options))
+    # What a recipe does not know itself goes on to the fits of its stages.
+    own, overrides = _split(args, _RECIPE_OPTIONS) if name == "recipe" else (args, None)
+    options = vars(_function_parser(name).parse_args(own))
+    if overrides is not None:
+        options["overrides"] = overrides
+    _COMMANDS[name](**options)
+
+
+def _split(args: list[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Leading words and known options with their values, and all others."""
+    own: list[str] = []
+    rest: list[str] = []
+    target = own
+    for word in args:
+        if word.startswith("-"):
+            target = own if word.partition("=")[0] in known else rest
+        target.append(word)
+    return own, rest
 
 
 def _function_parser(name: str) -> Parser:
-    parser = Parser(prog=f"lit_compress {name}", description=(_AFTER_FIT[name].__doc__ or "").splitlines()[0])
-    parser.add_function_arguments(_AFTER_FIT[name])
+    parser = Parser(prog=f"lit_compress {name}", description=(_COMMANDS[name].__doc__ or "").splitlines()[0])
+    if name == "recipe":
+        parser.add_function_arguments(recipe, as_positional=True, skip={"overrides", "dry_run"})
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    else:
+        parser.add_function_arguments(_COMMANDS[name])
     return parser
 
 

@@ -1,6 +1,20 @@
 """LightningDataModules on Hugging Face `datasets`."""
 
+from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.classification import TextClassification
+from lit_compress.data.masked_lm import MaskedLanguageModeling
+from lit_compress.data.question_answering import QuestionAnswering
+from lit_compress.data.text_data import TextData
+from lit_compress.data.token_classification import TokenClassification
 
-__all__ = ["LengthGroupedBatches", "ResumableDataLoader", "TextClassification"]
+__all__ = [
+    "LengthGroupedBatches",
+    "MaskedLanguageModeling",
+    "MaskedWordReplacement",
+    "QuestionAnswering",
+    "ResumableDataLoader",
+    "TextClassification",
+    "TextData",
+    "TokenClassification",
+]

@@ -13,9 +13,11 @@ class LengthGroupedBatches(DistributedSampler):
     """Yields whole batches of indices whose texts have similar lengths, so that little padding is computed.
 
     The order is a function of seed and epoch alone. Each global batch of ``batch_size * num_replicas`` neighbours in
-    length is dealt out to the ranks, so they also wait little for each other; the last one is filled up from its own
-    start until it divides. Being a ``DistributedSampler``, Lightning leaves it as it is and tells it the epoch. Use it
-    as ``DataLoader(dataset, sampler=batches, batch_size=None)``.
+    length is dealt out to the ranks, so they also wait little for each other. With ``shuffle`` the last one is filled
+    up from its own start until it divides; without, every index is dealt out once, so that a metric counts no example
+    twice, and no rank's batch is empty (unless there are fewer indices than ranks). Being a ``DistributedSampler``,
+    Lightning leaves it as it is and tells it the epoch. Use it as
+    ``DataLoader(dataset, sampler=batches, batch_size=None)``.
 
     Args:
         lengths: tokens of each example.
@@ -45,18 +47,24 @@ class LengthGroupedBatches(DistributedSampler):
 
     def __len__(self) -> int:
         """Batches of one rank in an epoch."""
-        return -(-len(self.lengths) // (self.batch_size * self.num_replicas))
+        full, rest = divmod(len(self.lengths), self.batch_size * self.num_replicas)
+        joined = not self.shuffle and full and rest < self.num_replicas
+        return full + (rest > 0 and not joined)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._global_batches():
-            missing = -len(batch) % self.num_replicas
-            batch = np.concatenate([batch, np.resize(batch, missing)])
+            if self.shuffle or len(batch) < self.num_replicas:
+                missing = -len(batch) % self.num_replicas
+                batch = np.concatenate([batch, np.resize(batch, missing)])
             yield batch[self.rank :: self.num_replicas].tolist()
 
     def _global_batches(self) -> list[np.ndarray]:
         size = self.batch_size * self.num_replicas
         if not self.shuffle:
-            return self._cut(np.argsort(-self.lengths, kind="stable"), size)
+            batches = self._cut(np.argsort(-self.lengths, kind="stable"), size)
+            if len(batches) > 1 and len(batches[-1]) < self.num_replicas:
+                batches[-2:] = [np.concatenate(batches[-2:])]
+            return batches
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
         batches = []

@@ -1,25 +1,21 @@
 """Sentences or sentence pairs with a label: classification and regression."""
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, load_dataset
-from lightning.pytorch import LightningDataModule
+from datasets import ClassLabel, Dataset
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
-from lit_compress.data.text import load_table, load_tokenizer, tokenize
+from lit_compress.data.text import load_table, tokenize
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 
 __all__ = ["TextClassification"]
 
 
-class TextClassification(LightningDataModule):
+class TextClassification(TextData):
     """Text tables from files, class folders or the hub; tokenised once, cached, batched by length, sharded by rank.
 
     Args:
@@ -74,39 +70,32 @@ class TextClassification(LightningDataModule):
         num_workers: int = 0,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__()
-        if (train_file is None) == (hub is None):
-            raise UserError("data: give either data.train_file or data.hub")
-        if tokenizer is None:
-            raise UserError("data.tokenizer: missing; give a hub name or a model folder")
         if len(text_columns) not in (1, 2):
             raise UserError(f"data.text_columns: {list(text_columns)} must be one column, or two for sentence pairs")
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "max_length": max_length}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}: {value} must be at least 1")
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction: {val_fraction} must be in (0, 1)")
-        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        self.hub, self.hub_config, self.hub_val_split = hub, hub_config, hub_val_split
-        self.tokenizer_name, self.task = tokenizer, task
-        self.text_columns, self.label_column = list(text_columns), label_column
-        self.columns, self.encoding, self.encoding_errors = columns, encoding, encoding_errors
-        self.max_length, self.batch_size = max_length, batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.limit, self.val_fraction, self.split_seed = limit, val_fraction, split_seed
-        self.num_workers, self.cache_dir = num_workers, cache_dir
-        self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
-        special = self.tokenizer.num_special_tokens_to_add(pair=len(text_columns) == 2)
-        if max_length < special:
-            raise UserError(f"data.max_length: {max_length} must be at least {special}, the special tokens alone")
-        longest = self.tokenizer.model_max_length
-        if max_length > longest:
-            raise UserError(f"data.max_length: {max_length} is above {longest}, the longest input of {tokenizer!r}")
+        super().__init__(
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            predict_file=predict_file,
+            hub=hub,
+            hub_config=hub_config,
+            hub_val_split=hub_val_split,
+            tokenizer=tokenizer,
+            encoding=encoding,
+            encoding_errors=encoding_errors,
+            max_length=max_length,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            limit=limit,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+            pair=len(text_columns) == 2,
+        )
+        self.task = task
+        self.text_columns, self.label_column, self.columns = list(text_columns), label_column, columns
         self._labels: list[str] | None = None
-        self._train_loader: ResumableDataLoader | None = None
-        self._position = {"consumed": 0}
-        self._tokenized: dict[str, Dataset] = {}
 
     @property
     def labels(self) -> list[str] | None:
@@ -115,7 +104,7 @@ class TextClassification(LightningDataModule):
             return None
         if self._labels is None:
             # From all rows, also those that are held out or beyond the limit: a split must not lose a class.
-            table = self._rows("train")
+            table = self.rows("train")
             assert table is not None
             feature = table.features[self.label_column]
             if isinstance(feature, ClassLabel):
@@ -125,182 +114,49 @@ class TextClassification(LightningDataModule):
                 if None in values or "" in values:
                     row = next(i for i, value in enumerate(table[self.label_column]) if value in (None, ""))
                     raise UserError(
-                        f"data.label_column: no label in row {row + 1} of {self._source('train')!r}; mend the file"
+                        f"data.label_column: no label in row {row + 1} of {self.source('train')!r}; mend the file"
                     )
                 self._labels = sorted({str(value) for value in values}, key=_label_order)
             if len(self._labels) < 2:
                 raise UserError(
                     f"data.label_column: {self.label_column!r} has the single value {self._labels} "
-                    f"in {self._source('train')!r}; a classification needs two; for numbers set data.task to regression"
+                    f"in {self.source('train')!r}; a classification needs two; for numbers set data.task to regression"
                 )
         return self._labels
 
-    def prepare_data(self) -> None:
-        """Read and tokenise every split into the cache, on one process of each machine."""
-        for split in self.files:
-            self._dataset(split)
+    def load(self, source: str, key: str) -> Dataset:
+        return load_table(source, key, self.columns, self.encoding, self.encoding_errors, self.cache_dir)
 
-    def setup(self, stage: str) -> None:
-        """Open the cached splits."""
-        self.prepare_data()
+    def check(self, table: Dataset, split: str) -> None:
+        header = "; for a file without a header give data.columns"
+        for column in self.text_columns:
+            self.require_columns(table, split, {"text_columns": column}, header)
+        if split != "predict":
+            self.require_columns(table, split, {"label_column": self.label_column}, header)
+        for column in self.text_columns:
+            if table.data.column(column).null_count:
+                row = next(i for i, value in enumerate(table[column]) if value is None)
+                raise UserError(
+                    f"data.text_columns: no {column!r} in row {row + 1} of {self.source(split)!r}; mend the file"
+                )
 
-    def train_dataloader(self) -> DataLoader:
-        loader = self._loader("train", shuffle=True)
-        assert isinstance(loader, ResumableDataLoader)
-        loader.epoch_ended = lambda: self.trainer is not None and self.trainer.is_last_batch
-        loader.load_state_dict(self._position)
-        self._train_loader, self._position = loader, {"consumed": 0}
-        return loader
-
-    def state_dict(self) -> dict[str, int]:
-        """Position in the epoch, for the checkpoint.
-
-        Lightning restores a loader's own state only when nobody asked for the number of training steps before, which
-        every learning-rate schedule does; the state of a data module it always restores.
-        """
-        return self._train_loader.state_dict() if self._train_loader else self._position
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue the epoch where the checkpoint was made, whether the loader exists already or not."""
-        if self._train_loader is None:
-            self._position = state_dict
-        else:
-            self._train_loader.load_state_dict(state_dict)
-
-    def val_dataloader(self) -> DataLoader:
-        return self._loader("val", shuffle=False)
-
-    def test_dataloader(self) -> DataLoader:
-        return self._loader("test", shuffle=False)
-
-    def predict_dataloader(self) -> DataLoader:
-        """In the order of the file: predictions line up with its rows."""
-        dataset = self._require("predict")
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=self.eval_batch_size,
-            collate_fn=self._collate_rows,
-            num_workers=self.num_workers,
-        )
+    def encode(self, table: Dataset, split: str) -> Dataset:
+        label = self._label(table, split) if split != "predict" else None
+        return tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenising {split}", label)
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Columns of a batch, padded to its longest row: ids and masks ``(batch, tokens)``, labels ``(batch,)``."""
-        inputs = {name: rows[name] for name in rows if name not in ("labels", "length")}
-        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        batch = self.pad(rows)
         if "labels" in rows:
             batch["labels"] = torch.tensor(
                 rows["labels"], dtype=torch.float32 if self.task == "regression" else torch.long
             )
         return batch
 
-    def _collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        return self.collate({name: [row[name] for row in rows] for name in rows[0]})
-
-    def _loader(self, split: str, shuffle: bool) -> DataLoader:
-        dataset = self._require(split)
-        trainer = self.trainer
-        batches = LengthGroupedBatches(
-            np.asarray(dataset["length"]),
-            self.batch_size if shuffle else self.eval_batch_size,
-            shuffle=shuffle,
-            seed=int(os.environ.get("PL_GLOBAL_SEED", 0)),
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
-        )
-        loader = ResumableDataLoader if shuffle else DataLoader
-        return loader(
-            dataset,  # type: ignore[arg-type]
-            sampler=batches,
-            batch_size=None,
-            collate_fn=self.collate,  # type: ignore[arg-type]  (without a batch size it gets a batch of rows)
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            # A generator of its own: opening a loader must not move the generator that dropout draws from.
-            generator=torch.Generator(),
-        )
-
-    def _require(self, split: str) -> Dataset:
-        dataset = self._dataset(split)
-        if dataset is None:
-            raise UserError(f"data.{split}_file: missing; give the file to {split} on")
-        return dataset
-
-    def _dataset(self, split: str) -> Dataset | None:
-        if split not in self._tokenized:
-            table = self._table(split)
-            if table is None:
-                return None
-            self._tokenized[split] = tokenize(
-                table,
-                self.tokenizer,
-                self.text_columns,
-                self.max_length,
-                f"Tokenising {split}",
-                self._label(table, split) if split != "predict" else None,
-            )
-        return self._tokenized[split]
-
-    def _table(self, split: str) -> Dataset | None:
-        """The rows of a split that are used; None when it was not given."""
-        held_out = split in ("train", "val") and not (self.files["val"] or self.hub)
-        table = self._rows("train" if held_out else split)
-        if table is not None and held_out:
-            table = self._hold_out(table, split)
-        if table is not None and split == "train" and self.limit and self.limit < len(table):
-            table = table.shuffle(seed=self.split_seed).select(range(self.limit))
-        return table
-
-    def _rows(self, split: str) -> Dataset | None:
-        """All rows of a source; None when it was not given; columns and texts checked."""
-        table = self._read(split)
-        if table is None:
-            return None
-        for column in [*self.text_columns, *([] if split == "predict" else [self.label_column])]:
-            if column not in table.column_names:
-                key = "label_column" if column == self.label_column else "text_columns"
-                raise UserError(
-                    f"data.{key}: {column!r} is no column of {self._source(split)!r}; it has {table.column_names}; "
-                    "for a file without a header give data.columns"
-                )
-        for column in self.text_columns:
-            if table.data.column(column).null_count:
-                row = next(i for i, value in enumerate(table[column]) if value is None)
-                raise UserError(
-                    f"data.text_columns: no {column!r} in row {row + 1} of {self._source(split)!r}; mend the file"
-                )
-        return table
-
-    def _read(self, split: str) -> Dataset | None:
-        if self.hub:
-            name = {"train": "train", "val": self.hub_val_split}.get(split)
-            if name is not None:
-                try:
-                    return load_dataset(self.hub, self.hub_config, split=name, cache_dir=self.cache_dir)  # type: ignore[return-value]
-                except (OSError, ValueError) as error:
-                    raise UserError(f"data.hub: {self.hub!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-        source = self.files[split]
-        if source is None:
-            return None
-        return load_table(
-            source, f"data.{split}_file", self.columns, self.encoding, self.encoding_errors, self.cache_dir
-        )
-
-    def _source(self, split: str) -> str | None:
-        return self.files[split] or self.hub
-
-    def _hold_out(self, table: Dataset, split: str) -> Dataset:
-        order = np.random.default_rng(self.split_seed).permutation(len(table))
-        held = max(round(self.val_fraction * len(table)), 1)
-        if held >= len(table):
-            raise UserError(
-                f"data.val_fraction: {self.val_fraction} of {len(table)} rows leaves none to train on; give more"
-            )
-        return table.select(np.sort(order[:held] if split == "val" else order[held:]))
-
     def _label(self, table: Dataset, split: str) -> tuple[str, Callable[[Any], int | float], Any]:
         """The label column, what turns its values into targets, and what that depends on; every value is checked."""
         column, labels = self.label_column, self.labels
-        source = self._source(split) or self._source("train")
+        source = self.source(split) or self.source("train")
         if labels is None:
             for row, value in enumerate(table[column]):
                 _check_finite(value, row, source, column)

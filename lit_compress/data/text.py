@@ -1,9 +1,10 @@
 """Tables of text from local files, folders or the hub, as `datasets.Dataset`; and their tokenised, cached form."""
 
 import csv
+import gzip
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import pandas
 from datasets import Dataset, Features, Value, load_dataset
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 
-__all__ = ["load_table", "load_tokenizer", "tokenize"]
+__all__ = ["cached_map", "generate_table", "load_table", "load_tokenizer", "open_text", "tokenize"]
 
 _SEPARATORS = {".tsv": "\t", ".csv": ",", ".txt": "\t"}
 _BUILDERS = {".tsv": "csv", ".txt": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -144,10 +145,78 @@ def tokenize(
         return encoded
 
     depends_on = [list(text_columns), max_length, label and (label[0], label[2]), "tokenize-1"]
+    return cached_map(table, encode, tokenizer, depends_on, description)
+
+
+def cached_map(
+    table: Dataset,
+    function: Callable[..., dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    depends_on: Any,
+    description: str,
+    with_indices: bool = False,
+) -> Dataset:
+    """New columns in the place of the old ones, cached as Arrow under what they follow from.
+
+    Args:
+        table: rows.
+        function: from columns of some rows (and their numbers) to new columns, not necessarily as many rows.
+        tokenizer: part of the key.
+        depends_on: JSON types; whatever else the result depends on, and a version of the function.
+        description: what the progress bar says.
+        with_indices: whether the function takes the rows' numbers.
+
+    """
     fingerprint = Hasher.hash([table._fingerprint, _vocabulary_of(tokenizer), depends_on])
     return table.map(
-        encode, batched=True, remove_columns=table.column_names, new_fingerprint=fingerprint, desc=description
+        function,
+        batched=True,
+        with_indices=with_indices,
+        remove_columns=table.column_names,
+        new_fingerprint=fingerprint,
+        desc=description,
     )
+
+
+def generate_table(
+    function: Callable[..., Iterator[dict[str, Any]]],
+    path: Path,
+    source: str,
+    key: str,
+    cache_dir: str | None,
+    features: Features,
+    **options: Any,
+) -> Dataset:
+    """Rows that ``function(path, **options)`` yields from a file, cached until the file changes.
+
+    Raises:
+        UserError: what the function raises, or that the file is missing, empty or no text.
+
+    """
+    if not path.is_file():
+        raise UserError(f"{key}: {source!r} does not exist; give a file")
+    if path.stat().st_size == 0:
+        raise UserError(f"{key}: {source!r} is empty")
+    # No list: `datasets` takes a list among the arguments for shards and calls the function once for each entry.
+    stamp = f"{path.stat().st_mtime_ns} {path.stat().st_size}"
+    arguments = {"path": str(path), "stamp": stamp, **options}
+    try:
+        table = Dataset.from_generator(function, features, cache_dir=cache_dir, gen_kwargs=arguments)  # type: ignore[arg-type]
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise UserError(f"{key}: {cause}") from error
+        raise UserError(f"{key}: {source!r} cannot be read: {str(cause).strip().splitlines()[0]}") from error
+    except ValueError as error:  # what `datasets` makes of a generator that yields nothing
+        raise UserError(f"{key}: {source!r} has no rows") from error
+    assert isinstance(table, Dataset)
+    return table
+
+
+def open_text(path: str, encoding: str, errors: str) -> TextIO:
+    """A text file for reading, compressed or not."""
+    opener = gzip.open if path.endswith(".gz") else open
+    return cast("TextIO", opener(path, "rt", encoding=encoding, errors=errors))
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:

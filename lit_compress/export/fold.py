@@ -7,23 +7,28 @@ from transformers import PreTrainedModel
 
 from lit_compress.models.groups import remove_pruned
 from lit_compress.models.shapes import update_config
+from lit_compress.nn.attention import restore_attention
 from lit_compress.nn.factorized import factorized_embeddings
-from lit_compress.nn.surgery import compressible_layers
+from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
 __all__ = ["fold", "shrunk"]
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` in which every compressible layer is an ``nn.Linear`` with its effective weight.
+    """A copy of ``model`` in which every compressible layer or table is a plain one with its effective weight.
 
-    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Input quantizers have no place in a plain
-    model and are left out; their ranges are in :func:`lit_compress.export.hf.quantization_scales`. Without them the
-    logits of both forms are equal, bit for bit, as long as nothing is cut out; pruned heads, neurons and columns of
-    factorised embeddings are, and then sums are shorter and logits differ by rounding (about 1e-6 of their size).
+    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Quantizers of inputs, outputs and attention
+    have no place in a plain model and are left out; their ranges are in
+    :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit,
+    as long as nothing is cut out; pruned heads, neurons and columns of factorised embeddings are, and then sums are
+    shorter and logits differ by rounding (about 1e-6 of their size in fp32).
     """
     folded = shrunk(model)
     for name, layer in list(compressible_layers(folded)):
         folded.set_submodule(name, layer.to_linear())
+    for name, table in list(compressible_tables(folded)):
+        folded.set_submodule(name, table.to_embedding())
+    restore_attention(folded)
     return folded
 
 

@@ -13,9 +13,10 @@ from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
 from lit_compress.models.groups import KINDS
 from lit_compress.models.shapes import describe_shapes
+from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
 from lit_compress.nn.manifest import Manifest, describe
-from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer
-from lit_compress.nn.surgery import compressible_layers
+from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
+from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
 __all__ = ["MANIFEST_FILE", "quantization_scales", "save_folder"]
 
@@ -40,49 +41,75 @@ def save_folder(
     smaller = shrunk(student)  # scales and sparsity are those of what is left
     folded = fold(smaller)
     assert isinstance(folded, PreTrainedModel)
-    manifest = {"lit_compress": version("lit_compress")} | manifest_with_scales(smaller)
-    shapes = describe_shapes(folded)
+    manifest, shapes = manifest_with_scales(smaller), describe_shapes(folded)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+        (staging / MANIFEST_FILE).write_text(
+            json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
+        )
         (staging / "README.md").write_text(_card(folded, manifest, shapes))
     return Path(output)
 
 
 def manifest_with_scales(student: nn.Module) -> Manifest:
-    """The manifest, with each layer's sparsity and the scales that its weights and inputs were quantized with."""
+    """The manifest, with each layer's sparsity and the scales of everything that is quantized."""
     manifest, scales = describe(student), quantization_scales(student)
     for name, layer in compressible_layers(student):
         manifest["linears"][name]["sparsity"] = sparsity(layer.effective_weight().detach())
-        manifest["linears"][name]["scales"] = scales.get(name, {})
+    for kind in ("linears", "embeddings", "attention"):
+        for name, entry in manifest.get(kind, {}).items():
+            entry["scales"] = scales.get(name, {})
     return manifest
 
 
 def quantization_scales(student: nn.Module) -> dict[str, dict[str, Any]]:
-    """Layer to ``{"weight": [scale per channel], "input": {"scale", "zero_point"}}`` of its enabled quantizers."""
+    """Module name to the grids of its enabled quantizers.
+
+    A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
+    ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
+    """
     scales: dict[str, dict[str, Any]] = {}
     for name, layer in compressible_layers(student):
-        weight, inputs = layer.weight_quantizer, layer.input_quantizer
+        weight = layer.weight_quantizer
         if isinstance(weight, MinMaxWeightQuantizer) and weight.enabled:
             layer.effective_weight()  # a range that still follows the weights is brought up to date by use
-            scales.setdefault(name, {})["weight"] = weight.scale.reshape(-1).tolist()
-        if isinstance(inputs, MovingAverageQuantizer) and inputs.enabled:
-            scale, zero_point = inputs.qparams()
-            scales.setdefault(name, {})["input"] = {"scale": scale.item(), "zero_point": zero_point.item()}
-    return scales
+            scales[name] = {"weight": weight.scale.reshape(-1).tolist()}
+        grids = {"input": layer.input_quantizer, "output": layer.output_quantizer}
+        scales[name] = scales.get(name, {}) | _activation_grids(grids)
+    for name, table in compressible_tables(student):
+        weight = table.weight_quantizer
+        if isinstance(weight, TableQuantizer) and weight.enabled:
+            weight.observe(table.weight)
+            zero_point = {} if weight.per_row else {"weight_zero_point": weight.zero_point.item()}
+            scales[name] = {"weight": weight.scale.reshape(-1).tolist()} | zero_point
+    for name, quantizers in attention_quantizers(student):
+        scales[name] = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
+    return {name: grids for name, grids in scales.items() if grids}
 
 
-def _card(model: PreTrainedModel, manifest: dict[str, Any], shapes: dict[str, Any]) -> str:
-    layers = manifest.get("linears", {})
+def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    grids = {}
+    for name, quantizer in quantizers.items():
+        if isinstance(quantizer, MovingAverageQuantizer) and quantizer.enabled:
+            scale, zero_point = quantizer.qparams()
+            grids[name] = {"scale": scale.item(), "zero_point": zero_point.item()}
+    return grids
+
+
+def _card(model: PreTrainedModel, manifest: Manifest, shapes: dict[str, Any]) -> str:
+    layers, tables = manifest.get("linears", {}), manifest.get("embeddings", {})
     pruned = [entry["sparsity"] for entry in layers.values() if entry["mask"]]
-    quantized = sum(1 for entry in layers.values() if (entry["weight_quantizer"] or {}).get("enabled"))
+    quantized, quantized_tables = (
+        sum(1 for entry in entries.values() if (entry["weight_quantizer"] or {}).get("enabled"))
+        for entries in (layers, tables)
+    )
     lines = [
         "---",
         "library_name: transformers",
         "tags: [lit_compress]",
         "---",
-        f"# {type(model).__name__}, {'compressed' if len(manifest) > 1 else 'fine-tuned'} with lit_compress",
+        f"# {type(model).__name__}, {'compressed' if manifest else 'fine-tuned'} with lit_compress",
         "",
         f"- parameters: {sum(p.numel() for p in model.parameters()):,}",
     ]
@@ -92,6 +119,8 @@ def _card(model: PreTrainedModel, manifest: dict[str, Any], shapes: dict[str, An
         )
     if quantized:
         lines.append(f"- quantized layers: {quantized}; weights lie on their integer grid, scales in `{MANIFEST_FILE}`")
+    if quantized_tables:
+        lines.append(f"- quantized embedding tables: {quantized_tables}, likewise")
     lines += [f"- {what} of each layer: {_widths(shapes[what])}" for what in KINDS if what in shapes]
     lines += [f"- rank of `{name}`: {rank}" for name, rank in shapes.get("ranks", {}).items()]
     if shapes:

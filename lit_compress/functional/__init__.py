@@ -1,7 +1,9 @@
 """Pure functions on tensors: the mathematics of every method, without Lightning or Transformers."""
 
 from lit_compress.functional.distill import hidden_mse, logit_kl
+from lit_compress.functional.entities import entities, write_tags
 from lit_compress.functional.importance import head_scores, magnitude, neuron_scores, taylor
+from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.low_rank import truncated_svd
 from lit_compress.functional.masks import (
     block_mask,
@@ -20,6 +22,7 @@ from lit_compress.functional.quantize import (
     symmetric_qparams,
 )
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Duration, Linear, pruning_steps, width_after
+from lit_compress.functional.spans import best_spans
 
 __all__ = [
     "Constant",
@@ -28,14 +31,19 @@ __all__ = [
     "Duration",
     "Linear",
     "asymmetric_qparams",
+    "best_spans",
     "block_mask",
     "dequantize",
+    "entities",
     "fake_quantize",
     "global_group_masks",
     "global_masks",
     "group_mask",
     "head_scores",
     "hidden_mse",
+    "keep_by_position",
+    "keep_dissimilar",
+    "keep_highest",
     "logit_kl",
     "magnitude",
     "neuron_scores",
@@ -47,5 +55,7 @@ __all__ = [
     "taylor",
     "truncated_svd",
     "unstructured_mask",
+    "weight_score",
     "width_after",
+    "write_tags",
 ]

@@ -1,10 +1,21 @@
-"""When and how much: durations with their unit, and sparsity as a function of progress in [0, 1]."""
+"""When and how much: durations with their unit, sparsity as a function of progress, learning rates that go up again."""
 
 import math
 import re
 from dataclasses import dataclass
 
-__all__ = ["Constant", "Cosine", "Cubic", "Duration", "Linear", "due", "pruning_steps", "width_after"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Cubic",
+    "Duration",
+    "Linear",
+    "due",
+    "pruning_steps",
+    "rewound_linear",
+    "sawtooth",
+    "width_after",
+]
 
 _DURATION = re.compile(r"^\s*(?P<value>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|epochs?|steps?)\s*$")
 
@@ -54,6 +65,57 @@ def due(step: int, start: int, end: int, every: int) -> bool:
 
     """
     return step == end or (start <= step < end and (step - start) % every == 0)
+
+
+def sawtooth(step: int, length: int, cycle: int) -> float:
+    """Progress through the current cycle: 0 at its first step, 1 at its last; a last, incomplete one is complete too.
+
+    SparseML's ``cyclic_linear`` learning rate, as the recipes of oBERT (Kurtic et al. 2022, arXiv 2203.07259) use it.
+
+    Args:
+        step: from the start of the first cycle; from ``length`` on the progress stays 1.
+        length: steps of all cycles together.
+        cycle: steps of one; at least 1.
+
+    Example:
+        >>> [round(sawtooth(step, length=8, cycle=3), 2) for step in range(9)]
+        [0.0, 0.5, 1.0, 0.0, 0.5, 1.0, 0.0, 1.0, 1.0]
+
+    """
+    if step >= length:
+        return 1.0
+    begin = step - step % cycle
+    return (step - begin) / max(min(cycle, length - begin) - 1, 1)
+
+
+def rewound_linear(step: int, total: int, warmup: int, start: int, end: int, every: int) -> float:
+    """Linear decay with learning-rate rewinding, as the released code of Prune Once for All has it (arXiv 2111.05754).
+
+    The rate falls as if the window ``[start, end)`` did not exist; inside the window it is put back every ``every``
+    steps to where the window began. The highest factor is ``(M - start) / (M - warmup)`` with
+    ``M = total - (end - start)``: a little above 1 when the window starts before the warm-up ends.
+
+    Args:
+        step: optimizer step.
+        total: steps of the run.
+        warmup: steps of linear warm-up; fewer than ``M``.
+        start: first step of the window in which pruning goes on.
+        end: first step after it.
+        every: steps between two rewinds, which is the distance of mask updates.
+
+    Example:
+        >>> at = (1000, 1999, 2000, 75_000)
+        >>> [round(rewound_linear(step, 100_000, 1000, 0, 50_000, 1000), 4) for step in at]
+        [1.0204, 1.0, 1.0204, 0.5102]
+
+    """
+    if step < warmup:
+        return step / warmup
+    rest = total - (end - start)
+    if step >= end:
+        return max(total - step, 0) / (rest - warmup)
+    reached = start + (step - start) % every if step >= start else step
+    return max(rest - reached, 0) / (rest - warmup)
 
 
 def pruning_steps(start: int, end: int, prunings: int) -> list[int]:

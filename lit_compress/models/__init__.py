@@ -1,5 +1,6 @@
 """Hugging Face models: loading them, where their parts are, and making them smaller."""
 
+from lit_compress.models.attention import attention_modules
 from lit_compress.models.groups import remove_heads, remove_neurons
 from lit_compress.models.layout import (
     LayerParts,
@@ -10,7 +11,8 @@ from lit_compress.models.layout import (
     layer_parts,
     layout_of,
 )
-from lit_compress.models.load import check_compatible, load_classifier
+from lit_compress.models.load import check_compatible, load_classifier, load_model
+from lit_compress.models.shrink import drop_layers, kept_layers
 from lit_compress.models.smaller_config import SmallerConfig, SmallerModel  # registers them with Transformers
 
 __all__ = [
@@ -18,13 +20,17 @@ __all__ = [
     "Layout",
     "SmallerConfig",
     "SmallerModel",
+    "attention_modules",
     "check_compatible",
+    "drop_layers",
     "embedding_tables",
     "encoder_layers",
+    "kept_layers",
     "layer_linears",
     "layer_parts",
     "layout_of",
     "load_classifier",
+    "load_model",
     "remove_heads",
     "remove_neurons",
 ]

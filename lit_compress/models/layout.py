@@ -21,7 +21,7 @@ __all__ = [
     "layout_of",
 ]
 
-Ability = Literal["layers", "heads", "neurons", "attention_masks"]
+Ability = Literal["layers", "first_layer", "heads", "neurons", "attention_masks"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +214,7 @@ LAYOUTS: dict[str, Layout] = {
         fused_head_linears=("attn.Wqkv",),
         head_count=None,
         head_size="head_dim",
+        cannot={"first_layer": "ModernBERT's first layer is the only one without a norm before its attention"},
     ),
     "deberta-v2": Layout(
         layers="encoder.layer",

@@ -1,34 +1,99 @@
 """Build a student or teacher from a hub name, a folder or an installed package; safetensors only, no remote code."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 
-__all__ = ["check_compatible", "load_classifier", "load_config", "transformers_progress"]
+__all__ = ["check_compatible", "load_classifier", "load_config", "load_model", "transformers_progress"]
 
 
-def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
-    """Load an encoder with a sequence classification head in fp32; a head that the source lacks is new and random.
+@dataclass(frozen=True)
+class _Head:
+    """What a task asks of Transformers: a class, and the ends of the names of models whose files have the head."""
+
+    model: Any
+    architectures: tuple[str, ...]
+    described: str
+
+
+_CLASSIFIER = _Head(AutoModelForSequenceClassification, ("ForSequenceClassification",), "classification")
+_HEADS = {
+    "classification": _CLASSIFIER,
+    "regression": _CLASSIFIER,
+    "token_classification": _Head(AutoModelForTokenClassification, ("ForTokenClassification",), "token classification"),
+    "question_answering": _Head(AutoModelForQuestionAnswering, ("ForQuestionAnswering",), "question answering"),
+    "masked_lm": _Head(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), "masked language model"),
+    "pretraining": _Head(AutoModelForPreTraining, ("ForPreTraining",), "masked language model and next sentence"),
+}
+# Part of BERT's pretraining head that a file of a masked language model need not have.
+_NEXT_SENTENCE = "seq_relationship"
+
+
+def load_model(source: str, task: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
+    """Load an encoder with the head of a task in fp32; a head that the source lacks is new and random.
+
+    The decoder of a new masked language model head is tied to the word embeddings. Weights of the encoder are never
+    made up.
 
     Args:
         source: hub name, folder, or ``package:name/inner/folder``.
-        labels: class names in the order of their ids; None for regression (one output).
+        task: ``classification``, ``regression``, ``token_classification``, ``question_answering``, ``masked_lm`` or
+            ``pretraining`` (masked words and next sentence).
+        labels: names of classes or tags in the order of their ids; None where there are none.
         key: config key named in errors.
 
     Raises:
-        UserError: nothing loadable there, or a head with another number of labels.
+        UserError: nothing loadable there, a head with another number of labels, or a family without such a head.
 
     """
-    config = load_config(source, key)
-    architectures = config.architectures or []
-    has_head = any(name.endswith("ForSequenceClassification") for name in architectures)
+    head, config = _HEADS[task], load_config(source, key)
+    has_head = _has_head(config, head)
+    if head is _CLASSIFIER or task == "token_classification":
+        _set_labels(config, labels, has_head, source, key)
+    elif task == "question_answering":
+        config.num_labels = 2  # start and end, whatever the source counted
+    elif not has_head:
+        config.tie_word_embeddings = True
+    if task in ("classification", "regression"):
+        config.problem_type = "single_label_classification" if labels else "regression"
+    model, missing = _from_pretrained(source, config, key, head)
+    if task == "pretraining" and not any(_NEXT_SENTENCE in name for name, _ in model.named_parameters()):
+        raise UserError(
+            f"{key}: {type(model).__name__} has no next-sentence head; set data.packing to full_sentences or line"
+        )
+    if lacking := [name for name in missing if not _may_be_new(name, model, has_head, task)]:
+        raise UserError(f"{key}: the weights in {source!r} lack {lacking[0]!r}; download or export them again")
+    return model
+
+
+def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
+    """:func:`load_model` for a classification, or without labels a regression."""
+    return load_model(source, "classification" if labels else "regression", labels, key)
+
+
+def _has_head(config: PretrainedConfig, head: _Head) -> bool:
+    return any(name.endswith(head.architectures) for name in config.architectures or [])
+
+
+def _set_labels(config: PretrainedConfig, labels: Sequence[str] | None, has_head: bool, source: str, key: str) -> None:
     wanted = len(labels) if labels else 1
     if has_head and config.num_labels != wanted:
         raise UserError(
@@ -39,24 +104,26 @@ def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreT
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-    config.problem_type = "single_label_classification" if labels else "regression"
-    model, missing = _from_pretrained(source, config, key)
-    # What a pretrained encoder without a head lacks is the head, and for some families the pooler.
-    new = "" if has_head else f"{model.base_model_prefix}."
-    lacking = [name for name in missing if name.startswith(new) and (has_head or ".pooler." not in name)]
-    if lacking:
-        raise UserError(f"{key}: the weights in {source!r} lack {lacking[0]!r}; download or export them again")
-    return model
 
 
-def _from_pretrained(source: str, config: PretrainedConfig, key: str) -> tuple[PreTrainedModel, list[str]]:
+def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: str) -> bool:
+    """Whether a weight that the source lacks may start at random: the head it never had, and the pooler before it."""
+    if name.startswith(f"{model.base_model_prefix}."):
+        return ".pooler." in name and not has_head
+    if task == "pretraining" and _NEXT_SENTENCE not in name:
+        # A masked language model has this part of the head, so its loss would be damage.
+        return not _has_head(model.config, _HEADS["masked_lm"])
+    return not has_head
+
+
+def _from_pretrained(source: str, config: PretrainedConfig, key: str, head: _Head) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
     verbosity = transformers_logging.get_verbosity()
     # The report about the new head would be the loudest line of every run, and it is what was asked for.
     transformers_logging.set_verbosity_error()
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = head.model.from_pretrained(
             path,
             config=config,
             use_safetensors=True,
@@ -92,13 +159,31 @@ def load_config(source: str, key: str) -> PretrainedConfig:
         ) from error
 
 
-def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, source: str) -> None:
-    """A teacher must answer about the same labels and read the same token ids.
+def check_compatible(
+    student: PretrainedConfig, teacher: PretrainedConfig, source: str, task: str = "classification"
+) -> None:
+    """A teacher must have the head of the task, answer about the same labels and read the same token ids.
 
     Raises:
-        UserError: other labels or another vocabulary.
+        UserError: another head, other labels or another vocabulary.
 
     """
+    head = _HEADS[task]
+    if teacher.architectures and not _has_head(teacher, head):
+        raise UserError(
+            f"model.teacher: {source!r} is a {teacher.architectures[0]} without a head for {head.described}; "
+            "give a teacher trained on this task"
+        )
+    if head is _CLASSIFIER or task == "token_classification":
+        _check_labels(student, teacher, source)
+    if teacher.vocab_size != student.vocab_size:
+        raise UserError(
+            f"model.teacher: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
+            f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
+        )
+
+
+def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig, source: str) -> None:
     if teacher.num_labels != student.num_labels:
         raise UserError(
             f"model.teacher: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
@@ -111,11 +196,6 @@ def check_compatible(student: PretrainedConfig, teacher: PretrainedConfig, sourc
         raise UserError(
             f"model.teacher: {source!r} orders its labels {list(theirs.values())} and the data "
             f"{list(ours.values())}; give a teacher fine-tuned on the same labels"
-        )
-    if teacher.vocab_size != student.vocab_size:
-        raise UserError(
-            f"model.teacher: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
-            f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
         )
 
 

@@ -2,10 +2,11 @@
 
 from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
 from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.learning_rate import Phase, Rewind
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
 from lit_compress.modules.student import LitStudent
-from lit_compress.modules.tasks import Classification, Regression, Task
+from lit_compress.modules.tasks import Classification, Regression, Task, make_task
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "LogitDistillation",
     "Optimization",
     "Penalty",
+    "Phase",
     "Regression",
+    "Rewind",
     "Task",
+    "make_task",
 ]

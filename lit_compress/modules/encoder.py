@@ -9,12 +9,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
+from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
 from lit_compress.models.layout import encoder_layers
-from lit_compress.models.load import load_classifier
+from lit_compress.models.load import load_model
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.tasks import Classification, Regression
+from lit_compress.modules.tasks import make_task
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.run_length import run_length
 
@@ -22,6 +23,12 @@ __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
+
+# Tensors of a batch that say what is right, or where a token came from.
+_NO_INPUTS = {
+    *("labels", "next_sentence_label", "start_positions", "end_positions"),
+    *("char_start", "char_end", "word_starts"),
+}
 
 
 class LitEncoder(LightningModule):
@@ -31,10 +38,12 @@ class LitEncoder(LightningModule):
 
     Args:
         pretrained: hub name, model folder, or ``package:name/folder`` of an installed package.
-        labels: class names in the order of their ids, None for regression; comes from the data on the command line.
+        labels: class names in the order of their ids, None where there are none; comes from the data on the command
+            line.
         tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data likewise.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile`` (after all structure is in place).
+        task: what the head is for, as in :func:`lit_compress.modules.tasks.make_task`; comes from the data likewise.
 
     """
 
@@ -45,6 +54,7 @@ class LitEncoder(LightningModule):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
+        task: str | None = None,
     ) -> None:
         super().__init__()
         # Only JSON types go into a checkpoint. On the command line Lightning saves the whole configuration instead.
@@ -53,16 +63,19 @@ class LitEncoder(LightningModule):
         self.tokenizer = tokenizer or pretrained
         self.optimization = optimization
         self.compile_student = compile
-        self.task = Classification(len(labels)) if labels else Regression()
-        self.student = load_classifier(pretrained, labels, key="model.pretrained").train()
+        self.task = make_task(task, labels)
+        self.task_name = task or ("classification" if labels else "regression")
+        self.student = load_model(pretrained, self.task_name, labels, key="model.pretrained").train()
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named parts of the training loss, their sum under ``loss``: the one place where gradients come from."""
-        labels = batch["labels"]
-        loss = self.task.loss(self(batch).logits, labels)
-        return {"loss": loss}
+        return {"loss": self.task_loss(batch)}
+
+    def task_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Mean loss of a batch on the task alone, whatever else the training loss has."""
+        return self.task.loss(self(batch), batch)
 
     def forward(self, batch: dict[str, Tensor], **options: Any) -> Any:
         """Hugging Face output for a batch; labels are not passed, the task computes its own loss."""
@@ -81,24 +94,32 @@ class LitEncoder(LightningModule):
         self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()}, prog_bar=True)
         return parts["loss"]
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_metrics)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._evaluate(batch, "test", self.test_metrics)
 
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Probabilities ``(batch, labels)``, or values ``(batch,)`` for a regression."""
-        logits = self(batch).logits
-        return logits.softmax(-1) if self.labels else self.task.predictions(logits)
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+        """What the task predicts: probabilities ``(batch, labels)``, values, tags, answers or token ids."""
+        return self.task.predictions(self(batch), batch)
 
-    def _evaluate(self, batch: dict[str, Tensor], stage: str, metrics: Any) -> None:
-        logits = self(batch).logits
-        size = len(batch["labels"])
-        loss = self.task.loss(logits, batch["labels"])
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True, prog_bar=True)
-        metrics.update(self.task.predictions(logits), batch["labels"])
-        self.log_dict(metrics, batch_size=size, prog_bar=True)
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics(self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics(self.test_metrics)
+
+    def _evaluate(self, batch: dict[str, Any], stage: str, metrics: MetricCollection) -> None:
+        output = self(batch)
+        loss, count = self.task.loss(output, batch), self.task.count(batch)
+        self.log(f"{stage}/loss", loss, batch_size=count, sync_dist=True, prog_bar=True)
+        self.task.update(metrics, output, batch)
+
+    def _log_metrics(self, metrics: MetricCollection) -> None:
+        # `compute` gathers: the values are those of all ranks, and sync_dist averages equal numbers.
+        self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
+        metrics.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         # A fused optimizer unscales gradients itself, so under mixed precision Lightning refuses to clip them.
@@ -140,9 +161,9 @@ class LitEncoder(LightningModule):
         rebuild(self.student, manifest)
 
 
-def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a Hugging Face encoder takes from a batch: everything but the labels."""
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+def model_inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """What a Hugging Face encoder takes from a batch: its tensors, but for labels and what metrics need."""
+    return {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in _NO_INPUTS}
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

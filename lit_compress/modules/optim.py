@@ -1,6 +1,6 @@
 """AdamW with the parameter groups and the learning-rate schedules that encoders are fine-tuned with."""
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,20 +8,31 @@ import torch
 from torch import nn
 
 from lit_compress.errors import UserError
-from lit_compress.functional.schedules import Duration
+from lit_compress.modules.learning_rate import (
+    Phase,
+    Rewind,
+    learning_rate_factor,
+    parse_option,
+    phase_factor,
+    phase_steps,
+    to_steps,
+)
 
-__all__ = ["Optimization", "learning_rate_factor", "parameter_groups"]
+__all__ = ["Optimization", "parameter_groups"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How weights are learned: AdamW, warm-up, then a decay to zero.
+    """How weights are learned: AdamW, warm-up, then a decay, once or again and again.
 
     Args:
         learning_rate: peak learning rate.
         weight_decay: decoupled decay; never on biases and normalisation weights.
         warmup: length of the linear warm-up: ``"10%"``, ``"500 steps"`` or ``"0.5 epochs"``.
         decay: shape after the warm-up; ``constant`` stays at the peak.
+        final_learning_rate: where a decay ends.
+        phases: decays one after the other, each from the peak, the last to the end of training; none means one decay.
+        rewind: put the rate back with each mask update, as Prune Once for All does.
         betas: AdamW's averaging coefficients.
         epsilon: AdamW's denominator term.
 
@@ -31,6 +42,9 @@ class Optimization:
     weight_decay: float = 0.01
     warmup: str = "10%"
     decay: Literal["linear", "cosine", "constant"] = "linear"
+    final_learning_rate: float = 0.0
+    phases: Sequence[Phase] = ()
+    rewind: Rewind | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
 
@@ -44,23 +58,43 @@ class Optimization:
                 raise UserError(f"optimization.{key}: {getattr(self, key)} must not be below 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"optimization.betas: {self.betas} must both be in [0, 1)")
-        try:
-            Duration.parse(self.warmup)
-        except ValueError as error:
-            raise UserError(f"optimization.warmup: {error}") from error
+        parse_option(self.warmup, "optimization.warmup")
+        self._check_learning_rates()
+
+    def _check_learning_rates(self) -> None:
+        finals = {"final_learning_rate": self.final_learning_rate}
+        for index, phase in enumerate(self.phases):
+            finals[f"phases.{index}.final_learning_rate"] = phase.final_learning_rate or 0.0
+        for key, final in finals.items():
+            if not 0 <= final < self.learning_rate:
+                raise UserError(f"optimization.{key}: {final} must be from 0 to below {self.learning_rate}, the peak")
+        if self.decay == "constant" and (self.final_learning_rate or self.phases):
+            key = "phases" if self.phases else "final_learning_rate"
+            raise UserError(f"optimization.{key}: has no effect on a constant rate; use decay linear or cosine")
+        if self.rewind and self.phases:
+            raise UserError("optimization.rewind: does not go together with phases; give one of them")
+        rewinds_from = {"decay": "linear", "final_learning_rate": 0.0}
+        for key, value in rewinds_from.items():
+            if self.rewind and getattr(self, key) != value:
+                raise UserError(f"optimization.{key}: {getattr(self, key)!r} does not go with rewind; give {value}")
 
     def build(self, module: nn.Module, total_steps: int, steps_per_epoch: float, fused: bool = True) -> dict[str, Any]:
         """Optimizer and scheduler for Lightning's ``configure_optimizers``; one fused kernel unless told otherwise."""
         groups = parameter_groups(module, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=fused)
-        try:
-            warmup_steps = Duration.parse(self.warmup).steps(total_steps, steps_per_epoch)
-        except ValueError as error:
-            raise UserError(f"optimization.warmup: {error}") from error
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, warmup_steps, total_steps, self.decay)
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor(total_steps, steps_per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _factor(self, total_steps: int, steps_per_epoch: float) -> Callable[[int], float]:
+        """Share of the peak learning rate by optimizer step: a pure function, so a resumed run needs no state of it."""
+        warmup = to_steps(self.warmup, "optimization.warmup", total_steps, steps_per_epoch)
+        if self.rewind:
+            return self.rewind.factor(warmup, total_steps, steps_per_epoch)
+        peak, final = self.learning_rate, self.final_learning_rate
+        if self.phases:
+            phases = phase_steps(self.phases, peak, final, warmup, total_steps, steps_per_epoch)
+            return lambda step: phase_factor(step, warmup, phases, self.decay)
+        return lambda step: learning_rate_factor(step, warmup, total_steps, self.decay, final / peak)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -70,17 +104,3 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
-
-
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int, decay: str) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then the decay.
-
-    Example:
-        >>> [learning_rate_factor(s, 2, 10, "linear") for s in (0, 1, 2, 6, 10)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
-
-    """
-    if step < warmup_steps:
-        return step / warmup_steps
-    progress = min((step - warmup_steps) / max(total_steps - warmup_steps, 1), 1.0)
-    return {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}[decay]

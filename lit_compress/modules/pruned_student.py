@@ -57,6 +57,7 @@ class LitPrunedStudent(LitStudent):
         tokenizer: likewise.
         optimization: likewise.
         compile: likewise.
+        task: likewise.
 
     """
 
@@ -70,8 +71,9 @@ class LitPrunedStudent(LitStudent):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
+        task: str | None = None,
     ) -> None:
-        super().__init__(pretrained, teacher, distillation, labels, tokenizer, optimization, compile)
+        super().__init__(pretrained, teacher, distillation, labels, tokenizer, optimization, compile, task)
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 

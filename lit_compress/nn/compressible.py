@@ -12,10 +12,10 @@ __all__ = ["CompressibleLinear"]
 
 
 class CompressibleLinear(nn.Linear):
-    """An ``nn.Linear`` whose ``weight`` keeps its name and its Parameter, with three optional slots.
+    """An ``nn.Linear`` whose ``weight`` keeps its name and its Parameter, with optional slots.
 
-    ``forward`` computes ``linear(input_quantizer(x), weight_quantizer(weight * weight_mask), bias)``. A quantizer
-    maps 0 to 0 exactly, so the mask needs to be applied only once, before it.
+    ``forward`` computes ``linear(input_quantizer(x), weight_quantizer(weight * weight_mask), bias)``, and
+    ``output_quantizer`` of that. A quantizer maps 0 to 0 exactly, so the mask needs to be applied only once, before it.
 
     Args:
         *args: as for ``nn.Linear``.
@@ -25,6 +25,7 @@ class CompressibleLinear(nn.Linear):
         weight_mask: bool buffer ``(out_features, in_features)``, True keeps; None until :meth:`add_mask`.
         weight_quantizer: module on the masked weight; None when weights are not quantized.
         input_quantizer: module on the input; None when activations are not quantized.
+        output_quantizer: module on the output; None when it stays as precise as it was summed up.
         kept_groups: bool buffer ``(groups,)``; the inputs are equal groups (attention heads, single neurons) of which
             those that are False are masked and will be cut out of the folded model; None until :meth:`add_groups`.
         group_scores: fp32 buffer ``(groups,)``, importance collected since the last pruning; likewise.
@@ -36,6 +37,7 @@ class CompressibleLinear(nn.Linear):
     group_scores: Tensor | None
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
+    output_quantizer: FakeQuantizer | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -44,6 +46,7 @@ class CompressibleLinear(nn.Linear):
         self.register_buffer("group_scores", None)
         self.weight_quantizer = None
         self.input_quantizer = None
+        self.output_quantizer = None
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> Self:
@@ -77,7 +80,8 @@ class CompressibleLinear(nn.Linear):
         """``(..., in_features)`` to ``(..., out_features)``."""
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
-        return F.linear(x, self.effective_weight(), self.bias)
+        y = F.linear(x, self.effective_weight(), self.bias)
+        return y if self.output_quantizer is None else self.output_quantizer(y)
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:

@@ -4,23 +4,30 @@ The manifest travels in every checkpoint. With it a plain model gets the structu
 loading, without the strategies that made it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from lit_compress.errors import UserError
 from lit_compress.nn import quantizers
-from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers, quantize_attention
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 from lit_compress.nn.quantizers import FakeQuantizer
-from lit_compress.nn.surgery import compressible_layers, make_compressible
+from lit_compress.nn.surgery import (
+    compressible_layers,
+    compressible_tables,
+    make_compressible,
+    make_tables_compressible,
+)
 
 __all__ = ["Manifest", "describe", "part_names", "rebuild"]
 
 Manifest = dict[str, dict[str, dict[str, Any]]]
 
-_SLOTS = ("weight_quantizer", "input_quantizer")
+_LINEAR_SLOTS = ("weight_quantizer", "input_quantizer", "output_quantizer")
+_TABLE_SLOTS = ("weight_quantizer",)
 _KINDS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name != "FakeQuantizer"}
 
 
@@ -49,30 +56,63 @@ def part_names(manifest: Manifest) -> set[tuple[str, str]]:
 
 
 def _describe_linears(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """``{"mask": bool, "weight_quantizer": {...} | None, "input_quantizer": {...} | None}`` by layer.
+    """``{"mask": bool, "weight_quantizer": {...} | None, ...}``, a quantizer per slot, by layer.
 
     A layer whose inputs are divided into removable groups also has ``"groups"``, their number.
     """
     return {
         name: {"mask": layer.weight_mask is not None}
-        | {slot: _describe_quantizer(getattr(layer, slot)) for slot in _SLOTS}
+        | _describe_slots(layer, _LINEAR_SLOTS)
         | ({"groups": len(layer.kept_groups)} if layer.kept_groups is not None else {})
         for name, layer in compressible_layers(model)
     }
 
 
 def _rebuild_linears(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
-    known = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if missing := [name for name in entries if name not in known]:
-        raise UserError(f"checkpoint: its manifest names {missing[0]!r}, which is no linear layer of this model")
+    _check_names(model, entries, nn.Linear, "linear layer")
     layers = make_compressible(model, list(entries))
     for name, entry in entries.items():
         if entry["mask"]:
             layers[name].add_mask()
         if "groups" in entry:
             layers[name].add_groups(entry["groups"])
-        for slot in _SLOTS:
-            _rebuild_quantizer(layers[name], slot, entry[slot])
+        for slot in _LINEAR_SLOTS:
+            _rebuild_quantizer(layers[name], slot, entry.get(slot), layers[name].weight.device)
+
+
+def _describe_tables(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """``{"weight_quantizer": {...} | None}`` by embedding table."""
+    return {name: _describe_slots(table, _TABLE_SLOTS) for name, table in compressible_tables(model)}
+
+
+def _rebuild_tables(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+    _check_names(model, entries, nn.Embedding, "embedding table")
+    for name, table in make_tables_compressible(model, list(entries), "checkpoint").items():
+        for slot in _TABLE_SLOTS:
+            _rebuild_quantizer(table, slot, entries[name].get(slot), table.weight.device)
+
+
+def _describe_attention(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """``{"query": {...} | None, ...}``, a quantizer per slot, by attention module."""
+    return {name: _describe_slots(owner, ATTENTION_SLOTS) for name, owner in attention_quantizers(model)}
+
+
+def _rebuild_attention(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+    _check_names(model, entries, nn.Module, "attention")
+    device = next(model.parameters()).device
+    for name, owner in quantize_attention(model, list(entries)).items():
+        for slot in ATTENTION_SLOTS:
+            _rebuild_quantizer(owner, slot, entries[name].get(slot), device)
+
+
+def _check_names(model: nn.Module, names: Iterable[str], kind: type[nn.Module], what: str) -> None:
+    known = {name for name, module in model.named_modules() if isinstance(module, kind)}
+    if missing := [name for name in names if name not in known]:
+        raise UserError(f"checkpoint: its manifest names {missing[0]!r}, which is no {what} of this model")
+
+
+def _describe_slots(owner: nn.Module, slots: tuple[str, ...]) -> dict[str, Any]:
+    return {slot: _describe_quantizer(getattr(owner, slot)) for slot in slots}
 
 
 def _describe_factorized(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -83,11 +123,10 @@ def _describe_factorized(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _rebuild_factorized(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
-    known = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    _check_names(model, entries, nn.Embedding, "embedding table")
     for name, entry in entries.items():
-        if name not in known:
-            raise UserError(f"checkpoint: its manifest names {name!r}, which is no embedding of this model")
-        table = known[name]
+        table = model.get_submodule(name)
+        assert isinstance(table, nn.Embedding)
         if not isinstance(table, FactorizedEmbedding) or table.rank != entry["rank"]:
             table = FactorizedEmbedding.empty_like(table, entry["rank"])
             model.set_submodule(name, table)
@@ -102,15 +141,15 @@ def _describe_quantizer(quantizer: FakeQuantizer | None) -> dict[str, Any] | Non
     return {"kind": type(quantizer).__name__, "spec": quantizer.spec()} | state
 
 
-def _rebuild_quantizer(layer: CompressibleLinear, slot: str, entry: dict[str, Any] | None) -> None:
+def _rebuild_quantizer(owner: nn.Module, slot: str, entry: dict[str, Any] | None, device: torch.device) -> None:
     if entry is None:
         return
     if entry["kind"] not in _KINDS:
         raise UserError(f"checkpoint: unknown quantizer {entry['kind']!r}; known are {', '.join(_KINDS)}")
-    quantizer = getattr(layer, slot)
+    quantizer = getattr(owner, slot)
     if quantizer is None or (type(quantizer).__name__, quantizer.spec()) != (entry["kind"], entry["spec"]):
-        quantizer = _KINDS[entry["kind"]](**entry["spec"]).to(layer.weight.device)
-        setattr(layer, slot, quantizer.train(layer.training))
+        quantizer = _KINDS[entry["kind"]](**entry["spec"]).to(device)
+        setattr(owner, slot, quantizer.train(owner.training))
     quantizer.enabled, quantizer.observing = entry["enabled"], entry["observing"]
 
 
@@ -119,4 +158,6 @@ def _rebuild_quantizer(layer: CompressibleLinear, slot: str, entry: dict[str, An
 _PARTS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any], None]]] = {
     "factorized": (_describe_factorized, _rebuild_factorized),
     "linears": (_describe_linears, _rebuild_linears),
+    "embeddings": (_describe_tables, _rebuild_tables),
+    "attention": (_describe_attention, _rebuild_attention),
 }

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, symmetric_qparams
 
-__all__ = ["DynamicTokenQuantizer", "FakeQuantizer", "MinMaxWeightQuantizer", "MovingAverageQuantizer"]
+__all__ = [
+    "DynamicTokenQuantizer",
+    "FakeQuantizer",
+    "MinMaxWeightQuantizer",
+    "MovingAverageQuantizer",
+    "TableQuantizer",
+]
 
 
 class FakeQuantizer(nn.Module):
@@ -146,6 +152,57 @@ class MovingAverageQuantizer(FakeQuantizer):
 
     def extra_repr(self) -> str:
         return f"{'' if self.symmetric else 'u'}int{self.bits}, moving average, enabled={self.enabled}"
+
+
+class TableQuantizer(FakeQuantizer):
+    """Rows of an embedding table; the range follows the whole table, only rows that are looked up are quantized.
+
+    Args:
+        rows: number of rows of the table.
+        per_row: int8, symmetric, a scale per row (True), or uint8, affine, one grid for the table (False, as SparseML).
+
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, rows: int, per_row: bool = False) -> None:
+        super().__init__()
+        self.rows, self.per_row = rows, per_row
+        self.qmin, self.qmax = (-127, 127) if per_row else (0, 255)
+        # Persistent: a frozen grid must come back with the checkpoint. A scale of 0 has never seen a table.
+        self.register_buffer("scale", torch.zeros(rows if per_row else ()))
+        self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int32), persistent=not per_row)
+
+    def forward(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Fake-quantize rows ``(..., features)`` of the table, looked up at ``index`` ``(...)``."""
+        if not self.enabled:
+            return rows
+        flat, scale, zero_point = rows.reshape(-1, rows.shape[-1]), self.scale, self.zero_point
+        if self.per_row:
+            scale, zero_point = scale[index.reshape(-1)], zero_point[index.reshape(-1)]
+        quantized = _fake_quantize(flat, scale, zero_point, self.qmin, self.qmax, 0 if self.per_row else None)
+        return torch.where(scale.reshape(-1, 1) > 0, quantized, flat).reshape(rows.shape)
+
+    @torch.no_grad()
+    def observe(self, table: Tensor) -> None:
+        """Move the grid to the current values of the table ``(rows, features)``, while observing."""
+        if not (self.enabled and self.observing):
+            return
+        # amin and amax: along a dimension they are many times faster on a CPU than one aminmax.
+        low, high = (bound.float() for bound in (table.amin(1), table.amax(1)))
+        if self.per_row:
+            self.scale.copy_(symmetric_qparams(torch.maximum(-low, high), self.qmax))
+            return
+        scale, zero_point = asymmetric_qparams(low.min(), high.max(), self.qmin, self.qmax)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def spec(self) -> dict[str, Any]:
+        return {"rows": self.rows, "per_row": self.per_row}
+
+    def extra_repr(self) -> str:
+        return f"{'int8 per row' if self.per_row else 'uint8 per table'}, enabled={self.enabled}"
 
 
 class DynamicTokenQuantizer(FakeQuantizer):

@@ -1,4 +1,4 @@
-"""Find modules by name and replace linears in place."""
+"""Find modules by name and replace linears and embedding tables in place."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,8 +8,16 @@ from torch import nn
 
 from lit_compress.errors import UserError
 from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.embedding import CompressibleEmbedding
 
-__all__ = ["compressible_layers", "make_compressible", "match_modules"]
+__all__ = [
+    "compressible_layers",
+    "compressible_tables",
+    "make_compressible",
+    "make_tables_compressible",
+    "match_modules",
+    "matches",
+]
 
 
 def match_modules(
@@ -34,7 +42,7 @@ def match_modules(
     """
     candidates = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
     for pattern in [*targets, *ignore]:
-        if not any(_matches(name, pattern, key) for name in candidates):
+        if not any(matches(name, pattern, key) for name in candidates):
             setting = key if pattern in targets else key.replace("targets", "ignore")
             raise UserError(
                 f"{setting}: {pattern!r} matches no {kind.__name__}; the names are like "
@@ -44,8 +52,8 @@ def match_modules(
     found = {
         name: module
         for name, module in candidates.items()
-        if any(_matches(name, target, key) for target in targets)
-        and not any(_matches(name, skip, key) for skip in ignore)
+        if any(matches(name, target, key) for target in targets)
+        and not any(matches(name, skip, key) for skip in ignore)
     }
     if not found:
         raise UserError(f"{key}: {list(targets)} without ignore={list(ignore)} leaves no {kind.__name__}; ignore less")
@@ -60,15 +68,11 @@ def make_compressible(model: nn.Module, names: Sequence[str]) -> dict[str, Compr
             silently change both.
 
     """
-    owners: dict[int, list[str]] = {}
-    for owner_name, owner in model.named_modules(remove_duplicate=False):
-        for parameter in owner.parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(owner_name)
+    owners = _owners(model)
     layers = {}
     for name in names:
         linear = model.get_submodule(name)
-        shared = [other for other in owners[id(linear.weight)] if other != name]
-        if shared:
+        if shared := [other for other in owners[id(linear.weight)] if other != name]:
             raise UserError(f"targets: {name!r} shares its weight with {shared[0]!r}; add it to ignore")
         assert isinstance(linear, nn.Linear)
         if not isinstance(linear, CompressibleLinear):
@@ -78,15 +82,55 @@ def make_compressible(model: nn.Module, names: Sequence[str]) -> dict[str, Compr
     return layers
 
 
+def make_tables_compressible(model: nn.Module, names: Sequence[str], key: str) -> dict[str, CompressibleEmbedding]:
+    """Replace the named embedding tables by :class:`CompressibleEmbedding`, in place; likewise.
+
+    Raises:
+        UserError: a table is shared with another module: after folding, the other would hold rounded values although
+            it never computed with them; or it is a subclass with a lookup of its own.
+
+    """
+    owners = _owners(model)
+    tables = {}
+    for name in names:
+        table = model.get_submodule(name)
+        if shared := [other for other in owners[id(table.weight)] if other != name]:
+            raise UserError(
+                f"{key}: {name!r} shares its weight with {shared[0]!r}, which would be rounded with it; leave it out"
+            )
+        if not isinstance(table, CompressibleEmbedding):
+            if type(table) is not nn.Embedding:
+                raise UserError(f"{key}: {name!r} is a {type(table).__name__} and no plain nn.Embedding; leave it out")
+            table = CompressibleEmbedding.from_embedding(table)
+            model.set_submodule(name, table)
+        tables[name] = table
+    return tables
+
+
 def compressible_layers(model: nn.Module) -> Iterator[tuple[str, CompressibleLinear]]:
     """Names and layers of every :class:`CompressibleLinear`, in model order."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, CompressibleLinear))
 
 
-def _matches(name: str, pattern: str, key: str) -> bool:
+def compressible_tables(model: nn.Module) -> Iterator[tuple[str, CompressibleEmbedding]]:
+    """Names and tables of every :class:`CompressibleEmbedding`, in model order."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, CompressibleEmbedding))
+
+
+def matches(name: str, pattern: str, key: str) -> bool:
+    """Whether a module name matches a glob or, after ``re:``, a regular expression."""
     if pattern.startswith("re:"):
         try:
             return re.match(pattern[3:], name) is not None
         except re.error as error:
             raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from error
     return fnmatchcase(name, pattern)
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Names of the modules that hold each parameter, by the parameter's id."""
+    owners: dict[int, list[str]] = {}
+    for owner_name, owner in model.named_modules(remove_duplicate=False):
+        for parameter in owner.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(owner_name)
+    return owners

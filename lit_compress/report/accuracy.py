@@ -1,6 +1,7 @@
 """How good a model is on a run's validation data."""
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedModel
 
@@ -22,6 +23,6 @@ def evaluate(model: PreTrainedModel, data: LightningDataModule, task: Task) -> d
     """
     metrics = task.metrics("").to(model.device)
     for batch in data.val_dataloader():
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        metrics.update(task.predictions(model(**model_inputs(batch)).logits), batch["labels"])
+        batch = move_data_to_device(batch, model.device)
+        task.update(metrics, model(**model_inputs(batch)), batch)
     return {name: float(value) for name, value in metrics.compute().items()}

@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.hf import MANIFEST_FILE
 from lit_compress.files import atomic_folder
-from lit_compress.models.load import load_classifier
-from lit_compress.modules.tasks import Classification, Regression
+from lit_compress.models.load import load_model
+from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate
 from lit_compress.report.card import markdown, print_table
@@ -26,7 +26,7 @@ from lit_compress.report.machine import machine
 from lit_compress.report.size import model_size
 from lit_compress.strategies.monitor import sparsity_heatmap
 
-__all__ = ["report"]
+__all__ = ["measure_run", "report", "save_report"]
 
 
 def report(
@@ -46,6 +46,13 @@ def report(
         repetitions: forward passes per latency.
 
     """
+    results = measure_run(run, dense, batch_sizes, repetitions)
+    folder = save_report(results, output or Path(run) / "report")
+    print_table(results, folder)
+
+
+def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], repetitions: int) -> dict[str, Any]:
+    """The figures of a report, see :func:`report`; JSON types only."""
     for key, values in (("batch_sizes", batch_sizes), ("repetitions", [repetitions])):
         if not values or min(values) < 1:
             raise UserError(f"--{key}: {values} must be 1 or more")
@@ -54,8 +61,10 @@ def report(
     config = _parse(folder / "config.yaml", yaml.safe_load, ["data", "model"])
     data = _data_module(config["data"])
     labels = getattr(data, "labels", None)
-    task = Classification(len(labels)) if labels else Regression()
-    models, layers = _models(folder, config, dense, labels)
+    name = getattr(data, "task", None) or ("classification" if labels else "regression")
+    task = make_task(name, labels)
+    models, manifest = _models(folder, config, dense, name, labels)
+    layers = manifest.get("linears", {})
     results: dict[str, Any] = {
         "run": str(folder),
         "config": str(folder / "config.yaml"),
@@ -71,7 +80,7 @@ def report(
     tokens = results["data"]["max_length"]
     latencies = {batch: median_latency(models, batch, tokens, repetitions) for batch in batch_sizes}
     for name, model in models.items():
-        sizes = model_size(model, layers if name == "compressed" else {})
+        sizes = model_size(model, layers, manifest.get("embeddings")) if name == "compressed" else model_size(model, {})
         results["models"][name] = {
             "accuracy": evaluate(model, data, task),
             "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
@@ -80,17 +89,22 @@ def report(
     student = student_from_checkpoint(checkpoint)
     if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
         results["models"]["compressed"]["accuracy_quantized_inputs"] = evaluate(student, data, task)
-    with atomic_folder(output or folder / "report", overwrite=True) as staging:
+    return results
+
+
+def save_report(results: dict[str, Any], folder: str | Path) -> Path:
+    """Write report.md, report.json and the sparsity map; the folder appears whole or not at all."""
+    with atomic_folder(folder, overwrite=True) as staging:
         if results["sparsity"]:
             sparsity_heatmap(results["sparsity"]).savefig(staging / "sparsity.png", dpi=150)
         (staging / "report.json").write_text(json.dumps(results, indent=1) + "\n")
         (staging / "report.md").write_text(markdown(results))
-    print_table(results, Path(output or folder / "report"))
+    return Path(folder)
 
 
 def _models(
-    run: Path, config: dict[str, Any], dense: str | None, labels: list[str] | None
-) -> tuple[dict[str, PreTrainedModel], dict[str, dict[str, Any]]]:
+    run: Path, config: dict[str, Any], dense: str | None, task: str, labels: list[str] | None
+) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     exported = run / "model"
     if not (exported / "config.json").is_file():
         raise UserError(
@@ -99,11 +113,11 @@ def _models(
     manifest = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
-        models["dense"] = load_classifier(dense, labels, key="--dense").eval()
+        models["dense"] = load_model(dense, task, labels, key="--dense").eval()
     # Beside the version, one entry for each kind of compression.
     name = "compressed" if len(manifest) > 1 else "model"
-    models[name] = load_classifier(str(exported), labels, key="--run").eval()
-    return models, manifest.get("linears", {})
+    models[name] = load_model(str(exported), task, labels, key="--run").eval()
+    return models, manifest
 
 
 def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str, Any]:
@@ -122,7 +136,7 @@ def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str
 def _data_module(section: dict[str, Any]) -> LightningDataModule:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate_classes(parser.parse_object({"data": section}))["data"]
+    data = parser.instantiate(parser.parse_object({"data": section}))["data"]
     data.prepare_data()
     data.setup("validate")
     return data

@@ -40,13 +40,16 @@ class Size:
         return Size(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
-def model_size(model: nn.Module, layers: dict[str, dict[str, Any]]) -> dict[str, Size]:
+def model_size(
+    model: nn.Module, layers: dict[str, dict[str, Any]], tables: dict[str, dict[str, Any]] | None = None
+) -> dict[str, Size]:
     """Sizes of the compressed layers (``encoder``) and of everything (``model``).
 
     Args:
         model: folded model; a tensor that several modules share counts once.
         layers: manifest of what was done to which layer, as in ``compression.json``; without one, all linears inside
             the transformer layers are the encoder.
+        tables: likewise of embedding tables, which are no part of the encoder.
 
     """
     encoder, rest = Size(), Size()
@@ -57,7 +60,8 @@ def model_size(model: nn.Module, layers: dict[str, dict[str, Any]]) -> dict[str,
         seen.add(id(parameter))
         layer = name.rpartition(".")[0]
         entry = layers.get(layer) if name.endswith(".weight") else None
-        size = tensor_size(parameter, entry)
+        table = (tables or {}).get(layer) if name.endswith(".weight") else None
+        size = tensor_size(parameter, entry or table)
         in_encoder = entry is not None if layers else _is_encoder_weight(model, layer, name)
         encoder, rest = (encoder + size, rest) if in_encoder else (encoder, rest + size)
     return {"encoder": encoder, "model": encoder + rest}

@@ -13,7 +13,16 @@ from lit_compress.functional import masks
 from lit_compress.functional.importance import magnitude
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear, due
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.strategies.strategy import Strategy, Window, full_weight, set_mask, stepped
+from lit_compress.run_length import run_length
+from lit_compress.strategies.strategy import (
+    Strategy,
+    Window,
+    full_weight,
+    parse_duration,
+    set_mask,
+    stepped,
+    to_steps,
+)
 
 __all__ = ["MagnitudePruning"]
 
@@ -24,15 +33,18 @@ class MagnitudePruning(Strategy):
     """Prunes the weights with the lowest scores on a schedule (Zhu & Gupta 2017, arXiv 1710.01878).
 
     Updates happen after the optimizer step: at ``start``, every ``every`` after it, and at ``end``, where the final
-    sparsity is exact. A pruned weight stays pruned: it is 0, and 0 is the lowest magnitude there is.
+    sparsity is exact. A pruned weight stays pruned: it is 0, and 0 is the lowest magnitude there is. With ``revive`` it
+    keeps its value behind the mask until the last update, as in Prune Once for All (Zafrir et al. 2021, 2111.05754).
 
     Args:
         sparsity: final fraction of pruned weights (of blocks, when pruning blocks), in [0, 1).
         initial_sparsity: fraction at ``start``.
         schedule: how sparsity grows from initial to final; ``constant`` prunes all of it at ``start``.
         start: first update: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
-        end: last update; later steps recover at constant sparsity.
+        end: when the final sparsity is reached; later steps recover at constant sparsity.
         every: distance between updates.
+        revive: a pruned weight may come back at a later update, when those that were kept have become smaller.
+        last_update: with ``revive``, masks are chosen anew at the final sparsity until then; None means ``end``.
         pattern: ``unstructured``; ``"N:M"`` keeps N of M consecutive inputs (``"2:4"``: quote it in YAML); ``"RxC"``
             prunes blocks of R outputs by C inputs (``"1x4"``).
         scope: every layer reaches the sparsity itself (``layer``), or all layers share one threshold (``global``).
@@ -50,6 +62,8 @@ class MagnitudePruning(Strategy):
         start: str = "0%",
         end: str = "60%",
         every: str = "2%",
+        revive: bool = False,
+        last_update: str | None = None,
         pattern: str = "unstructured",
         scope: Literal["layer", "global"] = "layer",
         criterion: Callable[[Tensor], Tensor] = magnitude,
@@ -76,7 +90,15 @@ class MagnitudePruning(Strategy):
                 f"{type(self).__name__}.initial_sparsity: {initial_sparsity} has no effect on a constant schedule; "
                 "leave it out"
             )
+        if last_update is not None and not revive:
+            raise UserError(
+                f"{type(self).__name__}.last_update: {last_update!r} has no effect without revive: "
+                "a mask chosen anew at the same sparsity is the same mask; leave it out"
+            )
         self.window = Window(type(self).__name__, start, end, every)
+        self.revive, self.last_update = revive, None
+        if last_update is not None:
+            self.last_update = parse_duration(last_update, f"{type(self).__name__}.last_update")
         self.schedule = (
             Constant(final=sparsity)
             if schedule == "constant"
@@ -100,7 +122,7 @@ class MagnitudePruning(Strategy):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self.window.steps(trainer)  # a window that does not fit this run is an error now, not an hour later
+            self._last_update(trainer)  # a window that does not fit this run is an error now, not an hour later
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -124,9 +146,13 @@ class MagnitudePruning(Strategy):
         return dict(zip(scores, pooled, strict=True))
 
     def _scores(self, layer: CompressibleLinear) -> Tensor:
-        assert layer.weight_mask is not None
         # What is pruned stays pruned, whatever the criterion says about a zero.
-        return self.criterion(full_weight(layer)).masked_fill(~layer.weight_mask, -torch.inf)
+        return self.criterion(full_weight(layer)).masked_fill(~self._available(layer), -torch.inf)
+
+    def _available(self, layer: CompressibleLinear) -> Tensor:
+        """What a mask may keep: what it keeps now, and with ``revive`` every weight that still has a value."""
+        assert layer.weight_mask is not None
+        return layer.weight_mask | (full_weight(layer) != 0) if self.revive else layer.weight_mask
 
     def _mask(self, scores: Tensor, sparsity: float) -> Tensor:
         if self.kind == "block":
@@ -140,17 +166,29 @@ class MagnitudePruning(Strategy):
     @torch.no_grad()
     def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start, end, every = self.window.steps(trainer)
-        step = trainer.global_step
-        if not due(step, start, end, every):
+        step, last = trainer.global_step, self._last_update(trainer)
+        if not (due(step, start, end, every) or (step > end and due(step, end, last, every))):
             return
-        sparsity = self.schedule(1.0 if end == start else (step - start) / (end - start))
+        sparsity = self.schedule(1.0 if step >= end else (step - start) / (end - start))
         layers = self.layers(pl_module)
         scores = {name: self._scores(layer) for name, layer in layers.items()}
         for name, mask in self.masks(scores, sparsity).items():
-            existing = layers[name].weight_mask
-            assert existing is not None
             # Never back: a pattern locked before, or a schedule that starts below it, must not revive a weight.
-            set_mask(layers[name], mask & existing, trainer)
+            allowed = mask & self._available(layers[name])
+            set_mask(layers[name], allowed, trainer, keep_values=self.revive and step < last)
+
+    def _last_update(self, trainer: Trainer) -> int:
+        _, end, _ = self.window.steps(trainer)
+        if self.last_update is None:
+            return end
+        owner, (total, _) = type(self).__name__, run_length(trainer)
+        last = to_steps(self.last_update, trainer, owner)
+        if not end <= last <= total:
+            raise UserError(
+                f"{owner}.last_update: step {last} must not come before end, step {end}, "
+                f"nor after training ends at step {total}"
+            )
+        return last
 
     def _check_nm(self, sparsity: float) -> None:
         keep, group = self.shape

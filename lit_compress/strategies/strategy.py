@@ -131,15 +131,23 @@ def stepped(trainer: Trainer, batch_idx: int) -> bool:
 
 
 @torch.no_grad()
-def set_mask(layer: CompressibleLinear, mask: Tensor, trainer: Trainer) -> None:
+def set_mask(layer: CompressibleLinear, mask: Tensor, trainer: Trainer, keep_values: bool = False) -> None:
     """Write a mask in place and make zero what it prunes: the weight, and the optimizer's moments of it.
 
     With weight, gradient (the forward masks it) and moments at 0, AdamW's step is exactly 0 there, decay included.
     Under DDP the mask of rank 0 is everybody's.
+
+    Args:
+        layer: has a mask already.
+        mask: bool ``(out_features, in_features)``, True keeps.
+        trainer: whose optimizers learn the weight.
+        keep_values: leave weight and moments as they are behind the mask, so that a later mask may bring them back.
+
     """
     assert layer.weight_mask is not None
     layer.weight_mask.copy_(agreed(mask))
-    zero_outside(layer.weight, layer.weight_mask, trainer)
+    if not keep_values:
+        zero_outside(layer.weight, layer.weight_mask, trainer)
 
 
 def agreed(mask: Tensor) -> Tensor:

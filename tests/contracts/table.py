@@ -19,6 +19,10 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "magnitude-2:4": (MagnitudePruning, {"sparsity": 0.5, "pattern": "2:4", "start": "1 steps", "end": "4 steps"}),
     "magnitude-blocks": (MagnitudePruning, {"sparsity": 0.75, "pattern": "4x2", "schedule": "cosine"}),
     "magnitude-one-shot": (MagnitudePruning, {"sparsity": 0.6, "schedule": "constant", "start": "0%", "end": "0%"}),
+    "magnitude-revive": (
+        MagnitudePruning,
+        {"sparsity": 0.8, "end": "25%", "every": "1 steps", "revive": True, "last_update": "75%"},
+    ),
     "pattern-lock": (PatternLock, {}),
     "qat": (QuantAwareTraining, {"start": "25%", "freeze_observers": "75%"}),
     "qat-per-tensor-int8": (
@@ -27,6 +31,19 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "qat-dynamic": (QuantAwareTraining, {"start": "0%", "freeze_observers": None, "activations": "dynamic"}),
     "qat-weights-only": (QuantAwareTraining, {"start": "0%", "activations": "none"}),
+    "qat-embeddings": (QuantAwareTraining, {"start": "25%", "freeze_observers": "75%", "embeddings": "uint8"}),
+    "qat-attention": (QuantAwareTraining, {"start": "25%", "freeze_observers": "75%", "attention": "inputs"}),
+    "qat-everything": (
+        QuantAwareTraining,
+        {
+            "start": "2 steps",
+            "freeze_observers": None,
+            "per_channel": False,
+            "outputs": ["*.query", "*.key", "*.intermediate.dense"],
+            "embeddings": "int8",
+            "attention": "all",
+        },
+    ),
     "freeze-embeddings": (FreezeEmbeddings, {}),
     "structured": (StructuredPruning, {"heads": 1, "neurons": 24, "prunings": 4, "end": "75%"}),
     "structured-one-shot": (

@@ -172,5 +172,7 @@ def test_a_manifest_of_another_model(trained):
     checkpoint["lit_compress"]["manifest"]["linears"]["no.such.layer"] = entry
     assert "'no.such.layer'" in error_of(student_from_checkpoint, checkpoint)
     del checkpoint["lit_compress"]["manifest"]["linears"]["no.such.layer"]
-    checkpoint["lit_compress"]["manifest"]["linears"][name] = entry | {"weight_quantizer": {"kind": "Unheard", "spec": {}}}
+    checkpoint["lit_compress"]["manifest"]["linears"][name] = entry | {
+        "weight_quantizer": {"kind": "Unheard", "spec": {}}
+    }
     assert "'Unheard'" in error_of(student_from_checkpoint, checkpoint)

@@ -23,6 +23,9 @@ CASES = {
         QuantAwareTraining(start="0%", weight_bits=4, per_channel=False, activations="int8", freeze_observers=None)
     ],
     "dynamic": lambda: [QuantAwareTraining(start="0%", activations="dynamic")],
+    "everything int8": lambda: [
+        QuantAwareTraining(start="0%", outputs=["*.query"], embeddings="uint8", attention="all")
+    ],
     "pruned and int8": lambda: [MagnitudePruning(), QuantAwareTraining(start="60%", ignore=["*.output.dense"])],
 }
 
@@ -96,7 +99,7 @@ def test_the_manifest_says_what_each_layer_has_become(case, make):
     model, folder = make(case)
     text = manifest(folder)
     assert text["lit_compress"] == lit_compress.__version__
-    layers = {name: {k: v for k, v in entry.items() if k in ("mask", "weight_quantizer", "input_quantizer")}
+    layers = {name: {k: v for k, v in entry.items() if k not in ("sparsity", "scales")}
               for name, entry in text.get("linears", {}).items()}  # fmt: skip
     assert layers == describe(model).get("linears", {})
     folded = fold(model)
@@ -113,6 +116,27 @@ def test_scales_of_inputs(make):
         assert entry["scales"]["input"] == {"scale": scale.item(), "zero_point": zero_point.item()}
     _, folder = make("dynamic")
     assert {tuple(entry["scales"]) for entry in manifest(folder)["linears"].values()} == {("weight",)}
+
+
+def test_grids_of_tables_attention_and_outputs(make):
+    model, folder = make("everything int8")
+    text = manifest(folder)
+    reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    for name, entry in text["embeddings"].items():
+        scale, zero_point = entry["scales"]["weight"][0], entry["scales"]["weight_zero_point"]
+        integers = (reloaded.get_submodule(name).weight / scale).round() + zero_point
+        assert 0 <= integers.min()
+        assert integers.max() <= 255
+        assert torch.allclose((integers - zero_point) * scale, reloaded.get_submodule(name).weight, atol=1e-6)
+    assert len(text["embeddings"]) == 3
+    for name, entry in text["attention"].items():
+        owner = model.get_submodule(f"{name}.matmul_quantizers")
+        assert set(entry["scales"]) == {"query", "key", "probabilities", "value", "scores", "context"}
+        assert entry["scales"]["key"] == {"scale": owner.key.qparams()[0].item(), "zero_point": 0}
+    assert len(text["attention"]) == 2
+    assert {"output" in entry["scales"] for name, entry in text["linears"].items() if name.endswith("query")} == {True}
+    assert {"output" in entry["scales"] for name, entry in text["linears"].items() if name.endswith("value")} == {False}
+    assert "embedding tables: 3" in (folder / "README.md").read_text()
 
 
 def test_scales_are_those_of_the_current_weights(make):

@@ -120,7 +120,9 @@ def test_a_checkpoint_alone_gives_the_module_back(compressed, batch):
     module, _, path = compressed
     again = LitStudent.load_from_checkpoint(path, weights_only=True)
     assert describe(again.student) == describe(module.student)
-    assert any(entry["mask"] and entry["weight_quantizer"]["enabled"] for entry in describe(again.student)["linears"].values())
+    assert any(
+        entry["mask"] and entry["weight_quantizer"]["enabled"] for entry in describe(again.student)["linears"].values()
+    )
     assert again.state_dict().keys() == module.state_dict().keys()
     with torch.no_grad():
         assert torch.equal(again.eval()(batch).logits, module.eval()(batch).logits)

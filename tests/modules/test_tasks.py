@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,10 +8,14 @@ from scipy import stats
 from lit_compress.modules import Classification, Regression
 
 
+def output(logits):
+    return SimpleNamespace(logits=logits)
+
+
 def measure(task, logits, labels, batches=1):
     metrics = task.metrics("val/")
     for part, answers in zip(logits.chunk(batches), labels.chunk(batches), strict=True):
-        metrics.update(task.predictions(part), answers)
+        task.update(metrics, output(part), {"labels": answers})
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
@@ -62,20 +67,20 @@ def test_correlations_equal_scipy():
 def test_correlations_of_half_precision_logits_are_computed_in_full():
     labels = torch.linspace(0, 5, 64)
     logits = labels.unsqueeze(1).bfloat16()
-    assert Regression().predictions(logits).dtype == torch.float32
+    assert Regression().predictions(output(logits), {}).dtype == torch.float32
     assert measure(Regression(), logits, labels)["val/pearson"] == pytest.approx(1, abs=1e-4)
 
 
 def test_classification_loss():
     logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2
-    assert Classification(2).loss(logits, torch.tensor([0, 0])).item() == pytest.approx(expected)
+    assert Classification(2).loss(output(logits), {"labels": torch.tensor([0, 0])}).item() == pytest.approx(expected)
 
 
 def test_regression_loss_compares_row_with_row():
     logits, labels = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([1.0, 0.0, 1.0])
-    assert Regression().loss(logits, labels).item() == pytest.approx((0 + 4 + 9) / 3)
-    assert Regression().predictions(logits).tolist() == [1, 2, 4]
+    assert Regression().loss(output(logits), {"labels": labels}).item() == pytest.approx((0 + 4 + 9) / 3)
+    assert Regression().predictions(output(logits), {}).tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize(("task", "dtype"), [(Classification(2), torch.long), (Regression(), torch.float32)])

@@ -16,7 +16,7 @@ from lit_compress.nn import (
     rebuild,
 )
 
-PLAIN = {"mask": False, "weight_quantizer": None, "input_quantizer": None}
+PLAIN = {"mask": False, "weight_quantizer": None, "input_quantizer": None, "output_quantizer": None}
 
 
 def network():
@@ -59,6 +59,7 @@ def test_describe():
                 "enabled": True,
                 "observing": False,
             },
+            "output_quantizer": None,
         },
         "2": {
             "mask": False,
@@ -74,6 +75,7 @@ def test_describe():
                 "enabled": True,
                 "observing": True,
             },
+            "output_quantizer": None,
         },
         "3": PLAIN,
     }
@@ -155,5 +157,5 @@ def test_an_empty_entry_makes_a_layer_without_slots():
 
 
 def test_an_unknown_kind_of_part():
-    with pytest.raises(UserError, match="checkpoint: .*'convolutions'.*linears"):
+    with pytest.raises(UserError, match=r"checkpoint: .*'convolutions'.*linears"):
         rebuild(network(), {"convolutions": {"0": {}}})

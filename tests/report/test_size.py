@@ -119,3 +119,11 @@ def test_a_real_manifest(tiny_teacher):
     assert sizes["encoder"].index_bytes == index
     assert sizes["encoder"].value_bytes == pytest.approx(4 * 32 * 8 + 32 * 8 + 32 * 4, abs=8)  # a weight may round to 0
     assert sizes["model"].parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_a_quantized_table_counts_in_the_model_and_not_in_the_encoder():
+    model = nn.ModuleDict({"words": nn.Embedding(100, 8), "dense": nn.Linear(8, 8, bias=False)})
+    sizes = model_size(model, {"dense": entry(8)}, {"words": entry(8, scales=100)})
+    assert (sizes["encoder"].value_bytes, sizes["encoder"].parameters) == (64 + 4, 64)
+    assert sizes["model"].value_bytes == 64 + 4 + 800 + 400
+    assert model_size(model, {"dense": entry(8)})["model"].value_bytes == 64 + 4 + 3200

@@ -4,11 +4,12 @@ import pytest
 import torch
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
+from transformers import AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
 from lit_compress.functional import Cubic
 from lit_compress.nn import compressible_layers
-from lit_compress.strategies import MagnitudePruning
+from lit_compress.strategies import MagnitudePruning, PatternLock
 
 
 class Watch(Callback):
@@ -94,6 +95,8 @@ WRONG = {
     "unquoted in YAML": ({"pattern": "124"}, ["MagnitudePruning.pattern", "'124'"]),  # 2:4 in base 60
     "2:4 at 80 %": ({"pattern": "2:4"}, ["MagnitudePruning.sparsity", "0.8", "'2:4'", "0.5"]),
     "1:4 at 50 %": ({"pattern": "1:4", "sparsity": 0.5}, ["MagnitudePruning.sparsity", "0.5", "'1:4'", "0.75"]),
+    "updates of nothing": ({"last_update": "80%"}, ["MagnitudePruning.last_update", "'80%'", "revive"]),
+    "last update without a unit": ({"revive": True, "last_update": "9"}, ["MagnitudePruning.last_update", "'9'"]),
     "global 2:4": (
         {"pattern": "2:4", "sparsity": 0.5, "scope": "global"},
         ["MagnitudePruning.scope", "'2:4'", "layer"],
@@ -122,6 +125,14 @@ WRONG_IN_A_RUN = {
     ),
     "end after training": ({"end": "9 steps"}, ["MagnitudePruning.end", "step 9", "step 8"]),
     "end epochs after training": ({"end": "3 epochs"}, ["MagnitudePruning.end", "step 12", "step 8"]),
+    "last update before the end": (
+        {"end": "4 steps", "revive": True, "last_update": "2 steps"},
+        ["MagnitudePruning.last_update", "step 2", "step 4"],
+    ),
+    "last update after training": (
+        {"revive": True, "last_update": "9 steps"},
+        ["MagnitudePruning.last_update", "step 9", "step 8"],
+    ),
     "more than all": ({"end": "150%"}, ["MagnitudePruning.end", "step 12", "step 8"]),
     "rows that do not divide": ({"pattern": "5x1"}, ["MagnitudePruning.pattern", "'5x1'", "32 x 32", "ignore"]),
     "columns that do not divide": ({"pattern": "1x3"}, ["MagnitudePruning.pattern", "'1x3'", "32 x 32"]),
@@ -247,3 +258,44 @@ def test_global_blocks_share_one_threshold(pattern, prune):
 def test_no_sparsity_prunes_nothing(prune):
     _, watch = prune(sparsity=0.0)
     assert watch.changes == []
+
+
+def test_revived_weights_until_the_last_update(prune):
+    module, watch = prune(sparsity=0.8, end="2 steps", every="1 steps", revive=True, last_update="6 steps")
+    assert [watch.sparsities[step] for step in range(2, STEPS + 1)] == pytest.approx([0.8] * 7, abs=1e-3)
+    back = [
+        any((watch.masks[s][n] & ~watch.masks[s - 1][n]).any() for n in watch.masks[s]) for s in range(1, STEPS + 1)
+    ]
+    assert any(back[2:6])
+    assert not any(back[6:])
+    for _, layer in compressible_layers(module.student):
+        assert not layer.weight[~layer.weight_mask].any()
+
+
+def test_a_masked_weight_keeps_its_value_only_until_the_last_update(tiny_teacher, tiny_data, tmp_path):
+    class Behind(Watch):
+        def _look(self, step, module):
+            layers = [layer for _, layer in compressible_layers(module.student)]
+            self.masks[step] = all(layer.weight[~layer.weight_mask].ne(0).all() for layer in layers)
+
+    behind = Behind()
+    options = {"schedule": "constant", "start": "2 steps", "end": "2 steps", "every": "2 steps"}
+    pruning = MagnitudePruning(sparsity=0.5, revive=True, last_update="6 steps", **options)
+    fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [pruning, behind], tmp_path)
+    assert [behind.masks[step] for step in range(2, STEPS + 1)] == [True] * 4 + [False] * 3
+
+
+def test_locked_zeros_are_not_revived(tiny_teacher, tiny_data, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layer." in name and parameter.ndim == 2:
+                parameter[:, ::2] = 0
+    model.save_pretrained(tmp_path / "sparse")
+    module = student(tmp_path / "sparse")
+    # A sparsity below that of the pattern would have room for every locked zero.
+    pruning = MagnitudePruning(sparsity=0.3, end="2 steps", every="1 steps", revive=True, last_update="100%")
+    fit(module, data(tiny_data, tiny_teacher), [PatternLock(), pruning], tmp_path / "run")
+    for _, layer in compressible_layers(module.student):
+        assert not layer.weight_mask[:, ::2].any()
+        assert not layer.weight[:, ::2].any()

@@ -2,9 +2,16 @@ import pytest
 import torch
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
+from transformers import AutoTokenizer, MPNetConfig, MPNetModel
 
 from lit_compress.errors import UserError
-from lit_compress.nn import DynamicTokenQuantizer, MovingAverageQuantizer, compressible_layers
+from lit_compress.nn import (
+    DynamicTokenQuantizer,
+    MovingAverageQuantizer,
+    attention_quantizers,
+    compressible_layers,
+    compressible_tables,
+)
 from lit_compress.strategies import QuantAwareTraining
 
 
@@ -87,6 +94,9 @@ WRONG = {
     "sixteen bits": ({"weight_bits": 16}, ["QuantAwareTraining.weight_bits", "16", "8"]),
     "no momentum": ({"momentum": 0.0}, ["QuantAwareTraining.momentum", "0.0"]),
     "momentum above one": ({"momentum": 1.5}, ["QuantAwareTraining.momentum", "1.5"]),
+    "unknown embeddings": ({"embeddings": True}, ["QuantAwareTraining.embeddings", "True", "uint8"]),
+    "unknown attention": ({"attention": "outputs"}, ["QuantAwareTraining.attention", "'outputs'", "inputs"]),
+    "tables of nothing": ({"embedding_targets": ["*word*"]}, ["QuantAwareTraining.embedding_targets", "no effect"]),
     "unknown activations": ({"activations": "int4"}, ["QuantAwareTraining.activations", "'int4'", "uint8"]),
 }
 
@@ -104,6 +114,11 @@ WRONG_IN_A_RUN = {
     "starts after it": ({"start": "3 epochs", "freeze_observers": None}, ["QuantAwareTraining.start", "step 12"]),
     "frozen at once": ({"start": "2 steps", "freeze_observers": "2 steps"}, ["freeze_observers", "step 2"]),
     "frozen before it starts": ({"start": "6 steps", "freeze_observers": "1 epochs"}, ["step 4", "step 6"]),
+    "no output": ({"outputs": ["*.pooler.dense"]}, ["QuantAwareTraining.outputs", "'*.pooler.dense'", "targets"]),
+    "no table": (
+        {"embeddings": "uint8", "embedding_targets": ["*.nothing"]},
+        ["QuantAwareTraining.embedding_targets", "'*.nothing'", "word_embeddings"],
+    ),
     "no target": ({"targets": ["*.nothing"]}, ["QuantAwareTraining.targets", "'*.nothing'"]),
 }
 
@@ -115,6 +130,62 @@ def test_what_does_not_fit_the_run_is_an_error_before_the_first_step(arguments, 
     assert "\n" not in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == []
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_default_targets_of_tables_and_attention(quantize):
+    module, watch = quantize(start="2 steps", embeddings="uint8", attention="inputs")
+    tables = dict(compressible_tables(module.student))
+    kinds = ("word", "position", "token_type")
+    assert set(tables) == {f"bert.embeddings.{kind}_embeddings" for kind in kinds}
+    assert all(table.weight_quantizer.enabled and table.weight_quantizer.scale > 0 for table in tables.values())
+    attention = dict(attention_quantizers(module.student))
+    assert list(attention) == [f"bert.encoder.layer.{layer}.attention.self" for layer in range(2)]
+    for owner in attention.values():
+        sides = {"query": False, "key": True, "probabilities": False, "value": True}
+        assert {name: q.symmetric for name, q in owner.named_children()} == sides
+        assert all(quantizer.low.isfinite() for quantizer in owner.children())
+
+
+def test_tables_can_be_chosen(quantize):
+    module, _ = quantize(start="0%", embeddings="int8", embedding_targets=["*.position_embeddings"])
+    assert [name for name, _ in compressible_tables(module.student)] == ["bert.embeddings.position_embeddings"]
+
+
+def test_outputs_as_in_prune_once_for_all(quantize):
+    module, _ = quantize(start="0%", per_channel=False, outputs=["*.query", "*.key", "*.intermediate.dense"])
+    requantized = {n.rpartition("layer.")[2][2:] for n, m in compressible_layers(module.student) if m.output_quantizer}
+    assert requantized == {"attention.self.query", "attention.self.key", "intermediate.dense"}
+    layers = [layer for _, layer in compressible_layers(module.student) if layer.output_quantizer]
+    assert all(layer.output_quantizer.low.isfinite() and not layer.output_quantizer.symmetric for layer in layers)
+
+
+def test_a_family_without_the_attention_interface_is_refused(tiny_teacher, tiny_data, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_teacher)
+    config = MPNetConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    MPNetModel(config).save_pretrained(tmp_path / "mpnet")
+    tokenizer.save_pretrained(tmp_path / "mpnet")
+    module = student(tmp_path / "mpnet")
+    with pytest.raises(UserError, match=r"QuantAwareTraining\.attention: MPNet.*attention interface"):
+        fit(module, data(tiny_data, tiny_teacher), [QuantAwareTraining(attention="inputs")], tmp_path / "run")
+
+
+def test_a_table_tied_to_a_decoder_is_refused(tiny_teacher, tiny_data, tmp_path):
+    module = student(tiny_teacher)
+    table = module.student.get_input_embeddings()
+    module.student.decoder = torch.nn.Linear(32, table.num_embeddings, bias=False)
+    module.student.decoder.weight = table.weight
+    with pytest.raises(UserError, match=r"embedding_targets: .*word_embeddings' shares its weight with 'decoder'"):
+        fit(module, data(tiny_data, tiny_teacher), [QuantAwareTraining(embeddings="uint8")], tmp_path)
+
+
+def test_names_are_matched_once_per_fit(tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    counted = []
+    match = QuantAwareTraining._match
+    monkeypatch.setattr(QuantAwareTraining, "_match", lambda *given: counted.append(1) or match(*given))
+    fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [QuantAwareTraining(start="0%")], tmp_path)
+    assert len(counted) < STEPS
 
 
 def test_two_of_a_kind_on_the_same_layers_are_an_error(tiny_teacher, tiny_data, tmp_path):

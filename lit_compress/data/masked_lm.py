@@ -1,0 +1,356 @@
+"""Text whose masked words are to be guessed: language modelling for encoders."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from torch.utils.data import Dataset as TorchDataset
+
+from lit_compress.data.batches import LengthGroupedBatches
+from lit_compress.data.masking import mask_tokens
+from lit_compress.data.packing import group_documents, pack_sentences, segment_pairs, split_sentences
+from lit_compress.data.streaming import StreamedBatches, StreamLoader
+from lit_compress.data.text import cached_map, load_table
+from lit_compress.data.text_data import TextData, run_seed
+from lit_compress.errors import UserError
+from lit_compress.files import resolve_source
+
+__all__ = ["MaskedLanguageModeling"]
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+
+
+class MaskedLanguageModeling(TextData):
+    """A corpus in lines, packed into sequences; which tokens are masked is drawn anew in each epoch.
+
+    Masks follow from the seed of the run, the epoch and the number of the sequence; in validation from ``split_seed``
+    alone, so that all runs and epochs are measured on the same ones.
+
+    Args:
+        train_file: text, a paragraph a line (``.txt`` or any other ending, also ``.gz``), a folder of ``.txt`` and
+            ``.txt.gz`` files, or ``.jsonl``, ``.parquet``, ``.csv``, ``.tsv`` with a column of texts.
+        val_file: likewise; without it the last ``val_fraction`` of the training lines is held out.
+        test_file: likewise, for ``test``.
+        predict_file: likewise, a text a line with the tokenizer's mask in it, for ``predict``.
+        hub: dataset name on the hub instead of files, for example ``Salesforce/wikitext``.
+        hub_config: its configuration.
+        hub_val_split: its validation split.
+        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        text_column: column with the texts, where there are columns.
+        packing: ``full_sentences`` fills sequences with whole sentences, across documents with a separator between
+            (RoBERTa); ``line`` makes each line a sequence and cuts off what is too long; ``segment_pairs`` makes pairs
+            of segments that follow each other or do not, with ``next_sentence_label`` (BERT).
+        documents: what a document is: a ``line`` (or row), or the lines between two blank ones (``blank_line``).
+        mask_probability: share of tokens to guess.
+        random_next_probability: share of pairs whose second segment is from another document.
+        short_sequence_probability: share of pairs that aim at a random shorter length.
+        streaming: read the training text while training, without caching it; needs ``trainer.max_steps`` and
+            ``val_file``.
+        encoding: of text files.
+        encoding_errors: ``strict`` or ``replace``.
+        max_length: longest sequence in tokens.
+        batch_size: sequences per training batch and device.
+        eval_batch_size: sequences per evaluation batch and device; None is ``batch_size``.
+        limit: train on this many lines, drawn with ``split_seed``; None takes all.
+        val_fraction: share of training lines held out when there is no ``val_file``.
+        split_seed: determines ``limit``, pairs, and the masks of validation.
+        num_workers: loader processes; 0 loads in the training process; at most 1 when streaming.
+        cache_dir: for Arrow files; None is the `datasets` default.
+
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        test_file: str | None = None,
+        predict_file: str | None = None,
+        hub: str | None = None,
+        hub_config: str | None = None,
+        hub_val_split: str = "validation",
+        tokenizer: str | None = None,
+        text_column: str = "text",
+        packing: Literal["full_sentences", "line", "segment_pairs"] = "full_sentences",
+        documents: Literal["line", "blank_line"] = "line",
+        mask_probability: float = 0.15,
+        random_next_probability: float = 0.5,
+        short_sequence_probability: float = 0.1,
+        streaming: bool = False,
+        encoding: str = "utf-8-sig",
+        encoding_errors: Literal["strict", "replace"] = "strict",
+        max_length: int = 128,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        limit: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            predict_file=predict_file,
+            hub=hub,
+            hub_config=hub_config,
+            hub_val_split=hub_val_split,
+            tokenizer=tokenizer,
+            encoding=encoding,
+            encoding_errors=encoding_errors,
+            max_length=max_length,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            limit=limit,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+            pair=packing == "segment_pairs",
+        )
+        self.text_column, self.packing, self.documents = text_column, packing, documents
+        self.mask_probability, self.streaming = mask_probability, streaming
+        self.random_next_probability, self.short_sequence_probability = (
+            random_next_probability,
+            short_sequence_probability,
+        )
+        self._check_options()
+        self.task = "pretraining" if packing == "segment_pairs" else "masked_lm"
+        self.special = np.array(sorted(self.tokenizer.all_special_ids))
+        self.words = np.setdiff1d(np.arange(len(self.tokenizer)), self.special)
+
+    def load(self, source: str, key: str) -> Dataset:
+        files, builder = self._files(source, key)
+        if builder != "text":
+            return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+        options = {"encoding": self.encoding, "encoding_errors": self.encoding_errors, "cache_dir": self.cache_dir}
+        try:
+            table = load_dataset("text", data_files=files, split="train", **options)
+        except (DatasetGenerationError, OSError, ValueError, LookupError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise UserError(f"{key}: {source!r} cannot be read as text: {reason}") from error
+        assert isinstance(table, Dataset)
+        return table
+
+    def check(self, table: Dataset, split: str) -> None:
+        self.require_columns(table, split, {"text_column": self._column(split)})
+        if not any((text or "").strip() for text in table[self._column(split)]):
+            raise UserError(f"data.{split}_file: {self.source(split)!r} has no text")
+
+    def prepare_data(self) -> None:
+        for split in self.files:
+            if not (self.streaming and split == "train"):
+                self._dataset(split)
+
+    def hold_out_order(self, table: Dataset) -> np.ndarray:
+        """The last lines come first: lines that belong together stay together."""
+        return np.arange(len(table))[::-1]
+
+    def encode(self, table: Dataset, split: str) -> Dataset:
+        column = self._column(split)
+
+        def sequences(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            if split == "predict":
+                return self._one_per_line([text or "" for text in rows[column]], keep_blank=True)
+            return self.sequences(rows[column], (self.split_seed, numbers[0]))
+
+        settings = [
+            *(column, self.packing, self.documents, self.random_next_probability, self.short_sequence_probability),
+            *(self.max_length, self.split_seed, split == "predict", "masked-1"),
+        ]
+        encoded = cached_map(table, sequences, self.tokenizer, settings, f"Tokenising {split}", True)
+        if not len(encoded):
+            raise UserError(
+                f"data.{split}_file: {self.source(split)!r} makes no sequences with packing {self.packing}; "
+                "pairs need documents of several sentences"
+            )
+        if self.packing == "segment_pairs" and split == "train":
+            self._check_pairs(encoded["next_sentence_label"][:])
+        return encoded
+
+    def sequences(self, texts: list[str], key: tuple[int, ...]) -> dict[str, list[Any]]:
+        """Lines to sequences: a function of the lines and, for pairs, of the key that seeds them."""
+        texts = [text or "" for text in texts]
+        if self.packing == "line":
+            return self._one_per_line(texts)
+        documents = self._token_documents(group_documents(texts, self.documents == "line"))
+        room = self.max_length - self.special_tokens
+        start, end = [self._id("cls")], [self._id("sep")]
+        if self.packing == "full_sentences":
+            return self._rows([start + row + end for row in pack_sentences(documents, room, end[0])])
+        pairs = list(
+            segment_pairs(
+                documents,
+                room,
+                np.random.default_rng(list(key)),
+                self.random_next_probability,
+                self.short_sequence_probability,
+            )
+        )
+        rows = self._rows([start + first + end + second + end for first, second, _ in pairs])
+        rows["token_type_ids"] = [[0] * (len(first) + 2) + [1] * (len(second) + 1) for first, second, _ in pairs]
+        return rows | {"next_sentence_label": [label for *_, label in pairs]}
+
+    def view(self, dataset: Dataset, batches: LengthGroupedBatches) -> Any:
+        return _Keyed(dataset, batches, run_seed() if batches.shuffle else self.split_seed)
+
+    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        """Masked ids, masks and ``labels`` (-100 where nothing is to guess), all ``(batch, tokens)``.
+
+        In predictions the text says what is masked, and there are no labels.
+        """
+        if "key" not in rows:
+            return dict(self.pad(rows))
+        masked = [
+            mask_tokens(np.asarray(ids), self.special, self._id("mask"), self.words, self.mask_probability, key)
+            for ids, key in zip(rows["input_ids"], rows["key"], strict=True)
+        ]
+        batch: dict[str, Any] = self.pad(rows | {"input_ids": [ids.tolist() for ids, _ in masked]})
+        batch["labels"] = torch.full(batch["input_ids"].shape, -100)
+        for row, (_, labels) in enumerate(masked):
+            real = batch["attention_mask"][row].bool()
+            batch["labels"][row, real] = torch.from_numpy(labels)
+        if "next_sentence_label" in rows:
+            batch["next_sentence_label"] = torch.tensor(rows["next_sentence_label"])
+        return batch
+
+    def train_dataloader(self) -> Any:
+        if not self.streaming:
+            return super().train_dataloader()
+        steps = self.trainer.max_steps * self.trainer.accumulate_grad_batches if self.trainer else 0
+        if steps < 0:
+            raise UserError("trainer.max_steps: missing; a stream (data.streaming) has no end of its own")
+        world, rank = self.ranks()
+        column = self._column("train")
+        batches = StreamedBatches(
+            self._stream,
+            lambda rows, number, block: self.sequences(rows[column], (self.split_seed, number, block)),
+            self.collate,
+            self.batch_size,
+            run_seed(),
+            world,
+            rank,
+        )
+        return self.remember(StreamLoader(batches, steps, self.num_workers))
+
+    def _stream(self) -> IterableDataset:
+        if self.hub:
+            stream = load_dataset(self.hub, self.hub_config, split="train", streaming=True)
+        else:
+            files, builder = self._files(str(self.files["train"]), "data.train_file")
+            options: dict[str, Any] = {} if builder == "parquet" else {"encoding": self.encoding}
+            stream = load_dataset(builder, data_files=files, split="train", streaming=True, **options)
+        assert isinstance(stream, IterableDataset)
+        return stream.select_columns([self._column("train")])
+
+    def _files(self, source: str, key: str) -> tuple[list[str], str]:
+        """The files of a source, and the reader that `datasets` has for them."""
+        path = Path(resolve_source(source, key))
+        if path.is_dir():
+            files = sorted(str(file) for file in path.iterdir() if file.name.endswith((".txt", ".txt.gz")))
+            if not files:
+                raise UserError(f"{key}: the folder {source!r} has no .txt or .txt.gz files")
+            return files, "text"
+        if not path.is_file():
+            raise UserError(f"{key}: {source!r} does not exist; give a file or a folder of .txt files")
+        if path.stat().st_size == 0:
+            raise UserError(f"{key}: {source!r} is empty")
+        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+        return [str(path)], _BUILDERS.get(suffix, "text")
+
+    def _column(self, split: str) -> str:
+        source = self.files[split] or self.files["train"]
+        is_text = source is not None and self._files(source, f"data.{split}_file")[1] == "text"
+        return "text" if is_text else self.text_column
+
+    def _token_documents(self, documents: list[str]) -> list[list[list[int]]]:
+        sentences = [split_sentences(document) for document in documents]
+        flat = [sentence for document in sentences for sentence in document]
+        if not flat:
+            return []
+        ids = iter(self.tokenizer(flat, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        return [[tokens for _ in document if (tokens := next(ids))] for document in sentences]
+
+    def _one_per_line(self, texts: list[str], keep_blank: bool = False) -> dict[str, list[Any]]:
+        texts = [text for text in texts if keep_blank or text.strip()]
+        if not texts:
+            return self._rows([])
+        encoded: Any = self.tokenizer(texts, truncation=True, max_length=self.max_length)
+        return self._rows(encoded["input_ids"])
+
+    def _rows(self, sequences: list[list[int]]) -> dict[str, list[Any]]:
+        return {
+            "input_ids": sequences,
+            "attention_mask": [[1] * len(ids) for ids in sequences],
+            "token_type_ids": [[0] * len(ids) for ids in sequences],
+            "length": [len(ids) for ids in sequences],
+        }
+
+    def _id(self, name: str) -> int:
+        number = getattr(self.tokenizer, f"{name}_token_id")
+        if number is None:
+            raise UserError(f"data.tokenizer: {self.tokenizer_name!r} has no {name} token, which this task needs")
+        return number
+
+    def _check_options(self) -> None:
+        for key, value, allowed in (
+            ("packing", self.packing, ("full_sentences", "line", "segment_pairs")),
+            ("documents", self.documents, ("line", "blank_line")),
+        ):
+            if value not in allowed:
+                raise UserError(f"data.{key}: {value!r} must be one of {', '.join(allowed)}")
+        if not 0 < self.mask_probability < 1:
+            raise UserError(f"data.mask_probability: {self.mask_probability} must be in (0, 1)")
+        self._check_pair_options()
+        if self.packing == "line" and self.documents != "line":
+            raise UserError("data.documents: has no effect on packing line; leave it out")
+        if self.max_length < self.special_tokens + 2:
+            raise UserError(f"data.max_length: {self.max_length} leaves no room for words; give more")
+        for name in ("mask", "cls", "sep", "pad"):
+            self._id(name)
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_pair_options(self) -> None:
+        for key, default in (("random_next_probability", 0.5), ("short_sequence_probability", 0.1)):
+            value = getattr(self, key)
+            if not 0 <= value <= 1:
+                raise UserError(f"data.{key}: {value} must be in [0, 1]")
+            if self.packing != "segment_pairs" and value != default:
+                raise UserError(f"data.{key}: has no effect on packing {self.packing}; leave it out")
+
+    def _check_streaming(self) -> None:
+        if self.limit:
+            raise UserError("data.limit: has no effect on a stream; set trainer.max_steps instead")
+        if not (self.files["val"] or self.hub):
+            raise UserError("data.val_file: missing; nothing can be held out of a stream (data.streaming)")
+        if self.num_workers > 1:
+            raise UserError(f"data.num_workers: {self.num_workers} is above 1, which one stream of text is read by")
+        if self.encoding_errors != "strict":
+            raise UserError("data.encoding_errors: has no effect on a stream; leave it out")
+
+    def _check_pairs(self, labels: list[int]) -> None:
+        for label, what in ((0, "that follow each other"), (1, "from two documents")):
+            if label not in labels and not (label == 1 and self.random_next_probability == 0):
+                hint = "documents of several sentences" if label == 0 else "two documents or more"
+                raise UserError(
+                    f"data.documents: {self.source('train')!r} gives no segments {what}; pairs need {hint}, "
+                    "so set data.documents to what a document is"
+                )
+
+
+class _Keyed(TorchDataset):
+    """Rows, and for each a key that its masks follow from: seed, epoch, number."""
+
+    def __init__(self, rows: Dataset, batches: LengthGroupedBatches, seed: int) -> None:
+        self.rows, self.batches, self.seed = rows, batches, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, numbers: list[int]) -> dict[str, list[Any]]:
+        epoch = self.batches.epoch if self.batches.shuffle else 0
+        return self.rows[numbers] | {"key": [(self.seed, epoch, number) for number in numbers]}

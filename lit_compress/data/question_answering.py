@@ -1,0 +1,311 @@
+"""Questions whose answer is a span of a context: SQuAD 1.1 and 2.0."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+
+from lit_compress.data.text import cached_map, generate_table, load_table, open_text
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.files import resolve_source
+
+__all__ = ["QuestionAnswering"]
+
+_FEATURES = Features(
+    {name: Value("string") for name in ("id", "question", "context")}
+    | {"answers": List(Value("string")), "starts": List(Value("int64")), "marks": List(Value("string"))}
+    | {"impossible": Value("bool")}
+)
+
+
+class QuestionAnswering(TextData):
+    """Questions and contexts, cut into overlapping windows of ``max_length`` tokens.
+
+    Where an answer does not lie in a window, or there is none, start and end are the window's first token. Metrics
+    come from the texts of all windows of a question.
+
+    Args:
+        train_file: SQuAD's ``.json`` (also ``.gz``), or ``.jsonl`` or ``.parquet`` with the columns ``id``,
+            ``question``, ``context`` and ``answers`` (``text`` and ``answer_start``).
+        val_file: likewise; without it the last ``val_fraction`` of the training questions is held out.
+        test_file: likewise, for ``test``.
+        predict_file: likewise, answers not needed, for ``predict``.
+        hub: dataset name on the hub instead of files, for example ``rajpurkar/squad``.
+        hub_config: its configuration.
+        hub_val_split: its validation split.
+        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        no_answer: whether questions may have no answer (SQuAD 2.0).
+        answer_marks: train only on answers whose field ``start`` is one of these (how sure ``answer_start`` is, in
+            data that says so); None trains on every answer that has an ``answer_start``.
+        doc_stride: tokens that neighbouring windows share.
+        encoding: of text files.
+        encoding_errors: ``strict`` or ``replace``.
+        max_length: length of a window in tokens, question and special tokens included.
+        batch_size: windows per training batch and device.
+        eval_batch_size: windows per evaluation batch and device; None is ``batch_size``.
+        limit: train on this many questions, drawn with ``split_seed``; None takes all.
+        val_fraction: share of training questions held out when there is no ``val_file``.
+        split_seed: determines ``limit``.
+        num_workers: loader processes; 0 loads in the training process.
+        cache_dir: for Arrow files; None is the `datasets` default.
+
+    """
+
+    task = "question_answering"
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        test_file: str | None = None,
+        predict_file: str | None = None,
+        hub: str | None = None,
+        hub_config: str | None = None,
+        hub_val_split: str = "validation",
+        tokenizer: str | None = None,
+        no_answer: bool = False,
+        answer_marks: Sequence[str] | None = None,
+        doc_stride: int = 128,
+        encoding: str = "utf-8-sig",
+        encoding_errors: Literal["strict", "replace"] = "strict",
+        max_length: int = 384,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        limit: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            predict_file=predict_file,
+            hub=hub,
+            hub_config=hub_config,
+            hub_val_split=hub_val_split,
+            tokenizer=tokenizer,
+            encoding=encoding,
+            encoding_errors=encoding_errors,
+            max_length=max_length,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            limit=limit,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+            pair=True,
+        )
+        if not 0 <= doc_stride < max_length - self.special_tokens:
+            raise UserError(
+                f"data.doc_stride: {doc_stride} must be at least 0 and below max_length {max_length} "
+                f"less {self.special_tokens} special tokens"
+            )
+        if not self.tokenizer.is_fast:
+            raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which the places of answers need")
+        if self.tokenizer("a")["input_ids"][0] != self.tokenizer.cls_token_id or self.tokenizer.padding_side == "left":
+            raise UserError(f"data.tokenizer: {tokenizer!r} does not begin with its classification token")
+        self.no_answer, self.doc_stride = no_answer, doc_stride
+        self.answer_marks = list(answer_marks) if answer_marks is not None else None
+
+    def load(self, source: str, key: str) -> Dataset:
+        if source.endswith((".json", ".json.gz")):
+            path = Path(resolve_source(source, key))
+            options = {"encoding": self.encoding, "errors": self.encoding_errors}
+            return generate_table(_read_squad, path, source, key, self.cache_dir, _FEATURES, **options)
+        return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+
+    def rows(self, split: str) -> Dataset | None:
+        table = self._read(split)
+        if table is None:
+            return None
+        if "starts" not in table.column_names:
+            columns = {"id", "question", "context", *(() if split == "predict" else ("answers",))}
+            if missing := sorted(columns - set(table.column_names)):
+                raise UserError(
+                    f"data.{split}_file: {self.source(split)!r} has no column {missing[0]!r}; it has "
+                    f"{table.column_names}"
+                )
+            table = table.map(_normal_row, remove_columns=table.column_names, features=_FEATURES)
+        self.check(table, split)
+        return table
+
+    def check(self, table: Dataset, split: str) -> None:
+        if split == "predict":
+            return
+        answers, impossible = table["answers"], table["impossible"]
+        for row, (texts, none) in enumerate(zip(answers, impossible, strict=True)):
+            if (none or not texts) and not self.no_answer:
+                raise UserError(
+                    f"data.{split}_file: question {table[row]['id']!r} of {self.source(split)!r} has no answers; "
+                    "set data.no_answer to true if that is meant (SQuAD 2.0)"
+                )
+
+    def trainable(self, table: Dataset) -> Dataset:
+        """Questions without an answer, and those with an answer whose place is known (and sure enough)."""
+        kept = [
+            row
+            for row, example in enumerate(table.to_list())
+            if example["impossible"] or self._place(example) is not None
+        ]
+        if not kept:
+            what = f"has a field start among {self.answer_marks}" if self.answer_marks else "has an answer_start"
+            raise UserError(f"data.train_file: no answer in {self.source('train')!r} {what}; there is nothing to learn")
+        return table.select(kept)
+
+    def hold_out_order(self, table: Dataset) -> np.ndarray:
+        """The last come first: questions on one context stay together."""
+        return np.arange(len(table))[::-1]
+
+    def encode(self, table: Dataset, split: str) -> Dataset:
+        def windows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            examples = [{name: rows[name][i] for name in rows} for i in range(len(rows["id"]))]
+            return self._windows(examples, split)
+
+        settings = [self.max_length, self.doc_stride, self.answer_marks, self.no_answer, split, "questions-1"]
+        return cached_map(table, windows, self.tokenizer, settings, f"Tokenising {split}")
+
+    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        """Ids, masks ``(batch, tokens)`` and positions ``(batch,)``; for metrics characters and texts, too."""
+        batch: dict[str, Any] = self.pad(rows)
+        for name in ("start_positions", "end_positions"):
+            batch[name] = torch.tensor(rows[name])
+        if "char_start" not in rows:
+            return batch
+        for name in ("char_start", "char_end"):
+            columns = [torch.tensor(row) for row in rows[name]]
+            batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
+        batch["examples"] = [
+            {"question": question, "context": context, "answers": answers, "no_answer": self.no_answer}
+            for question, context, answers in zip(rows["id"], rows["context"], rows["answers"], strict=True)
+        ]
+        return batch
+
+    def _windows(self, examples: list[dict[str, Any]], split: str) -> dict[str, list[Any]]:
+        # Some of SQuAD's questions begin with many blanks, which would take the context's place.
+        questions = [example["question"].lstrip() for example in examples]
+        self._check_lengths(questions, examples, split)
+        encoded = self.tokenizer(
+            questions,
+            [example["context"] for example in examples],
+            truncation="only_second",
+            max_length=self.max_length,
+            stride=self.doc_stride,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        owners, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
+        made: dict[str, list[Any]] = {name: list(encoded[name]) for name in encoded}
+        made["length"] = [len(ids) for ids in encoded["input_ids"]]
+        extra = ("start_positions", "end_positions", *(_FOR_METRICS if split != "train" else ()))
+        made |= {name: [] for name in extra}
+        places = [self._place(example, split) for example in examples]
+        for window, owner in enumerate(owners):
+            inside = np.array([sequence == 1 for sequence in encoded.sequence_ids(window)])
+            characters = np.where(inside[:, None], np.asarray(offsets[window]), -1)
+            start, end = self._positions(characters, inside, places[owner], examples[owner], split)
+            values = {"start_positions": start, "end_positions": end}
+            values |= {"char_start": characters[:, 0].tolist(), "char_end": characters[:, 1].tolist()}
+            values |= {name: examples[owner][name] for name in ("id", "context", "answers")}
+            for name in extra:
+                made[name].append(values[name])
+        return made
+
+    def _positions(
+        self,
+        characters: np.ndarray,
+        inside: np.ndarray,
+        place: tuple[int, int] | None,
+        example: dict[str, Any],
+        split: str,
+    ) -> tuple[int, int]:
+        """First and last token of the answer; 0, 0 when it is not in this window, or there is none."""
+        if example["impossible"]:
+            return 0, 0
+        if place is None:
+            return self.max_length, self.max_length  # unknown: beyond every window, so that the loss leaves it out
+        tokens = np.flatnonzero(inside)
+        start, end = place
+        if not len(tokens) or start < characters[tokens[0], 0] or end > characters[tokens[-1], 1]:
+            return 0, 0
+        first = np.searchsorted(characters[tokens, 0], start, side="right") - 1
+        last = np.searchsorted(characters[tokens, 1], end, side="left")
+        return int(tokens[first]), int(tokens[last])
+
+    def _place(self, example: dict[str, Any], split: str = "train") -> tuple[int, int] | None:
+        """Characters of the first answer that says where it is: first, and after the last.
+
+        Raises:
+            UserError: a training answer is not where it is said to be.
+
+        """
+        marks = example["marks"] or [""] * len(example["answers"])
+        for text, start, mark in zip(example["answers"], example["starts"], marks, strict=True):
+            if start < 0 or not text or (split == "train" and self.answer_marks and mark not in self.answer_marks):
+                continue
+            if example["context"][start : start + len(text)] == text:
+                return start, start + len(text)
+            if split == "train":
+                raise UserError(
+                    f"data.train_file: answer {text!r} of question {example['id']!r} in {self.source('train')!r} is "
+                    f"not at answer_start {start} of its context; mend the file"
+                )
+        return None
+
+    def _check_lengths(self, questions: list[str], examples: list[dict[str, Any]], split: str) -> None:
+        ids = self.tokenizer(questions, add_special_tokens=False, truncation=False)["input_ids"]
+        room = self.max_length - self.special_tokens - self.doc_stride
+        for example, tokens in zip(examples, ids, strict=True):
+            if len(tokens) >= room:
+                raise UserError(
+                    f"data.max_length: question {example['id']!r} of {self.source(split)!r} has {len(tokens)} tokens, "
+                    f"which leaves no new context beside data.doc_stride {self.doc_stride}; give more max_length"
+                )
+
+
+_FOR_METRICS = ("char_start", "char_end", "id", "context", "answers")
+
+
+def _normal_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table in the form of SQuAD on the hub."""
+    answers = row.get("answers") or {}
+    if isinstance(answers, list):
+        answers = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start", "start")}
+    texts = list(answers.get("text") or [])
+    starts = [-1 if start is None else start for start in answers.get("answer_start") or [-1] * len(texts)]
+    marks = [str(mark or "") for mark in answers.get("start") or [""] * len(texts)]
+    impossible = bool(row["is_impossible"]) if row.get("is_impossible") is not None else not texts
+    return {
+        "id": str(row["id"]),
+        "question": row["question"],
+        "context": row["context"],
+        "answers": [] if impossible else texts,
+        "starts": [] if impossible else starts,
+        "marks": [] if impossible else marks,
+        "impossible": impossible,
+    }
+
+
+def _read_squad(path: str, stamp: str, encoding: str, errors: str) -> Iterator[dict[str, Any]]:
+    """Rows of SQuAD's nested JSON."""
+    with open_text(path, encoding, errors) as file:
+        try:
+            content = json.load(file)
+        except ValueError as error:
+            raise UserError(f"{path!r} is no JSON: {error}") from error
+    try:
+        for article in content["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    yield _normal_row(question | {"context": paragraph["context"]})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path!r} is not SQuAD's JSON (data > paragraphs > context, qas > id, question, answers): {error!r}"
+        ) from error

@@ -1,0 +1,130 @@
+"""A corpus read while training goes on: nothing is written, and it may be larger than disk and memory."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset
+from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset as TorchIterable
+
+from lit_compress.errors import UserError
+
+__all__ = ["StreamLoader", "StreamedBatches"]
+
+Position = tuple[int, int, int]
+
+
+class StreamedBatches(TorchIterable):
+    """Batches of a corpus, forever, and where the next one begins.
+
+    The corpus is read in blocks of rows; block ``b`` is encoded by rank ``b % world`` alone, its sequences are put into
+    a random order, and batches are taken from one block after the other. All of it follows from seed, pass and block,
+    so a position is three numbers: the pass over the corpus, the block, and the sequence in it.
+
+    Args:
+        read: opens the corpus at its beginning.
+        encode: columns of a block of rows, and its pass and number, to columns of sequences.
+        collate: columns of a batch to what the model takes; gets a column ``key`` that names each sequence.
+        batch_size: sequences in a batch.
+        seed: determines the order within blocks, and is part of each ``key``.
+        world: number of ranks.
+        rank: this rank.
+
+    """
+
+    BLOCK = 1000
+
+    def __init__(
+        self,
+        read: Callable[[], IterableDataset],
+        encode: Callable[[dict[str, list[Any]], int, int], dict[str, list[Any]]],
+        collate: Callable[[dict[str, list[Any]]], dict[str, Any]],
+        batch_size: int,
+        seed: int,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        super().__init__()
+        self.read, self.encode, self.collate = read, encode, collate
+        self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
+        self.start: Position = (0, rank, 0)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Any], Position]]:
+        rows: list[dict[str, Any]] = []
+        for row, position in self._sequences(*self.start):
+            rows.append(row)
+            if len(rows) == self.batch_size:
+                yield self.collate({name: [row[name] for row in rows] for name in rows[0]}), position
+                rows = []
+
+    def _sequences(self, number: int, first: int, offset: int) -> Iterator[tuple[dict[str, Any], Position]]:
+        while True:
+            found = False
+            for block, rows in enumerate(self.read().iter(batch_size=self.BLOCK)):
+                found = True
+                if block < first or block % self.world != self.rank:
+                    continue
+                columns = self.encode(rows, number, block)
+                order = np.random.default_rng([self.seed, number, block]).permutation(len(columns["input_ids"]))
+                for place in range(offset, len(order)):
+                    index = int(order[place])
+                    row = {name: column[index] for name, column in columns.items()}
+                    yield row | {"key": (self.seed, number, block, index)}, (number, block, place + 1)
+                offset = 0
+            if not found:
+                raise UserError("data.train_file: the corpus has no rows")
+            number, first, offset = number + 1, self.rank, 0
+
+
+class StreamLoader:
+    """Hands out the batches of a stream, and knows the positions of all ranks.
+
+    Args:
+        batches: the stream.
+        length: batches that training will take; Lightning's length of an epoch.
+        workers: 0 encodes in the training process, 1 in another one.
+
+    """
+
+    def __init__(self, batches: StreamedBatches, length: int, workers: int = 0) -> None:
+        self.batches, self.length, self.workers = batches, length, workers
+        self._position: Position = batches.start
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        loader = DataLoader(
+            self.batches, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
+        )
+        for batch, position in loader:
+            self._position = tuple(position)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position of every rank; with several of them all must ask."""
+        position = list(self._position)
+        if self.batches.world == 1:
+            return {"positions": [position]}
+        everybody: list[Any] = [None] * self.batches.world
+        torch.distributed.all_gather_object(everybody, position)
+        return {"positions": everybody}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin where a checkpoint was made.
+
+        Raises:
+            UserError: it was made by another number of processes.
+
+        """
+        if "positions" not in state_dict:
+            return
+        positions = state_dict["positions"]
+        if len(positions) != self.batches.world:
+            raise UserError(
+                f"data.streaming: the checkpoint has the places of {len(positions)} processes and this run has "
+                f"{self.batches.world}; resume with as many"
+            )
+        self.batches.start = self._position = tuple(positions[self.batches.rank])

@@ -1,0 +1,304 @@
+"""What the data modules share: sources, splits, caching, batches, ranks, and continuing in the middle of an epoch."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
+from lit_compress.data.text import load_table, load_tokenizer
+from lit_compress.errors import UserError
+
+__all__ = ["TextData"]
+
+
+class TextData(LightningDataModule):
+    """Base of the data modules: texts from files or the hub, tokenised once, batched by length, sharded by rank.
+
+    A subclass defines :meth:`encode` and :meth:`collate`, says in ``task`` what the head is for, and checks what its
+    columns hold in :meth:`check`.
+
+    Args:
+        train_file: as in :class:`lit_compress.data.TextClassification`, and so are the other arguments.
+        val_file: likewise.
+        test_file: likewise.
+        predict_file: likewise.
+        hub: likewise.
+        hub_config: likewise.
+        hub_val_split: likewise.
+        tokenizer: likewise.
+        encoding: likewise.
+        encoding_errors: likewise.
+        max_length: likewise.
+        batch_size: likewise.
+        eval_batch_size: likewise.
+        limit: likewise.
+        val_fraction: likewise.
+        split_seed: likewise.
+        num_workers: likewise.
+        cache_dir: likewise.
+        pair: whether an input is a pair of texts.
+
+    Attributes:
+        task: what the head is trained for; the command line gives it to the model.
+
+    """
+
+    task: str
+
+    def __init__(
+        self,
+        *,
+        train_file: str | None,
+        val_file: str | None,
+        test_file: str | None,
+        predict_file: str | None,
+        hub: str | None,
+        hub_config: str | None,
+        hub_val_split: str,
+        tokenizer: str | None,
+        encoding: str,
+        encoding_errors: str,
+        max_length: int,
+        batch_size: int,
+        eval_batch_size: int | None,
+        limit: int | None,
+        val_fraction: float,
+        split_seed: int,
+        num_workers: int,
+        cache_dir: str | None,
+        pair: bool,
+    ) -> None:
+        super().__init__()
+        if (train_file is None) == (hub is None):
+            raise UserError("data: give either data.train_file or data.hub")
+        if tokenizer is None:
+            raise UserError("data.tokenizer: missing; give a hub name or a model folder")
+        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "max_length": max_length}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise UserError(f"data.{name}: {value} must be at least 1")
+        if not 0 < val_fraction < 1:
+            raise UserError(f"data.val_fraction: {val_fraction} must be in (0, 1)")
+        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
+        self.hub, self.hub_config, self.hub_val_split = hub, hub_config, hub_val_split
+        self.tokenizer_name = tokenizer
+        self.encoding, self.encoding_errors = encoding, encoding_errors
+        self.max_length, self.batch_size = max_length, batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.limit, self.val_fraction, self.split_seed = limit, val_fraction, split_seed
+        self.num_workers, self.cache_dir = num_workers, cache_dir
+        self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
+        self.special_tokens = self.tokenizer.num_special_tokens_to_add(pair=pair)
+        if max_length < self.special_tokens:
+            raise UserError(
+                f"data.max_length: {max_length} must be at least {self.special_tokens}, the special tokens alone"
+            )
+        longest = self.tokenizer.model_max_length
+        if max_length > longest:
+            raise UserError(f"data.max_length: {max_length} is above {longest}, the longest input of {tokenizer!r}")
+        self._train_loader: Any = None
+        self._position: dict[str, Any] = {"consumed": 0}
+        self._tokenized: dict[str, Dataset] = {}
+
+    def encode(self, table: Dataset, split: str) -> Dataset:
+        """The rows of a split as token ids, with a column ``length``; cached."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode(table, split)")
+
+    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        """Columns of a batch as what the model and the task take."""
+        raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
+
+    def check(self, table: Dataset, split: str) -> None:
+        """Raise a ``UserError`` when the rows of a source are not what they must be."""
+
+    def load(self, source: str, key: str) -> Dataset:
+        """The rows of a file or folder."""
+        return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+
+    def trainable(self, table: Dataset) -> Dataset:
+        """The rows that can be trained on."""
+        return table
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Names of the classes or tags in the order of their ids; None where there are none."""
+        return None
+
+    def prepare_data(self) -> None:
+        """Read and tokenise every split into the cache, on one process of each machine."""
+        for split in self.files:
+            self._dataset(split)
+
+    def setup(self, stage: str) -> None:
+        """Open the cached splits."""
+        self.prepare_data()
+
+    def train_dataloader(self) -> Any:
+        loader = self._loader("train", shuffle=True)
+        assert isinstance(loader, ResumableDataLoader)
+        loader.epoch_ended = lambda: self.trainer is not None and self.trainer.is_last_batch
+        return self.remember(loader)
+
+    def remember(self, loader: Any) -> Any:
+        """Keep the training loader, whose position is part of a checkpoint, and bring it to where that was made."""
+        loader.load_state_dict(self._position)
+        self._train_loader, self._position = loader, {"consumed": 0}
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the epoch, for the checkpoint.
+
+        Lightning restores a loader's own state only when nobody asked for the number of training steps before, which
+        every learning-rate schedule does; the state of a data module it always restores.
+        """
+        return self._train_loader.state_dict() if self._train_loader else self._position
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the epoch where the checkpoint was made, whether the loader exists already or not."""
+        if self._train_loader is None:
+            self._position = state_dict
+        else:
+            self._train_loader.load_state_dict(state_dict)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val", shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        """In the order of the file: predictions line up with its rows."""
+        dataset = self._require("predict")
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=self.eval_batch_size,
+            collate_fn=self._collate_rows,
+            num_workers=self.num_workers,
+        )
+
+    def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """The model's inputs ``(batch, tokens)``, padded to the longest row."""
+        inputs = {name: rows[name] for name in self.tokenizer.model_input_names if name in rows}
+        return dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+
+    def view(self, dataset: Dataset, batches: LengthGroupedBatches) -> Any:
+        """What a loader reads: the rows, or the rows and something about them."""
+        return dataset
+
+    def source(self, split: str) -> str | None:
+        """Where a split comes from, for errors."""
+        return self.files[split] or self.hub
+
+    def _collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.collate({name: [row[name] for row in rows] for name in rows[0]})
+
+    def _loader(self, split: str, shuffle: bool) -> DataLoader:
+        dataset = self._require(split)
+        world, rank = self.ranks()
+        if not shuffle and len(dataset) < world:
+            # One of them would repeat a row, or have none and wait for the others forever.
+            raise UserError(f"data.{split}_file: {len(dataset)} rows are fewer than {world} devices; give more rows")
+        batches = LengthGroupedBatches(
+            np.asarray(dataset["length"]),
+            self.batch_size if shuffle else self.eval_batch_size,
+            shuffle=shuffle,
+            seed=run_seed(),
+            num_replicas=world,
+            rank=rank,
+        )
+        loader = ResumableDataLoader if shuffle else DataLoader
+        return loader(
+            self.view(dataset, batches),
+            sampler=batches,
+            batch_size=None,
+            collate_fn=self.collate,  # type: ignore[arg-type]  (without a batch size it gets a batch of rows)
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # A generator of its own: opening a loader must not move the generator that dropout draws from.
+            generator=torch.Generator(),
+        )
+
+    def ranks(self) -> tuple[int, int]:
+        """How many processes share the data, and which this is."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _require(self, split: str) -> Dataset:
+        dataset = self._dataset(split)
+        if dataset is None:
+            raise UserError(f"data.{split}_file: missing; give the file to {split} on")
+        return dataset
+
+    def _dataset(self, split: str) -> Dataset | None:
+        if split not in self._tokenized:
+            table = self.table(split)
+            if table is None:
+                return None
+            self._tokenized[split] = self.encode(table, split)
+        return self._tokenized[split]
+
+    def table(self, split: str) -> Dataset | None:
+        """The rows of a split that are used; None when it was not given."""
+        held_out = split in ("train", "val") and not (self.files["val"] or self.hub)
+        table = self.rows("train" if held_out else split)
+        if table is not None and held_out:
+            table = self._hold_out(table, split)
+        if table is not None and split == "train":
+            table = self.trainable(table)
+            if self.limit and self.limit < len(table):
+                table = table.shuffle(seed=self.split_seed).select(range(self.limit))
+        return table
+
+    def rows(self, split: str) -> Dataset | None:
+        """All rows of a source, checked; None when it was not given."""
+        table = self._read(split)
+        if table is not None:
+            self.check(table, split)
+        return table
+
+    def require_columns(self, table: Dataset, split: str, columns: dict[str, str], hint: str = "") -> None:
+        """Every column, by the key that names it, must be there.
+
+        Raises:
+            UserError: one is not.
+
+        """
+        for key, column in columns.items():
+            if column not in table.column_names:
+                raise UserError(
+                    f"data.{key}: {column!r} is no column of {self.source(split)!r}; it has {table.column_names}{hint}"
+                )
+
+    def _read(self, split: str) -> Dataset | None:
+        if self.hub:
+            name = {"train": "train", "val": self.hub_val_split}.get(split)
+            if name is not None:
+                try:
+                    return load_dataset(self.hub, self.hub_config, split=name, cache_dir=self.cache_dir)  # type: ignore[return-value]
+                except (OSError, ValueError) as error:
+                    raise UserError(f"data.hub: {self.hub!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        source = self.files[split]
+        return None if source is None else self.load(source, f"data.{split}_file")
+
+    def _hold_out(self, table: Dataset, split: str) -> Dataset:
+        held = max(round(self.val_fraction * len(table)), 1)
+        if held >= len(table):
+            raise UserError(
+                f"data.val_fraction: {self.val_fraction} of {len(table)} rows leaves none to train on; give more"
+            )
+        order = self.hold_out_order(table)
+        return table.select(np.sort(order[:held] if split == "val" else order[held:]))
+
+    def hold_out_order(self, table: Dataset) -> np.ndarray:
+        """Row numbers, those to hold out first: drawn at random."""
+        return np.random.default_rng(self.split_seed).permutation(len(table))
+
+
+def run_seed() -> int:
+    """The seed of the run, as Lightning leaves it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))

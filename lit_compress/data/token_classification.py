@@ -1,0 +1,325 @@
+"""A tag for each word of a sentence: named entities, parts of speech."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, List, Value
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import AutoTokenizer
+
+from lit_compress.data.text import cached_map, generate_table, load_table, open_text
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.files import resolve_source
+from lit_compress.functional.entities import is_entity_tag, write_tags
+
+__all__ = ["TokenClassification"]
+
+_TABLES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+_IGNORED = -100
+_FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
+
+
+class TokenClassification(TextData):
+    """Sentences of words with a tag each, from CoNLL column files, tables with list columns, or the hub.
+
+    The tag of a word is learned and predicted at its first token. A sentence longer than ``max_length`` becomes
+    several rows, or is cut.
+
+    Args:
+        train_file: a column file (a word a line, blank lines between sentences, ``-DOCSTART-`` lines left out; any
+            ending, also ``.gz``), or ``.jsonl`` or ``.parquet`` with lists.
+        val_file: likewise; without it ``val_fraction`` of the training sentences is held out.
+        test_file: likewise, for ``test``.
+        predict_file: likewise, tags not needed, for ``predict``.
+        hub: dataset name on the hub instead of files, for example ``conll2003``.
+        hub_config: its configuration.
+        hub_val_split: its validation split.
+        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        token_column: number of the column with the words (0 is the first, -1 the last), or name of the list column;
+            None is 0 or ``tokens``.
+        tag_column: likewise for the tags; None is -1 or ``tags``.
+        scheme: ``keep`` the tags as they are written, or write their entities as ``IOB2`` or ``BIOES``.
+        long_sentences: ``window`` makes several rows, between entities where that is possible; ``cut`` leaves the
+            rest out of training and of the metrics.
+        encoding: of text files.
+        encoding_errors: ``strict`` or ``replace``.
+        max_length: longest row in tokens.
+        batch_size: rows per training batch and device.
+        eval_batch_size: rows per evaluation batch and device; None is ``batch_size``.
+        limit: train on this many sentences, drawn with ``split_seed``; None takes all.
+        val_fraction: share of training sentences held out when there is no ``val_file``.
+        split_seed: determines the hold-out and ``limit``.
+        num_workers: loader processes; 0 loads in the training process.
+        cache_dir: for Arrow files; None is the `datasets` default.
+
+    """
+
+    task = "token_classification"
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        test_file: str | None = None,
+        predict_file: str | None = None,
+        hub: str | None = None,
+        hub_config: str | None = None,
+        hub_val_split: str = "validation",
+        tokenizer: str | None = None,
+        token_column: int | str | None = None,
+        tag_column: int | str | None = None,
+        scheme: Literal["keep", "IOB2", "BIOES"] = "keep",
+        long_sentences: Literal["window", "cut"] = "window",
+        encoding: str = "utf-8-sig",
+        encoding_errors: Literal["strict", "replace"] = "strict",
+        max_length: int = 128,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        limit: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        for key, value, allowed in (
+            ("scheme", scheme, ("keep", "IOB2", "BIOES")),
+            ("long_sentences", long_sentences, ("window", "cut")),
+        ):
+            if value not in allowed:
+                raise UserError(f"data.{key}: {value!r} must be one of {', '.join(allowed)}")
+        super().__init__(
+            train_file=train_file,
+            val_file=val_file,
+            test_file=test_file,
+            predict_file=predict_file,
+            hub=hub,
+            hub_config=hub_config,
+            hub_val_split=hub_val_split,
+            tokenizer=tokenizer,
+            encoding=encoding,
+            encoding_errors=encoding_errors,
+            max_length=max_length,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            limit=limit,
+            val_fraction=val_fraction,
+            split_seed=split_seed,
+            num_workers=num_workers,
+            cache_dir=cache_dir,
+            pair=False,
+        )
+        self.token_column, self.tag_column = token_column, tag_column
+        self.scheme, self.long_sentences = scheme, long_sentences
+        if max_length <= self.special_tokens:
+            raise UserError(f"data.max_length: {max_length} leaves no room for a word; give more")
+        if not self.tokenizer.is_fast:
+            raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which words need")
+        if getattr(self.tokenizer, "add_prefix_space", None) is False:
+            # RoBERTa's: words that come one by one are words of a sentence, with a space before them.
+            folder = resolve_source(str(tokenizer), "data.tokenizer")
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, add_prefix_space=True)
+        self._labels: list[str] | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """Tags of the training file in the order of their ids: ``O``, then kinds by alphabet."""
+        if self._labels is None:
+            table = self.rows("train")
+            assert table is not None
+            # From all sentences, also those that are held out or beyond the limit: a split must not lose a tag.
+            found = {tag for tags in self._tags(table, "train") for tag in tags}
+            self._labels = sorted(found, key=lambda tag: (tag != "O", tag.partition("-")[2], tag))
+            if len(self._labels) < 2:
+                raise UserError(
+                    f"data.tag_column: the tags of {self.source('train')!r} are all {self._labels}; "
+                    "name the column with the tags"
+                )
+        return self._labels
+
+    def load(self, source: str, key: str) -> Dataset:
+        if source.endswith(_TABLES):
+            return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+        columns: dict[str, Any] = {
+            "token_column": 0 if self.token_column is None else self.token_column,
+            "tag_column": -1 if self.tag_column is None else self.tag_column,
+        }
+        for name, value in columns.items():
+            if not isinstance(value, int):
+                raise UserError(f"data.{name}: {value!r} is a name; {source!r} has numbered columns, so give a number")
+        if key == "data.predict_file":
+            columns["tag_column"] = columns["token_column"]
+        columns |= {"encoding": self.encoding, "errors": self.encoding_errors}
+        path = Path(resolve_source(source, key))
+        return generate_table(_read_columns, path, source, key, self.cache_dir, _FEATURES, **columns)
+
+    def check(self, table: Dataset, split: str) -> None:
+        columns = {"token_column": self._names(split)[0]}
+        if split != "predict":
+            columns["tag_column"] = self._names(split)[1]
+        self.require_columns(table, split, columns)
+        for key, column in columns.items():
+            if not isinstance(table[0][column], list):
+                raise UserError(f"data.{key}: {column!r} of {self.source(split)!r} holds no lists")
+        if split == "predict":
+            return
+        words, tags = (table.data.column(columns[key]) for key in ("token_column", "tag_column"))
+        counts = [np.array([len(row or ()) for row in column.to_pylist()]) for column in (words, tags)]
+        if (wrong := np.flatnonzero(counts[0] != counts[1])).size:
+            row = wrong[0]
+            raise UserError(
+                f"data.{split}_file: row {row + 1} of {self.source(split)!r} has {counts[0][row]} words "
+                f"and {counts[1][row]} tags; mend the file"
+            )
+
+    def encode(self, table: Dataset, split: str) -> Dataset:
+        words_column = self._names(split)[0]
+        tags_of = None if split == "predict" else self._tags(table, split)
+        ids = {tag: number for number, tag in enumerate(self.labels)}
+        for row, tags in enumerate(tags_of or ()):
+            if unknown := next((tag for tag in tags if tag not in ids), None):
+                raise UserError(
+                    f"data.{split}_file: tag {unknown!r} in sentence {row + 1} of {self.source(split)!r} never occurs "
+                    f"in training; known are {self.labels[:10]}; mend the file or data.tag_column"
+                )
+
+        def windows(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            made = []
+            for number, words in zip(numbers, rows[words_column], strict=True):
+                tags = tags_of[number] if tags_of is not None else None
+                made += self._windows(number, [str(word) for word in words], tags, ids)
+            return {name: [row[name] for row in made] for name in _COLUMNS}
+
+        settings = [self.scheme, self.long_sentences, self.max_length, self._names(split), split == "predict"]
+        encoded = cached_map(
+            table, windows, self.tokenizer, [settings, self.labels, "tokens-1"], f"Tokenising {split}", True
+        )
+        if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
+            lost = int(np.sum(encoded["lost"]))
+            what = f"{lost} words beyond them are left out" if lost else f"they became {long} rows more"
+            rank_zero_info(f"data.max_length: {split} has sentences longer than {self.max_length} tokens; {what}")
+        return encoded
+
+    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+        """Ids and masks ``(batch, tokens)``; ``labels``, -100 where no word begins; where words begin; row numbers."""
+        batch: dict[str, Any] = self.pad(rows)
+        labels = torch.full(batch["input_ids"].shape, _IGNORED)
+        starts = torch.zeros(labels.shape, dtype=torch.bool)
+        left = self.tokenizer.padding_side == "left"
+        for row, (tags, begins) in enumerate(zip(rows["tags"], rows["word_starts"], strict=True)):
+            offset = labels.shape[1] - len(rows["input_ids"][row]) if left else 0
+            positions = torch.tensor(begins) + offset
+            starts[row, positions] = True
+            labels[row, positions] = torch.tensor(tags)
+        batch |= {"labels": labels, "word_starts": starts}
+        pairs = zip(rows["sentence"], rows["first_word"], strict=True)
+        batch["examples"] = [{"sentence": sentence, "first_word": word} for sentence, word in pairs]
+        return batch
+
+    def _windows(
+        self, number: int, words: list[str], tags: list[str] | None, ids: dict[str, int]
+    ) -> list[dict[str, Any]]:
+        """The rows of a sentence."""
+        room = self.max_length - self.special_tokens
+        pieces = self._pieces(words, room)
+        sizes = np.cumsum([0, *(len(piece) for piece in pieces)])
+        begin, made = 0, []
+        while begin < len(words):
+            end = int(np.searchsorted(sizes, sizes[begin] + room, side="right")) - 1
+            if tags is not None and end < len(words) and self.long_sentences == "window":
+                end = _between_entities(tags, begin, end)
+            row = self._row(pieces[begin:end], [ids[tag] for tag in tags[begin:end]] if tags is not None else None)
+            lost = len(words) - end if self.long_sentences == "cut" else 0
+            made.append(row | {"sentence": number, "first_word": begin, "lost": lost})
+            if self.long_sentences == "cut":
+                break
+            begin = end
+        return made
+
+    def _pieces(self, words: list[str], room: int) -> list[list[int]]:
+        """Token ids of each word, at least one and at most ``room``."""
+        if not words:
+            return []
+        encoded = self.tokenizer(words, is_split_into_words=True, add_special_tokens=False, truncation=False)
+        pieces: list[list[int]] = [[] for _ in words]
+        for token, word in zip(encoded["input_ids"], encoded.word_ids(), strict=True):
+            pieces[word].append(token)  # type: ignore[index, arg-type]
+        unknown = self.tokenizer.unk_token_id
+        # A word of characters that the tokenizer drops keeps its place, or tags and words would no longer line up.
+        return [piece[:room] if piece else [unknown] for piece in pieces]  # type: ignore[list-item]
+
+    def _row(self, pieces: list[list[int]], tags: list[int] | None) -> dict[str, Any]:
+        tokenizer = self.tokenizer
+        begins = 1 + np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
+        ids = [tokenizer.cls_token_id, *(token for piece in pieces for token in piece), tokenizer.sep_token_id]
+        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
+        unlabelled = [_IGNORED] * len(pieces)
+        return row | {"length": len(ids), "word_starts": begins.tolist(), "tags": tags or unlabelled}
+
+    def _names(self, split: str) -> tuple[str, str]:
+        """The list columns with words and tags."""
+        source = self.files[split] or self.files["train"]
+        if source is not None and not source.endswith(_TABLES):
+            return "tokens", "tags"
+        for key, value in (("token_column", self.token_column), ("tag_column", self.tag_column)):
+            if isinstance(value, int):
+                raise UserError(f"data.{key}: {value} is a number; {source or self.hub!r} has named columns")
+        return str(self.token_column or "tokens"), str(self.tag_column or "tags")
+
+    def _tags(self, table: Dataset, split: str) -> list[list[str]]:
+        """Tags of each sentence, by name and in the scheme asked for."""
+        column = self._names(split)[1]
+        feature = getattr(table.features[column], "feature", None)
+        names = feature.names if isinstance(feature, ClassLabel) else None
+        tags = [[names[tag] if names else str(tag) for tag in row] for row in table[column]]
+        if self.scheme == "keep":
+            return tags
+        for row, sentence in enumerate(tags):
+            if wrong := next((tag for tag in sentence if not is_entity_tag(tag)), None):
+                raise UserError(
+                    f"data.scheme: {wrong!r} in sentence {row + 1} of {self.source(split)!r} is no entity tag; set keep"
+                )
+        return [write_tags(sentence, self.scheme) for sentence in tags]
+
+
+_COLUMNS = (
+    *("input_ids", "attention_mask", "token_type_ids", "length"),
+    *("word_starts", "tags", "sentence", "first_word", "lost"),
+)
+
+
+def _between_entities(tags: Sequence[str], begin: int, end: int) -> int:
+    """The last place up to ``end`` where no entity goes on; ``end`` itself when one fills the whole window."""
+    for place in range(end, begin, -1):
+        if tags[place][:2] not in ("I-", "E-"):
+            return place
+    return end
+
+
+def _read_columns(
+    path: str, stamp: str, token_column: int, tag_column: int, encoding: str, errors: str
+) -> Iterator[dict[str, list[str]]]:
+    """Sentences of a column file; fields are separated by tabs where there are any, and by white space otherwise."""
+    words: list[str] = []
+    tags: list[str] = []
+    with open_text(path, encoding, errors) as file:
+        for number, line in enumerate(file, 1):
+            fields = line.rstrip("\r\n").split("\t") if "\t" in line.strip() else line.split()
+            if not fields or not "".join(fields).strip() or fields[0].startswith("-DOCSTART-"):
+                if words:
+                    yield {"tokens": words, "tags": tags}
+                words, tags = [], []
+                continue
+            try:
+                words.append(fields[token_column].strip())
+                tags.append(fields[tag_column].strip())
+            except IndexError:
+                raise UserError(
+                    f"line {number} of {path!r} has {len(fields)} columns; "
+                    f"data.token_column is {token_column} and data.tag_column {tag_column}"
+                ) from None
+    if words:
+        yield {"tokens": words, "tags": tags}

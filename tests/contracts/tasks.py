@@ -1,0 +1,86 @@
+"""Tiny files and data modules of every task but classification, and modules that learn them."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TokenClassification
+from lit_compress.modules import LitStudent, Optimization
+
+WORDS = ["the", "a", "is", "was", "film", "story", "plot", "actor", "scene", "very", "and", "but", "not", "it", "in"]
+NAMES = ["good", "great", "fine", "lovely"]
+TASKS = ["masked_lm", "pretraining", "question_answering", "token_classification"]
+
+
+def corpus(path: Path, documents: int = 40, seed: int = 0) -> Path:
+    """A document a line, of two to five sentences."""
+    draw = random.Random(seed)
+    sentences = lambda: [" ".join(draw.choices(WORDS, k=draw.randrange(3, 8))).capitalize() + " ." for _ in range(draw.randrange(2, 6))]  # noqa: E501, E731  # fmt: skip
+    path.write_text("".join(" ".join(sentences()) + "\n" for _ in range(documents)))
+    return path
+
+
+def squad(path: Path, questions: int = 24, impossible: bool = False, seed: int = 0) -> Path:
+    """Contexts with one name in them, which is the answer; every third without, when there may be none."""
+    draw = random.Random(seed)
+    paragraphs = []
+    for number in range(questions):
+        words, name = draw.choices(WORDS, k=draw.randrange(8, 30)), draw.choice(NAMES)
+        none = impossible and number % 3 == 0
+        if not none:
+            words.insert(draw.randrange(len(words)), name)
+        context = " ".join(words)
+        answers = [] if none else [{"text": name, "answer_start": f" {context} ".index(f" {name} ")}]
+        question = {"id": f"q{number}", "question": "was it", "answers": answers, "is_impossible": none}
+        paragraphs.append({"context": context, "qas": [question]})
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+    return path
+
+
+def conll(path: Path, sentences: int = 40, seed: int = 0) -> Path:
+    """Words, of which names are entities of two kinds and one or two words."""
+    draw = random.Random(seed)
+    lines = ["-DOCSTART- O", ""]
+    for _ in range(sentences):
+        for _ in range(draw.randrange(2, 7)):
+            kind = draw.choice(["PER", "LOC", None, None])
+            if kind is None:
+                lines.append(f"{draw.choice(WORDS)} O")
+            else:
+                length = draw.randrange(1, 3)
+                lines += [f"{NAMES[kind == 'PER']} {'BI'[i]}-{kind}" for i in range(length)]
+        lines.append("")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def data(task: str, folder: Path, tokenizer: Path, **options: Any) -> Any:
+    """A data module on files in a folder, which are made when they are not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind, make, defaults = {
+        "masked_lm": (MaskedLanguageModeling, corpus, {"max_length": 16}),
+        "pretraining": (MaskedLanguageModeling, corpus, {"max_length": 24, "packing": "segment_pairs"}),
+        "question_answering": (QuestionAnswering, squad, {"max_length": 24, "doc_stride": 8}),
+        "token_classification": (TokenClassification, conll, {"max_length": 16}),
+    }[task]
+    files = {}
+    for number, split in enumerate(("train", "val")):
+        path = folder / f"{task}-{split}.{'json' if task == 'question_answering' else 'txt'}"
+        files[f"{split}_file"] = str(path if path.exists() else make(path, seed=number))
+    return kind(**files | {"tokenizer": str(tokenizer), "batch_size": 8} | defaults | options)
+
+
+def student(task: str, pretrained: Path, datamodule: Any, teacher: Path | None = None, **options: Any) -> LitStudent:
+    """A student for the task of a data module; its new head is the same each time."""
+    torch.manual_seed(1)
+    settings = {"learning_rate": 1e-2, "weight_decay": 0.1, "warmup": "0%"} | options
+    return LitStudent(
+        str(pretrained),
+        teacher=str(teacher) if teacher else None,
+        labels=datamodule.labels,
+        task=datamodule.task,
+        optimization=Optimization(**settings),
+    )

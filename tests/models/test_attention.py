@@ -1,0 +1,167 @@
+import pytest
+import torch
+from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    MobileBertConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    RobertaConfig,
+    XLNetConfig,
+)
+
+from lit_compress.errors import UserError
+from lit_compress.export import fold
+from lit_compress.models import attention_modules
+from lit_compress.nn import MovingAverageQuantizer, attention_quantizers, describe, rebuild
+from lit_compress.nn.attention import ATTENTION_SLOTS, quantize_attention
+
+SMALL = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+}
+WITH_INTERFACE = {
+    "bert": (BertConfig(**SMALL), "bert.encoder.layer.{}.attention.self"),
+    "roberta": (RobertaConfig(**SMALL), "roberta.encoder.layer.{}.attention.self"),
+    "electra": (ElectraConfig(embedding_size=16, **SMALL), "electra.encoder.layer.{}.attention.self"),
+    "distilbert": (
+        DistilBertConfig(vocab_size=40, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=40),
+        "distilbert.transformer.layer.{}.attention",
+    ),
+    "mobilebert": (
+        MobileBertConfig(embedding_size=32, intra_bottleneck_size=32, true_hidden_size=32, **SMALL),
+        "mobilebert.encoder.layer.{}.attention.self",
+    ),
+    "modernbert": (ModernBertConfig(pad_token_id=0, reference_compile=False, **SMALL), "model.layers.{}.attn"),
+    "albert": (
+        AlbertConfig(embedding_size=16, **SMALL),
+        "albert.encoder.albert_layer_groups.0.albert_layers.0.attention",
+    ),
+}
+WITHOUT = {
+    "mpnet": MPNetConfig(**SMALL),
+    "xlnet": XLNetConfig(vocab_size=40, d_model=32, n_layer=2, n_head=2, d_inner=64),
+    "deberta": DebertaV2Config(**SMALL),
+}
+
+
+def model_of(config, implementation="sdpa"):
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation=implementation).eval()
+
+
+def quantized(model):
+    names = list(attention_modules(model, "key"))
+    for owner in quantize_attention(model, names).values():
+        for slot in ATTENTION_SLOTS:
+            setattr(owner, slot, MovingAverageQuantizer(symmetric=slot in ("key", "value")))
+    return model
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(5, 40, (3, 8))
+    mask = torch.ones_like(ids)
+    mask[0, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", WITH_INTERFACE)
+def test_families_with_the_interface(family, implementation, batch):
+    config, pattern = WITH_INTERFACE[family]
+    model = model_of(config, implementation)
+    with torch.no_grad():
+        plain = model(**batch).logits
+        quantized(model)
+        assert [name for name, _ in attention_quantizers(model)] == sorted({pattern.format(i) for i in range(2)})
+        modules = [q for _, owner in attention_quantizers(model) for q in owner.children()]
+        for quantizer in modules:
+            quantizer.enabled = False
+        # Switched off it is what it was, to the last bit.
+        assert torch.equal(model(**batch).logits, plain)
+        for quantizer in modules:
+            quantizer.enabled = True
+        for owner in (owner for _, owner in attention_quantizers(model)):
+            owner.train()
+        rounded = model(**batch).logits
+    assert all(quantizer.low.isfinite() for quantizer in modules)
+    assert not torch.equal(rounded, plain)
+    assert torch.allclose(rounded, plain, atol=0.05)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_padding_does_not_change_the_others(implementation, batch):
+    model = quantized(model_of(BertConfig(**SMALL), implementation))
+    with torch.no_grad():
+        for owner in (owner for _, owner in attention_quantizers(model)):
+            owner.train()
+        model(**batch)
+        model.eval()
+        alone = model(input_ids=batch["input_ids"][:1, :5], attention_mask=batch["attention_mask"][:1, :5]).logits
+        # Without a mask the padding would be attended to.
+        assert torch.allclose(model(**batch).logits[:1], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", WITHOUT)
+def test_families_without_it_are_refused(family):
+    model = model_of(WITHOUT[family], "eager")
+    with pytest.raises(UserError, match=rf"key: {type(model).__name__}.*attention interface") as caught:
+        attention_modules(model, "key")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_implementation_is_refused():
+    model = model_of(BertConfig(**SMALL))
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(UserError, match=r"key: .*'flex_attention'.*sdpa or eager"):
+        attention_modules(model, "key")
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_folding_restores_the_implementation_and_leaves_the_original_alone(implementation, batch):
+    plain = model_of(BertConfig(**SMALL), implementation)
+    model = quantized(model_of(BertConfig(**SMALL), implementation))
+    folded = fold(model)
+    assert folded.config._attn_implementation == implementation
+    assert model.config._attn_implementation == f"quantized_{implementation}"
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    with torch.no_grad():
+        assert torch.equal(folded(**batch).logits, plain(**batch).logits)
+
+
+def test_no_file_ever_names_it(tmp_path):
+    model = quantized(model_of(BertConfig(**SMALL)))
+    assert "quantized_" not in model.config.to_json_string(use_diff=False)
+    model.config.save_pretrained(tmp_path)
+    assert "quantized_" not in (tmp_path / "config.json").read_text()
+
+
+def test_rebuilt_from_the_manifest(batch):
+    model = quantized(model_of(BertConfig(**SMALL)))
+    with torch.no_grad():
+        for owner in (owner for _, owner in attention_quantizers(model)):
+            owner.train()
+            owner.scores = None
+        model(**batch)
+        model.eval()
+        twin = model_of(BertConfig(**SMALL))
+        for _ in range(2):
+            rebuild(twin, describe(model))
+        twin.load_state_dict(model.state_dict(), strict=True)
+        assert describe(twin) == describe(model)
+        assert torch.equal(twin(**batch).logits, model(**batch).logits)
+
+
+def test_a_manifest_of_another_model_is_refused():
+    manifest = describe(quantized(model_of(BertConfig(**SMALL))))
+    with pytest.raises(UserError, match=r"checkpoint: .*bert\.encoder.*attention"):
+        rebuild(model_of(WITH_INTERFACE["distilbert"][0]), manifest)

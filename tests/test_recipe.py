@@ -1,0 +1,201 @@
+"""Recipes through the command line: stages feed each other, are skipped, resumed, refused and compared."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from contracts.training import differences
+
+from lit_compress.cli import main
+from lit_compress.errors import UserError
+from lit_compress.export import load_checkpoint
+from lit_compress.recipe import load_recipe
+
+PRUNE = {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.5}}
+
+
+@pytest.fixture(scope="session")
+def content(tiny_model, tiny_data) -> dict:
+    """Two stages: a teacher, and a pruned student that starts from it."""
+    data = {
+        "class_path": "TextClassification",
+        "init_args": {
+            "train_file": str(tiny_data / "train.tsv"),
+            "val_file": str(tiny_data / "val.tsv"),
+            "text_columns": ["sentence"],
+            "batch_size": 16,
+            "max_length": 16,
+        },
+    }
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    student = {"pretrained": "stage:teacher", "teacher": "stage:teacher"}
+    return {
+        "stages": {
+            "teacher": {
+                "model": {"class_path": "LitTeacher", "init_args": {"pretrained": str(tiny_model)}},
+                "data": data,
+                "trainer": trainer,
+            },
+            "student": {
+                "config": ["prune.yaml"],
+                "model": {"class_path": "LitStudent", "init_args": student},
+                "data": data,
+                "trainer": trainer,
+            },
+        }
+    }
+
+
+def write_recipe(folder: Path, content: dict) -> Path:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"run": "out", **content}, sort_keys=False))
+    (folder / "prune.yaml").write_text(yaml.safe_dump({"compression": [PRUNE]}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, content, monkeypatch) -> Path:
+    """The working folder, with recipe.yaml and the fragment that it composes."""
+    monkeypatch.chdir(tmp_path)
+    return write_recipe(tmp_path, content)
+
+
+@pytest.fixture(scope="session")
+def finished_once(tmp_path_factory, content) -> Path:
+    folder = write_recipe(tmp_path_factory.mktemp("finished-recipe"), content)
+    with contextlib.chdir(folder):
+        main(["recipe", "recipe.yaml"])
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once, monkeypatch) -> Path:
+    """A finished recipe, for the tests that only look; the working folder."""
+    monkeypatch.chdir(finished_once)
+    return finished_once
+
+
+def edit(folder: Path, change) -> None:
+    content = yaml.safe_load((folder / "recipe.yaml").read_text())
+    change(content)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def test_each_stage_is_a_run_and_the_student_starts_from_the_teacher(finished):
+    for stage in ("teacher", "student"):
+        assert (finished / "out" / stage / "model" / "model.safetensors").is_file()
+    config = yaml.safe_load((finished / "out/student/config.yaml").read_text())
+    assert config["model"]["init_args"]["teacher"] == "out/teacher/model"
+    manifest = json.loads((finished / "out/student/model/compression.json").read_text())
+    assert {entry["sparsity"] for entry in manifest["linears"].values()} == {0.5}
+
+
+def test_the_comparison_has_a_row_for_each_stage(finished):
+    results = json.loads((finished / "out/report.json").read_text())
+    assert list(results) == ["teacher", "student"]
+    assert list(results["student"]["models"]) == ["dense", "compressed"]
+    text = (finished / "out/report.md").read_text()
+    accuracy = results["student"]["models"]["compressed"]["accuracy"]["accuracy"]
+    row = next(line for line in text.splitlines() if line.startswith("| student"))
+    assert f"{accuracy:.4f}" in row
+    assert "50.0%" in row
+
+
+def test_finished_stages_are_not_trained_again(finished, capfd):
+    models = [finished / "out" / stage / "model/model.safetensors" for stage in ("teacher", "student")]
+    before = [path.stat().st_mtime_ns for path in models]
+    main(["recipe", "recipe.yaml"])
+    assert [path.stat().st_mtime_ns for path in models] == before
+    assert "student (finished)" in capfd.readouterr().out
+
+
+def test_other_settings_for_a_finished_stage_are_refused(finished):
+    with pytest.raises(SystemExit, match=r"stage 'teacher'.*made with other settings.*--run"):
+        main(["recipe", "recipe.yaml", "--teacher.trainer.max_epochs", "2"])
+
+
+def test_dry_run_prints_the_plan_and_does_nothing(folder, capsys):
+    main(["recipe", "recipe.yaml", "--dry-run", "--student.trainer.max_epochs", "7"])
+    text = capsys.readouterr().out
+    assert "lit_compress fit --config out/stages/teacher.yaml\n" in text
+    assert "lit_compress fit --config prune.yaml --config out/stages/student.yaml --trainer.max_epochs 7" in text
+    assert "out/teacher/model" in text
+    assert not (folder / "out").exists()
+
+
+def test_a_stage_by_hand(finished_once, folder):
+    # From the file that the recipe keeps for it, with the command that it prints.
+    shutil.copytree(finished_once / "out/stages", "out/stages")
+    main(["fit", "--config", "out/stages/teacher.yaml", "--run", "by_hand"])
+    twins = [load_checkpoint(f / "checkpoints/last.ckpt") for f in (finished_once / "out/teacher", folder / "by_hand")]
+    assert differences(twins[0]["state_dict"], twins[1]["state_dict"]) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_a_killed_stage_goes_on_bit_for_bit(finished_once, folder):
+    for part in ("teacher", "stages"):
+        shutil.copytree(finished_once / "out" / part, folder / "out" / part)
+    command = ["recipe", "recipe.yaml", "--only", "student", "--student.checkpoint_every", "1"]
+    process = subprocess.Popen([sys.executable, "-m", "lit_compress", *command], start_new_session=True)
+    last = folder / "out/student/checkpoints/last.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert last.is_file()
+    assert not (folder / "out/student/model").exists()
+    main(command)
+    twins = [load_checkpoint(f / "out/student/checkpoints/last.ckpt") for f in (finished_once, folder)]
+    for part in ("state_dict", "optimizer_states"):
+        assert differences(twins[0][part], twins[1][part]) == []
+
+
+def test_a_failing_stage_stops_the_recipe(folder):
+    with pytest.raises(SystemExit, match=r"stage 'teacher' ended with exit status 1"):
+        main(["recipe", "recipe.yaml", "--teacher.data.train_file", "nowhere.tsv"])
+    assert not (folder / "out/student").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("stages"), "has no `stages`"),
+        (lambda c: c.update(stages=[]), "has no `stages`"),
+        (lambda c: c.update(stage={}), "unknown key 'stage'"),
+        (lambda c: c["stages"].update({"a/b": {}}), "'a/b'.*cannot name a stage"),
+        (lambda c: c["stages"].update(third="x"), "stage 'third'.*settings of a fit"),
+        (lambda c: c["stages"]["student"].update(config=["no.yaml"]), "stages.student.config: .*no.yaml.*not exist"),
+        (
+            lambda c: c["stages"]["student"]["model"]["init_args"].update(teacher="stage:later"),
+            "stage 'student' reads 'stage:later', which is no earlier stage; earlier are teacher",
+        ),
+    ],
+)
+def test_wrong_recipes(folder, change, message):
+    edit(folder, change)
+    with pytest.raises(UserError, match=message) as caught:
+        load_recipe("recipe.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_recipe(folder):
+    with pytest.raises(SystemExit, match=r"nowhere\.yaml.*cannot be read"):
+        main(["recipe", "nowhere.yaml"])
+
+
+def test_no_yaml(folder):
+    (folder / "recipe.yaml").write_text("stages: [")
+    with pytest.raises(UserError, match="is no YAML"):
+        load_recipe("recipe.yaml")
+
+
+def test_no_such_stage(folder):
+    with pytest.raises(SystemExit, match=r"--only: 'teachr'.*teacher, student"):
+        main(["recipe", "recipe.yaml", "--only", "teachr"])
