@@ -2,10 +2,11 @@
 
 __version__ = "0.1.0"
 
-from lit_compress.data import TextClassification
+from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TextClassification, TokenClassification
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder, student_from_checkpoint
 from lit_compress.modules import (
+    AttentionDistillation,
     Distillation,
     HiddenDistillation,
     L1Penalty,
@@ -17,7 +18,9 @@ from lit_compress.modules import (
     Optimization,
     Penalty,
     Phase,
+    RelationDistillation,
     Rewind,
+    ScorePenalty,
 )
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 from lit_compress.strategies import (
@@ -25,13 +28,16 @@ from lit_compress.strategies import (
     FreezeEmbeddings,
     LowRankEmbedding,
     MagnitudePruning,
+    MovementPruning,
     PatternLock,
     QuantAwareTraining,
+    SecondOrderPruning,
     Strategy,
     StructuredPruning,
 )
 
 __all__ = [
+    "AttentionDistillation",
     "CompressibleLinear",
     "CompressionMonitor",
     "Distillation",
@@ -46,15 +52,22 @@ __all__ = [
     "LogitDistillation",
     "LowRankEmbedding",
     "MagnitudePruning",
+    "MaskedLanguageModeling",
+    "MovementPruning",
     "Optimization",
     "PatternLock",
     "Penalty",
     "Phase",
     "QuantAwareTraining",
+    "QuestionAnswering",
+    "RelationDistillation",
     "Rewind",
+    "ScorePenalty",
+    "SecondOrderPruning",
     "Strategy",
     "StructuredPruning",
     "TextClassification",
+    "TokenClassification",
     "UserError",
     "describe",
     "fold",

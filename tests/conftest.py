@@ -96,3 +96,23 @@ def tiny_teacher(tmp_path_factory, tiny_model) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def wide_teacher(tmp_path_factory, tiny_teacher) -> Path:
+    """A teacher of another shape for the same task: three layers of 48 dimensions with three heads."""
+    folder = tmp_path_factory.mktemp("wide-teacher")
+    torch.manual_seed(4)
+    config = BertConfig(
+        vocab_size=len(_VOCABULARY),
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        id2label={0: "0", 1: "1"},
+        initializer_range=0.5,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(folder)
+    return folder

@@ -19,6 +19,7 @@ from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
 from lit_compress.recipe import load_recipe
 
+RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 PRUNE = {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.5}}
 
 
@@ -199,3 +200,13 @@ def test_no_yaml(folder):
 def test_no_such_stage(folder):
     with pytest.raises(SystemExit, match=r"--only: 'teachr'.*teacher, student"):
         main(["recipe", "recipe.yaml", "--only", "teachr"])
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
+def test_every_shipped_recipe_parses(path, tmp_path, capsys):
+    for stage in load_recipe(path, run=str(tmp_path / "run")).values():
+        stage.write()
+        with pytest.raises(SystemExit) as caught:
+            main([*stage.command(), "--print_config"])
+        assert caught.value.code == 0, capsys.readouterr().err
+        assert yaml.safe_load(capsys.readouterr().out)["run"] == str(stage.folder)

@@ -151,7 +151,7 @@ def replacements(
 
     """
     found: list[dict[int, list[str]]] = [{} for _ in texts]
-    masked = []  # (text, position of the word, token ids, position of the mask)
+    masked: list[tuple[int, int, list[int], int]] = []  # (text, position of the word, token ids, position of the mask)
     for number, text in enumerate(texts):
         pieces = _WORD.findall(text)
         encoded = tokenizer(pieces, is_split_into_words=True, truncation=True, max_length=options.max_length)
@@ -183,7 +183,7 @@ def _words(ids: list[int], original: str, tokenizer: PreTrainedTokenizerBase) ->
     # WordPiece marks what continues a word, byte-level BPE and SentencePiece what begins one.
     begins = ("\u0120", "\u2581") if any(token.startswith(("\u0120", "\u2581")) for token in tokens) else ("",)
     words = [
-        tokenizer.decode([i]).strip()
+        str(tokenizer.decode([i])).strip()
         for i, token in zip(ids, tokens, strict=True)
         if token.startswith(begins) and not token.startswith("##")
     ]

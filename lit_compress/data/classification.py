@@ -8,6 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor
 
+from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.data.text import load_table, tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
@@ -32,6 +33,7 @@ class TextClassification(TextData):
         text_columns: one column, or two for sentence pairs.
         label_column: column of the label.
         columns: column names of files without a header (GLUE's CoLA).
+        augmentation: makes more training rows from each; on the training split alone, after ``limit``.
         encoding: of text files; the default also accepts a byte order mark (GLUE's MRPC).
         encoding_errors: ``strict`` refuses bytes that are no text in this encoding, ``replace`` reads over them.
         max_length: longest input in tokens; longer ones are truncated.
@@ -59,6 +61,7 @@ class TextClassification(TextData):
         text_columns: Sequence[str] = ("text",),
         label_column: str = "label",
         columns: Sequence[str] | None = None,
+        augmentation: MaskedWordReplacement | None = None,
         encoding: str = "utf-8-sig",
         encoding_errors: Literal["strict", "replace"] = "strict",
         max_length: int = 128,
@@ -95,6 +98,7 @@ class TextClassification(TextData):
         )
         self.task = task
         self.text_columns, self.label_column, self.columns = list(text_columns), label_column, columns
+        self.augmentation = augmentation
         self._labels: list[str] | None = None
 
     @property
@@ -139,6 +143,12 @@ class TextClassification(TextData):
                 raise UserError(
                     f"data.text_columns: no {column!r} in row {row + 1} of {self.source(split)!r}; mend the file"
                 )
+
+    def table(self, split: str) -> Dataset | None:
+        table = super().table(split)
+        if table is None or split != "train" or self.augmentation is None:
+            return table
+        return self.augmentation(table, self.text_columns)
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         label = self._label(table, split) if split != "predict" else None

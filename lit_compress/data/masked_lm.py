@@ -119,6 +119,7 @@ class MaskedLanguageModeling(TextData):
         )
         self._check_options()
         self.task = "pretraining" if packing == "segment_pairs" else "masked_lm"
+        self.same_inputs = False
         self.special = np.array(sorted(self.tokenizer.all_special_ids))
         self.words = np.setdiff1d(np.arange(len(self.tokenizer)), self.special)
 
@@ -223,8 +224,13 @@ class MaskedLanguageModeling(TextData):
         steps = self.trainer.max_steps * self.trainer.accumulate_grad_batches if self.trainer else 0
         if steps < 0:
             raise UserError("trainer.max_steps: missing; a stream (data.streaming) has no end of its own")
-        world, rank = self.ranks()
         column = self._column("train")
+        first = next(iter(self._stream().take(1)), {})
+        if column not in first:
+            raise UserError(
+                f"data.text_column: {column!r} is no column of {self.source('train')!r}; it has {list(first)}"
+            )
+        world, rank = self.ranks()
         batches = StreamedBatches(
             self._stream,
             lambda rows, number, block: self.sequences(rows[column], (self.split_seed, number, block)),
@@ -244,7 +250,7 @@ class MaskedLanguageModeling(TextData):
             options: dict[str, Any] = {} if builder == "parquet" else {"encoding": self.encoding}
             stream = load_dataset(builder, data_files=files, split="train", streaming=True, **options)
         assert isinstance(stream, IterableDataset)
-        return stream.select_columns([self._column("train")])
+        return stream
 
     def _files(self, source: str, key: str) -> tuple[list[str], str]:
         """The files of a source, and the reader that `datasets` has for them."""
@@ -329,6 +335,9 @@ class MaskedLanguageModeling(TextData):
             raise UserError("data.val_file: missing; nothing can be held out of a stream (data.streaming)")
         if self.num_workers > 1:
             raise UserError(f"data.num_workers: {self.num_workers} is above 1, which one stream of text is read by")
+        train = self.files["train"]
+        if train is not None and self._files(train, "data.train_file")[1] == "csv":
+            raise UserError(f"data.train_file: {train!r} cannot be streamed; give text, .jsonl or .parquet")
         if self.encoding_errors != "strict":
             raise UserError("data.encoding_errors: has no effect on a stream; leave it out")
 

@@ -19,9 +19,10 @@ Position = tuple[int, int, int]
 class StreamedBatches(TorchIterable):
     """Batches of a corpus, forever, and where the next one begins.
 
-    The corpus is read in blocks of rows; block ``b`` is encoded by rank ``b % world`` alone, its sequences are put into
-    a random order, and batches are taken from one block after the other. All of it follows from seed, pass and block,
-    so a position is three numbers: the pass over the corpus, the block, and the sequence in it.
+    The corpus is read in blocks of rows; in pass ``p`` block ``b`` is encoded by rank ``(b + p) % world`` alone, so
+    that a corpus of fewer blocks than ranks has something for each, too. Its sequences are put into a random order, and
+    batches are taken from one block after the other. All of it follows from seed, pass and block, so a position is
+    three numbers: the pass over the corpus, the block, and the sequence in it.
 
     Args:
         read: opens the corpus at its beginning.
@@ -49,7 +50,7 @@ class StreamedBatches(TorchIterable):
         super().__init__()
         self.read, self.encode, self.collate = read, encode, collate
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
-        self.start: Position = (0, rank, 0)
+        self.start: Position = (0, 0, 0)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Position]]:
         rows: list[dict[str, Any]] = []
@@ -64,7 +65,7 @@ class StreamedBatches(TorchIterable):
             found = False
             for block, rows in enumerate(self.read().iter(batch_size=self.BLOCK)):
                 found = True
-                if block < first or block % self.world != self.rank:
+                if block < first or (block + number) % self.world != self.rank:
                     continue
                 columns = self.encode(rows, number, block)
                 order = np.random.default_rng([self.seed, number, block]).permutation(len(columns["input_ids"]))
@@ -75,7 +76,7 @@ class StreamedBatches(TorchIterable):
                 offset = 0
             if not found:
                 raise UserError("data.train_file: the corpus has no rows")
-            number, first, offset = number + 1, self.rank, 0
+            number, first, offset = number + 1, 0, 0
 
 
 class StreamLoader:

@@ -46,10 +46,12 @@ class TextData(LightningDataModule):
 
     Attributes:
         task: what the head is trained for; the command line gives it to the model.
+        same_inputs: whether an example reads the same in each epoch.
 
     """
 
     task: str
+    same_inputs: bool = True
 
     def __init__(
         self,
@@ -183,9 +185,12 @@ class TextData(LightningDataModule):
         )
 
     def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """The model's inputs ``(batch, tokens)``, padded to the longest row."""
+        """The model's inputs ``(batch, tokens)``, padded to the longest row, and in training ``index`` ``(batch,)``."""
         inputs = {name: rows[name] for name in self.tokenizer.model_input_names if name in rows}
-        return dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        if "index" in rows:
+            batch["index"] = torch.tensor(rows["index"])
+        return batch
 
     def view(self, dataset: Dataset, batches: LengthGroupedBatches) -> Any:
         """What a loader reads: the rows, or the rows and something about them."""
@@ -239,7 +244,11 @@ class TextData(LightningDataModule):
             table = self.table(split)
             if table is None:
                 return None
-            self._tokenized[split] = self.encode(table, split)
+            tokenized = self.encode(table, split)
+            if split == "train" and self.same_inputs:
+                # Which example a row of a batch is: what a cache of the teacher's answers is read by.
+                tokenized = tokenized.add_column("index", np.arange(len(tokenized)))  # type: ignore[call-arg]
+            self._tokenized[split] = tokenized
         return self._tokenized[split]
 
     def table(self, split: str) -> Dataset | None:

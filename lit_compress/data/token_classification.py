@@ -1,5 +1,6 @@
 """A tag for each word of a sentence: named entities, parts of speech."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 from transformers import AutoTokenizer
 
 from lit_compress.data.text import cached_map, generate_table, load_table, open_text
@@ -200,7 +201,7 @@ class TokenClassification(TextData):
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
             what = f"{lost} words beyond them are left out" if lost else f"they became {long} rows more"
-            rank_zero_info(f"data.max_length: {split} has sentences longer than {self.max_length} tokens; {what}")
+            _tell(f"data.max_length: {split} has sentences longer than {self.max_length} tokens; {what}")
         return encoded
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
@@ -289,6 +290,11 @@ _COLUMNS = (
     *("input_ids", "attention_mask", "token_type_ids", "length"),
     *("word_starts", "tags", "sentence", "first_word", "lost"),
 )
+
+
+@rank_zero_only
+def _tell(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 def _between_entities(tags: Sequence[str], begin: int, end: int) -> int:

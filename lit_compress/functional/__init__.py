@@ -1,8 +1,17 @@
 """Pure functions on tensors: the mathematics of every method, without Lightning or Transformers."""
 
-from lit_compress.functional.distill import hidden_mse, logit_kl
+from lit_compress.functional.distill import (
+    attention_kl,
+    attention_mse,
+    hidden_mse,
+    logit_kl,
+    mean_logits,
+    relation_kl,
+    soft_cross_entropy,
+)
 from lit_compress.functional.entities import entities, write_tags
 from lit_compress.functional.importance import head_scores, magnitude, neuron_scores, taylor
+from lit_compress.functional.layer_maps import drop_multiples_map, last_map, skip_map, uniform_map
 from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.low_rank import truncated_svd
 from lit_compress.functional.masks import (
@@ -31,9 +40,12 @@ __all__ = [
     "Duration",
     "Linear",
     "asymmetric_qparams",
+    "attention_kl",
+    "attention_mse",
     "best_spans",
     "block_mask",
     "dequantize",
+    "drop_multiples_map",
     "entities",
     "fake_quantize",
     "global_group_masks",
@@ -44,16 +56,22 @@ __all__ = [
     "keep_by_position",
     "keep_dissimilar",
     "keep_highest",
+    "last_map",
     "logit_kl",
     "magnitude",
+    "mean_logits",
     "neuron_scores",
     "nm_mask",
     "pruning_steps",
     "quantize",
+    "relation_kl",
+    "skip_map",
+    "soft_cross_entropy",
     "sparsity",
     "symmetric_qparams",
     "taylor",
     "truncated_svd",
+    "uniform_map",
     "unstructured_mask",
     "weight_score",
     "width_after",

@@ -35,6 +35,7 @@ class Layout:
             heads: head ``h`` owns rows ``h * head_size`` to ``(h + 1) * head_size``.
         key: likewise.
         value: likewise.
+        query_key_value: inside a layer, the linear of all three, one after the other, where there is only that.
         attention_output: inside a layer, the linear after the heads; its columns belong to heads.
         head_linears: further linears of a layer whose rows belong to heads; a model has them or not.
         fused_head_linears: linears that make several things of each head, the rows of one after those of another.
@@ -59,6 +60,7 @@ class Layout:
     query: str | None
     key: str | None
     value: str | None
+    query_key_value: str | None = None
     attention_output: str | None
     head_linears: tuple[str, ...] = ()
     fused_head_linears: tuple[str, ...] = ()
@@ -205,6 +207,7 @@ LAYOUTS: dict[str, Layout] = {
         query=None,
         key=None,
         value=None,
+        query_key_value="attn.Wqkv",
         attention_output="attn.Wo",
         feed_forward_in="mlp.Wi",
         feed_forward_out="mlp.Wo",

@@ -14,15 +14,24 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 
-__all__ = ["check_compatible", "load_classifier", "load_config", "load_model", "transformers_progress"]
+__all__ = [
+    "check_compatible",
+    "check_same_vocabulary",
+    "load_classifier",
+    "load_config",
+    "load_model",
+    "transformers_progress",
+]
 
 
 @dataclass(frozen=True)
@@ -160,33 +169,46 @@ def load_config(source: str, key: str) -> PretrainedConfig:
 
 
 def check_compatible(
-    student: PretrainedConfig, teacher: PretrainedConfig, source: str, task: str = "classification"
+    student: PretrainedConfig,
+    teacher: PretrainedConfig,
+    source: str,
+    task: str = "classification",
+    key: str = "model.teacher",
 ) -> None:
-    """A teacher must have the head of the task, answer about the same labels and read the same token ids.
+    """A teacher must have no head of another task, answer about the same labels and read the same token ids.
+
+    A bare encoder can be a teacher of hidden states.
+
+    Args:
+        student: configuration of the student.
+        teacher: configuration of the teacher.
+        source: where the teacher comes from, for the error.
+        task: what the heads are for.
+        key: config key named in the error.
 
     Raises:
         UserError: another head, other labels or another vocabulary.
 
     """
     head = _HEADS[task]
-    if teacher.architectures and not _has_head(teacher, head):
+    other = next((name for name in teacher.architectures or [] if "For" in name), None)
+    if other and not _has_head(teacher, head):
         raise UserError(
-            f"model.teacher: {source!r} is a {teacher.architectures[0]} without a head for {head.described}; "
-            "give a teacher trained on this task"
+            f"{key}: {source!r} is a {other} without a head for {head.described}; give a teacher trained on this task"
         )
     if head is _CLASSIFIER or task == "token_classification":
-        _check_labels(student, teacher, source)
+        _check_labels(student, teacher, source, key)
     if teacher.vocab_size != student.vocab_size:
         raise UserError(
-            f"model.teacher: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
+            f"{key}: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
             f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
         )
 
 
-def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig, source: str) -> None:
+def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig, source: str, key: str) -> None:
     if teacher.num_labels != student.num_labels:
         raise UserError(
-            f"model.teacher: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
+            f"{key}: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
             "give a teacher fine-tuned on the same labels"
         )
     theirs, ours = dict(teacher.id2label or {}), dict(student.id2label or {})
@@ -194,9 +216,44 @@ def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig, source: 
     named = not all(str(name).startswith("LABEL_") for name in theirs.values())
     if len(ours) > 1 and named and theirs != ours:
         raise UserError(
-            f"model.teacher: {source!r} orders its labels {list(theirs.values())} and the data "
+            f"{key}: {source!r} orders its labels {list(theirs.values())} and the data "
             f"{list(ours.values())}; give a teacher fine-tuned on the same labels"
         )
+
+
+def check_same_vocabulary(student: str, teacher: str, key: str) -> None:
+    """Every token of the student's tokenizer has the same id in the teacher's; silent when either has no tokenizer.
+
+    Args:
+        student: hub name, folder or ``package:`` of the student's tokenizer.
+        teacher: likewise of the teacher.
+        key: config key named in the error.
+
+    Raises:
+        UserError: a token has another id, or none.
+
+    """
+    if student == teacher:
+        return
+    ours, theirs = (_vocabulary(resolve_source(source, key)) for source in (student, teacher))
+    if ours is None or theirs is None:
+        return
+    for token, index in sorted(ours.items(), key=lambda entry: entry[1]):
+        if theirs.get(token) != index:
+            raise UserError(
+                f"{key}: {teacher!r} has another vocabulary: {token!r} is {index} for the student and "
+                f"{theirs.get(token, 'nothing')} for the teacher; give a teacher with the same tokenizer"
+            )
+
+
+def _vocabulary(path: str) -> dict[str, int] | None:
+    try:
+        # Without this file, which every tokenizer has, Transformers makes an empty one up from the configuration.
+        if cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is None:
+            return None
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
+    except Exception:  # a teacher need not come with a tokenizer; the sizes of the vocabularies were compared
+        return None
 
 
 def transformers_progress(show: bool) -> None:

@@ -1,15 +1,17 @@
 """LightningModules: whatever needs gradients."""
 
-from lit_compress.modules.distillation import Distillation, HiddenDistillation, LogitDistillation
+from lit_compress.modules.distillation import Distillation, LogitDistillation
 from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.feature_distillation import AttentionDistillation, HiddenDistillation, RelationDistillation
 from lit_compress.modules.learning_rate import Phase, Rewind
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty
+from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty, ScorePenalty
 from lit_compress.modules.student import LitStudent
 from lit_compress.modules.tasks import Classification, Regression, Task, make_task
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
+    "AttentionDistillation",
     "Classification",
     "Distillation",
     "HiddenDistillation",
@@ -23,7 +25,9 @@ __all__ = [
     "Penalty",
     "Phase",
     "Regression",
+    "RelationDistillation",
     "Rewind",
+    "ScorePenalty",
     "Task",
     "make_task",
 ]

@@ -1,14 +1,27 @@
-"""Distillation terms: what a student's loss takes from its teacher, named entries of ``LitStudent.distillation``."""
+"""Distillation terms: what a student's loss takes from its teacher, named entries of ``LitStudent.distillation``.
+
+Here are the base and the terms that compare answers; those that look inside are in
+:mod:`lit_compress.modules.feature_distillation`.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
-from lit_compress.functional.distill import hidden_mse, logit_kl
+from lit_compress.functional.distill import logit_kl, mean_logits, soft_cross_entropy
 
-__all__ = ["Distillation", "HiddenDistillation", "LogitDistillation"]
+__all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
+
+_LOSSES = {"kl": logit_kl, "soft_cross_entropy": soft_cross_entropy}
+_TOKENS = ("all", "attended", "masked")
+# The logits of Hugging Face outputs: question answering, pretraining, everything else.
+_SPANS = ("start_logits", "end_logits")
+_HEADS = (_SPANS, ("prediction_logits", "seq_relationship_logits"), ("logits",))
+# Logit of a position that is no candidate; finite, because a difference of infinities is no number.
+_NEVER = -1e9
 
 
 class Distillation(nn.Module):
@@ -17,87 +30,135 @@ class Distillation(nn.Module):
     Attributes:
         weight: factor of the term in the loss.
         hardness: share of the task loss that the term replaces, in [0, 1].
+        teacher: name of the teacher it listens to; None averages over all.
         needs_hidden_states: whether both models must return ``hidden_states``.
+        needs_attentions: whether both models must return ``attentions``.
+        needs_projections: student layer and teacher layer (1 is the first, -1 the last) whose queries, keys and values
+            must be in ``projections`` of the outputs; None for none.
 
     """
 
     weight: float = 1.0
     hardness: float = 0.0
+    teacher: str | None = None
     needs_hidden_states: bool = False
+    needs_attentions: bool = False
+    needs_projections: tuple[int, int] | None = None
+
+    def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
+        """Make what depends on both models, for example a learned projection; called once, before training.
+
+        Args:
+            student: Hugging Face configuration of the student.
+            teachers: those of the teachers that the term listens to.
+
+        """
 
     def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
         """Loss term from both models' Hugging Face outputs and the batch they saw."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(student, teacher, batch)")
 
+    def average(self, student: Any, teachers: Sequence[Any], batch: dict[str, Tensor]) -> Tensor:
+        """The term for several teachers: the mean over them, unless a subclass knows better."""
+        return torch.stack([self(student, teacher, batch) for teacher in teachers]).mean()
+
 
 class LogitDistillation(Distillation):
     """Softened logits: ``hardness * T^2 KL(teacher || student)``, and ``1 - hardness`` of the task loss.
 
-    Hinton et al. 2015 (arXiv 1503.02531) in SparseML's parametrisation.
+    Hinton et al. 2015 (arXiv 1503.02531) in SparseML's parametrisation. Several heads: start and end of an answer are
+    averaged, token and sentence logits of a pretraining model are added (Prune Once for All, arXiv 2111.05754).
+    Several teachers: the mean of their softened distributions.
 
     Args:
         hardness: 0 is the labels alone, 1 the teacher alone.
         temperature: softens both distributions; 1 to 5.5 in the papers.
+        loss: ``kl`` with the factor ``T^2``; ``soft_cross_entropy`` without, mean over the classes too (ROSITA).
+        tokens: which positions of token logits (or candidates for an answer) count: ``attended`` is every one that is
+            no padding, ``all`` includes padding (SparseML), ``masked`` those with a label (other than -100). None is
+            ``attended``.
+        teacher: name of the teacher to listen to; None averages over all.
 
     """
 
-    def __init__(self, hardness: float = 0.5, temperature: float = 2.0) -> None:
+    def __init__(
+        self,
+        hardness: float = 0.5,
+        temperature: float = 2.0,
+        loss: Literal["kl", "soft_cross_entropy"] = "kl",
+        tokens: Literal["all", "attended", "masked"] | None = None,
+        teacher: str | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= hardness <= 1:
             raise UserError(f"distillation hardness: {hardness} must be in [0, 1]")
         if not temperature > 0:
             raise UserError(f"distillation temperature: {temperature} must be above 0")
+        if loss not in _LOSSES:
+            raise UserError(f"distillation loss: {loss!r} must be one of {', '.join(_LOSSES)}")
+        if tokens is not None and tokens not in _TOKENS:
+            raise UserError(f"distillation tokens: {tokens!r} must be one of {', '.join(_TOKENS)}")
         self.weight = self.hardness = hardness
-        self.temperature = temperature
+        self.temperature, self.loss, self.tokens, self.teacher = temperature, loss, tokens, teacher
 
     def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
-        if student.logits.shape[-1] == 1:
-            # One output is a regression: a softmax over it is constant, its natural imitation is the squared error.
-            return (student.logits - teacher.logits).square().mean()
-        mask = batch["attention_mask"] if student.logits.ndim == 3 else None
-        return logit_kl(student.logits, teacher.logits, self.temperature, mask)
+        return self.average(student, [teacher], batch)
 
+    def average(self, student: Any, teachers: Sequence[Any], batch: dict[str, Tensor]) -> Tensor:
+        heads = logit_heads(student)
+        terms = [
+            self._span(logits, [getattr(teacher, name) for teacher in teachers], batch)
+            if name in _SPANS
+            else self._classes(logits, [getattr(teacher, name) for teacher in teachers], batch, len(heads) == 1)
+            for name, logits in heads.items()
+        ]
+        total = sum(terms[1:], terms[0])
+        return total / 2 if heads.keys() == set(_SPANS) else total
 
-class HiddenDistillation(Distillation):
-    """Hidden states: mean squared error between mapped layers, padding left out, mean over the pairs.
+    def _span(self, student: Tensor, teachers: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+        """Distributions over the positions: ``(batch, tokens)``."""
+        if self.tokens == "masked":
+            raise UserError("distillation tokens: 'masked' needs a label per token; for answers take attended or all")
+        if self.tokens != "all":
+            padding = batch["attention_mask"] == 0
+            student, *teachers = (logits.masked_fill(padding, _NEVER) for logits in (student.float(), *teachers))
+        return self._loss(student, teachers, None)
 
-    Args:
-        weight: factor of the term.
-        layer_map: student index to teacher index into ``hidden_states`` (0 is the embedding output, 1 the first
-            layer); None spreads the student's layers evenly over the teacher's, embedding to embedding.
-
-    """
-
-    needs_hidden_states = True
-
-    def __init__(self, weight: float = 1.0, layer_map: dict[int, int] | None = None) -> None:
-        super().__init__()
-        self.weight = weight
-        self.layer_map = layer_map
-
-    def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
-        pairs = self.layer_map or uniform_layer_map(len(student.hidden_states) - 1, len(teacher.hidden_states) - 1)
-        terms = []
-        for s, t in pairs.items():
-            ours, theirs = _pick(student, s, "student"), _pick(teacher, t, "teacher")
-            if ours.shape != theirs.shape:
+    def _classes(self, student: Tensor, teachers: list[Tensor], batch: dict[str, Tensor], alone: bool) -> Tensor:
+        """Distributions over classes: ``(batch, classes)``, or ``(batch, tokens, classes)``."""
+        if student.ndim == 2:
+            if self.tokens is not None and alone:
                 raise UserError(
-                    f"distillation hidden: the student is {ours.shape[-1]} wide and the teacher {theirs.shape[-1]}; "
-                    "this term needs equal widths, so remove it from model.distillation or take another teacher"
+                    f"distillation tokens: {self.tokens!r} has no effect on one answer per text; leave it out"
                 )
-            terms.append(hidden_mse(ours, theirs, batch["attention_mask"]))
-        return sum(terms[1:], terms[0]) / len(terms)
+            if student.shape[-1] == 1:
+                # One output is a regression: a softmax over it is constant, its imitation is the squared error.
+                return (student - torch.stack(teachers).mean(0)).square().mean()
+            return self._loss(student, teachers, None)
+        if self.tokens == "all":
+            return self._loss(student, teachers, None)
+        mask = batch["labels"] != -100 if self.tokens == "masked" else batch["attention_mask"]
+        return self._loss(student, teachers, mask)
+
+    def _loss(self, student: Tensor, teachers: list[Tensor], mask: Tensor | None) -> Tensor:
+        if mask is not None:  # before the teachers are averaged, too: rows of a whole vocabulary are large
+            chosen = mask.bool()
+            student, *teachers = (logits[chosen] for logits in (student, *teachers))
+        return _LOSSES[self.loss](student, mean_logits(teachers, self.temperature), self.temperature)
 
 
-def uniform_layer_map(student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Student layer ``i`` imitates teacher layer ``round(i * teacher_layers / student_layers)``; 0 imitates 0.
+def logit_heads(output: Any) -> dict[str, Tensor]:
+    """The logits of a Hugging Face output by the names it gives them.
 
-    Example:
-        >>> uniform_layer_map(3, 6)
-        {0: 0, 1: 2, 2: 4, 3: 6}
+    Raises:
+        UserError: it has none that are known.
 
     """
-    return {i: round(i * teacher_layers / student_layers) for i in range(student_layers + 1)}
+    for names in _HEADS:
+        found = {name: logits for name in names if (logits := getattr(output, name, None)) is not None}
+        if len(found) == len(names):
+            return found
+    raise UserError(f"distillation: the student's {type(output).__name__} has no logits that a teacher could shape")
 
 
 def label_weight(terms: Sequence[Distillation]) -> float:
@@ -126,12 +187,3 @@ def named_terms(terms: Mapping[str, nn.Module], key: str, taken: Iterable[str] =
         if "." in name or not name or hasattr(nn.ModuleDict(), name):
             raise UserError(f"{key}: {name!r} cannot be a name; choose another, without dots")
     return nn.ModuleDict(terms)
-
-
-def _pick(output: Any, index: int, who: str) -> Tensor:
-    if not -len(output.hidden_states) <= index < len(output.hidden_states):
-        raise UserError(
-            f"distillation layer_map: the {who} has no hidden state {index}; it has 0 (embeddings) "
-            f"to {len(output.hidden_states) - 1}"
-        )
-    return output.hidden_states[index]

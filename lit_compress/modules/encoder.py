@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from lit_compress.errors import UserError
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
+from lit_compress.modules.metrics import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.tasks import make_task
 from lit_compress.nn.manifest import describe, part_names, rebuild
@@ -24,8 +25,9 @@ __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
 
-# Tensors of a batch that say what is right, or where a token came from.
+# Tensors of a batch that say what is right, where a token came from, or which example a row is.
 _NO_INPUTS = {
+    "index",
     *("labels", "next_sentence_label", "start_positions", "end_positions"),
     *("char_start", "char_end", "word_starts"),
 }
@@ -66,6 +68,7 @@ class LitEncoder(LightningModule):
         self.task = make_task(task, labels)
         self.task_name = task or ("classification" if labels else "regression")
         self.student = load_model(pretrained, self.task_name, labels, key="model.pretrained").train()
+        self.eval_loss = MeanLoss()
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")
 
@@ -95,31 +98,33 @@ class LitEncoder(LightningModule):
         return parts["loss"]
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "val", self.val_metrics)
+        self._evaluate(batch, self.val_metrics)
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self._evaluate(batch, "test", self.test_metrics)
+        self._evaluate(batch, self.test_metrics)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         """What the task predicts: probabilities ``(batch, labels)``, values, tags, answers or token ids."""
         return self.task.predictions(self(batch), batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics(self.val_metrics)
+        self._log_metrics("val", self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics(self.test_metrics)
+        self._log_metrics("test", self.test_metrics)
 
-    def _evaluate(self, batch: dict[str, Any], stage: str, metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: dict[str, Any], metrics: MetricCollection) -> None:
         output = self(batch)
-        loss, count = self.task.loss(output, batch), self.task.count(batch)
-        self.log(f"{stage}/loss", loss, batch_size=count, sync_dist=True, prog_bar=True)
+        # Lightning's own mean over ranks halves the weights as integers, so with an odd number it is slightly off.
+        self.eval_loss.update(self.task.loss(output, batch), self.task.count(batch))
         self.task.update(metrics, output, batch)
 
-    def _log_metrics(self, metrics: MetricCollection) -> None:
+    def _log_metrics(self, stage: str, metrics: MetricCollection) -> None:
         # `compute` gathers: the values are those of all ranks, and sync_dist averages equal numbers.
-        self.log_dict(metrics.compute(), sync_dist=True, prog_bar=True)
-        metrics.reset()
+        values = {f"{stage}/loss": self.eval_loss.compute()} | metrics.compute()
+        self.log_dict(values, sync_dist=True, prog_bar=True)
+        for metric in (self.eval_loss, metrics):
+            metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
         # A fused optimizer unscales gradients itself, so under mixed precision Lightning refuses to clip them.

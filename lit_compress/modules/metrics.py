@@ -16,10 +16,34 @@ from torchmetrics.utilities import dim_zero_cat
 from lit_compress.functional.entities import entities, is_entity_tag
 from lit_compress.functional.spans import best_spans
 
-__all__ = ["IGNORED", "AnswerScore", "EntityScore", "MaskedTokenScore"]
+__all__ = ["IGNORED", "AnswerScore", "EntityScore", "MaskedTokenScore", "MeanLoss"]
 
 # Label of tokens that are not part of a loss or a metric: F.cross_entropy's default.
 IGNORED = -100
+
+
+class MeanLoss(Metric):
+    """Mean of batch losses, each weighted by what it is the mean of.
+
+    torchmetrics' ``MeanMetric`` leaves out a NaN, or (version 1.9, ``nan_strategy="disable"``) the weights.
+    """
+
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, count: int) -> None:
+        """Add the loss of a batch."""
+        self.total += loss.double() * count
+        self.count += count
+
+    def compute(self) -> Tensor:
+        return (self.total / self.count).float()
 
 
 class MaskedTokenScore(Metric):

@@ -35,6 +35,7 @@ class Optimization:
         rewind: put the rate back with each mask update, as Prune Once for All does.
         betas: AdamW's averaging coefficients.
         epsilon: AdamW's denominator term.
+        score_learning_rate: peak learning rate of movement pruning's scores, which never decay; 1e-2 when not given.
 
     """
 
@@ -47,10 +48,13 @@ class Optimization:
     rewind: Rewind | None = None
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    score_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise UserError(f"optimization.learning_rate: {self.learning_rate} must be above 0")
+        if self.score_learning_rate is not None and not self.score_learning_rate > 0:
+            raise UserError(f"optimization.score_learning_rate: {self.score_learning_rate} must be above 0")
         if self.decay not in ("linear", "cosine", "constant"):
             raise UserError(f"optimization.decay: {self.decay!r} must be linear, cosine or constant")
         for key in ("weight_decay", "epsilon"):
@@ -80,7 +84,7 @@ class Optimization:
 
     def build(self, module: nn.Module, total_steps: int, steps_per_epoch: float, fused: bool = True) -> dict[str, Any]:
         """Optimizer and scheduler for Lightning's ``configure_optimizers``; one fused kernel unless told otherwise."""
-        groups = parameter_groups(module, self.weight_decay)
+        groups = parameter_groups(module, self.weight_decay) + self._score_group(module)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.epsilon, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor(total_steps, steps_per_epoch))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -96,11 +100,27 @@ class Optimization:
             return lambda step: phase_factor(step, warmup, phases, self.decay)
         return lambda step: learning_rate_factor(step, warmup, total_steps, self.decay, final / peak)
 
+    def _score_group(self, module: nn.Module) -> list[dict[str, Any]]:
+        scores = [p for name, p in module.named_parameters() if _is_score(name)]
+        if not scores and self.score_learning_rate is not None:
+            raise UserError(
+                f"optimization.score_learning_rate: {self.score_learning_rate} has no effect, nothing learns scores; "
+                "leave it out, or add MovementPruning to compression"
+            )
+        return [{"params": scores, "weight_decay": 0.0, "lr": self.score_learning_rate or 1e-2}] if scores else []
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay, vectors (biases, normalisation) without."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    """Trainable parameters in two groups: matrices with weight decay, vectors (biases, normalisation) without.
+
+    Scores of masks are in neither: they are no weights.
+    """
+    trainable = [p for name, p in module.named_parameters() if p.requires_grad and not _is_score(name)]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def _is_score(name: str) -> bool:
+    return name.endswith("mask_scores")

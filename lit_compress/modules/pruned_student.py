@@ -3,12 +3,14 @@
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
+from lit_compress.functional.movement import score_penalty
+from lit_compress.modules.cached_teacher import CacheDtype
 from lit_compress.modules.distillation import Distillation, named_terms
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.student import LitStudent
 from lit_compress.nn.surgery import compressible_layers
 
-__all__ = ["L1Penalty", "LitPrunedStudent", "Penalty"]
+__all__ = ["L1Penalty", "LitPrunedStudent", "Penalty", "ScorePenalty"]
 
 
 class Penalty(nn.Module):
@@ -16,10 +18,12 @@ class Penalty(nn.Module):
 
     Attributes:
         weight: factor of the penalty in the loss.
+        of_scores: whether it pulls the scores of movement pruning down, which its soft method cannot do without.
 
     """
 
     weight: float = 1.0
+    of_scores: bool = False
 
     def forward(self, student: nn.Module) -> Tensor:
         """Penalty of the student's current weights."""
@@ -45,6 +49,35 @@ class L1Penalty(Penalty):
         return sum(magnitudes[1:], magnitudes[0]) / len(magnitudes)
 
 
+class ScorePenalty(Penalty):
+    """Mean over layers of ``sum(sigmoid(scores)) / size``: what soft movement pruning (arXiv 2005.07683) prunes with.
+
+    It grows with the threshold, from 0 to ``weight`` when that is final, as in the authors' code.
+
+    Args:
+        weight: final factor of the penalty; 400 for SQuAD at a threshold of 0.1 (the authors' README).
+
+    """
+
+    of_scores = True
+
+    def __init__(self, weight: float = 400.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, student: nn.Module) -> Tensor:
+        terms = [
+            layer.score_pressure * score_penalty(layer.mask_scores)
+            for _, layer in compressible_layers(student)
+            if layer.mask_scores is not None and layer.score_pressure is not None
+        ]
+        if not terms:
+            raise UserError(
+                "model.penalties: no layer has scores to pull down; add MovementPruning with method soft to compression"
+            )
+        return sum(terms[1:], terms[0]) / len(terms)
+
+
 class LitPrunedStudent(LitStudent):
     """A :class:`LitStudent` with penalties on its weights, added to the loss and logged by name.
 
@@ -58,6 +91,9 @@ class LitPrunedStudent(LitStudent):
         optimization: likewise.
         compile: likewise.
         task: likewise.
+        teachers: likewise.
+        teacher_cache: likewise.
+        teacher_cache_dtype: likewise.
 
     """
 
@@ -72,8 +108,23 @@ class LitPrunedStudent(LitStudent):
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
         task: str | None = None,
+        teachers: dict[str, str] | None = None,
+        teacher_cache: str | None = None,
+        teacher_cache_dtype: CacheDtype = "float32",
     ) -> None:
-        super().__init__(pretrained, teacher, distillation, labels, tokenizer, optimization, compile, task)
+        super().__init__(
+            pretrained,
+            teacher,
+            distillation,
+            labels,
+            tokenizer,
+            optimization,
+            compile,
+            task,
+            teachers,
+            teacher_cache,
+            teacher_cache_dtype,
+        )
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 

@@ -1,9 +1,17 @@
-"""A student: the task, and what a teacher says about it."""
+"""A student: the task, and what its teachers say about it."""
+
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 
+from lit_compress.data.logit_store import LogitStore
 from lit_compress.errors import UserError
-from lit_compress.models.load import check_compatible, load_config, load_model
+from lit_compress.models.attention_maps import visible_attention
+from lit_compress.models.load import check_compatible, check_same_vocabulary, load_config, load_model
+from lit_compress.models.projections import read_projections
+from lit_compress.modules.cached_teacher import CacheDtype, open_answers, teacher_digest
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
 from lit_compress.modules.encoder import LitEncoder, model_inputs
 from lit_compress.modules.optim import Optimization
@@ -13,7 +21,7 @@ __all__ = ["LitStudent"]
 
 
 class LitStudent(LitEncoder):
-    """Learns from labels and from a frozen teacher; strategies compress it on the way.
+    """Learns from labels and from frozen teachers; strategies compress it on the way.
 
     ``loss = (1 - sum of hardness) * task + sum of weight * term``, each part logged as ``train/<name>``.
 
@@ -21,11 +29,15 @@ class LitStudent(LitEncoder):
         pretrained: where the student starts; usually the teacher's own folder.
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
         distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
-        labels: class names, None where there are none; comes from the data on the command line.
+        labels: class names, None for regression; comes from the data on the command line.
         tokenizer: tokenizer exported beside the weights; comes from the data likewise.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile``.
         task: what the heads are for; comes from the data likewise.
+        teachers: several teachers by name, instead of ``teacher``; each term listens to one or to the mean of all.
+        teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
+            training, and never again in this run or any other; None asks at every step.
+        teacher_cache_dtype: of the stored logits.
 
     """
 
@@ -39,29 +51,152 @@ class LitStudent(LitEncoder):
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
         task: str | None = None,
+        teachers: dict[str, str] | None = None,
+        teacher_cache: str | None = None,
+        teacher_cache_dtype: CacheDtype = "float32",
     ) -> None:
-        if teacher is None and distillation:
+        if teacher is not None and teachers:
+            raise UserError("model.teachers: there is a model.teacher, too; give one or the other")
+        # Of each teacher its name, its source, and the key that an error names.
+        sources = {"teacher": teacher} if teacher else dict(teachers or {})
+        keys = {name: "model.teacher" if teacher else f"model.teachers.{name}" for name in sources}
+        if not sources and distillation:
             raise UserError(f"model.distillation: {list(distillation)} need a teacher; give model.teacher")
-        teacher_config = load_config(teacher, "model.teacher") if teacher else None
+        terms = distillation or ({"kd": LogitDistillation()} if sources else {})
+        _check_listening(terms, sources)
+        _check_cache(terms, sources, teacher_cache, teacher_cache_dtype)
+        configs = {name: load_config(source, keys[name]) for name, source in sources.items()}
         super().__init__(pretrained, labels, tokenizer, optimization, compile, task)
-        terms = distillation or ({"kd": LogitDistillation()} if teacher else {})
+        held = {}
+        for name, source in sources.items():
+            check_compatible(self.student.config, configs[name], source, self.task_name, keys[name])
+            check_same_vocabulary(self.tokenizer, source, keys[name])
+            held[name] = FrozenTeacher(load_model(source, self.task_name, labels, key=keys[name]))
+        self.teachers = named_terms(held, "model.teachers")
+        for term in terms.values():
+            heard = [name for name in sources if term.teacher in (None, name)]
+            term.prepare(self.student.config, [configs[name] for name in heard])
+            _open_up(term, self.student, {keys[name]: held[name].model for name in heard})
         self.distillation = named_terms(terms, "model.distillation")
         self.label_weight = label_weight(list(terms.values()))
-        self.teacher = None
-        if teacher and teacher_config:
-            check_compatible(self.student.config, teacher_config, teacher, self.task_name)
-            self.teacher = FrozenTeacher(load_model(teacher, self.task_name, labels, key="model.teacher"))
+        self.teacher_cache = teacher_cache
+        self.teacher_cache_dtype: CacheDtype = teacher_cache_dtype
+        # Of the weights as they were loaded: a run in half precision casts them.
+        self._digests = {name: teacher_digest(one.model) for name, one in held.items()} if teacher_cache else {}
+        self._answers: dict[str, LogitStore] = {}
+
+    @property
+    def teacher(self) -> FrozenTeacher | None:
+        """The teacher, when there is just one."""
+        held = list(self.teachers.values())
+        return held[0] if len(held) == 1 else None  # type: ignore[return-value]
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The task's loss, each distillation term, and their weighted sum."""
-        hidden = any(term.needs_hidden_states for term in self.distillation.values())
-        output = self(batch, output_hidden_states=hidden)
+        terms = self._terms()
+        with read_projections(self.student, _layers(terms, 0)) as projections:
+            output = self(batch, **_needs(terms))
+        if projections:
+            output.projections = projections
         parts = {"task": self.task.loss(output, batch)}
         loss = self.label_weight * parts["task"]
-        if self.teacher is not None:
-            answer = self.teacher(**model_inputs(batch), output_hidden_states=hidden)
-            for name, term in self.distillation.items():
-                assert isinstance(term, Distillation)
-                parts[name] = term(output, answer, batch)
-                loss = loss + term.weight * parts[name]
+        answers = {name: self._ask(name, batch) for name in self.teachers}
+        for name, term in self.distillation.items():
+            assert isinstance(term, Distillation)
+            heard = [answer for who, answer in answers.items() if term.teacher in (None, who)]
+            parts[name] = term(output, heard[0], batch) if len(heard) == 1 else term.average(output, heard, batch)
+            loss = loss + term.weight * parts[name]
         return parts | {"loss": loss}
+
+    def on_train_start(self) -> None:
+        if self.teacher_cache is None:
+            return
+        for name, held in self.teachers.items():
+            assert isinstance(held, FrozenTeacher)
+            store = open_answers(self.trainer, held, self._digests[name], self.teacher_cache, self.teacher_cache_dtype)
+            if store.per_token and any(getattr(term, "tokens", None) == "all" for term in self._terms(name)):
+                raise UserError(
+                    "distillation tokens: 'all' includes padding, about which model.teacher_cache has no answers; "
+                    "set tokens to attended, or leave the cache out"
+                )
+            self._answers[name] = store
+            held.cpu()  # it has said all it had to say, and the memory is better used otherwise
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.device_mesh is not None:
+            # One optimizer step handles all parameters alike, so those of the terms are sharded like the student's.
+            for term in self._terms():
+                if next(term.parameters(), None) is not None:
+                    fully_shard(term, mesh=self.device_mesh["data_parallel"])
+
+    def _ask(self, name: str, batch: dict[str, Tensor]) -> Any:
+        """A teacher's output, or what it said when it was asked before training."""
+        if name in self._answers:
+            return self._answers[name].read(batch["index"], batch["input_ids"].shape[1])
+        terms, teacher = self._terms(name), self.teachers[name]
+        assert isinstance(teacher, FrozenTeacher)
+        with read_projections(teacher.model, _layers(terms, 1)) as projections:
+            answer = teacher(**model_inputs(batch), **_needs(terms))
+        if projections:
+            answer.projections = projections
+        return answer
+
+    def _terms(self, teacher: str | None = None) -> list[Distillation]:
+        """All terms, or those that listen to one teacher."""
+        terms = [term for term in self.distillation.values() if isinstance(term, Distillation)]
+        return [term for term in terms if teacher is None or term.teacher in (None, teacher)]
+
+
+def _open_up(term: Distillation, student: Any, teachers: dict[str, Any]) -> None:
+    """Let the models show what a term looks at, or say at once that they cannot; teachers by their config key."""
+    if term.needs_attentions:
+        for key, model in {"model.pretrained": student, **teachers}.items():
+            visible_attention(model, key)
+    if term.needs_projections is not None:
+        ours, theirs = term.needs_projections
+        for model, layer in ((student, ours), *((model, theirs) for model in teachers.values())):
+            with read_projections(model, {layer}):
+                pass
+
+
+def _needs(terms: Iterable[Distillation]) -> dict[str, bool]:
+    """Options of a Hugging Face forward."""
+    terms = list(terms)
+    needs = {"output_hidden_states": any(term.needs_hidden_states for term in terms)}
+    if any(term.needs_attentions for term in terms):
+        needs["output_attentions"] = True
+    return needs
+
+
+def _layers(terms: Iterable[Distillation], side: int) -> set[int]:
+    return {term.needs_projections[side] for term in terms if term.needs_projections is not None}
+
+
+def _check_listening(terms: dict[str, Distillation], sources: dict[str, str]) -> None:
+    for name, term in terms.items():
+        if term.teacher is not None and term.teacher not in sources:
+            raise UserError(
+                f"model.distillation.{name}: teacher {term.teacher!r} is none of {list(sources)}; "
+                "name one of them, or leave it out for the mean of all"
+            )
+    for name in sources:
+        if not any(term.teacher in (None, name) for term in terms.values()):
+            raise UserError(f"model.teachers.{name}: no term of model.distillation listens to it; leave it out")
+
+
+def _check_cache(terms: dict[str, Distillation], sources: dict[str, str], cache: str | None, dtype: CacheDtype) -> None:
+    if dtype not in ("float32", "float16"):
+        raise UserError(f"model.teacher_cache_dtype: {dtype!r} must be float32 or float16")
+    if cache is None:
+        if dtype != "float32":
+            raise UserError(f"model.teacher_cache_dtype: {dtype!r} has no effect without model.teacher_cache")
+        return
+    if not sources:
+        raise UserError("model.teacher_cache: there is no teacher to ask; give model.teacher, or leave it out")
+    for name, term in terms.items():
+        if term.needs_hidden_states or term.needs_attentions or term.needs_projections is not None:
+            raise UserError(
+                f"model.teacher_cache: it holds logits, and the term {name!r} looks inside the teacher; "
+                "remove the term, or the cache"
+            )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lit_compress.functional.movement import masked_by_scores
 from lit_compress.nn.quantizers import FakeQuantizer
 
 __all__ = ["CompressibleLinear"]
@@ -23,6 +24,10 @@ class CompressibleLinear(nn.Linear):
 
     Attributes:
         weight_mask: bool buffer ``(out_features, in_features)``, True keeps; None until :meth:`add_mask`.
+        mask_scores: Parameter of the same shape that the mask is made from and that learns in its place (movement
+            pruning); None until :meth:`add_mask_scores`.
+        score_pressure: how much a penalty on the scores counts now, from 0 to 1, set by the strategy at every step;
+            None where nothing penalizes them.
         weight_quantizer: module on the masked weight; None when weights are not quantized.
         input_quantizer: module on the input; None when activations are not quantized.
         output_quantizer: module on the output; None when it stays as precise as it was summed up.
@@ -35,6 +40,7 @@ class CompressibleLinear(nn.Linear):
     weight_mask: Tensor | None
     kept_groups: Tensor | None
     group_scores: Tensor | None
+    mask_scores: nn.Parameter | None
     weight_quantizer: FakeQuantizer | None
     input_quantizer: FakeQuantizer | None
     output_quantizer: FakeQuantizer | None
@@ -44,6 +50,8 @@ class CompressibleLinear(nn.Linear):
         self.register_buffer("weight_mask", None)
         self.register_buffer("kept_groups", None)
         self.register_buffer("group_scores", None)
+        self.register_parameter("mask_scores", None)
+        self.score_pressure: float | None = None
         self.weight_quantizer = None
         self.input_quantizer = None
         self.output_quantizer = None
@@ -67,11 +75,20 @@ class CompressibleLinear(nn.Linear):
             self.kept_groups = torch.ones(count, dtype=torch.bool, device=device)
             self.group_scores = torch.zeros(count, device=device)
 
+    def add_mask_scores(self) -> None:
+        """Install a mask and scores of 0 beside it; does nothing when there are some."""
+        self.add_mask()
+        if self.mask_scores is None:
+            self.mask_scores = nn.Parameter(torch.zeros_like(self.weight))
+
     def effective_weight(self) -> Tensor:
         """The weight that the layer really uses: masked, then fake-quantized; ``(out_features, in_features)``."""
         weight = self.weight
         if self.weight_mask is not None:
-            weight = weight * self.weight_mask
+            if self.mask_scores is not None:
+                weight = masked_by_scores(weight, self.weight_mask, self.mask_scores)
+            else:
+                weight = weight * self.weight_mask
         if self.weight_quantizer is not None:
             weight = self.weight_quantizer(weight)
         return weight

@@ -58,12 +58,14 @@ def part_names(manifest: Manifest) -> set[tuple[str, str]]:
 def _describe_linears(model: nn.Module) -> dict[str, dict[str, Any]]:
     """``{"mask": bool, "weight_quantizer": {...} | None, ...}``, a quantizer per slot, by layer.
 
-    A layer whose inputs are divided into removable groups also has ``"groups"``, their number.
+    A layer whose inputs are divided into removable groups also has ``"groups"``, their number; one whose mask is
+    learned ``"mask_scores": True``.
     """
     return {
         name: {"mask": layer.weight_mask is not None}
         | _describe_slots(layer, _LINEAR_SLOTS)
         | ({"groups": len(layer.kept_groups)} if layer.kept_groups is not None else {})
+        | ({"mask_scores": True} if layer.mask_scores is not None else {})
         for name, layer in compressible_layers(model)
     }
 
@@ -74,6 +76,8 @@ def _rebuild_linears(model: nn.Module, entries: dict[str, dict[str, Any]]) -> No
     for name, entry in entries.items():
         if entry["mask"]:
             layers[name].add_mask()
+        if entry.get("mask_scores"):
+            layers[name].add_mask_scores()
         if "groups" in entry:
             layers[name].add_groups(entry["groups"])
         for slot in _LINEAR_SLOTS:

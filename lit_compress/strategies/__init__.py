@@ -4,8 +4,10 @@ from lit_compress.strategies.freeze_embeddings import FreezeEmbeddings
 from lit_compress.strategies.low_rank_embedding import LowRankEmbedding
 from lit_compress.strategies.magnitude import MagnitudePruning
 from lit_compress.strategies.monitor import CompressionMonitor
+from lit_compress.strategies.movement import MovementPruning
 from lit_compress.strategies.pattern_lock import PatternLock
 from lit_compress.strategies.quant_aware import QuantAwareTraining
+from lit_compress.strategies.second_order import SecondOrderPruning
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.strategies.structured import StructuredPruning
 
@@ -14,8 +16,10 @@ __all__ = [
     "FreezeEmbeddings",
     "LowRankEmbedding",
     "MagnitudePruning",
+    "MovementPruning",
     "PatternLock",
     "QuantAwareTraining",
+    "SecondOrderPruning",
     "Strategy",
     "StructuredPruning",
 ]

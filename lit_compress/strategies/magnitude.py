@@ -164,18 +164,14 @@ class MagnitudePruning(Strategy):
         return masks.unstructured_mask(scores, sparsity)
 
     @torch.no_grad()
-    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        start, end, every = self.window.steps(trainer)
-        step, last = trainer.global_step, self._last_update(trainer)
-        if not (due(step, start, end, every) or (step > end and due(step, end, last, every))):
-            return
-        sparsity = self.schedule(1.0 if step >= end else (step - start) / (end - start))
-        layers = self.layers(pl_module)
+    def prune(self, trainer: Trainer, pl_module: LightningModule, sparsity: float) -> None:
+        """Bring the layers to a sparsity; what a subclass overrides that looks at more than the weights."""
+        layers, last = self.layers(pl_module), self._last_update(trainer)
         scores = {name: self._scores(layer) for name, layer in layers.items()}
         for name, mask in self.masks(scores, sparsity).items():
             # Never back: a pattern locked before, or a schedule that starts below it, must not revive a weight.
             allowed = mask & self._available(layers[name])
-            set_mask(layers[name], allowed, trainer, keep_values=self.revive and step < last)
+            set_mask(layers[name], allowed, trainer, keep_values=self.revive and trainer.global_step < last)
 
     def _last_update(self, trainer: Trainer) -> int:
         _, end, _ = self.window.steps(trainer)
@@ -189,6 +185,12 @@ class MagnitudePruning(Strategy):
                 f"nor after training ends at step {total}"
             )
         return last
+
+    def _update(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start, end, every = self.window.steps(trainer)
+        step, last = trainer.global_step, self._last_update(trainer)
+        if due(step, start, end, every) or (step > end and due(step, end, last, every)):
+            self.prune(trainer, pl_module, self.schedule(1.0 if step >= end else (step - start) / (end - start)))
 
     def _check_nm(self, sparsity: float) -> None:
         keep, group = self.shape

@@ -37,7 +37,7 @@ class CompressionMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         started, samples = self._clock
-        samples += len(batch["input_ids"]) * trainer.world_size
+        samples += len(next(iter(batch.values()))) * trainer.world_size
         self._clock = (started, samples)
         self._batch_ended = time.perf_counter()
         if (batch_idx + 1) % self.every and not trainer.is_last_batch:

@@ -37,7 +37,8 @@ _CHOICES = {
 class QuantAwareTraining(Strategy):
     """Fake-quantizes linears from ``start`` on, with the straight-through gradient (Jacob et al. 2017, 1712.05877).
 
-    The weight is masked before it is quantized and 0 is always on the grid, so sparsity survives. Train it in fp32.
+    On request embedding tables, the products inside attention and outputs as well. The weight is masked before it is
+    quantized and 0 is always on the grid, so sparsity survives. Train it in fp32.
 
     Args:
         start: when quantization begins: ``"60%"``, ``"2 epochs"`` or ``"500 steps"``; after pruning as a rule.

@@ -25,6 +25,7 @@ __all__ = [
     "stepped",
     "student_of",
     "to_steps",
+    "write_weight",
     "zero_outside",
 ]
 
@@ -174,6 +175,14 @@ def full_weight(layer: CompressibleLinear) -> Tensor:
     """The whole weight ``(out_features, in_features)``, gathered when FSDP2 has sharded it."""
     weight = layer.weight.detach()
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+@torch.no_grad()
+def write_weight(layer: CompressibleLinear, values: Tensor) -> None:
+    """Write a whole weight ``(out_features, in_features)`` in place; under DDP and FSDP2 that of rank 0."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.broadcast(values, src=0)
+    layer.weight.copy_(_laid_out_like(layer.weight, values))
 
 
 def _laid_out_like(weight: Tensor, mask: Tensor) -> Tensor:

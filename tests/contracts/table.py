@@ -1,16 +1,29 @@
-"""One row per strategy: how the contract tests build it. A strategy without a row fails the suite."""
+"""One row per strategy and distillation term: how the contract tests build it. One without a row fails the suite."""
 
 from collections.abc import Callable
 from typing import Any
 
+from lit_compress.modules import (
+    AttentionDistillation,
+    Distillation,
+    HiddenDistillation,
+    LogitDistillation,
+    RelationDistillation,
+    ScorePenalty,
+)
 from lit_compress.strategies import (
     FreezeEmbeddings,
     LowRankEmbedding,
     MagnitudePruning,
+    MovementPruning,
     PatternLock,
     QuantAwareTraining,
+    SecondOrderPruning,
     StructuredPruning,
 )
+
+# Few and small gradients, so that an update costs no more than a few steps.
+SAMPLE = {"gradients": 12, "gradient_batch_size": 4, "damping": 1e-4, "end": "50%"}
 
 # Name of the case -> the class and its arguments. All fit a run of 8 optimizer steps.
 ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -22,6 +35,28 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "magnitude-revive": (
         MagnitudePruning,
         {"sparsity": 0.8, "end": "25%", "every": "1 steps", "revive": True, "last_update": "75%"},
+    ),
+    "second-order": (SecondOrderPruning, {"sparsity": 0.8, "initial_sparsity": 0.3, "every": "1 steps"} | SAMPLE),
+    "second-order-blocks": (
+        SecondOrderPruning,
+        {"sparsity": 0.75, "pattern": "1x4", "block_size": 16, "every": "2 steps", "scope": "layer"} | SAMPLE,
+    ),
+    "second-order-recomputed": (
+        SecondOrderPruning,
+        # A memory that holds one layer's inverse at a time.
+        {"sparsity": 0.7, "schedule": "constant", "recomputations": 3, "memory": 6e-4} | SAMPLE,
+    ),
+    "movement": (
+        MovementPruning,
+        {"sparsity": 0.7, "start": "1 steps", "end": "4 steps", "freeze_masks": "6 steps"},
+    ),
+    "movement-global": (
+        MovementPruning,
+        {"sparsity": 0.6, "initial_sparsity": 0.2, "scope": "global", "start": "0%", "every": "2 steps"},
+    ),
+    "movement-soft": (
+        MovementPruning,
+        {"method": "soft", "threshold": 0.5, "start": "1 steps", "end": "4 steps", "freeze_masks": "7 steps"},
     ),
     "pattern-lock": (PatternLock, {}),
     "qat": (QuantAwareTraining, {"start": "25%", "freeze_observers": "75%"}),
@@ -64,3 +99,17 @@ def build(case: str) -> Any:
     """A fresh strategy of a row."""
     kind, arguments = ROWS[case]
     return kind(**arguments)
+
+
+# Name of the case -> the terms, for a teacher of another width, depth and number of heads than the student's.
+TERMS: dict[str, Callable[[], dict[str, Distillation]]] = {
+    "logits": lambda: {"kd": LogitDistillation(1.0, loss="soft_cross_entropy")},
+    "projection": lambda: {"kd": LogitDistillation(), "hidden": HiddenDistillation(projection=True, normalize=True)},
+    "attention": lambda: {"maps": AttentionDistillation(loss="kl", heads="mean", layer_map="last")},
+    "relations": lambda: {"relations": RelationDistillation(relation_heads=4, teacher_layer=2)},
+}
+
+
+def module_options(case: str) -> dict[str, Any]:
+    """What the LightningModule of a row needs beside the usual."""
+    return {"penalties": {"scores": ScorePenalty(1.0)}} if case == "movement-soft" else {}

@@ -7,11 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from lit_compress.data.logit_store import LogitStore
 from lit_compress.export import load_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent.parent
+
+# Every kind of range: of inputs, outputs, tables, and inside attention.
+EVERYTHING = {
+    "start": "25%",
+    "freeze_observers": "90%",
+    "outputs": ["*.query"],
+    "embeddings": "uint8",
+    "attention": "all",
+}
 
 PROBE = '''
 import hashlib
@@ -33,40 +44,63 @@ class Probe(Callback):
 
     def on_train_end(self, trainer, module):
         digest = {"masks": hashlib.sha256(), "weights": hashlib.sha256()}
-        for name, tensor in module.student.state_dict().items():
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            kind = "masks" if name.endswith(("mask", "kept_groups")) else "weights"
-            digest[kind].update(tensor.clone().numpy().tobytes())
-        sharded = any(isinstance(parameter, DTensor) for parameter in module.student.parameters())
+        for part in (module.student, module.distillation):
+            for name, tensor in part.state_dict().items():
+                tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                digest["masks" if name.endswith(("mask", "kept_groups")) else "weights"].update(tensor.clone().numpy().tobytes())
+        sharded = {isinstance(parameter, DTensor) for parameter in module.parameters()}
         result = {name: value.hexdigest() for name, value in digest.items()}
-        result |= {"sharded": sharded, "rows": len(self.rows), "steps": trainer.global_step}
+        result |= {"sharded": sorted(sharded), "rows": len(self.rows), "steps": trainer.global_step}
         with open(f"rank{trainer.global_rank}.json", "w") as file:
             json.dump(result, file)
 '''
 
 
-UNSTRUCTURED = [
-    {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
-    {"class_path": "QuantAwareTraining", "init_args": {"start": "25%", "freeze_observers": "90%"}},
-]
-# Neurons are scored before the first step and heads during training.
-STRUCTURED = [
-    {"class_path": "StructuredPruning", "init_args": {"neurons": 24, "prunings": 1, "end": "0%"}},
-    {"class_path": "StructuredPruning", "init_args": {"heads": 1, "prunings": 1}},
-    {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "prunings": 2}},
-]
+STRATEGIES = {
+    "magnitude": [
+        {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "every": "1 steps"}},
+        {"class_path": "QuantAwareTraining", "init_args": EVERYTHING},
+    ],
+    "second-order": [
+        {
+            "class_path": "SecondOrderPruning",
+            "init_args": {"sparsity": 0.75, "every": "2 steps", "gradients": 10, "gradient_batch_size": 4},
+        },
+    ],
+    "movement": [
+        {
+            "class_path": "MovementPruning",
+            "init_args": {"sparsity": 0.75, "end": "50%", "freeze_masks": "75%"},
+        },
+    ],
+    # Neurons are scored before the first step and heads during training.
+    "structured": [
+        {"class_path": "StructuredPruning", "init_args": {"neurons": 24, "prunings": 1, "end": "0%"}},
+        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "prunings": 1}},
+        {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "prunings": 2}},
+    ],
+}
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("compression", [UNSTRUCTURED, STRUCTURED], ids=["unstructured", "structured"])
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_two_ranks_agree(engine, compression, tmp_path, tiny_teacher, tiny_data):
+@pytest.mark.parametrize(
+    ("strategy", "engine", "asked"),
+    [
+        *((strategy, engine, "each step") for strategy in STRATEGIES for engine in ("ddp", "fsdp")),
+        ("magnitude", "ddp", "once"),
+    ],
+)
+def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_data):
     (tmp_path / "probe.py").write_text(PROBE)
+    terms = {"kd": {"class_path": "LogitDistillation"}}
+    if asked == "each step":
+        terms["hidden"] = {"class_path": "HiddenDistillation", "init_args": {"projection": True}}
+    cache = {"teacher_cache": "answers"} if asked == "once" else {}
     config = {
         "run": "run",
         "model": {
             "class_path": "LitStudent",
-            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher)},
+            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher), "distillation": terms} | cache,
         },
         "data": {
             "class_path": "TextClassification",
@@ -78,7 +112,7 @@ def test_two_ranks_agree(engine, compression, tmp_path, tiny_teacher, tiny_data)
                 "max_length": 16,
             },
         },
-        "compression": compression,
+        "compression": STRATEGIES[strategy],
         "trainer": {"max_epochs": 2, "accelerator": "cpu"},
     }
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
@@ -95,13 +129,101 @@ def test_two_ranks_agree(engine, compression, tmp_path, tiny_teacher, tiny_data)
     assert first == second
     assert first["steps"] == 8
     assert first["rows"] == 64  # of 64 rows, half in each of two epochs
-    assert first["sharded"] == (engine == "fsdp")
+    assert first["sharded"] == [engine == "fsdp"]  # all parameters alike, those of the terms too
     state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
-    if compression is UNSTRUCTURED:
-        masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
-        assert all(int((~mask).sum()) == round(0.75 * mask.numel()) for mask in masks)
-    else:
+    masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
+    if strategy == "structured":
         kept = {name: tensor for name, tensor in state.items() if name.endswith("kept_groups")}
         assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." in name} == {1}
         assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." not in name} == {24}
+    else:
+        pools = [torch.cat([mask.flatten() for mask in masks])] if strategy == "second-order" else masks
+        assert all(int((~pool).sum()) == round(0.75 * pool.numel()) for pool in pools)
+    for name in (name for name in state if name.endswith("weight_mask")):
+        assert not state[name.removesuffix("_mask")][~state[name]].any()
     assert (tmp_path / "run/model/model.safetensors").is_file()
+    if asked == "once":
+        (store,) = (tmp_path / "answers").iterdir()
+        assert LogitStore.damage(store) is None
+        assert LogitStore(store).array.shape == (64, 2)
+
+
+VALIDATE = '''
+import json
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+
+from contracts import tasks
+from lightning.pytorch import Trainer
+
+
+
+def validate(devices):
+    found = {}
+    for task in tasks.TASKS:
+        # Few examples in a batch, and a number that two ranks cannot share evenly.
+        data = tasks.data(task, Path("files"), Path(sys.argv[2]), batch_size=4)
+        module = tasks.student(task, Path(sys.argv[2]), data)
+        trainer = Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+            enable_progress_bar=False, enable_checkpointing=False, use_distributed_sampler=False,
+        )
+        (found[task],) = trainer.validate(module, data, verbose=False)
+        rank = trainer.global_rank
+    return rank, found
+
+
+def stream(devices):
+    """Texts of a stream: trained through, and stopped after two steps and resumed."""
+    seen = []
+    for steps, ckpt in ((5, None), (2, None), (5, "stopped.ckpt")):
+        data = tasks.data("masked_lm", Path("files"), Path(sys.argv[2]), batch_size=4, streaming=True, packing="line")
+        module = tasks.student("masked_lm", Path(sys.argv[2]), data)
+        rows = []
+        module.on_train_batch_end = lambda outputs, batch, index, rows=rows: rows.append(batch["input_ids"].tolist())
+        trainer = Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp", logger=False, max_steps=steps,
+            enable_progress_bar=False, enable_checkpointing=False, use_distributed_sampler=False,
+        )
+        trainer.fit(module, data, ckpt_path=ckpt, weights_only=True)
+        if steps == 2:
+            trainer.save_checkpoint("stopped.ckpt")
+        seen.append(rows)
+    return seen
+
+
+if __name__ == "__main__":
+    rank, found = validate(int(sys.argv[3]))
+    if sys.argv[3] == "2":
+        whole, stopped, resumed = stream(2)
+        assert whole == stopped + resumed, "stream"
+        found["stream"] = whole
+    Path(f"devices{sys.argv[3]}-rank{rank}.json").write_text(json.dumps(found))
+'''
+
+
+@pytest.mark.ddp
+def test_metrics_of_two_ranks_are_those_of_one(tmp_path, tiny_model):
+    (tmp_path / "validate.py").write_text(VALIDATE)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"MASTER_PORT": str(20000 + (os.getpid() + 7) % 20000), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    for devices in ("1", "2"):  # the first one also fills the cache, so that the ranks do not race for it
+        command = [sys.executable, "validate.py", str(REPOSITORY / "tests"), str(tiny_model), devices]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone, *ranks = (
+        json.loads((tmp_path / f"{name}.json").read_text())
+        for name in ("devices1-rank0", "devices2-rank0", "devices2-rank1")
+    )
+    del alone["pretraining"]["val/loss"]  # the sum of two means, one over words and one over rows
+    del alone["question_answering"]["val/loss"]  # a softmax over the padding, too, and ranks pad otherwise
+    for task, metrics in alone.items():
+        for rank in ranks:
+            found = {name: rank[task][name] for name in metrics}
+            assert found == pytest.approx(metrics, rel=1e-5), task
+    assert len(ranks[0]["stream"]) == len(ranks[1]["stream"]) == 5
+    assert ranks[0]["stream"] != ranks[1]["stream"]

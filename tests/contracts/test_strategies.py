@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch._dynamo.testing
-from contracts.table import ROWS, build
+from contracts.table import ROWS, build, module_options
 from contracts.training import STEPS, StopAt, data, differences, fit, student
 from transformers import AutoModelForSequenceClassification
 
@@ -17,10 +17,19 @@ from lit_compress.export import fold, load_checkpoint, save_folder, student_from
 from lit_compress.functional import sparsity
 from lit_compress.nn import MinMaxWeightQuantizer, compressible_layers, describe
 from lit_compress.nn.quantizers import FakeQuantizer
-from lit_compress.strategies import LowRankEmbedding, MagnitudePruning, PatternLock, Strategy, StructuredPruning
+from lit_compress.strategies import (
+    LowRankEmbedding,
+    MagnitudePruning,
+    MovementPruning,
+    PatternLock,
+    SecondOrderPruning,
+    Strategy,
+    StructuredPruning,
+)
 
 CASES = list(ROWS)
-MASKED = [case for case, (kind, _) in ROWS.items() if kind in (MagnitudePruning, PatternLock, StructuredPruning)]
+MASKING = (MagnitudePruning, MovementPruning, PatternLock, SecondOrderPruning, StructuredPruning)
+MASKED = [case for case, (kind, _) in ROWS.items() if kind in MASKING]
 # What is physically smaller when it is folded: these sum up fewer terms.
 CUT = [case for case, (kind, _) in ROWS.items() if kind in (StructuredPruning, LowRankEmbedding)]
 
@@ -50,7 +59,7 @@ def trained(tmp_path_factory, sparse_model, tiny_teacher, tiny_data):
     def train(case):
         if case not in done:
             root = tmp_path_factory.mktemp(case.replace(":", "-"))
-            module = student(sparse_model, tiny_teacher)
+            module = student(sparse_model, tiny_teacher, **module_options(case))
             run = fit(module, data(tiny_data, sparse_model), [build(case)], root)
             done[case] = module, run, root
         return done[case]
@@ -76,7 +85,7 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
         root = tmp_path / str(killed_at)
         with pytest.raises(StopAt.Killed):
             fit(
-                student(sparse_model, tiny_teacher),
+                student(sparse_model, tiny_teacher, **module_options(case)),
                 data(tiny_data, sparse_model),
                 [build(case), StopAt(killed_at)],
                 root,
@@ -84,7 +93,7 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
         # Other random numbers are drawn before the resumed run than before the first.
         torch.rand(17)
         last = root / f"step={killed_at}.ckpt"
-        module = student(sparse_model, tiny_teacher)
+        module = student(sparse_model, tiny_teacher, **module_options(case))
         run = fit(module, data(tiny_data, sparse_model), [build(case)], root / "resumed", ckpt_path=last)
         assert run.global_step == STEPS
         expected = load_checkpoint(whole / f"step={STEPS}.ckpt")
@@ -97,7 +106,7 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
 def test_resume_gives_the_same_metrics(case, trained, sparse_model, tiny_teacher, tiny_data, tmp_path):
     _, first, whole = trained(case)
     resumed = fit(
-        student(sparse_model, tiny_teacher),
+        student(sparse_model, tiny_teacher, **module_options(case)),
         data(tiny_data, sparse_model),
         [build(case)],
         tmp_path,
@@ -132,17 +141,22 @@ def test_pattern_lock_keeps_the_loaded_pattern(trained, sparse_model):
         assert torch.equal(layer.weight_mask, loaded.get_submodule(name).weight != 0)
 
 
-def test_unstructured_sparsity_is_exact(trained):
-    module, _, _ = trained("magnitude")
+@pytest.mark.parametrize(("case", "fraction"), [("magnitude", 0.8), ("movement", 0.7)])
+def test_unstructured_sparsity_is_exact(case, fraction, trained):
+    module, _, _ = trained(case)
     for _, layer in compressible_layers(module.student):
-        assert int((~layer.weight_mask).sum()) == round(0.8 * layer.weight.numel())
+        assert int((~layer.weight_mask).sum()) == round(fraction * layer.weight.numel())
 
 
-def test_global_sparsity_is_exact(trained):
-    module, _, _ = trained("magnitude-global")
+@pytest.mark.parametrize(
+    ("case", "fraction"),
+    [("magnitude-global", 0.7), ("second-order", 0.8), ("second-order-recomputed", 0.7), ("movement-global", 0.6)],
+)
+def test_global_sparsity_is_exact(case, fraction, trained):
+    module, _, _ = trained(case)
     masks = [layer.weight_mask for _, layer in compressible_layers(module.student)]
     pruned, total = sum(int((~mask).sum()) for mask in masks), sum(mask.numel() for mask in masks)
-    assert pruned == round(0.7 * total)
+    assert pruned == round(fraction * total)
     assert len({sparsity(mask) for mask in masks}) > 1
 
 
@@ -152,22 +166,36 @@ def test_two_of_four_hold_everywhere(trained):
         assert (layer.weight_mask.reshape(-1, 4).sum(1) == 2).all()
 
 
-def test_blocks_hold_everywhere(trained):
-    module, _, _ = trained("magnitude-blocks")
+@pytest.mark.parametrize(("case", "height", "width"), [("magnitude-blocks", 4, 2), ("second-order-blocks", 1, 4)])
+def test_blocks_hold_everywhere(case, height, width, trained):
+    module, _, _ = trained(case)
     for _, layer in compressible_layers(module.student):
         rows, columns = layer.weight.shape
-        blocks = layer.weight_mask.reshape(rows // 4, 4, columns // 2, 2).transpose(1, 2).reshape(-1, 8).sum(1)
-        assert set(blocks.tolist()) <= {0, 8}
+        blocks = layer.weight_mask.reshape(rows // height, height, columns // width, width).transpose(1, 2)
+        blocks = blocks.reshape(-1, height * width).sum(1)
+        assert set(blocks.tolist()) <= {0, height * width}
         assert int((blocks == 0).sum()) == round(0.75 * len(blocks))
 
 
-@pytest.mark.parametrize("case", ["magnitude", *CUT])
+@pytest.mark.parametrize("case", ["magnitude", "second-order", "second-order-blocks", *CUT])
 def test_masks_are_monotone(case, trained):
     _, _, root = trained(case)
     states = [load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in range(1, STEPS + 1)]
     for name in [name for name in states[0] if name.endswith(("_mask", "kept_groups"))]:
         for earlier, later in pairwise(states):
             assert not (later[name] & ~earlier[name]).any()
+
+
+@pytest.mark.parametrize(("case", "frozen"), [("movement", 6), ("movement-soft", 7)])
+def test_learned_masks_come_back_until_they_are_frozen(case, frozen, trained):
+    _, _, root = trained(case)
+    states = [load_checkpoint(root / f"step={step}.ckpt")["state_dict"] for step in range(1, STEPS + 1)]
+    names = [name for name in states[0] if name.endswith("weight_mask")]
+    before, after = states[:frozen], states[frozen - 1 :]
+    assert any((later[n] & ~earlier[n]).any() for n in names for earlier, later in pairwise(before))
+    assert all(torch.equal(earlier[n], later[n]) for n in names for earlier, later in pairwise(after))
+    hidden = [before[-2][name.removesuffix("_mask")][~before[-2][name]] for name in names]
+    assert all(weights.any() for weights in hidden)
 
 
 @pytest.mark.parametrize("case", CASES)

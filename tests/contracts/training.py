@@ -8,14 +8,15 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_compress.data import TextClassification
-from lit_compress.modules import HiddenDistillation, LitStudent, LogitDistillation, Optimization
+from lit_compress.modules import HiddenDistillation, LitPrunedStudent, LitStudent, LogitDistillation, Optimization
 
 STEPS = 8  # optimizer steps of a fit: 2 epochs of 4 batches
 
 
 def student(pretrained: Path, teacher: Path | None = None, **kwargs: Any) -> LitStudent:
     terms = {"kd": LogitDistillation(), "hidden": HiddenDistillation()} if teacher else None
-    return LitStudent(
+    kind = LitPrunedStudent if "penalties" in kwargs else LitStudent
+    return kind(
         str(pretrained),
         teacher=str(teacher) if teacher else None,
         distillation=terms,

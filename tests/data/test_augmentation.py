@@ -3,7 +3,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-from lit_compress.data import MaskedWordReplacement
+from lit_compress.data import MaskedWordReplacement, TextClassification
 from lit_compress.errors import UserError
 
 ROWS = {
@@ -101,3 +101,19 @@ def test_a_model_without_the_head(tiny_model):
 def test_no_such_model(tmp_path):
     with pytest.raises(UserError, match=r"data\.augmentation\.model"):
         augment(tmp_path / "nowhere")
+
+
+def test_the_training_split_of_a_data_module_alone_is_augmented(language_model, tiny_data, tiny_model):
+    data = TextClassification(
+        train_file=str(tiny_data / "train.tsv"),
+        val_file=str(tiny_data / "val.tsv"),
+        tokenizer=str(tiny_model),
+        text_columns=["sentence"],
+        max_length=32,
+        limit=8,
+        augmentation=MaskedWordReplacement(str(language_model), copies=2),
+    )
+    data.setup("fit")
+    rows = len(data.train_dataloader().dataset)
+    assert 8 < rows <= 24
+    assert len(data.val_dataloader().dataset) == 16

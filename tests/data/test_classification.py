@@ -89,7 +89,7 @@ def test_batches_are_padded_to_their_own_longest_row(make):
         lengths = batch["attention_mask"].sum(1)
         assert batch["input_ids"].shape[1] == lengths.max()
         assert ((batch["input_ids"] != data.tokenizer.pad_token_id).sum(1) == lengths).all()
-        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
+        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels", "index"}
         widths.add(lengths.max().item())
     assert len(widths) > 3
 

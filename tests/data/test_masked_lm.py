@@ -266,6 +266,17 @@ def test_a_missing_column(make, write):
         make(train_file=write("a.jsonl", '{"body": "the film"}\n'))
 
 
+def test_a_missing_column_of_a_stream(make, write):
+    data = make(train_file=write("a.jsonl", '{"body": "the film"}\n'), streaming=True)
+    with pytest.raises(UserError, match=r"^data\.text_column: 'text' is no column of .*body"):
+        data.train_dataloader()
+
+
+def test_a_table_that_cannot_be_streamed(make, write):
+    with pytest.raises(UserError, match=r"^data\.train_file: .*streamed"):
+        make(train_file=write("a.tsv", "text\nthe film\n"), streaming=True)
+
+
 def test_bytes_that_are_no_text(make, tmp_path):
     (tmp_path / "latin.txt").write_bytes("café was good\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"^data\.train_file: .*latin\.txt") as caught:

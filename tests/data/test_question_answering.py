@@ -21,9 +21,12 @@ def squad(*paragraphs):
     return json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": list(paragraphs)}]})
 
 
+ONE = (question(),)
+
+
 @pytest.fixture
 def make(tmp_path, tiny_model):
-    def build(train=(question(),), val=(question(),), **settings):
+    def build(train=ONE, val=ONE, **settings):
         for split, paragraphs in {"train": train, "val": val}.items():
             if paragraphs is not None:
                 path = tmp_path / f"{split}.json"
@@ -130,7 +133,12 @@ def test_answers_without_a_place_are_measured_and_not_trained_on(make):
 def test_formats(make, tmp_path, name):
     path, text = tmp_path / name, squad(question())
     start = CONTEXT.index("story")
-    row = {"id": "q1", "question": "it was", "context": CONTEXT, "answers": {"text": ["story"], "answer_start": [start]}}
+    row = {
+        "id": "q1",
+        "question": "it was",
+        "context": CONTEXT,
+        "answers": {"text": ["story"], "answer_start": [start]},
+    }
     if name == "b.jsonl":
         row["answers"] = [{"text": "story", "answer_start": start}]
     if name.endswith("gz"):
@@ -164,7 +172,11 @@ def test_predictions_need_no_answers(make, tmp_path):
         ({"train": "{"}, "data.train_file", "no JSON"),
         ({"train": "[]"}, "data.train_file", "not SQuAD's JSON"),
         ({"train": '{"data": [{"paragraphs": [{"qas": []}]}]}'}, "data.train_file", "no rows"),
-        ({"train": '{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": 1}]}]}]}'}, "data.train_file", "question"),
+        (
+            {"train": '{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": 1}]}]}]}'},
+            "data.train_file",
+            "question",
+        ),
         ({"train": (question(None),)}, "data.train_file", "no_answer"),
         ({"val": (question(None),)}, "data.val_file", "no_answer"),
         ({"train": (question(answers=[{"text": "film", "answer_start": 7}]),)}, "data.train_file", "answer_start 7"),

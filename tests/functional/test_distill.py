@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from lit_compress.functional import hidden_mse, logit_kl
+from lit_compress.functional import (
+    attention_kl,
+    attention_mse,
+    hidden_mse,
+    logit_kl,
+    mean_logits,
+    relation_kl,
+    soft_cross_entropy,
+)
 
 
 def kl_by_hand(student, teacher, temperature):
@@ -104,3 +112,99 @@ def test_half_precision_does_not_make_it_negative():
     logits = torch.randn(64, 5).bfloat16()
     assert logit_kl(logits + 1e-3, logits, temperature=2.0) >= 0
     assert logit_kl(logits, logits, temperature=2.0) == 0
+
+
+def test_soft_cross_entropy_is_a_mean_over_rows_and_classes():
+    student, teacher = torch.randn(3, 4), torch.randn(3, 4)
+    expected = -(teacher.softmax(-1) * student.log_softmax(-1)).sum().item() / 12
+    assert soft_cross_entropy(student, teacher).item() == pytest.approx(expected, rel=1e-5)
+    mask = torch.tensor([1, 0, 1])
+    expected = -(teacher.softmax(-1) * student.log_softmax(-1))[mask.bool()].sum().item() / 8
+    assert soft_cross_entropy(student, teacher, mask=mask).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_soft_cross_entropy_pulls_where_the_divergence_pulls(temperature):
+    student, teacher = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+    (soft,) = torch.autograd.grad(soft_cross_entropy(student, teacher, temperature), student)
+    (divergence,) = torch.autograd.grad(logit_kl(student, teacher, temperature), student)
+    assert torch.allclose(soft * 4 * temperature**2, divergence, atol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_mean_logits_are_the_mean_of_softened_distributions(temperature):
+    logits = [10 * torch.randn(2, 5) for _ in range(3)]
+    expected = torch.stack([(one / temperature).softmax(-1) for one in logits]).mean(0)
+    assert torch.allclose((mean_logits(logits, temperature) / temperature).softmax(-1), expected, atol=1e-6)
+    assert torch.equal(mean_logits(logits[:1], temperature), logits[0])
+
+
+def test_normalized_hidden_mse_is_relative_to_the_teacher():
+    student, teacher = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    expected = hidden_mse(student, teacher, mask) / (teacher[mask.bool()].square().mean() + 1e-6)
+    assert torch.isclose(hidden_mse(student, teacher, mask, normalize=True), expected)
+    scaled = hidden_mse(100 * student, 100 * teacher, mask, normalize=True)
+    assert scaled.item() == pytest.approx(expected.item(), rel=1e-4)
+    zeros = torch.zeros(2, 3, 4)
+    assert hidden_mse(student, zeros, normalize=True).item() == pytest.approx(student.square().mean().item() * 1e6)
+
+
+@pytest.fixture
+def maps():
+    """Attention probabilities of two texts, the second of which ends in two tokens of padding."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    hide = torch.where(mask == 0, -torch.inf, 0.0)[:, None, None, :]
+    student, teacher = ((torch.randn(2, 3, 4, 4) + hide).softmax(-1) for _ in range(2))
+    return student, teacher, mask
+
+
+def test_attention_mse_by_hand(maps):
+    student, teacher, mask = maps
+    pairs = [(student[0] - teacher[0]), (student[1] - teacher[1])[:, :2, :2]]
+    expected = sum(pair.square().mean(0).sum() for pair in pairs) / (16 + 4)
+    assert torch.isclose(attention_mse(student, teacher, mask), expected)
+    assert torch.isclose(attention_mse(student, teacher), (student - teacher).square().mean())
+
+
+def test_attention_kl_by_hand(maps):
+    student, teacher, mask = maps
+    total = 0.0
+    for text, length in ((0, 4), (1, 2)):
+        for head in range(3):
+            for query in range(length):
+                rows = zip(teacher[text, head, query, :length], student[text, head, query, :length], strict=True)
+                total += sum(p * math.log(p / q) for p, q in rows).item()
+    assert attention_kl(student, teacher, mask).item() == pytest.approx(total / (3 * (4 + 2)), rel=1e-4)
+
+
+def test_attention_kl_of_a_probability_of_zero_is_finite():
+    student = torch.tensor([[[[0.0, 1.0]]]], requires_grad=True)
+    loss = attention_kl(student, torch.tensor([[[[0.5, 0.5]]]]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+
+
+def test_relations_by_hand():
+    student, teacher, heads, mask = torch.randn(2, 4, 6), torch.randn(2, 4, 8), 2, torch.tensor([[1] * 4, [1, 1, 0, 0]])
+    total = 0.0
+    for text, length in ((0, 4), (1, 2)):
+        for head in range(heads):
+            both = []
+            for vectors in (teacher, student):
+                size = vectors.shape[-1] // heads
+                part = vectors[text, :length, head * size : (head + 1) * size]
+                both.append((part @ part.T / math.sqrt(size)).softmax(-1))
+            total += (both[0] * (both[0] / both[1]).log()).sum().item()
+    assert relation_kl(student, teacher, heads, mask).item() == pytest.approx(total / (heads * 6), rel=1e-4)
+
+
+def test_relations_do_not_see_padding():
+    student, teacher, mask = torch.randn(1, 3, 4), torch.randn(1, 3, 4), torch.tensor([[1, 1, 0]])
+    padded = student.clone()
+    padded[0, 2] = 50.0
+    alone = relation_kl(student[:, :2], teacher[:, :2], 2)
+    assert torch.isclose(relation_kl(student, teacher, 2, mask), alone)
+    assert torch.isclose(relation_kl(padded, teacher, 2, mask), alone)
+    assert relation_kl(student, student, 2, mask).item() == 0.0

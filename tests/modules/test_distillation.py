@@ -80,11 +80,11 @@ def test_one_output_is_a_squared_error():
 @pytest.mark.parametrize(
     ("layer_map", "student", "teacher", "expected"),
     [
-        (None, (0, 1, 2), (0, 1, 2), 0.0),
-        (None, (0, 1, 2), (3, 3, 3), (9 + 4 + 1) / 3),
+        ("uniform", (0, 1, 2), (0, 1, 2), 0.0),
+        ("uniform", (0, 1, 2), (3, 3, 3), (9 + 4 + 1) / 3),
         # Two layers spread over four: 0-0, 1-2, 2-4.
-        (None, (0, 0, 0), (1, 9, 2, 9, 3), (1 + 4 + 9) / 3),
-        (None, (0, 0), (1, 9, 9, 2), (1 + 4) / 2),
+        ("uniform", (0, 0, 0), (1, 9, 2, 9, 3), (1 + 4 + 9) / 3),
+        ("uniform", (0, 0), (1, 9, 9, 2), (1 + 4) / 2),
         ({1: 0}, (9, 2, 9), (0, 9, 9), 4.0),
         ({0: 2, 2: 1}, (1, 9, 4), (9, 2, 3), (4 + 4) / 2),
         ({-1: -1}, (9, 9, 1), (9, 9, 4), 9.0),
@@ -187,6 +187,8 @@ def test_shares_that_add_up_to_one_are_no_more_than_one(make, batch, shares):
         ({"hardness": -0.1}, ["hardness", "-0.1"]),
         ({"temperature": 0.0}, ["temperature", "0.0"]),
         ({"temperature": -2.0}, ["temperature", "-2.0"]),
+        ({"loss": "mse"}, ["loss", "'mse'", "kl, soft_cross_entropy"]),
+        ({"tokens": "some"}, ["tokens", "'some'", "all, attended, masked"]),
     ],
 )
 def test_wrong_values_are_one_line(arguments, words):
@@ -202,3 +204,109 @@ def test_a_term_without_forward_says_its_name():
 
     with pytest.raises(NotImplementedError, match="Unfinished"):
         Unfinished()(output(), output(), {})
+
+
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+
+def kl_rows(student, teacher, temperature=1.0):
+    """T^2 KL(p_T || p_S) of each row."""
+    p, q = (teacher / temperature).softmax(-1), (student / temperature).softmax(-1)
+    return temperature**2 * (p * (p / q).log()).sum(-1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.5])
+@pytest.mark.parametrize(
+    ("tokens", "counted"),
+    [
+        (None, [[1, 1, 0], [1, 0, 0]]),
+        ("attended", [[1, 1, 0], [1, 0, 0]]),
+        ("all", [[1, 1, 1], [1, 1, 1]]),
+        ("masked", [[0, 1, 0], [1, 0, 0]]),
+    ],
+)
+def test_token_logits_by_hand(tokens, counted, temperature):
+    student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    batch = {"attention_mask": MASK, "labels": torch.tensor([[-100, 4, -100], [2, -100, -100]])}
+    expected = kl_rows(student, teacher, temperature)[torch.tensor(counted).bool()].mean()
+    term = LogitDistillation(1.0, temperature, tokens=tokens)
+    assert torch.isclose(term(output(student), output(teacher), batch), expected, rtol=1e-4)
+
+
+def test_answers_average_start_and_end():
+    student, teacher = (SimpleNamespace(start_logits=torch.randn(2, 3), end_logits=torch.randn(2, 3)) for _ in range(2))
+    heads = ("start_logits", "end_logits")
+    whole = [kl_rows(getattr(student, name), getattr(teacher, name), 2.0).mean() for name in heads]
+    term = LogitDistillation(1.0, temperature=2.0, tokens="all")
+    assert torch.isclose(term(student, teacher, {"attention_mask": MASK}), sum(whole) / 2, rtol=1e-4)
+    # Padding is no candidate: distributions over the first two positions, and over the first.
+    cut = [(kl_rows(getattr(student, name)[0, :2], getattr(teacher, name)[0, :2], 2.0) + 0.0) / 2 for name in heads]
+    term = LogitDistillation(1.0, temperature=2.0)
+    assert torch.isclose(term(student, teacher, {"attention_mask": MASK}), sum(cut) / 2, rtol=1e-4)
+
+
+def test_a_pretraining_model_adds_tokens_and_sentences():
+    student, teacher = (
+        SimpleNamespace(prediction_logits=torch.randn(2, 3, 7), seq_relationship_logits=torch.randn(2, 2))
+        for _ in range(2)
+    )
+    tokens = kl_rows(student.prediction_logits, teacher.prediction_logits)[MASK.bool()].mean()
+    sentences = kl_rows(student.seq_relationship_logits, teacher.seq_relationship_logits).mean()
+    for choice in (None, "attended"):
+        term = LogitDistillation(1.0, temperature=1.0, tokens=choice)
+        assert torch.isclose(term(student, teacher, {"attention_mask": MASK}), tokens + sentences, rtol=1e-4)
+
+
+def test_rosita_s_prediction_loss():
+    student, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    expected = -(teacher.softmax(-1) * student.log_softmax(-1)).mean()
+    term = LogitDistillation(1.0, temperature=1.0, loss="soft_cross_entropy")
+    assert torch.isclose(term(output(student), output(teacher), {}), expected)
+
+
+@pytest.mark.parametrize("tokens", ["all", "attended", "masked"])
+def test_tokens_have_no_effect_on_one_answer_per_text(tokens):
+    with pytest.raises(UserError, match="no effect") as caught:
+        LogitDistillation(tokens=tokens)(output(torch.randn(2, 3)), output(torch.randn(2, 3)), {})
+    assert repr(tokens) in str(caught.value)
+
+
+def test_answers_have_no_label_per_token():
+    answer = SimpleNamespace(start_logits=torch.randn(2, 3), end_logits=torch.randn(2, 3))
+    with pytest.raises(UserError, match="'masked' needs a label per token"):
+        LogitDistillation(tokens="masked")(answer, answer, {"attention_mask": MASK})
+
+
+def test_an_output_without_logits_is_a_one_line_error():
+    with pytest.raises(UserError, match="no logits"):
+        LogitDistillation()(SimpleNamespace(last_hidden_state=torch.randn(2, 3)), output(), {})
+
+
+def test_several_teachers_are_the_mean_of_their_softened_distributions():
+    student, teachers = torch.randn(4, 3), [5 * torch.randn(4, 3) for _ in range(3)]
+    mean = torch.stack([(teacher / 2).softmax(-1) for teacher in teachers]).mean(0)
+    expected = 4 * (mean * (mean / (student / 2).softmax(-1)).log()).sum(-1).mean()
+    got = LogitDistillation(1.0, temperature=2.0).average(output(student), [output(t) for t in teachers], {})
+    assert torch.isclose(got, expected, rtol=1e-4)
+
+
+def test_several_teachers_of_a_regression_are_the_mean_of_their_values():
+    student, teachers = torch.tensor([[1.0]]), [torch.tensor([[2.0]]), torch.tensor([[4.0]])]
+    assert LogitDistillation().average(output(student), [output(t) for t in teachers], {}).item() == 4.0
+
+
+def test_other_terms_are_the_mean_over_teachers(batch):
+    term = Constant(2.0, weight=1.0)
+    term.forward = lambda student, teacher, batch: torch.tensor(teacher)
+    assert term.average(None, [1.0, 2.0, 6.0], batch).item() == 3.0
+
+
+def test_only_the_rows_that_count_are_computed():
+    """With a vocabulary of classes, the rows that are left out are most of the memory."""
+    student, teacher = torch.randn(2, 8, 1000, requires_grad=True), torch.randn(2, 8, 1000)
+    labels = torch.full((2, 8), -100)
+    labels[0, 3] = 7
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        LogitDistillation(1.0, tokens="masked")(output(student), output(teacher), {"labels": labels})
+    assert max(saved) <= 1000

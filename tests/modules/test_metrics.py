@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from lit_compress.errors import UserError
+from lit_compress.modules.metrics import MeanLoss
 from lit_compress.modules.tasks import (
     MaskedLanguageModel,
     Pretraining,
@@ -27,6 +28,15 @@ def values(metrics):
 
 def one_hot(ids, size):
     return 9.0 * torch.eye(size)[torch.tensor(ids)]
+
+
+def test_a_mean_loss_is_weighted_and_shows_what_is_broken():
+    loss = MeanLoss()
+    for value, count in ((2.0, 3), (4.0, 1), (0.0, 0)):
+        loss.update(torch.tensor(value), count)
+    assert loss.compute() == 2.5
+    loss.update(torch.tensor(math.nan), 1)
+    assert loss.compute().isnan()
 
 
 # --- tags
@@ -198,9 +208,7 @@ def test_no_answer(score, null, answers, right):
 
 
 def test_the_least_null_score_of_all_windows_counts():
-    windows = [
-        window("q", (8, 8), ["York"], 5.0, null, no_answer=True) for null in (9.0, 1.0)
-    ]
+    windows = [window("q", (8, 8), ["York"], 5.0, null, no_answer=True) for null in (9.0, 1.0)]
     assert answer_scores(*windows) == {"exact_match": 100, "f1": 100}
 
 
@@ -234,7 +242,11 @@ def test_positions_outside_the_window_do_not_count():
 
 @pytest.mark.parametrize(
     ("name", "labels", "part"),
-    [("translation", None, "'translation'"), ("token_classification", None, "labels"), ("classification", [], "labels")],
+    [
+        ("translation", None, "'translation'"),
+        ("token_classification", None, "labels"),
+        ("classification", [], "labels"),
+    ],
 )
 def test_tasks_that_cannot_be(name, labels, part):
     with pytest.raises(UserError, match=part):

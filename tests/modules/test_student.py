@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +174,78 @@ def test_the_recipe_of_obert(tiny_teacher, batch):
     ).eval()
     module.losses(batch)["loss"].backward()
     assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in module.student.parameters())
+
+
+@pytest.fixture
+def second_teacher(tmp_path, tiny_teacher):
+    """A teacher that answers otherwise."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([3.0, -3.0]))
+    model.save_pretrained(tmp_path / "second")
+    return str(tmp_path / "second")
+
+
+def both(tiny_teacher, second_teacher, **terms):
+    sources = {"first": str(tiny_teacher), "second": second_teacher}
+    return LitStudent(str(tiny_teacher), teachers=sources, distillation=terms or None, labels=["0", "1"]).eval()
+
+
+def test_each_term_listens_to_its_teacher(tiny_teacher, second_teacher, batch):
+    terms = {name: LogitDistillation(0.3, teacher=name) for name in ("first", "second")}
+    parts = both(tiny_teacher, second_teacher, **terms, all=LogitDistillation(0.3)).losses(batch)
+    assert parts["first"].item() == pytest.approx(0, abs=1e-6)
+    assert parts["second"] > parts["all"] > 0.01
+    expected = 0.1 * parts["task"] + 0.3 * (parts["second"] + parts["all"])
+    assert parts["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_hidden_states_of_several_teachers_are_averaged(tiny_teacher, second_teacher, batch):
+    parts = both(tiny_teacher, second_teacher, hidden=HiddenDistillation()).losses(batch)
+    assert parts["hidden"].item() == pytest.approx(0, abs=1e-10)  # only the heads of the two differ
+
+
+def test_several_teachers_are_in_no_state(tiny_teacher, second_teacher):
+    module, alone = both(tiny_teacher, second_teacher), student(tiny_teacher)
+    assert module.state_dict().keys() == alone.state_dict().keys()
+    assert [name for name, _ in module.named_parameters()] == [name for name, _ in alone.named_parameters()]
+    assert module.teacher is None
+    assert {type(term) for term in module.distillation.values()} == {LogitDistillation}
+
+
+def test_one_of_several_teachers_does_not_fit(tiny_teacher, altered):
+    odd = altered(id2label={"0": "yes", "1": "no"}, label2id={"yes": 0, "no": 1})
+    sources = {"good": str(tiny_teacher), "odd": odd}
+    message = error_of(str(tiny_teacher), teachers=sources, labels=["0", "1"])
+    assert message.startswith("model.teachers.odd: ")
+    missing = error_of(str(tiny_teacher), teachers={"gone": "/no/such/folder"}, labels=["0", "1"])
+    assert missing.startswith("model.teachers.gone: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"teacher": "x"}, ["model.teachers", "model.teacher, too"]),
+        ({"distillation": {"kd": LogitDistillation(teacher="third")}}, ["kd", "'third'", "['first', 'second']"]),
+        ({"distillation": {"kd": LogitDistillation(teacher="first")}}, ["model.teachers.second", "listens"]),
+    ],
+)
+def test_teachers_that_nobody_could_hear(tiny_teacher, second_teacher, arguments, words):
+    sources = {"first": str(tiny_teacher), "second": second_teacher}
+    message = error_of(str(tiny_teacher), teachers=sources, labels=["0", "1"], **arguments)
+    assert [word for word in words if word not in message] == []
+
+
+def test_a_teacher_whose_vocabulary_has_another_order(tiny_model, altered):
+    folder = Path(altered())
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())
+    tokens = vocabulary["model"]["vocab"]
+    tokens["good"], tokens["bad"] = tokens["bad"], tokens["good"]
+    (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
+    message = error_of(str(tiny_model), teacher=str(folder), labels=["0", "1"])
+    assert message.startswith("model.teacher: ")
+    assert "another vocabulary" in message
+    assert "'good'" in message or "'bad'" in message
+    for file in folder.glob("*tokenizer*"):
+        file.unlink()  # a teacher need not bring a tokenizer
+    assert LitStudent(str(tiny_model), teacher=str(folder), labels=["0", "1"]).teacher is not None

@@ -133,7 +133,7 @@ def test_what_does_not_fit_the_run_is_an_error_before_the_first_step(arguments, 
 
 
 def test_default_targets_of_tables_and_attention(quantize):
-    module, watch = quantize(start="2 steps", embeddings="uint8", attention="inputs")
+    module, _ = quantize(start="2 steps", embeddings="uint8", attention="inputs")
     tables = dict(compressible_tables(module.student))
     kinds = ("word", "position", "token_type")
     assert set(tables) == {f"bert.embeddings.{kind}_embeddings" for kind in kinds}

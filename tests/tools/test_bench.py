@@ -11,6 +11,7 @@ from tools.bench.mask_update import PATTERNS, check, mask_update
 from tools.bench.measure import Row, interleave, model_source, publish, require_close, synthetic_batches
 from tools.bench.memory import memory
 from tools.bench.memory import ratios as memory_ratios
+from tools.bench.teacher_cache import teacher_cache
 from tools.bench.training_step import rows, training_step
 
 TINY = "random:2x32"
@@ -132,6 +133,23 @@ def test_hf_trainer(table, tiny_model, tiny_data):
         output=table.path,
     )
     assert set(table()) == {"lit_compress"}
+
+
+def test_teacher_cache(table, tiny_model, tiny_data):
+    teacher_cache(
+        model=str(tiny_model),
+        train_file=str(tiny_data / "train.tsv"),
+        text_columns=["sentence"],
+        batch_size=4,
+        tokens=16,
+        steps=4,
+        repetitions=1,
+        output=table.path,
+    )
+    written = table()
+    assert set(written) == {"cached teacher", "teacher asked"}
+    assert {row["baseline"] for row in written.values()} == {"no teacher"}
+    assert "seconds_until_first_step" in written["cached teacher"]["settings"]
 
 
 @pytest.mark.skipif(not measure.Path("/proc/self/status").exists(), reason="peak memory is read from /proc")

@@ -179,7 +179,8 @@ def gate(source: str, data: TextClassification, folder: Path, hf_optim: str) -> 
     model = trainer.model.train()
     model.load_state_dict(ours.student.state_dict())
     ours = ours.to(model.device)
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    # The examples' numbers are no input of a model.
+    batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "index"}
     torch.manual_seed(0)
     our_loss = ours.losses(batch)["loss"].item()
     torch.manual_seed(0)
