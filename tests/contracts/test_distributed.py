@@ -47,7 +47,8 @@ class Probe(Callback):
         for part in (module.student, module.distillation):
             for name, tensor in part.state_dict().items():
                 tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-                digest["masks" if name.endswith(("mask", "kept_groups")) else "weights"].update(tensor.clone().numpy().tobytes())
+                kind = "masks" if name.endswith(("mask", "kept_groups")) else "weights"
+                digest[kind].update(tensor.clone().numpy().tobytes())
         sharded = {isinstance(parameter, DTensor) for parameter in module.parameters()}
         result = {name: value.hexdigest() for name, value in digest.items()}
         result |= {"sharded": sorted(sharded), "rows": len(self.rows), "steps": trainer.global_step}
