@@ -14,9 +14,12 @@ from docs.blocks import PAGES, ROOT, blocks, commands
 import lit_compress.cli
 import lit_compress.strategies
 from lit_compress.data import TextClassification
+from lit_compress.recipe import load_recipe
 
 COMMANDS = commands("lit_compress")
-YAML = [block for page in PAGES for block in blocks(page, "yaml")]
+EVERY_YAML = [block for page in PAGES for block in blocks(page, "yaml")]
+YAML = [block for block in EVERY_YAML if "stages:" not in block.text]
+RECIPES = [block for block in EVERY_YAML if "stages:" in block.text]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 BASE = "configs/sst2/student.yaml"
 
@@ -38,12 +41,13 @@ def folder(tmp_path, monkeypatch):
 def called(monkeypatch):
     """Export and report that do nothing but say that their options were understood."""
     names = []
-    for name, function in lit_compress.cli._AFTER_FIT.items():
+    for name in ("export", "report"):
+        function = lit_compress.cli._COMMANDS[name]
 
         def nothing(*args, _name=name, **kwargs):
             names.append(_name)
 
-        monkeypatch.setitem(lit_compress.cli._AFTER_FIT, name, functools.wraps(function)(nothing))
+        monkeypatch.setitem(lit_compress.cli._COMMANDS, name, functools.wraps(function)(nothing))
     return names
 
 
@@ -60,7 +64,11 @@ def explain(arguments: list[str], capsys) -> str:
     ("place", "arguments"), COMMANDS, ids=[f"{place} {' '.join(words[:1])}" for place, words in COMMANDS]
 )
 def test_commands_parse(place, arguments, folder, called, capsys):
-    if arguments[0] in lit_compress.cli._AFTER_FIT:
+    if arguments[0] == "recipe":
+        lit_compress.cli.main([*arguments, "--dry-run"])
+        assert "lit_compress fit" in capsys.readouterr().out
+        return
+    if arguments[0] in lit_compress.cli._COMMANDS:
         lit_compress.cli.main(arguments)
         assert called == [arguments[0]]
         return
@@ -83,7 +91,17 @@ def test_yaml_is_accepted(block, folder, capsys):
     assert [entry["class_path"].rpartition(".")[2] for entry in result["compression"]] == names
 
 
+@pytest.mark.parametrize("block", RECIPES, ids=[block.place for block in RECIPES])
+def test_yaml_is_a_recipe(block, folder):
+    # Where the shipped ones are: its files are relative to it.
+    path = folder / "configs/recipes/mine/recipe.yaml"
+    path.parent.mkdir()
+    path.write_text(block.text)
+    assert list(load_recipe(path)) == list(yaml.safe_load(block.text)["stages"])
+
+
 def test_there_is_something_to_check():
+    assert RECIPES
     assert len(COMMANDS) > 20
     assert len(YAML) > 20
 
