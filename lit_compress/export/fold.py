@@ -7,8 +7,10 @@ from transformers import PreTrainedModel
 
 from lit_compress.models.groups import remove_pruned
 from lit_compress.models.shapes import update_config
+from lit_compress.models.shrink import drop_closed_layers
 from lit_compress.nn.attention import restore_attention
 from lit_compress.nn.factorized import factorized_embeddings
+from lit_compress.nn.gates import gated_layers
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
 __all__ = ["fold", "shrunk"]
@@ -17,11 +19,11 @@ __all__ = ["fold", "shrunk"]
 def fold(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in which every compressible layer or table is a plain one with its effective weight.
 
-    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Quantizers of inputs, outputs and attention
-    have no place in a plain model and are left out; their ranges are in
-    :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit,
-    as long as nothing is cut out; pruned heads, neurons and columns of factorised embeddings are, and then sums are
-    shorter and logits differ by rounding (about 1e-6 of their size in fp32).
+    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Layers whose gate is closed are removed.
+    Quantizers of inputs, outputs and attention have no place in a plain model and are left out; their ranges are in
+    :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit, as
+    long as nothing is cut out of a layer; pruned heads, neurons and columns of factorised embeddings are, and then sums
+    are shorter and logits differ by rounding (about 1e-6 of their size in fp32).
     """
     folded = shrunk(model)
     for name, layer in list(compressible_layers(folded)):
@@ -35,6 +37,8 @@ def fold(model: nn.Module) -> nn.Module:
 def shrunk(model: nn.Module) -> nn.Module:
     """A copy of ``model`` without what is pruned as a whole, still in its training form; its configuration says so."""
     smaller = copy.deepcopy(model)
+    if isinstance(smaller, PreTrainedModel) and any(gated_layers(smaller)):
+        drop_closed_layers(smaller)
     remove_pruned(smaller)
     for _, table in factorized_embeddings(smaller):
         table.to_rank(table.kept_rank())

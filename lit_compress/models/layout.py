@@ -164,7 +164,8 @@ LAYOUTS: dict[str, Layout] = {
         summary_token="last",
         cannot={
             "heads": "XLNet's attention has no linears: q, k, v, o and r are Parameters of rel_attn",
-            "attention_masks": "XLNet's attention has no linears: q, k, v, o and r are Parameters of rel_attn",
+            "attention_masks": "XLNet's attention has no linears (q, k, v, o and r are Parameters of rel_attn); "
+            "give the pattern '*.ff.*' to work on the feed-forward part alone",
         },
     ),
     "albert": Layout(

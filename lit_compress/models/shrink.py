@@ -62,6 +62,8 @@ def drop_layers(model: PreTrainedModel, keep: Sequence[int], setting: str = "kee
         update_config(model)  # it has shapes of each layer
     before = kept_layers(model) or range(count)
     setattr(model, _KEPT, [before[index] for index in keep])
+    if shapes_of(model.config) is not None:
+        update_config(model)  # it lists heads and neurons layer by layer
 
 
 def restore_layers(model: PreTrainedModel, kept: Sequence[int] | None) -> None:

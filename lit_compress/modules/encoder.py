@@ -14,6 +14,7 @@ from torchmetrics import MetricCollection
 from lit_compress.errors import UserError
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
+from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.metrics import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.tasks import make_task
@@ -152,11 +153,14 @@ class LitEncoder(LightningModule):
             "config": self.student.config.to_json_string(use_diff=False),
             "tokenizer": self.tokenizer,
             "manifest": describe(self.student),
+            "kept_layers": kept_layers(self.student),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:
             raise UserError("ckpt_path: the checkpoint was not made by lit_compress; give one that was")
+        # Layers first: the names in the manifest are those of the layers that are left.
+        restore_layers(self.student, checkpoint[CHECKPOINT_KEY].get("kept_layers"))
         manifest = checkpoint[CHECKPOINT_KEY]["manifest"]
         if surplus := part_names(describe(self.student)) - part_names(manifest):
             raise UserError(

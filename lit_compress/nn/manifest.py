@@ -14,6 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.nn import quantizers
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers, quantize_attention
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
+from lit_compress.nn.gates import add_layer_gate, gated_layers
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.nn.surgery import (
     compressible_layers,
@@ -109,6 +110,17 @@ def _rebuild_attention(model: nn.Module, entries: dict[str, dict[str, Any]]) -> 
             _rebuild_quantizer(owner, slot, entries[name].get(slot), device)
 
 
+def _describe_gates(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """An empty description by layer: whether its gate is open is a value, in the state dict."""
+    return {name: {} for name, _ in gated_layers(model)}
+
+
+def _rebuild_gates(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
+    _check_names(model, entries, nn.Module, "layer")
+    for name in entries:
+        add_layer_gate(model.get_submodule(name))
+
+
 def _check_names(model: nn.Module, names: Iterable[str], kind: type[nn.Module], what: str) -> None:
     known = {name for name, module in model.named_modules() if isinstance(module, kind)}
     if missing := [name for name in names if name not in known]:
@@ -164,4 +176,5 @@ _PARTS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any], N
     "linears": (_describe_linears, _rebuild_linears),
     "embeddings": (_describe_tables, _rebuild_tables),
     "attention": (_describe_attention, _rebuild_attention),
+    "gates": (_describe_gates, _rebuild_gates),
 }

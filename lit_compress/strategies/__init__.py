@@ -1,6 +1,8 @@
 """Strategies: Lightning callbacks that decide, between steps, what is pruned, locked, quantized or frozen."""
 
 from lit_compress.strategies.freeze_embeddings import FreezeEmbeddings
+from lit_compress.strategies.gradual_layer_drop import GradualLayerDropping
+from lit_compress.strategies.layer_drop import LayerDropping
 from lit_compress.strategies.low_rank_embedding import LowRankEmbedding
 from lit_compress.strategies.magnitude import MagnitudePruning
 from lit_compress.strategies.monitor import CompressionMonitor
@@ -14,6 +16,8 @@ from lit_compress.strategies.structured import StructuredPruning
 __all__ = [
     "CompressionMonitor",
     "FreezeEmbeddings",
+    "GradualLayerDropping",
+    "LayerDropping",
     "LowRankEmbedding",
     "MagnitudePruning",
     "MovementPruning",

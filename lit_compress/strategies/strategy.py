@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_compress.errors import UserError
 from lit_compress.functional.schedules import Duration
+from lit_compress.models.layout import LAYOUTS, family_of, layer_linears, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import make_compressible, match_modules
 from lit_compress.run_length import run_length
@@ -29,7 +30,8 @@ __all__ = [
     "zero_outside",
 ]
 
-# Every linear of every transformer layer: attention and feed-forward, not embeddings, pooler or head.
+# Every linear of every transformer layer: attention and feed-forward, not embeddings, pooler or head. For models that
+# are in no table; where the layers of the known families are, their layout says.
 ENCODER_LINEARS = ("*.layer.*", "*.layers.*")
 
 
@@ -66,6 +68,9 @@ class Strategy(Callback):
         key = f"{type(self).__name__}.targets"
         if self.targets is not None:
             return match_modules(student, self.targets, self.ignore, key=key)
+        if family_of(student) in LAYOUTS:
+            layout_of(student).require("attention_masks", key)
+            return match_modules(student, list(layer_linears(student)), self.ignore, key=key)
         names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
         stacks = [glob for glob in ENCODER_LINEARS if any(glob.strip("*") in name for name in names)]
         return match_modules(student, stacks or ENCODER_LINEARS, self.ignore, key=key)

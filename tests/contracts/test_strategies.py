@@ -287,7 +287,7 @@ def test_frozen_embeddings_do_not_move(trained, sparse_model):
     )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if "targets" in inspect.signature(ROWS[case][0]).parameters])
 def test_a_target_that_matches_nothing_is_an_error(case, sparse_model, tiny_data, tmp_path):
     kind, arguments = ROWS[case]
     strategy = kind(**arguments | {"targets": ["*.no_such_module.*"]})

@@ -1,0 +1,73 @@
+"""Gradual layer dropping: the top layers close one after the other while the encoder is fine-tuned."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_compress.errors import UserError
+from lit_compress.functional.layer_selection import closed_layers
+from lit_compress.models.layout import encoder_layers, layout_of
+from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.gates import add_layer_gate, layer_gate
+from lit_compress.strategies.strategy import Strategy, Window, stepped, student_of
+
+__all__ = ["GradualLayerDropping"]
+
+
+class GradualLayerDropping(Strategy):
+    """Closes layers from the top, one by one, as ROSITA prunes depth (Liu et al. 2021, arXiv 2103.11367).
+
+    A closed layer passes its input on and learns nothing more. It is still computed, and physically gone in the folded
+    model, which gives the same logits. To drop layers before training, and train faster, take ``LayerDropping``.
+
+    Args:
+        drop: number of layers that close.
+        start: where the first of ``drop`` equal stretches begins; at the end of each one layer closes. ``"10%"`` of
+            training, ``"1 epochs"`` or ``"500 steps"``.
+        end: where the last layer closes. With ``start`` and ``end`` at ``"0%"`` all close before the first step.
+
+    """
+
+    def __init__(self, drop: int, start: str = "0%", end: str = "20%") -> None:
+        super().__init__()
+        if drop < 1:
+            raise UserError(f"{type(self).__name__}.drop: {drop} must be 1 or more")
+        self.drop = drop
+        self.window = Window(type(self).__name__, start, end, "1 steps")
+
+    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
+        """No linear changes."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        owner = type(self).__name__
+        student = student_of(pl_module, owner)
+        layout_of(student, f"compression: {owner} of model.pretrained").require("layers", f"{owner}.drop")
+        layers = encoder_layers(student)
+        if self.drop >= len(layers):
+            raise UserError(
+                f"{owner}.drop: {self.drop} leaves none of {len(layers)} layers; give at most {len(layers) - 1}"
+            )
+        for layer in layers[-self.drop :]:
+            add_layer_gate(layer)
+        if stage == "fit":
+            self.window.steps(trainer)  # a window that does not fit this run is an error now, not an hour later
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._close(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if stepped(trainer, batch_idx):
+            self._close(trainer, pl_module)
+
+    @torch.no_grad()
+    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start, end, _ = self.window.steps(trainer)
+        closed = closed_layers(trainer.global_step, start, end, self.drop)
+        for layer in encoder_layers(student_of(pl_module))[-closed:] if closed else ():
+            gate = layer_gate(layer)
+            assert gate is not None
+            gate.fill_(False)
