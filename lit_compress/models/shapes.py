@@ -59,7 +59,7 @@ def apply_shapes(model: PreTrainedModel, shapes: Any) -> None:
                 if width < block.count:
                     # On the CPU also while Transformers builds a skeleton without values.
                     remove_groups(model, block, torch.arange(block.count, device="cpu") < width)
-    _apply_ranks(model.base_model, shapes.get("ranks", {}))
+    _apply_ranks(model, shapes.get("ranks", {}))
 
 
 def shapes_of(config: PretrainedConfig) -> Any:
@@ -88,9 +88,12 @@ def _check_widths(kind: str, widths: Any, groups: list[Groups]) -> None:
             raise UserError(f"{_WHERE}: {kind} of layer {number} is {width!r} and must be from 1 to {block.count}")
 
 
-def _apply_ranks(base: nn.Module, ranks: Any) -> None:
+def _apply_ranks(model: PreTrainedModel, ranks: Any) -> None:
+    base = model.base_model
     if not isinstance(ranks, dict):
         raise UserError(f"{_WHERE}: ranks must be a mapping of names to numbers")
+    if ranks and model.get_output_embeddings() is not None and getattr(model.config, "tie_word_embeddings", True):
+        raise UserError(f"{_WHERE}: {type(model).__name__} ties its decoder to the word embedding, which is factorised")
     tables = {name: module for name, module in base.named_modules() if isinstance(module, nn.Embedding)}
     for name, rank in ranks.items():
         if name not in tables:

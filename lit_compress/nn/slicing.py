@@ -45,8 +45,11 @@ def keep_inputs(linear: nn.Linear, index: Tensor) -> None:
 
 def _select_weight(linear: nn.Linear, dim: int, index: Tensor) -> None:
     linear.weight = _selected(linear.weight, dim, index)
-    if isinstance(linear, CompressibleLinear) and linear.weight_mask is not None:
-        linear.weight_mask = linear.weight_mask.index_select(dim, index)
+    if isinstance(linear, CompressibleLinear):
+        if linear.weight_mask is not None:
+            linear.weight_mask = linear.weight_mask.index_select(dim, index)
+        if linear.mask_scores is not None:
+            linear.mask_scores = _selected(linear.mask_scores, dim, index)
 
 
 def _selected(parameter: Tensor, dim: int, index: Tensor) -> nn.Parameter:

@@ -1,9 +1,6 @@
 """Structured pruning: whole attention heads and feed-forward neurons go, and the folded model is smaller and faster."""
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,6 +16,7 @@ from lit_compress.functional.schedules import pruning_steps, width_after
 from lit_compress.models.groups import KINDS, Groups, Kind, column_mask, removable_groups, row_mask
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import match_modules
+from lit_compress.strategies.gradients import sample_gradients
 from lit_compress.strategies.strategy import Strategy, Window, agreed, full_weight, set_mask, stepped, student_of
 
 __all__ = ["StructuredPruning"]
@@ -44,8 +42,8 @@ class StructuredPruning(Strategy):
         end: the last pruning. With ``start`` and ``end`` at ``"0%"`` a single pruning comes before the first step.
         criterion: ``taylor`` (weight times gradient, first order, of the real training steps since the last pruning)
             or ``magnitude``.
-        score_batches: batches of training data that give the gradients when pruning comes before the first step; 64
-            when not given. Only then.
+        score_batches: batches of training data that give the gradients of the task when pruning comes before the first
+            step; 64 when not given. Only then.
         targets: globs or ``re:`` patterns of the linears that read what is removed: attention outputs and second
             feed-forward matrices; None takes those of every layer.
         ignore: patterns to leave alone.
@@ -111,6 +109,11 @@ class StructuredPruning(Strategy):
             self._steps(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if learned := [name for name, layer in self.layers(pl_module).items() if layer.mask_scores is not None]:
+            raise UserError(
+                f"{type(self).__name__}.targets: {learned[0]!r} learns its mask, which brings weights back; "
+                "give movement pruning and this strategy different layers"
+            )
         if trainer.global_step == 0 and self._steps(trainer)[-1] == 0:
             if self.criterion == "taylor":
                 self._score_before_training(trainer, pl_module)
@@ -122,7 +125,9 @@ class StructuredPruning(Strategy):
         start, end, _ = self.window.steps(trainer)
         if start <= trainer.global_step < end:
             # Under DDP and FSDP2 gradients are those of all ranks by now, so every rank adds up the same.
-            self._collect(student_of(pl_module))
+            self._collect(
+                student_of(pl_module), {name: _gradient(layer) for name, layer in self.layers(pl_module).items()}
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -133,16 +138,16 @@ class StructuredPruning(Strategy):
                 self._prune(trainer, pl_module, steps.index(trainer.global_step) + 1)
 
     @torch.no_grad()
-    def _collect(self, student: nn.Module) -> None:
-        """Add this step's importance of every head and neuron to its layer's buffer."""
-        for kind, blocks in self._blocks(student).items():
+    def _collect(self, student: nn.Module, gradients: Mapping[str, Tensor]) -> None:
+        """Add a mini-batch's importance of every head and neuron to its layer's buffer."""
+        for blocks in self._blocks(student).values():
             for block in blocks:
-                layers = [_linear(student, name) for name in (block.consumer, *block.producers)]
-                weights = [_taylor_of_gradient(layer.weight) for layer in (layers if kind == "neurons" else layers[:1])]
-                total = layers[0].group_scores
+                names = _scored(block)
+                scores = [taylor(full_weight(_linear(student, name)), gradients[name].abs()) for name in names]
+                total = _linear(student, block.consumer).group_scores
                 assert total is not None
                 # A step whose gradients overflowed in half precision is skipped by the scaler; it says nothing.
-                total += _group_scores(block, weights).nan_to_num(0.0, 0.0, 0.0)
+                total += _group_scores(block, scores).nan_to_num(0.0, 0.0, 0.0)
 
     @torch.no_grad()
     def _prune(self, trainer: Trainer, pl_module: LightningModule, number: int) -> None:
@@ -170,31 +175,26 @@ class StructuredPruning(Strategy):
         if self.criterion == "taylor":
             scores = consumer.group_scores
         else:
-            names = (block.consumer, *block.producers) if block.kind == "neurons" else (block.consumer,)
-            scores = _group_scores(block, [magnitude(full_weight(_linear(student, name))) for name in names])
+            weights = [full_weight(_linear(student, name)) for name in _scored(block)]
+            scores = _group_scores(block, [magnitude(weight) for weight in weights])
         assert scores is not None
         return scores.masked_fill(~consumer.kept_groups, -torch.inf)  # what is pruned stays pruned
 
     def _score_before_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Importance from gradients of the training loss on some batches; nothing but the buffers changes."""
+        """Importance from the task's gradients on some batches of training data; no weight changes."""
         student = student_of(pl_module)
-        losses = getattr(pl_module, "losses", None)
-        if losses is None:
-            raise UserError(
-                f"{type(self).__name__}.criterion: taylor needs the losses() of {type(pl_module).__name__} to prune "
-                "before the first step; give a later end, or magnitude"
-            )
-        with _left_as_it_was(pl_module):
-            for batch in islice(iter(_train_data(trainer)), self.score_batches):
-                with trainer.precision_plugin.train_step_context():
-                    loss = losses(trainer.strategy.batch_to_device(batch))["loss"]
-                loss.backward()
-                self._collect(student)
-                pl_module.zero_grad(set_to_none=True)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for blocks in self._blocks(student).values():
-                for block in blocks:
-                    torch.distributed.all_reduce(_linear(student, block.consumer).group_scores)
+        scored = self._scored_layers(student)
+        weights: Any = [layer.weight for layer in scored.values()]
+        for gradients in sample_gradients(trainer, pl_module, weights, self.score_batches, _batch_size(trainer)):
+            self._collect(student, dict(zip(scored, gradients, strict=True)))
+
+    def _scored_layers(self, student: nn.Module) -> dict[str, CompressibleLinear]:
+        return {
+            name: _linear(student, name)
+            for blocks in self._blocks(student).values()
+            for block in blocks
+            for name in _scored(block)
+        }
 
     def _steps(self, trainer: Trainer) -> list[int]:
         start, end, _ = self.window.steps(trainer)
@@ -240,14 +240,16 @@ class StructuredPruning(Strategy):
         }
 
 
-def _taylor_of_gradient(weight: Tensor) -> Tensor:
-    if weight.grad is None:
-        return torch.zeros_like(_whole(weight.detach()))
-    return _whole(taylor(weight, weight.grad.abs()))
+def _scored(groups: Groups) -> tuple[str, ...]:
+    """The linears whose weights make up the importance of the groups, the consumer first."""
+    return (groups.consumer, *groups.producers) if groups.kind == "neurons" else (groups.consumer,)
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _gradient(layer: CompressibleLinear) -> Tensor:
+    gradient = layer.weight.grad
+    if gradient is None:  # frozen
+        return torch.zeros(layer.weight.shape, device=layer.weight.device)
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
 
 
 def _group_scores(groups: Groups, weights: list[Tensor]) -> Tensor:
@@ -278,22 +280,7 @@ def _linear(student: nn.Module, name: str) -> CompressibleLinear:
     return layer
 
 
-@contextmanager
-def _left_as_it_was(pl_module: LightningModule) -> Iterator[None]:
-    """No dropout, and afterwards the same modes, random state and no gradients."""
-    modes = {module: module.training for module in pl_module.modules()}
-    with torch.random.fork_rng():
-        pl_module.eval()
-        try:
-            yield
-        finally:
-            pl_module.zero_grad(set_to_none=True)
-            for module, training in modes.items():
-                module.training = training
-
-
-def _train_data(trainer: Trainer) -> Any:
-    """Another iterator over the training data of this rank, so that the epoch still starts at its beginning."""
-    if trainer.train_dataloader is None:
-        trainer.fit_loop.setup_data()
-    return copy.copy(trainer.train_dataloader)
+def _batch_size(trainer: Trainer) -> int:
+    loader: Any = trainer.train_dataloader
+    sampler = getattr(loader, "sampler", None)
+    return getattr(sampler, "batch_size", None) or getattr(loader, "batch_size", None) or 1

@@ -333,6 +333,26 @@ def test_sparsity_survives_quantization(sparse_model, tiny_data, tmp_path):
         assert not layer.effective_weight()[~layer.weight_mask].any()
 
 
+@pytest.mark.parametrize("drop", ["layer-drop", "layer-drop-gradual"])
+def test_heads_neurons_ranks_and_layers_go_together(drop, trained, sparse_model, tiny_data, tmp_path):
+    # A student of uneven layers loses one of them, and heads and ranks, in its next stage.
+    module, _, _ = trained("structured-global")
+    datamodule = data(tiny_data, sparse_model)
+    folder = save_folder(module.student.eval(), datamodule.tokenizer, tmp_path / "first")
+    again = student(folder)
+    structured = StructuredPruning(heads=1, neurons=0.5, prunings=2)
+    strategies = [build(drop), structured, build("low-rank")]
+    fit(again, datamodule, strategies, tmp_path / "run")
+    again.student.eval()
+    folder = save_folder(again.student, datamodule.tokenizer, tmp_path / "second")
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert len(loaded.bert.encoder.layer) == 1
+    alone = student_from_checkpoint(load_checkpoint(tmp_path / "run" / f"step={STEPS}.ckpt"))
+    expected = dict(fold(again.student).state_dict())
+    assert differences(expected, dict(loaded.state_dict())) == []
+    assert differences(expected, dict(fold(alone).state_dict())) == []
+
+
 def test_structured_pruning_goes_with_the_others_on_the_same_layers(sparse_model, tiny_data, tmp_path):
     module = student(sparse_model)
     datamodule = data(tiny_data, sparse_model)

@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertConf
 
 from lit_compress.errors import UserError
 from lit_compress.export import fold
-from lit_compress.models import drop_layers, load_classifier, remove_heads, remove_neurons
+from lit_compress.models import drop_layers, load_classifier, load_model, remove_heads, remove_neurons
 from lit_compress.models.shapes import apply_shapes, describe_shapes
 from lit_compress.nn import FactorizedEmbedding
 
@@ -90,6 +90,11 @@ def test_an_encoder_without_a_head_gets_a_new_one(folder, tmp_path):
     model = load_classifier(str(tmp_path / "encoder"), ["a", "b", "c"], "model.pretrained")
     assert model.classifier.weight.shape == (3, 32)
     assert describe_shapes(model) == {"heads": [1, 2], "neurons": [5, 9], "ranks": {WORDS: 6}}
+
+
+def test_a_decoder_tied_to_factors_is_refused(folder):
+    with pytest.raises(UserError, match="BertForMaskedLM ties its decoder"):
+        load_model(str(folder), "masked_lm", None, "model.pretrained")
 
 
 def test_without_the_import_transformers_refuses_the_weights(folder):

@@ -46,6 +46,17 @@ def test_masks_and_scales_are_cut_along():
     assert layer.weight_quantizer.spec()["out_features"] == 3
 
 
+def test_learned_scores_are_cut_along():
+    layer = CompressibleLinear(6, 5)
+    layer.add_mask_scores()
+    scores = torch.randn(5, 6)
+    layer.mask_scores.data.copy_(scores)
+    keep_outputs(layer, KEPT)
+    keep_inputs(layer, torch.tensor([5, 1]))
+    assert torch.equal(layer.mask_scores, scores[KEPT][:, [5, 1]])
+    assert layer.mask_scores.requires_grad
+
+
 def test_a_frozen_layer_stays_frozen():
     layer = nn.Linear(6, 5).requires_grad_(False)
     keep_outputs(layer, KEPT)
