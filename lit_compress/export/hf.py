@@ -41,12 +41,13 @@ def save_folder(
     smaller = shrunk(student)  # scales and sparsity are those of what is left
     folded = fold(smaller)
     assert isinstance(folded, PreTrainedModel)
-    manifest = {"lit_compress": version("lit_compress")} | manifest_with_scales(smaller)
-    shapes = describe_shapes(folded)
+    manifest, shapes = manifest_with_scales(smaller), describe_shapes(folded)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        (staging / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+        (staging / MANIFEST_FILE).write_text(
+            json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
+        )
         (staging / "README.md").write_text(_card(folded, manifest, shapes))
     return Path(output)
 
@@ -96,7 +97,7 @@ def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return grids
 
 
-def _card(model: PreTrainedModel, manifest: dict[str, Any], shapes: dict[str, Any]) -> str:
+def _card(model: PreTrainedModel, manifest: Manifest, shapes: dict[str, Any]) -> str:
     layers, tables = manifest.get("linears", {}), manifest.get("embeddings", {})
     pruned = [entry["sparsity"] for entry in layers.values() if entry["mask"]]
     quantized, quantized_tables = (
@@ -108,7 +109,7 @@ def _card(model: PreTrainedModel, manifest: dict[str, Any], shapes: dict[str, An
         "library_name: transformers",
         "tags: [lit_compress]",
         "---",
-        f"# {type(model).__name__}, {'compressed' if len(manifest) > 1 else 'fine-tuned'} with lit_compress",
+        f"# {type(model).__name__}, {'compressed' if manifest else 'fine-tuned'} with lit_compress",
         "",
         f"- parameters: {sum(p.numel() for p in model.parameters()):,}",
     ]

@@ -58,6 +58,8 @@ def drop_layers(model: PreTrainedModel, keep: Sequence[int], setting: str = "kee
             raise UserError(f"{setting}: {keep} leaves out layer 0: {reason}")
         _delete(encoder_layers(model), keep)
     _count_anew(model, layout.layers_key, keep)
+    if shapes_of(model.config) is not None:
+        update_config(model)  # it has shapes of each layer
     before = kept_layers(model) or range(count)
     setattr(model, _KEPT, [before[index] for index in keep])
     if shapes_of(model.config) is not None:

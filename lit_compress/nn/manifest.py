@@ -139,11 +139,10 @@ def _describe_factorized(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _rebuild_factorized(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
-    known = {name: module for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    _check_names(model, entries, nn.Embedding, "embedding table")
     for name, entry in entries.items():
-        if name not in known:
-            raise UserError(f"checkpoint: its manifest names {name!r}, which is no embedding of this model")
-        table = known[name]
+        table = model.get_submodule(name)
+        assert isinstance(table, nn.Embedding)
         if not isinstance(table, FactorizedEmbedding) or table.rank != entry["rank"]:
             table = FactorizedEmbedding.empty_like(table, entry["rank"])
             model.set_submodule(name, table)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,7 +24,7 @@ __all__ = ["sample_gradients"]
 def sample_gradients(
     trainer: Trainer,
     pl_module: LightningModule,
-    weights: Sequence[nn.Parameter],
+    weights: Sequence[Tensor],
     batches: int,
     batch_size: int,
     draw: int = 0,
@@ -93,7 +93,7 @@ def _draw(trainer: Trainer, batch_size: int, seed: np.random.SeedSequence) -> It
             yield loader.collate_fn(rows[numbers] if by_batch else [rows[number] for number in numbers])
 
 
-def _differentiate(loss: Tensor, weights: Sequence[nn.Parameter], pl_module: LightningModule) -> list[Tensor]:
+def _differentiate(loss: Tensor, weights: Sequence[Tensor], pl_module: LightningModule) -> list[Tensor]:
     if any(isinstance(weight, DTensor) for weight in weights):
         # FSDP2 takes part in a whole backward pass only; it averages over the ranks itself.
         pl_module.zero_grad()
@@ -110,7 +110,7 @@ def _differentiate(loss: Tensor, weights: Sequence[nn.Parameter], pl_module: Lig
     return gradients
 
 
-def _gathered(weight: nn.Parameter) -> Tensor:
+def _gathered(weight: Tensor) -> Tensor:
     if weight.grad is None:
         return torch.zeros(weight.shape, device=weight.device)
     return weight.grad.full_tensor() if isinstance(weight.grad, DTensor) else weight.grad

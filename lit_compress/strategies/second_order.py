@@ -66,7 +66,16 @@ class SecondOrderPruning(MagnitudePruning):
         ignore: Sequence[str] = (),
     ) -> None:
         super().__init__(
-            sparsity, initial_sparsity, schedule, start, end, every, pattern, scope, targets=targets, ignore=ignore
+            sparsity=sparsity,
+            initial_sparsity=initial_sparsity,
+            schedule=schedule,
+            start=start,
+            end=end,
+            every=every,
+            pattern=pattern,
+            scope=scope,
+            targets=targets,
+            ignore=ignore,
         )
         owner = type(self).__name__
         if self.kind == "n:m" or (self.kind == "block" and self.shape[0] > 1):

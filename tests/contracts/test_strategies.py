@@ -236,8 +236,12 @@ def test_hugging_face_round_trip(case, trained, tiny_data, sparse_model, tmp_pat
     loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    folded = fold(module.student)
+    assert differences(dict(loaded.state_dict()), dict(folded.state_dict())) == []
     with torch.inference_mode():
-        assert torch.equal(loaded.eval()(**inputs).logits, fold(module.student)(**inputs).logits)
+        got, expected = loaded.eval()(**inputs).logits, folded(**inputs).logits
+    # Odd shapes lie in memory otherwise than they did, and kernels may round the last bit otherwise.
+    assert torch.allclose(got, expected, atol=1e-6) if case in CUT else torch.equal(got, expected)
     assert "quantized_" not in (tmp_path / "model" / "config.json").read_text()
 
 

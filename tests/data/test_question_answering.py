@@ -57,7 +57,8 @@ def test_a_short_context_is_one_window(make):
     data = make()
     assert windows(data, data.train_dataloader()) == [(f"it was {CONTEXT}", "story")]
     (batch,) = data.train_dataloader()
-    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "start_positions", "end_positions"}
+    inputs = {"input_ids", "attention_mask", "token_type_ids"}
+    assert set(batch) == inputs | {"start_positions", "end_positions", "index"}
 
 
 def test_windows_overlap_and_the_answer_is_found_where_it_is(make):

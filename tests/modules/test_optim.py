@@ -7,6 +7,7 @@ from transformers import AutoModelForSequenceClassification
 from lit_compress.errors import UserError
 from lit_compress.modules import Optimization
 from lit_compress.modules.optim import parameter_groups
+from lit_compress.nn import make_compressible
 
 
 @pytest.fixture
@@ -62,6 +63,24 @@ def test_the_schedule_follows_steps_and_not_epochs(model):
     assert Optimization().build(model, 10, 5)["lr_scheduler"]["interval"] == "step"
 
 
+def test_scores_have_a_group_of_their_own(model):
+    layers = make_compressible(model, [name for name, m in model.named_modules() if name.endswith("query")])
+    for layer in layers.values():
+        layer.add_mask_scores()
+    optimizer = Optimization(learning_rate=1e-4, score_learning_rate=0.5, warmup="0%").build(model, 10, 5)["optimizer"]
+    *_, last = optimizer.param_groups
+    assert (last["lr"], last["weight_decay"]) == (0.5, 0.0)
+    assert {id(p) for p in last["params"]} == {id(layer.mask_scores) for layer in layers.values()}
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in model.parameters())
+
+
+def test_a_rate_for_scores_that_are_not_there(model):
+    with pytest.raises(UserError, match=r"optimization\.score_learning_rate: 0\.5 .*MovementPruning") as caught:
+        Optimization(score_learning_rate=0.5).build(model, 10, 5)
+    assert "\n" not in str(caught.value)
+
+
 LINEAR = [1 - step / 8 for step in range(9)]
 COSINE = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]
 SHAPES = {"linear": LINEAR, "cosine": COSINE, "constant": [1.0] * 9}
@@ -107,6 +126,7 @@ def test_a_warmup_in_epochs_of_data_without_an_end():
         ({"learning_rate": 0.0}, ["optimization.learning_rate", "0.0"]),
         ({"learning_rate": -1e-5}, ["optimization.learning_rate", "-1e-05"]),
         ({"learning_rate": float("nan")}, ["optimization.learning_rate", "nan"]),
+        ({"score_learning_rate": 0.0}, ["optimization.score_learning_rate", "0.0"]),
         ({"warmup": "10"}, ["optimization.warmup", "'10'", "steps"]),
         ({"warmup": "-5%"}, ["optimization.warmup", "-5%"]),
         ({"warmup": "two epochs"}, ["optimization.warmup", "two epochs"]),

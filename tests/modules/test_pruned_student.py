@@ -3,7 +3,7 @@ import torch
 from contracts.training import data, fit
 
 from lit_compress.errors import UserError
-from lit_compress.modules import L1Penalty, LitPrunedStudent, LogitDistillation, Penalty
+from lit_compress.modules import L1Penalty, LitPrunedStudent, LogitDistillation, Penalty, ScorePenalty
 from lit_compress.nn import make_compressible
 from lit_compress.strategies import MagnitudePruning
 
@@ -39,6 +39,23 @@ def test_l1_is_the_mean_over_layers_of_the_mean_magnitude():
     make_compressible(model, ["0", "1"])
     expected = (model[0].weight.abs().sum() / 8 + model[1].weight.abs().sum() / 6) / 2
     assert L1Penalty()(model).item() == pytest.approx(expected.item())
+
+
+def test_score_penalty_is_the_mean_over_layers_under_its_pressure():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    layers = make_compressible(model, ["0", "1", "2"])
+    for name, pressure in (("0", 0.25), ("1", 0.25)):
+        layers[name].add_mask_scores()
+        layers[name].score_pressure = pressure
+        torch.nn.init.normal_(layers[name].mask_scores)
+    expected = 0.25 * (layers["0"].mask_scores.sigmoid().sum() / 8 + layers["1"].mask_scores.sigmoid().sum() / 6) / 2
+    assert ScorePenalty()(model).item() == pytest.approx(expected.item())
+
+
+def test_a_score_penalty_without_scores(make, batch):
+    with pytest.raises(UserError, match=r"model\.penalties: .*MovementPruning") as caught:
+        make(penalties={"scores": ScorePenalty()}).losses(batch)
+    assert "\n" not in str(caught.value)
 
 
 def test_penalties_add_with_their_weights(make, batch):

@@ -77,6 +77,34 @@ def test_no_gradient_under_the_mask(slots):
     assert (layer.weight.grad[MASK] != 0).all()
 
 
+def test_scores_learn_through_the_mask_and_the_quantizer():
+    layer = compressible(mask=True, weight_quantizer=True)
+    layer.add_mask_scores()
+    layer(torch.randn(8, 4)).square().sum().backward()
+    assert (layer.mask_scores.grad != 0).all()
+    assert (layer.weight.grad[~MASK] == 0).all()
+
+
+def test_scores_change_nothing_but_gradients():
+    plain, scored, x = compressible(mask=True), compressible(mask=True), torch.randn(5, 4)
+    scored.load_state_dict(plain.state_dict())
+    scored.add_mask_scores()
+    torch.nn.init.normal_(scored.mask_scores, std=1e4)
+    assert torch.equal(scored(x), plain(x))
+    assert torch.equal(scored.to_linear()(x), plain(x))
+    assert list(scored.to_linear().state_dict()) == ["weight", "bias"]
+
+
+def test_scores_start_at_zero_beside_a_mask_and_are_installed_once():
+    layer = compressible()
+    layer.add_mask_scores()
+    scores = layer.mask_scores
+    assert layer.weight_mask.all()
+    assert not scores.any()
+    layer.add_mask_scores()
+    assert layer.mask_scores is scores
+
+
 def test_mask_starts_full_and_is_installed_once():
     layer = compressible()
     layer.add_mask()

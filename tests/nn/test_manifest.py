@@ -100,6 +100,16 @@ def test_rebuild_gives_the_structure_that_the_state_dict_needs():
     assert torch.equal(twin.eval()(x), model.eval()(x))
 
 
+def test_rebuild_brings_scores_back():
+    model, twin = network(), network()
+    make_compressible(model, ["0", "2"])["2"].add_mask_scores()
+    assert describe(model)["linears"] == {"0": PLAIN, "2": PLAIN | {"mask": True, "mask_scores": True}}
+    for _ in range(2):
+        rebuild(twin, through_json(describe(model)))
+    twin.load_state_dict(model.state_dict(), strict=True)
+    assert describe(twin) == describe(model)
+
+
 def test_rebuild_brings_the_switches_back():
     model = compressed()
     model[0].weight_quantizer.enabled = model[2].weight_quantizer.observing = False

@@ -99,6 +99,26 @@ def test_accuracy_is_that_of_training(run, capsys):
         assert f"val/{name} {value:.4g}" in shown
 
 
+def test_a_run_that_removed_heads_neurons_and_ranks(tmp_path, finished, tiny_teacher):
+    config = yaml.safe_load((finished / "config.yaml").read_text())
+    config["compression"] = [
+        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "neurons": 10, "prunings": 1}},
+        {"class_path": "LowRankEmbedding", "init_args": {"rank": 4}},
+    ]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", f"--config={tmp_path / 'config.yaml'}", f"--run={tmp_path / 'run'}"])
+    results = results_of(tmp_path / "run")
+    dense, compressed = (results["models"][name]["size"] for name in ("dense", "compressed"))
+    layers = 2 * (4 * 32 * 16 + 2 * 10 * 32)
+    assert compressed["encoder"]["parameters"] == layers
+    words = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).get_input_embeddings().num_embeddings
+    gone = dense["encoder"]["parameters"] - layers + words * 32 - (words + 32) * 4 + 2 * (3 * 16 + 54)  # and biases
+    assert compressed["model"]["parameters"] == dense["model"]["parameters"] - gone
+    assert compressed["model"]["dense_bytes"] == 4 * compressed["model"]["parameters"]
+    assert results["sparsity"] == {}
+    assert set(results["models"]["compressed"]["accuracy"]) == set(results["models"]["dense"]["accuracy"])
+
+
 def test_an_existing_report_is_replaced(run):
     (run / "report").mkdir()
     (run / "report" / "stale").touch()

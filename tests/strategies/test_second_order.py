@@ -174,7 +174,7 @@ def test_the_loss_rises_less_than_with_magnitude(pattern, tiny_data, tiny_teache
         loader = rows.train_dataloader()
         with torch.no_grad():
             losses.append(module.eval().task_loss(loader.collate_fn(loader.dataset[list(range(64))])).item())
-    # When this was written: 0.536, 0.473, 0.411 (unstructured) and 0.568, 0.509, 0.434; 0.352 before anything was pruned.
+    # When this was written 0.536, 0.473, 0.411 (unstructured) and 0.568, 0.509, 0.434; 0.352 before pruning.
     magnitude, second_order, recomputed = losses
     assert recomputed < second_order - 0.02 < magnitude - 0.04
 

@@ -7,6 +7,7 @@ from torch import nn
 from lit_compress.nn import CompressibleLinear
 from tools.bench import measure
 from tools.bench.hf_trainer import hf_trainer
+from tools.bench.inverse_fisher import inverse_fisher
 from tools.bench.mask_update import PATTERNS, check, mask_update
 from tools.bench.measure import Row, interleave, model_source, publish, require_close, synthetic_batches
 from tools.bench.memory import memory
@@ -156,3 +157,11 @@ def test_teacher_cache(table, tiny_model, tiny_data):
 def test_memory(table):
     memory(model=TINY, batch_size=2, tokens=8, steps=1, repetitions=1, output=table.path)
     assert set(table()) == {"student + teacher"}
+
+
+@pytest.mark.skipif(not measure.Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_inverse_fisher(table):
+    # Large enough that pages and what the allocator keeps do not matter.
+    inverse_fisher(rows=1024, columns=512, gradients=9, repetitions=1, output=table.path)
+    assert set(table()) == {"batched", "peak memory"}
+    assert 0.9 < float(table()["peak memory"]["ratio_median"]) < 1.3
