@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_compress.functional.schedules import pruning_steps
+
 __all__ = ["Position", "closed_layers", "keep_by_position", "keep_dissimilar", "keep_highest", "weight_score"]
 
 Position = Literal["top", "bottom", "symmetric", "alternate-odd", "alternate-even"]
@@ -135,7 +137,7 @@ def closed_layers(step: int, start: int, end: int, drop: int) -> int:
         [0, 0, 1, 3, 4, 4]
 
     """
-    return sum(step >= start + (end - start) * number // drop for number in range(1, drop + 1))
+    return sum(step >= at for at in pruning_steps(start, end, drop))
 
 
 def _without(count: int, dropped: Sequence[int]) -> list[int]:

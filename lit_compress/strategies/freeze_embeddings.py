@@ -24,7 +24,7 @@ class FreezeEmbeddings(Strategy):
 
     """
 
-    def __init__(self, targets: Sequence[str] = ("*embeddings*",), ignore: Sequence[str] = ()) -> None:
+    def __init__(self, targets: Sequence[str] = ("*embedding*",), ignore: Sequence[str] = ()) -> None:
         super().__init__(targets, ignore)
 
     def prepare(self, layers: dict[str, CompressibleLinear]) -> None:

@@ -143,8 +143,8 @@ class LayerDropping(Strategy):
             return keep
         assert self.drop is not None
         weights = [[p.detach() for p in layer.parameters() if p.ndim > 1] for layer in encoder_layers(student)]
-        scores = [float(weight_score(layer, self.which)) for layer in weights]  # type: ignore[arg-type]
-        return keep_highest(scores, self.drop)
+        scores = torch.stack([weight_score(layer, self.which) for layer in weights])  # type: ignore[arg-type]
+        return keep_highest(scores.tolist(), self.drop)
 
     def _similarities(self, student: Any, trainer: Trainer, pl_module: LightningModule) -> list[float]:
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -80,6 +80,12 @@ STRATEGIES = {
         {"class_path": "StructuredPruning", "init_args": {"heads": 1, "prunings": 1}},
         {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "prunings": 2}},
     ],
+    # Each rank measures on its own half of the rows.
+    "layers": [
+        {"class_path": "LayerDropping", "init_args": {"drop": 1, "which": "contribution", "rows": 8}},
+        {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75}},
+    ],
+    "gradual-layers": [{"class_path": "GradualLayerDropping", "init_args": {"drop": 1}}],
 }
 
 

@@ -7,11 +7,18 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.errors import UserError
-from lit_compress.export import fold, load_checkpoint, student_from_checkpoint
-from lit_compress.models import encoder_layers, kept_layers
+from lit_compress.export import fold, load_checkpoint, save_folder, student_from_checkpoint
+from lit_compress.models import drop_layers, encoder_layers, kept_layers
 from lit_compress.models.layout import LAYOUTS
 from lit_compress.modules import LitStudent
-from lit_compress.strategies import GradualLayerDropping, LayerDropping, MagnitudePruning, QuantAwareTraining
+from lit_compress.strategies import (
+    GradualLayerDropping,
+    LayerDropping,
+    LowRankEmbedding,
+    MagnitudePruning,
+    QuantAwareTraining,
+    StructuredPruning,
+)
 from lit_compress.strategies.layer_drop import spread
 
 
@@ -284,6 +291,34 @@ def test_masks_and_quantizers_go_with_fewer_layers_in_any_order(pretrained, tiny
         states.append(module.state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert set(states[0]) == set(states[1])
+
+
+def test_layers_and_what_is_in_them_go_together(pretrained, tiny_data, tmp_path):
+    # ROSITA's three: fewer layers, fewer heads and neurons in them, a smaller table.
+    folder = pretrained()
+    module, datamodule = student(folder), data(tiny_data, folder)
+    strategies = [
+        LayerDropping(keep=[0, 1, 3, 4, 5]),
+        GradualLayerDropping(drop=2, end="50%"),
+        StructuredPruning(heads=1, neurons=0.5, scope="global", prunings=2, criterion="magnitude", end="50%"),
+        LowRankEmbedding(rank=4),
+    ]
+    fit(module, datamodule, strategies, tmp_path / "run")
+    model = module.student.eval()
+    batch = {"input_ids": torch.randint(5, 30, (2, 9)), "attention_mask": torch.ones(2, 9, dtype=torch.long)}
+    saved = save_folder(model, datamodule.tokenizer, tmp_path / "model")
+    again = AutoModelForSequenceClassification.from_pretrained(saved).eval()
+    with torch.inference_mode():
+        assert torch.allclose(again(**batch).logits, model(**batch).logits, atol=1e-5)
+    shapes = again.config.quantization_config["shapes"]
+    assert len(encoder_layers(again)) == len(shapes["heads"]) == 3
+    # Such a model can lose layers again: what its configuration says of each layer follows.
+    drop_layers(again, [0, 2])
+    assert again.config.quantization_config["shapes"]["heads"] == [shapes["heads"][index] for index in (0, 2)]
+    again.save_pretrained(tmp_path / "next")
+    last = AutoModelForSequenceClassification.from_pretrained(tmp_path / "next").eval()
+    with torch.inference_mode():
+        assert torch.equal(last(**batch).logits, again(**batch).logits)
 
 
 @pytest.mark.parametrize(("rows", "chosen"), [(2, [0]), (6, [0, 3, 6]), (20, list(range(10))), (99, list(range(10)))])

@@ -2,9 +2,11 @@ import pytest
 import torch
 from contracts.training import STEPS, data, fit, student, trainer
 from lightning.pytorch import LightningModule
+from models.families import build
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -14,7 +16,8 @@ from transformers import (
 )
 
 from lit_compress.errors import UserError
-from lit_compress.models import encoder_layers
+from lit_compress.models import encoder_layers, layer_linears
+from lit_compress.models.layout import LAYOUTS
 from lit_compress.nn import compressible_layers
 from lit_compress.strategies import (
     CompressionMonitor,
@@ -68,6 +71,29 @@ def test_default_targets_are_the_linears_of_the_layers(family):
     assert len(expected) in (8, 12)
     assert [name for name, _ in compressible_layers(holder.student)] == expected
     assert list(strategy.layers(holder)) == expected
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_default_targets_of_every_family(name):
+    holder = Holder(build(name))
+    strategy = Plain()
+    if name == "xlnet":  # half an encoder must not be taken for the whole
+        with pytest.raises(UserError, match=r"^Plain\.targets: XLNet's attention has no linears .*'\*\.ff\.\*'"):
+            strategy.setup(None, holder, "fit")
+        strategy.targets = ["*.ff.*"]
+    strategy.setup(None, holder, "fit")
+    assert strategy.prepared == list(layer_linears(holder.student))
+
+
+def test_default_targets_of_a_family_outside_the_table():
+    config = AutoConfig.for_model(
+        "deberta", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=30
+    )
+    holder = Holder(AutoModelForSequenceClassification.from_config(config))
+    strategy = Plain()
+    strategy.setup(None, holder, "fit")
+    assert len(strategy.prepared) == 8
+    assert all(".encoder.layer." in target for target in strategy.prepared)
 
 
 def test_every_strategy_trains_another_family(family, tiny_data, tmp_path):
