@@ -31,7 +31,8 @@ class MaskedLanguageModeling(TextData):
 
     Args:
         train_file: text, a paragraph a line (``.txt`` or any other ending, also ``.gz``), a folder of ``.txt`` and
-            ``.txt.gz`` files, or ``.jsonl``, ``.parquet``, ``.csv``, ``.tsv`` with a column of texts.
+            ``.txt.gz`` files (also in folders inside it), or ``.jsonl``, ``.parquet``, ``.csv``, ``.tsv`` with a column
+            of texts.
         val_file: likewise; without it the last ``val_fraction`` of the training lines is held out.
         test_file: likewise, for ``test``.
         predict_file: likewise, a text a line with the tokenizer's mask in it, for ``predict``.
@@ -256,7 +257,7 @@ class MaskedLanguageModeling(TextData):
         """The files of a source, and the reader that `datasets` has for them."""
         path = Path(resolve_source(source, key))
         if path.is_dir():
-            files = sorted(str(file) for file in path.iterdir() if file.name.endswith((".txt", ".txt.gz")))
+            files = sorted(str(file) for file in path.rglob("*") if file.name.endswith((".txt", ".txt.gz")))
             if not files:
                 raise UserError(f"{key}: the folder {source!r} has no .txt or .txt.gz files")
             return files, "text"
