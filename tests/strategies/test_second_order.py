@@ -94,9 +94,7 @@ def test_a_layer_larger_than_the_memory_is_an_error_before_the_first_step(prune,
 
 def test_gradients_that_are_no_numbers_are_an_error(tiny_teacher, tiny_data, tmp_path, monkeypatch):
     module = student(tiny_teacher)
-    monkeypatch.setattr(
-        module, "task_loss", lambda batch: module.task.loss(module(batch), batch) * 1e39
-    )
+    monkeypatch.setattr(module, "task_loss", lambda batch: module.task.loss(module(batch), batch) * 1e39)
     strategy = SecondOrderPruning(sparsity=0.5, schedule="constant", start="0%", end="0%", **SAMPLE)
     message = error_of(lambda: fit(module, data(tiny_data, tiny_teacher), [strategy], tmp_path))
     assert message.startswith("SecondOrderPruning.damping: with 0.0001 ")
