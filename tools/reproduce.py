@@ -76,12 +76,12 @@ def _run(
         given = dict(given)
         if "config" in given:
             given["config"] = [str(((ROOT / entry["recipe"]).parent / file).resolve()) for file in given["config"]]
-        if given["data"]["class_path"] != "MaskedLanguageModeling":
-            given["data"] = settings["data"]
-        else:
+        given = _merged(given, (entry.get("stages") or {}).get(stage, {}) | {"seed_everything": seed})
+        if given["data"]["class_path"] == "MaskedLanguageModeling":
             given["data"] = _with_paths(given["data"], data)
-        given["seed_everything"] = seed
-        given = _merged(given, (entry.get("stages") or {}).get(stage, {}))
+        else:
+            given["data"] = settings["data"]
+            given = _merged(given, settings.get("students", {}) if stage != TEACHER else {})
         (teacher if stage == TEACHER else stages)[stage] = given
     if teacher:
         teacher[TEACHER] = _merged(teacher[TEACHER], settings.get(TEACHER, {}))
