@@ -146,6 +146,12 @@ def _from_pretrained(source: str, config: PretrainedConfig, key: str, head: _Hea
         raise UserError(f"{key}: {source!r} cannot be loaded: {_first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    # Transformers 5.17 goes on with random weights where later versions raise.
+    if mismatched := sorted(str(entry) for entry in info.get("mismatched_keys") or ()):
+        raise UserError(
+            f"{key}: {source!r} cannot be loaded: its configuration says another shape than its weights have "
+            f"({mismatched[0]})"
+        )
     return model, sorted(info["missing_keys"])
 
 
