@@ -29,6 +29,7 @@ RESULTS = ROOT / "tools" / "results.csv"
 PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- reproduce: begin -->", "<!-- reproduce: end -->"
 TEACHER = "teacher"
+MASKED_WORDS = "MaskedLanguageModeling"
 
 
 def main(
@@ -58,52 +59,67 @@ def main(
             if (only and name not in only) or (datasets and dataset not in datasets):
                 continue
             for seed in seeds:
-                _run(name, entry, dataset, plan, data, seed, runs, dry_run)
+                _run(name, plan, dataset, data, seed, runs, dry_run)
     if table and not dry_run:
         write_table(RESULTS, PAGE, plan)
 
 
-def _run(
-    name: str, entry: dict[str, Any], dataset: str, plan: dict[str, Any], data: Path, seed: int, runs: Path, dry: bool
-) -> None:
-    """One recipe on one data set: the shared teacher first, then the other stages."""
-    settings = _with_paths(plan["data"][dataset], data)
-    content = yaml.safe_load((ROOT / entry["recipe"]).read_text())
-    place = runs / dataset / f"seed{seed}"
-    place.mkdir(parents=True, exist_ok=True)
-    teacher, stages = {}, {}
-    for stage, given in content["stages"].items():
-        given = dict(given)
+def _run(name: str, plan: dict[str, Any], dataset: str, data: Path, seed: int, runs: Path, dry: bool) -> None:
+    """One recipe on one data set: what is shared first, the rest of its stages after it."""
+    folders = {"data:": str(data) + "/", "runs:": str(runs) + "/", "{seed}": f"seed{seed}"}
+    stages = _replaced(stages_of(plan, name, dataset), folders)
+    groups: dict[Path, dict[str, Any]] = defaultdict(dict)
+    for stage, settings in stages.items():
+        groups[_place(stage, settings, name, plan, dataset)][stage] = settings | {"seed_everything": seed}
+    made: dict[str, str] = {}
+    for place, group in groups.items():
+        folder = runs / place.parts[0] / f"seed{seed}" / Path(*place.parts[1:])
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder.parent / f"{place.name}.yaml" if place.parts[1:] else folder / f"{TEACHER}.yaml"
+        file.write_text(yaml.safe_dump({"run": str(folder), "stages": _replaced(group, made)}, sort_keys=False))
+        recipe(str(file), dry_run=dry)
+        made |= {f"stage:{stage}": str(folder / stage / "model") for stage in group}
+        if not dry and place.parts[1:]:
+            finished = {stage: (folder / stage, given.get("dense")) for stage, given in group.items()}
+            _append(name, place.parts[0], seed, compare(finished, folder), len(group))
+
+
+def _place(stage: str, settings: dict[str, Any], name: str, plan: dict[str, Any], dataset: str) -> Path:
+    """Where a stage runs, the seed apart: the dense model with its data set, masked words once for all tasks."""
+    if stage == TEACHER:
+        return Path(dataset)
+    upstream = settings["data"]["class_path"] == MASKED_WORDS
+    return Path(plan["recipes"][name].get("upstream", dataset) if upstream else dataset) / name
+
+
+def stages_of(plan: dict[str, Any], name: str, dataset: str) -> dict[str, dict[str, Any]]:
+    """Settings of the stages of one recipe on one data set, as the plan changes them.
+
+    Args:
+        plan: content of reproduce.yaml.
+        name: recipe.
+        dataset: data set.
+
+    Raises:
+        KeyError: the plan changes a stage that the recipe does not have.
+
+    """
+    entry = plan["recipes"][name]
+    path = ROOT / entry["recipe"]
+    own, upstream = plan["data"][dataset], plan["data"][entry.get("upstream", dataset)]
+    stages: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())["stages"]
+    for stage, given in stages.items():
         if "config" in given:
-            given["config"] = [str(((ROOT / entry["recipe"]).parent / file).resolve()) for file in given["config"]]
-        given = _merged(given, (entry.get("stages") or {}).get(stage, {}) | {"seed_everything": seed})
-        if given["data"]["class_path"] == "MaskedLanguageModeling":
-            given["data"] = _with_paths(given["data"], data)
-        else:
-            given["data"] = settings["data"]
-            given = _merged(given, settings.get("students", {}) if stage != TEACHER else {})
-        (teacher if stage == TEACHER else stages)[stage] = given
-    if teacher:
-        teacher[TEACHER] = _merged(teacher[TEACHER], settings.get(TEACHER, {}))
-        shared = _recipe_file(place / "teacher.yaml", place, teacher)
-        recipe(str(shared), dry_run=dry)
-        stages = _replaced(stages, f"stage:{TEACHER}", str(place / TEACHER / "model"))
-    file = _recipe_file(place / f"{name}.yaml", place / name, stages)
-    recipe(str(file), dry_run=dry)
-    if not dry:
-        finished = {stage: (place / name / stage, given.get("dense")) for stage, given in stages.items()}
-        _append(name, dataset, seed, compare(finished, place / name), len(stages))
-
-
-def _with_paths(section: Any, folder: Path) -> Any:
-    """The same settings, with the files of the data set below the folder."""
-    if isinstance(section, dict):
-        return {
-            key: str(folder / value) if key.endswith("_file") and not str(value).startswith("package:") else
-            _with_paths(value, folder)
-            for key, value in section.items()
-        }  # fmt: skip
-    return section
+            given["config"] = [str((path.parent / file).resolve()) for file in given["config"]]
+        source = upstream if given["data"]["class_path"] == MASKED_WORDS else own
+        stages[stage] = given | {"data": source["data"]}
+    for changes in ({TEACHER: own.get(TEACHER) or {}}, entry.get("stages") or {}, entry["data"][dataset] or {}):
+        for stage, change in changes.items():
+            if change is None:
+                del stages[stage]
+            elif stage in stages or stage != TEACHER:
+                stages[stage] = _merged(stages[stage], change)
+    return stages
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -114,17 +130,18 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _replaced(value: Any, old: str, new: str) -> Any:
+def _replaced(value: Any, words: dict[str, str]) -> Any:
+    """The same settings with words in them replaced: the start of a path, the seed, the model of a stage."""
     if isinstance(value, dict):
-        return {key: _replaced(inner, old, new) for key, inner in value.items()}
+        return {key: _replaced(inner, words) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_replaced(inner, old, new) for inner in value]
-    return new if value == old else value
-
-
-def _recipe_file(path: Path, run: Path, stages: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump({"run": str(run), "stages": stages}, sort_keys=False))
-    return path
+        return [_replaced(inner, words) for inner in value]
+    if isinstance(value, str):
+        if value.startswith("stage:"):
+            return words.get(value, value)
+        for old, new in words.items():
+            value = value.replace(old, new)
+    return value
 
 
 def _append(name: str, dataset: str, seed: int, results: dict[str, dict[str, Any]], count: int) -> None:
