@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lit_compress.errors import UserError
+from lit_compress.models.layout import layer_linears
+
 __all__ = ["Size", "model_size"]
 
 _FLOAT_BYTES = 4
@@ -43,16 +46,15 @@ class Size:
 def model_size(
     model: nn.Module, layers: dict[str, dict[str, Any]], tables: dict[str, dict[str, Any]] | None = None
 ) -> dict[str, Size]:
-    """Sizes of the compressed layers (``encoder``) and of everything (``model``).
+    """Sizes of the weights of the linears inside the transformer layers (``encoder``) and of everything (``model``).
 
     Args:
         model: folded model; a tensor that several modules share counts once.
-        layers: manifest of what was done to which layer, as in ``compression.json``; without one, all linears inside
-            the transformer layers are the encoder.
+        layers: manifest of what was done to which layer, as in ``compression.json``; may be empty.
         tables: likewise of embedding tables, which are no part of the encoder.
 
     """
-    encoder, rest = Size(), Size()
+    encoder, rest, inside = Size(), Size(), _encoder_linears(model) or set(layers)
     seen: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in seen:
@@ -62,7 +64,7 @@ def model_size(
         entry = layers.get(layer) if name.endswith(".weight") else None
         table = (tables or {}).get(layer) if name.endswith(".weight") else None
         size = tensor_size(parameter, entry or table)
-        in_encoder = entry is not None if layers else _is_encoder_weight(model, layer, name)
+        in_encoder = layer in inside and name.endswith(".weight")
         encoder, rest = (encoder + size, rest) if in_encoder else (encoder, rest + size)
     return {"encoder": encoder, "model": encoder + rest}
 
@@ -89,6 +91,9 @@ def _bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def _is_encoder_weight(model: nn.Module, layer: str, name: str) -> bool:
-    inside = ".layer." in layer or ".layers." in layer
-    return inside and name.endswith(".weight") and isinstance(model.get_submodule(layer), nn.Linear)
+def _encoder_linears(model: nn.Module) -> set[str]:
+    try:
+        return set(layer_linears(model))
+    except UserError:  # not one of the families in the table: by the names that most models use
+        linears = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+        return {name for name in linears if ".layer." in name or ".layers." in name}
