@@ -62,7 +62,7 @@ def logged(folder: Path) -> set[str]:
 def test_each_example_is_a_file_and_a_yaml():
     names = {Path(title).stem for title in FILES}
     assert set(FILES) == {f"{name}{suffix}" for name in names for suffix in (".py", ".yaml")}
-    assert len(names) == 4
+    assert len(names) == 5
 
 
 def test_criterion(run):
@@ -88,3 +88,13 @@ def test_penalty(run):
     folder = run("my_penalty")
     assert {"train/task", "train/kd", "train/hidden", "train/rows"} <= logged(folder)
     assert all(layer["sparsity"] == pytest.approx(0.5, abs=1e-3) for layer in layers(folder).values())
+
+
+def test_data(run, tiny_data, tiny_teacher, tmp_path):
+    assert "class_path: my_data.WebText" in (run("my_data") / "config.yaml").read_text()
+    web = tmp_path / "web.tsv"
+    web.write_text("sentence\tlabel\n&quot;good&quot; &amp; bad\t0\ngood\t1\n")
+    data = sys.modules["my_data"].WebText(
+        train_file=str(web), text_columns=["sentence"], tokenizer=str(tiny_teacher), max_length=16
+    )
+    assert data.rows("train")["sentence"][0] == '"good" & bad'
