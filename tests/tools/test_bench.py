@@ -110,7 +110,16 @@ def test_mask_gate_sees_a_wrong_pattern():
 
 def test_training_step(table):
     training_step(model=TINY, batch_size=2, tokens=8, steps=3, skip=1, repetitions=1, output=table.path)
-    assert set(table()) == {"masks", "masks + qat", "distillation", "teacher forward", "distillation - teacher"}
+    written = table()
+    assert set(written) == {
+        "masks",
+        "masks + qat",
+        "structured",
+        "distillation",
+        "teacher forward",
+        "distillation - teacher",
+    }
+    assert written["structured"]["baseline"] == "masks"
 
 
 def test_mask_update(table, capsys):

@@ -9,6 +9,8 @@ left out.
 - ``masks``: plus ``MagnitudePruning`` at 80 %, reached before the first step; no update inside the timed steps.
 - ``masks + qat``: plus ``QuantAwareTraining`` on every encoder linear, int8 weights and uint8 inputs, quantizers
   enabled and observing.
+- ``structured``: masks, and ``StructuredPruning`` collecting first-order scores of heads and neurons at every step; no
+  pruning inside the timed steps. Its baseline is ``masks``: the scores alone.
 - ``distillation``: ``LitStudent`` with logit distillation from a teacher of its own.
 - ``distillation - teacher``: the same less the teacher's forward, which is timed alone (evaluation mode, no
   gradient, the same batches) in the same repetition; what exceeds 1 is the overhead beyond the teacher's forward.
@@ -36,7 +38,7 @@ from lit_compress.models.load import load_config
 from lit_compress.modules import LitEncoder, LitStudent, LitTeacher
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn import FrozenTeacher, compressible_layers
-from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
+from lit_compress.strategies import MagnitudePruning, QuantAwareTraining, StructuredPruning
 from tools.bench.measure import (
     MINILM,
     RESULTS,
@@ -56,7 +58,7 @@ from tools.bench.measure import (
 
 LABELS = ["0", "1"]
 SPARSITY = 0.8
-CASES = ("plain", "masks", "masks + qat", "distillation")
+CASES = ("plain", "masks", "masks + qat", "structured", "distillation")
 TEACHER = "teacher forward"
 
 
@@ -132,22 +134,28 @@ def training_step(
 
 
 def rows(seconds: dict[str, list[float]], settings: dict[str, Any]) -> list[Row]:
-    """Ratios to the plain step, repetition by repetition."""
-    plain = seconds["plain"]
+    """Ratios to the step that a case is compared with, repetition by repetition."""
     seconds = seconds | {
         "distillation - teacher": [d - t for d, t in zip(seconds["distillation"], seconds[TEACHER], strict=True)]
     }
-    targets = {"masks": 1.08, "masks + qat": 1.25, "distillation": None, TEACHER: None, "distillation - teacher": 1.05}
+    targets = {
+        "masks": ("plain", 1.08),
+        "masks + qat": ("plain", 1.25),
+        "structured": ("masks", 1.03),
+        "distillation": ("plain", None),
+        TEACHER: ("plain", None),
+        "distillation - teacher": ("plain", 1.05),
+    }
     return [
         Row(
             benchmark="training_step",
             case=case,
-            baseline="plain",
-            ratios=[a / b for a, b in zip(seconds[case], plain, strict=True)],
+            baseline=baseline,
+            ratios=[a / b for a, b in zip(seconds[case], seconds[baseline], strict=True)],
             target=target,
             settings=settings,
         )
-        for case, target in targets.items()
+        for case, (baseline, target) in targets.items()
     ]
 
 
@@ -163,6 +171,7 @@ def gate(setup: Setup) -> None:
     exact = 1e-6 if setup.precision == "32-true" and not setup.compile else 1e-2
     require_close("losses with masks at 0 % and plain losses", losses["masks"], plain, exact)
     require_close("the task loss of distillation and the plain loss", losses["distillation"][:1], plain[:1], exact)
+    require_close("losses while scores are collected and plain losses", losses["structured"][:2], plain[:2], exact)
     require_close("the int8 loss and the plain loss", losses["masks + qat"][:1], plain[:1], 0.05)
 
 
@@ -203,8 +212,12 @@ def fit(case: str, setup: Setup, watcher: Callback, steps: int, sparsity: float)
     else:
         module = LitTeacher(setup.model, labels=LABELS, compile=setup.compile)
     strategies: list[Callback] = []
-    if "masks" in case:
+    if "masks" in case or case == "structured":
         strategies.append(MagnitudePruning(sparsity, schedule="constant", start="0%", end="0%"))
+    if case == "structured":
+        # One pruning, after the last step: until then scores add up.
+        heads = 0.5 if module.student.config.num_attention_heads > 1 else None
+        strategies.append(StructuredPruning(heads, neurons=0.5, prunings=1, start="0%", end="100%"))
     if "qat" in case:
         strategies.append(QuantAwareTraining(start="0%", freeze_observers=None))
     trainer = cli_trainer(setup.folder, [*strategies, watcher], steps, setup.precision)
