@@ -21,6 +21,7 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self.seconds = seconds
         self._last = -seconds
+        self._batches: int | float = 0
         self._enabled = True
 
     def disable(self) -> None:
@@ -29,12 +30,16 @@ class ProgressLines(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Asked for once: in a run of so many steps Lightning's total is what is left of them.
+        self._batches = self.total_train_batches
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if time.monotonic() - self._last >= self.seconds:
             self._last = time.monotonic()
-            self._line(trainer, pl_module, f"batch {batch_idx + 1}/{self.total_train_batches}")
+            self._line(trainer, pl_module, f"batch {batch_idx + 1}/{self._batches}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:

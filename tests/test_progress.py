@@ -33,6 +33,13 @@ def test_a_line_for_each_batch_and_each_validation(lines):
     assert [line.split()[1] for line in printed if " validated " in line] == ["1/2", "2/2"]
 
 
+def test_a_run_by_steps_counts_to_its_last(lines):
+    printed, _ = lines(ProgressLines(seconds=0), max_epochs=-1, max_steps=3)
+    assert [" ".join(line.split()[:4]) for line in printed if " batch " in line] == [
+        f"epoch 1 batch {batch}/3" for batch in (1, 2, 3)
+    ]
+
+
 def test_a_line_has_the_parts_of_the_loss_and_the_sparsity(lines):
     printed, _ = lines(ProgressLines(seconds=0))
     for line in printed:

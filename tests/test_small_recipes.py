@@ -63,7 +63,7 @@ def test_a_small_recipe_runs_to_its_comparison(path, tmp_path, texts):
     assert set(report) == set(stages)
     assert all(result["models"] for result in report.values())
     for stage, result in report.items():
-        wanted = [s["init_args"].get("sparsity") for s in stages[stage].get("compression", [])]
+        wanted = [s.get("init_args", {}).get("sparsity") for s in stages[stage].get("compression", [])]
         for sparsity in filter(None, wanted):
             size = result["models"]["compressed"]["size"]["encoder"]
             assert 1 - size["nonzeros"] / size["parameters"] == pytest.approx(sparsity, abs=0.01)
