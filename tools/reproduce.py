@@ -7,10 +7,8 @@ per data set and seed and is the teacher of all recipes.
 """
 
 import csv
-import shlex
 import statistics
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -184,7 +182,7 @@ def row(name: str, stage: str, dataset: str, seed: int, result: dict[str, Any]) 
         "machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
-        "command": shlex.join(["python", "-m", "tools.reproduce", *sys.argv[1:]]),
+        "command": f"python -m tools.reproduce --data data --only '[{name}]' --seeds '[{seed}]'",
     }
 
 
@@ -215,6 +213,8 @@ def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[
         "value",
         "dense",
         "of dense",
+        "points lost",
+        "parameters",
         "sparsity",
         "encoder",
         "model",
@@ -239,6 +239,8 @@ def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[
                 _spread([float(line["value"]) for line in lines]),
                 f"{dense:.4f}" if lines[0]["dense"] else "",
                 f"{value / dense:.1%}" if lines[0]["dense"] and dense else "",
+                f"{100 * (dense - value):.2f}" if lines[0]["dense"] else "",
+                f"{int(lines[0]['parameters']) / 1e6:.1f} M",
                 f"{float(lines[0]['encoder_sparsity']):.0%}",
                 f"{float(lines[0]['encoder_compression']):.1f}x",
                 f"{float(lines[0]['model_compression']):.1f}x",
