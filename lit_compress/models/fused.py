@@ -72,9 +72,16 @@ class FusedLayer(nn.Module):
 
 
 class FusedEncoder(nn.Module):
-    """Comes before an encoder's own class, which is used in training."""
+    """Comes before an encoder's own class, which is used in training.
+
+    Attributes:
+        row_budget: rows that a captured or compiled graph computes, padding not counted; None computes all places of
+            the batch. A batch with more real tokens gives NaN.
+
+    """
 
     layer: nn.ModuleList
+    row_budget: int | None
     fused_config: Any
 
     def forward(
@@ -98,7 +105,8 @@ class FusedEncoder(nn.Module):
                 "call lit_compress.models.fused.unfuse(model) first"
             )
         wanted = kwargs.get("output_hidden_states", getattr(self.fused_config, "output_hidden_states", False))
-        sequences = find_sequences(attention_mask, *hidden_states.shape[:2], hidden_states.device)
+        batch, length = hidden_states.shape[:2]
+        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.row_budget)
         hidden = self._layers(hidden_states, attention_mask, sequences, padded=wanted not in (None, False))
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
@@ -139,6 +147,7 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     if any(fused_layers(model)) and not isinstance(encoder, FusedEncoder):
         encoder.__class__ = _with(FusedEncoder, type(encoder))
         encoder.fused_config = config
+        encoder.row_budget = None  # type: ignore[assignment]
         encoder.plain_attention = config._attn_implementation  # type: ignore[assignment]
         config._attn_implementation = ATTENTION
     return model
@@ -158,7 +167,7 @@ def unfuse(model: PreTrainedModel) -> PreTrainedModel:
         elif isinstance(module, FusedEncoder):
             module.__class__ = type(module).__mro__[2]
             model.config._attn_implementation = module.plain_attention  # type: ignore[assignment]
-            del module.fused_config, module.plain_attention
+            del module.fused_config, module.plain_attention, module.row_budget
     return model
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from lit_compress import ops
 from lit_compress.models.sequences import Sequences
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_qkv import PackedQKV, dense_weight, density
+from lit_compress.nn.packed_qkv import PackedQKV, dense_weight, density, dtype_name
 from lit_compress.ops import reference
 from lit_compress.ops.dispatch import Choice, choose
 
@@ -177,10 +177,8 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
 
 
 def _choice(linear: _Product, x: Tensor) -> Choice:
-    kind = "fp8" if linear.dtype.is_floating_point else "int8"
-    return choose(
-        x.shape[0], linear.out_features, linear.in_features, linear.format, kind, density(linear), x.device
-    )
+    kind, stored = dtype_name(linear), density(linear)
+    return choose(x.shape[0], linear.out_features, linear.in_features, linear.format, kind, stored, x.device)
 
 
 def _operators(choice: Choice) -> ModuleType:

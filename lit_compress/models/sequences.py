@@ -21,6 +21,7 @@ class Sequences:
         starts: ``(batch + 1,)`` int32, row where each sequence begins, and where the last one ends.
         order: ``(rows,)`` int64, the place in the flattened batch of each row; None when nothing is padding.
         mask: ``(batch, length)`` bool, when rows behind the last real token stand for padding; else None.
+        fits: bool, whether the rows hold all real tokens, when their number was fixed beforehand; else None.
 
     """
 
@@ -30,20 +31,24 @@ class Sequences:
     starts: Tensor
     order: Tensor | None = None
     mask: Tensor | None = None
+    fits: Tensor | None = None
 
 
-def find_sequences(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Sequences:
+def find_sequences(
+    mask: Tensor | None, batch: int, length: int, device: torch.device, budget: int | None = None
+) -> Sequences:
     """Find the real tokens; padding may be left, right or in between.
 
     How many there are has to be known before anything is computed with them, which waits for the device once. While a
-    graph is compiled or captured, nothing can wait: then as many rows as the batch has places are kept, the padding
-    behind all real tokens, and attention alone leaves it out.
+    graph is compiled or captured, nothing can wait: then a fixed number of rows is kept, all places of the batch or
+    ``budget``, real tokens first and padding behind them, which attention leaves out.
 
     Args:
         mask: ``(batch, length)``, non-zero at real tokens; None when all are.
         batch: sequences.
         length: tokens of each, with padding.
         device: where the tokens are.
+        budget: rows of a graph. A batch that has more real tokens becomes NaN as a whole in :func:`pad`.
 
     Raises:
         UserError: a mask of another shape.
@@ -58,15 +63,16 @@ def find_sequences(mask: Tensor | None, batch: int, length: int, device: torch.d
         )
     mask = mask.to(torch.bool)
     lengths = mask.sum(1)
-    if _static(device):
-        rows, longest = batch * length, length
-    else:
-        rows, longest = torch.stack([lengths.sum(), lengths.max()]).tolist()
-        if rows == batch * length:
-            return _full(batch, length, device)
+    places = torch.argsort(mask.logical_not().reshape(-1).to(torch.uint8), stable=True)
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    order = torch.argsort(mask.logical_not().reshape(-1).to(torch.uint8), stable=True)[:rows]
-    return Sequences(batch, length, longest, starts, order, mask if _static(device) else None)
+    if _static(device):
+        rows = batch * length if budget is None else min(budget, batch * length)
+        fits = starts[-1] <= rows
+        return Sequences(batch, length, length, starts.clamp(max=rows), places[:rows], mask, fits)
+    rows, longest = torch.stack([lengths.sum(), lengths.max()]).tolist()
+    if rows == batch * length:
+        return _full(batch, length, device)
+    return Sequences(batch, length, longest, starts, places[:rows])
 
 
 def unpad(hidden: Tensor, sequences: Sequences) -> Tensor:
@@ -90,8 +96,11 @@ def pad(rows: Tensor, sequences: Sequences) -> Tensor:
         return rows.reshape(shape)
     padded = rows.new_zeros(sequences.batch * sequences.length, rows.shape[-1])
     padded = padded.index_copy(0, sequences.order, rows).reshape(shape)
+    if sequences.mask is None or sequences.fits is None:
+        return padded
     # What was computed for padding may be anything, not a number included.
-    return padded if sequences.mask is None else padded.masked_fill(~sequences.mask.unsqueeze(-1), 0)
+    padded = padded.masked_fill(~sequences.mask.unsqueeze(-1), 0)
+    return padded.masked_fill(~sequences.fits, float("nan"))
 
 
 def _full(batch: int, length: int, device: torch.device) -> Sequences:
