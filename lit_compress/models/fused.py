@@ -15,11 +15,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_compress.errors import UserError
-from lit_compress.models.fused_layer import Activation, LayerSteps, Rows, rows_for, run_layer
+from lit_compress.models.fused_layer import LayerSteps, Rows, rows_for, run_layer
 from lit_compress.models.layout import LAYOUTS, Layout, encoder_layers, family_of
 from lit_compress.models.sequences import Sequences, find_sequences, pad, unpad
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_qkv import PackedQKV, forget_dense_weight
+from lit_compress.nn.packed_join import join, share
+from lit_compress.ops.checks import Activation
 
 __all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "why_plain"]
 
@@ -43,8 +44,7 @@ class FusedLayer(nn.Module):
     """Comes before a layer's own class, which is used whenever no rows are given: in training."""
 
     steps: LayerSteps
-    qkv: PackedQKV
-    projections: tuple[PackedLinear, ...]
+    projections: tuple[PackedLinear, ...]  # queries, keys and values
 
     def forward(self, hidden_states: Tensor | None, *args: Any, rows: Rows | None = None, **kwargs: Any) -> Any:
         if rows is None:
@@ -52,7 +52,7 @@ class FusedLayer(nn.Module):
         return self._run(rows, **kwargs)
 
     def _run(
-        self, rows: Rows, sequences: Sequences, following: PackedQKV | None, padded: bool
+        self, rows: Rows, sequences: Sequences, following: PackedLinear | None, padded: bool
     ) -> tuple[Tensor | None, Rows]:
         rows = run_layer(self.steps, rows, sequences, following)
         assert rows.y is not None
@@ -61,14 +61,9 @@ class FusedLayer(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
-        self.tie()
+        self.steps.qkv._apply(fn)
+        share(self.steps.qkv, self.projections)
         return self
-
-    def tie(self) -> None:
-        """Make the projections views of the joined product again, after they moved."""
-        self.qkv.share(self.projections)
-        for linear in (self.qkv, self.steps.out, self.steps.up, self.steps.down):
-            forget_dense_weight(linear)
 
 
 class FusedEncoder(nn.Module):
@@ -110,18 +105,17 @@ class FusedEncoder(nn.Module):
         hidden = self._layers(hidden_states, attention_mask, sequences, padded=wanted not in (None, False))
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
 
-    def _layers(self, hidden: Tensor | None, mask: Tensor | None, sequences: Sequences, padded: bool) -> Tensor:
+    def _layers(self, hidden: Tensor, mask: Tensor | None, sequences: Sequences, padded: bool) -> Tensor:
         layers = list(self.layer)
-        first = [layer.qkv if isinstance(layer, FusedLayer) else None for layer in layers]
-        assert hidden is not None
-        rows = rows_for(first[0], unpad(hidden, sequences))
+        first = [layer.steps.qkv if isinstance(layer, FusedLayer) else None for layer in layers]
+        rows, whole = rows_for(first[0], unpad(hidden, sequences)), hidden
         for layer, following in zip(layers, [*first[1:], None], strict=True):
+            assert rows.y is not None
             if isinstance(layer, FusedLayer):
-                hidden, rows = layer(hidden, rows=rows, sequences=sequences, following=following, padded=padded)
+                whole, rows = layer(whole, rows=rows, sequences=sequences, following=following, padded=padded)
             else:
-                assert rows.y is not None
-                hidden = layer(pad(rows.y, sequences) if hidden is None else hidden, mask)
-                rows = rows_for(following, unpad(hidden, sequences))
+                whole = layer(pad(rows.y, sequences) if whole is None else whole, mask)
+                rows = rows_for(following, unpad(whole, sequences))
         assert rows.y is not None
         return pad(rows.y, sequences)
 
@@ -163,7 +157,7 @@ def unfuse(model: PreTrainedModel) -> PreTrainedModel:
     for module in list(model.modules()):
         if isinstance(module, FusedLayer):
             module.__class__ = type(module).__mro__[2]
-            del module.steps, module.qkv, module.projections
+            del module.steps, module.projections
         elif isinstance(module, FusedEncoder):
             module.__class__ = type(module).__mro__[2]
             model.config._attn_implementation = module.plain_attention  # type: ignore[assignment]
@@ -230,13 +224,11 @@ def _fuse_layer(model: PreTrainedModel, layout: Layout, layer: nn.Module) -> Non
     modules: dict[str, Any] = dict(layer.named_modules())
     query, key, value, out, up, down = (modules[name] for name in _linear_names(layout))
     size = getattr(modules[layout.attention], layout.head_size)
-    qkv = PackedQKV([query, key, value])
     layer.__class__ = _with(FusedLayer, type(layer))
-    layer.qkv = qkv
-    # A tuple, so that the linears are no modules of the layer a second time.
+    # Inside a tuple and a dataclass nothing is a module of the layer a second time.
     layer.projections = (query, key, value)  # type: ignore[assignment]
     layer.steps = LayerSteps(  # type: ignore[assignment]
-        qkv=qkv,
+        qkv=join([query, key, value]),
         heads=query.out_features // size,
         scale=size**-0.5,
         out=out,
@@ -252,9 +244,9 @@ def _fuse_layer(model: PreTrainedModel, layout: Layout, layer: nn.Module) -> Non
 def _renew(layer: nn.Module, _: Any) -> None:
     """Join the linears' buffers again, which may be no views of the joined ones."""
     if isinstance(layer, FusedLayer):
-        layer.qkv = PackedQKV(layer.projections)
-        layer.steps = replace(layer.steps, qkv=layer.qkv)
-        layer.tie()
+        layer.steps = replace(layer.steps, qkv=join(layer.projections))
+        for linear in (layer.steps.out, layer.steps.up, layer.steps.down):
+            linear.kept_dense_weight = None
 
 
 @cache

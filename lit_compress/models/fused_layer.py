@@ -3,22 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_compress import ops
 from lit_compress.models.sequences import Sequences
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_qkv import PackedQKV, dense_weight, density, dtype_name
+from lit_compress.nn.packed_buffers import Precision
 from lit_compress.ops import reference
+from lit_compress.ops.checks import Activation
 from lit_compress.ops.dispatch import Choice, choose
 
-__all__ = ["Activation", "LayerSteps", "Rows", "launches", "rows_for", "run_layer"]
-
-Activation = Literal["none", "relu", "gelu", "gelu_tanh"]
-_Product = PackedLinear | PackedQKV
+__all__ = ["LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
 
 
 class Rows(NamedTuple):
@@ -53,7 +52,7 @@ class LayerSteps:
 
     """
 
-    qkv: PackedQKV
+    qkv: PackedLinear
     heads: int
     scale: float
     out: PackedLinear
@@ -64,7 +63,7 @@ class LayerSteps:
     feed_forward_norm: nn.LayerNorm
 
 
-def run_layer(steps: LayerSteps, rows: Rows, sequences: Sequences, following: PackedQKV | None) -> Rows:
+def run_layer(steps: LayerSteps, rows: Rows, sequences: Sequences, following: PackedLinear | None) -> Rows:
     """A layer's output, in the form that the first product of the following layer reads.
 
     Args:
@@ -83,7 +82,7 @@ def run_layer(steps: LayerSteps, rows: Rows, sequences: Sequences, following: Pa
     return _normalized(steps.feed_forward_norm, x, following)
 
 
-def rows_for(linear: _Product | None, y: Tensor) -> Rows:
+def rows_for(linear: PackedLinear | None, y: Tensor) -> Rows:
     """Rows in the form that ``linear`` reads; floats alone for None."""
     if linear is None or (choice := _choice(linear, y)) == "dense":
         return Rows(y)
@@ -133,7 +132,7 @@ def _scale_of_hidden(steps: LayerSteps, up: Choice) -> Tensor | None:
 
 
 def _product(
-    linear: _Product,
+    linear: PackedLinear,
     rows: Rows,
     activation: Activation = "none",
     residual: Tensor | None = None,
@@ -143,7 +142,7 @@ def _product(
     assert floats is not None
     if rows.q is None:
         bias = None if linear.bias is None else linear.bias.to(floats.dtype)
-        y = _activated(F.linear(floats, dense_weight(linear, floats.dtype), bias), activation)
+        y = _activated(F.linear(floats, linear.dense_weight(floats.dtype), bias), activation)
         return y if residual is None else y.add_(residual)
     return _operators(_choice(linear, floats)).quantized_linear(
         rows.q,
@@ -160,12 +159,10 @@ def _product(
     )
 
 
-def _normalized(norm: nn.LayerNorm, x: Tensor, following: _Product | None) -> Rows:
+def _normalized(norm: nn.LayerNorm, x: Tensor, following: PackedLinear | None) -> Rows:
     if following is None or (choice := _choice(following, x)) == "dense":
         return Rows(norm(x))
-    return Rows(
-        *_operators(choice).layernorm_quantize(x, None, norm.weight, norm.bias, norm.eps, following.dtype)
-    )
+    return Rows(*_operators(choice).layernorm_quantize(x, None, norm.weight, norm.bias, norm.eps, following.dtype))
 
 
 def _activated(x: Tensor, activation: Activation) -> Tensor:
@@ -176,9 +173,26 @@ def _activated(x: Tensor, activation: Activation) -> Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def _choice(linear: _Product, x: Tensor) -> Choice:
-    kind, stored = dtype_name(linear), density(linear)
-    return choose(x.shape[0], linear.out_features, linear.in_features, linear.format, kind, stored, x.device)
+def density(linear: PackedLinear) -> float:
+    """Fraction of the weight that is multiplied, zeros that fill up blocks included."""
+    return linear.values.numel() / (linear.out_features * linear.in_features)
+
+
+def precision(linear: PackedLinear) -> Precision:
+    """The type of the values by the name that the command line gives it."""
+    return "int8" if linear.dtype == torch.int8 else "fp8"
+
+
+def _choice(linear: PackedLinear, x: Tensor) -> Choice:
+    return choose(
+        x.shape[0],
+        linear.out_features,
+        linear.in_features,
+        linear.format,
+        precision(linear),
+        density(linear),
+        x.device,
+    )
 
 
 def _operators(choice: Choice) -> ModuleType:

@@ -6,10 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_compress.models.fused import FusedLayer, why_plain
-from lit_compress.models.fused_layer import LayerSteps, launches
+from lit_compress.models.fused_layer import LayerSteps, density, launches, precision
 from lit_compress.models.layout import encoder_layers
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_qkv import PackedQKV, density, dtype_name
 from lit_compress.ops.dispatch import Problem, decide
 
 __all__ = ["describe_fused"]
@@ -47,12 +46,12 @@ def _entry(layer: nn.Module, reason: str | None, tokens: int, device: str) -> di
     return {"fused": True, "reason": None, "launches": launches(steps, choices), "products": products}
 
 
-def _product(name: str, linear: PackedLinear | PackedQKV, tokens: int, device: str) -> dict[str, Any]:
+def _product(name: str, linear: PackedLinear, tokens: int, device: str) -> dict[str, Any]:
     problem = Problem(
         outputs=linear.out_features,
         inputs=linear.in_features,
         format=linear.format,
-        dtype=dtype_name(linear),
+        dtype=precision(linear),
         density=density(linear),
         device=device,
     )
@@ -67,7 +66,7 @@ def _product(name: str, linear: PackedLinear | PackedQKV, tokens: int, device: s
         "density": round(problem.density, 4),
         "bytes": sum(buffer.nbytes for buffer in buffers if buffer is not None),
         "tile": _tile(linear),
-        "static_input": getattr(linear, "input_scale", None) is not None,
+        "static_input": linear.input_scale is not None,
         "choice": decision.choice,
         "reason": decision.reason,
         "source": decision.source,
@@ -76,7 +75,7 @@ def _product(name: str, linear: PackedLinear | PackedQKV, tokens: int, device: s
     }
 
 
-def _tile(linear: PackedLinear | PackedQKV) -> str | None:
+def _tile(linear: PackedLinear) -> str | None:
     """Outputs and inputs of a block that is stored or left out as a whole."""
     if linear.columns is None:
         return None

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_compress import ops
 from lit_compress.errors import UserError
+from lit_compress.ops import Tokens
 
 __all__ = ["Sequences", "find_sequences", "pad", "unpad"]
 
@@ -19,8 +21,7 @@ class Sequences:
         length: tokens of a sequence with padding.
         longest: tokens of a sequence without, at most.
         starts: ``(batch + 1,)`` int32, row where each sequence begins, and where the last one ends.
-        order: ``(rows,)`` int64, the place in the flattened batch of each row; None when nothing is padding.
-        mask: ``(batch, length)`` bool, when rows behind the last real token stand for padding; else None.
+        tokens: where each row comes from; None when nothing is padding.
         fits: bool, whether the rows hold all real tokens, when their number was fixed beforehand; else None.
 
     """
@@ -29,8 +30,7 @@ class Sequences:
     length: int
     longest: int
     starts: Tensor
-    order: Tensor | None = None
-    mask: Tensor | None = None
+    tokens: Tokens | None = None
     fits: Tensor | None = None
 
 
@@ -61,24 +61,19 @@ def find_sequences(
             f"attention_mask: shape {tuple(mask.shape)}; a fused encoder takes ({batch}, {length}), or none; for masks "
             "between single tokens call lit_compress.models.fused.unfuse(model)"
         )
-    mask = mask.to(torch.bool)
-    lengths = mask.sum(1)
-    places = torch.argsort(mask.logical_not().reshape(-1).to(torch.uint8), stable=True)
-    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    if _static(device):
-        rows = batch * length if budget is None else min(budget, batch * length)
-        fits = starts[-1] <= rows
-        return Sequences(batch, length, length, starts.clamp(max=rows), places[:rows], mask, fits)
-    rows, longest = torch.stack([lengths.sum(), lengths.max()]).tolist()
-    if rows == batch * length:
-        return _full(batch, length, device)
-    return Sequences(batch, length, longest, starts, places[:rows])
+    if _waiting_allowed(device):
+        tokens = ops.find_tokens(mask)
+        if len(tokens.order) == batch * length:
+            return _full(batch, length, device)
+        return Sequences(batch, length, tokens.max_seqlen, tokens.cu_seqlens, tokens)
+    return _fixed(mask, batch, length, batch * length if budget is None else min(budget, batch * length))
 
 
 def unpad(hidden: Tensor, sequences: Sequences) -> Tensor:
     """``(batch, length, width)`` to ``(rows, width)``."""
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    return rows if sequences.order is None else rows.index_select(0, sequences.order)
+    if sequences.tokens is None:
+        return hidden.reshape(-1, hidden.shape[-1])
+    return ops.unpad(hidden, sequences.tokens)
 
 
 def pad(rows: Tensor, sequences: Sequences) -> Tensor:
@@ -91,16 +86,24 @@ def pad(rows: Tensor, sequences: Sequences) -> Tensor:
                 [2., 3.]])
 
     """
-    shape = (sequences.batch, sequences.length, rows.shape[-1])
-    if sequences.order is None:
-        return rows.reshape(shape)
-    padded = rows.new_zeros(sequences.batch * sequences.length, rows.shape[-1])
-    padded = padded.index_copy(0, sequences.order, rows).reshape(shape)
-    if sequences.mask is None or sequences.fits is None:
-        return padded
-    # What was computed for padding may be anything, not a number included.
-    padded = padded.masked_fill(~sequences.mask.unsqueeze(-1), 0)
-    return padded.masked_fill(~sequences.fits, float("nan"))
+    if sequences.tokens is None:
+        return rows.reshape(sequences.batch, sequences.length, rows.shape[-1])
+    padded = ops.pad(rows, sequences.tokens)
+    return padded if sequences.fits is None else padded.masked_fill(~sequences.fits, float("nan"))
+
+
+def _fixed(mask: Tensor, batch: int, length: int, rows: int) -> Sequences:
+    """``rows`` rows, of which the last ones are 0 and stand for no token."""
+    real = mask.reshape(-1) != 0
+    counted = real.cumsum(0)
+    starts = torch.nn.functional.pad(counted.reshape(batch, length)[:, -1], (1, 0)).to(torch.int32)
+    inside = torch.arange(rows, device=mask.device) < counted[-1]
+    order = torch.argsort(real.logical_not().to(torch.uint8), stable=True)[:rows].where(inside, -1).to(torch.int32)
+    place = (counted - 1).where(real & (counted <= rows), -1).to(torch.int32)
+    starts = starts.clamp(max=rows)  # nothing outside is ever read
+    return Sequences(
+        batch, length, length, starts, Tokens(order, place, starts, length, (batch, length)), counted[-1] <= rows
+    )
 
 
 def _full(batch: int, length: int, device: torch.device) -> Sequences:
@@ -108,7 +111,7 @@ def _full(batch: int, length: int, device: torch.device) -> Sequences:
     return Sequences(batch, length, length, starts)
 
 
-def _static(device: torch.device) -> bool:
+def _waiting_allowed(device: torch.device) -> bool:
     if torch.compiler.is_compiling():
-        return True
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()

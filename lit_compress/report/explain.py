@@ -1,7 +1,6 @@
 """`lit_compress explain`: what runs in each layer of a packed model, why, and what that should gain."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch

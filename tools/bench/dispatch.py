@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +23,9 @@ from torch.nn import functional as F
 
 from lit_compress import ops
 from lit_compress.files import atomic_file
+from lit_compress.models.fused_layer import density, precision
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_qkv import density, dtype_name
+from lit_compress.nn.packed_buffers import DTYPES
 from lit_compress.ops import reference
 from lit_compress.ops.dispatch import MEASURED, ROW_BUCKETS
 from tools.bench.measure import synchronize
@@ -36,6 +38,7 @@ SHAPES = [
     *((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)),
     *((1152, 768), (768, 384)),
 ]
+Tiled = Literal["dense", "tall_blocks", "blocks"]
 # Fractions of blocks that are kept.
 DENSITIES = [1 / 2, 1 / 3, 1 / 6]
 
@@ -43,7 +46,7 @@ DENSITIES = [1 / 2, 1 / 3, 1 / 6]
 def dispatch(
     shapes: list[tuple[int, int]] = SHAPES,
     rows: list[int] = list(ROW_BUCKETS[:12]),  # noqa: B006 (jsonargparse shows and never changes it)
-    formats: list[Literal["dense", "tall_blocks", "blocks"]] = ["dense", "tall_blocks"],  # noqa: B006
+    formats: list[Tiled] = ["dense", "tall_blocks"],  # noqa: B006
     dtypes: list[Literal["int8", "fp8"]] = ["int8", "fp8"],  # noqa: B006
     rounds: int = 30,
     output: Path = MEASURED,
@@ -76,7 +79,10 @@ def dispatch(
 
 
 def packed_linear(
-    shape: tuple[int, int], format: Literal["dense", "tall_blocks", "blocks"], dtype: Literal["int8", "fp8"], share: float
+    shape: tuple[int, int],
+    format: Literal["dense", "tall_blocks", "blocks"],
+    dtype: Literal["int8", "fp8"],
+    share: float,
 ) -> PackedLinear:
     """A linear of random weights, of whose blocks a share is kept, evenly."""
     outputs, inputs = shape
@@ -88,7 +94,7 @@ def packed_linear(
             kept = torch.randperm(inputs // width)[: max(round(share * inputs / width), 1)]
             mask = torch.zeros(inputs // width).index_fill(0, kept, 1.0).repeat_interleave(width)
             linear.weight.data[start : start + height] *= mask
-    packed = PackedLinear.from_linear(linear, format, dtype)
+    packed = PackedLinear.from_linear(linear, format, DTYPES[dtype])
     return packed.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -106,15 +112,15 @@ def measured(linear: PackedLinear, rows: Sequence[int], rounds: int) -> list[dic
         arguments = (linear.values, linear.w_scale, linear.columns, linear.offsets, bias, None, "none", half, None)
         got, expected = (where.quantized_linear(*quantized[0], *arguments) for where in (ops, reference))
         gate(got, expected)
-        kernel = median_us([lambda q=q: ops.quantized_linear(*q, *arguments) for q in quantized], rounds)
-        dense = median_us([lambda x=x: F.linear(x, weight, bias.to(half)) for x in inputs], rounds)
+        kernel = median_us([partial(ops.quantized_linear, *q, *arguments) for q in quantized], rounds)
+        dense = median_us([partial(F.linear, x, weight, bias.to(half)) for x in inputs], rounds)
         entries.append(
             {
                 "rows": count,
                 "outputs": linear.out_features,
                 "inputs": linear.in_features,
                 "format": linear.format,
-                "dtype": dtype_name(linear),
+                "dtype": precision(linear),
                 "density": round(density(linear), 4),
                 "kernel_us": round(kernel, 2),
                 "dense_us": round(dense, 2),

@@ -1,13 +1,13 @@
 """What a packed encoder gains over the folded dense one, end to end.
 
-Measured: a forward pass of the whole encoder on random token ids, the cases in turn, several batches one after the other so
-that no input is met twice in a row. Batches are of full length and, as ``fill 0.5``, padded ones whose lengths are evenly
-spread so that half of all places are real tokens.
+Measured: a forward pass of the whole encoder on random token ids, the cases in turn, several batches one after the
+other so that no input is met twice in a row. Batches are of full length and, as ``fill 0.5``, padded ones whose lengths
+are evenly spread so that half of all places are real tokens.
 
-On a CPU each packed variant is divided by its own folded fp32 model (same weights before rounding, same shapes). On a GPU
-each is divided by the dense model in bf16 under ``torch.compile(mode="max-autotune")`` with SDPA and CUDA graphs, and so
-are the other baselines: eager bf16, and torchao's int8 and fp8 with its recommended inductor settings where torchao is
-installed. Ours are captured in CUDA graphs; padded batches with a row budget of their number of real tokens.
+On a CPU each packed variant is divided by its own folded fp32 model (same weights before rounding, same shapes). On a
+GPU each is divided by the dense model in bf16 under ``torch.compile(mode="max-autotune")`` with SDPA and CUDA graphs,
+and so are the other baselines: eager bf16, and torchao's int8 and fp8 with its recommended inductor settings where
+torchao is installed. Ours are captured in CUDA graphs; padded batches with a row budget of their number of real tokens.
 
 Variants, each on top of ``8 bit``: ``tall blocks 83 %`` keeps every sixth block of 128 x 32; ``FFN/4, half the heads``
 cuts neurons and heads out; ``and half the layers`` drops every second layer of that one.
@@ -121,7 +121,7 @@ def measure(
     cases: dict[str, Forward]
     if device == "cuda":
         cases = baselines(dense) | {variant.name: captured(variant.packed, given) for variant in variants}
-        against = {case: BASELINE[device] for case in cases}
+        against = dict.fromkeys(cases, BASELINE[device])
     else:
         cases, against = {}, {}
         for variant in variants:
@@ -188,7 +188,9 @@ def batches(shape: str, fill: float, vocabulary: int, device: str, count: int = 
     """Batches of random ids; below a fill of 1 padded on the right, with lengths evenly spread around the mean."""
     size, tokens = (int(number) for number in shape.split("x"))
     generator = torch.Generator().manual_seed(0)
-    spread = torch.linspace(max(2 * fill - 1, 1 / tokens), min(2 * fill, 1.0), size) if size > 1 else torch.tensor([fill])
+    spread = (
+        torch.linspace(max(2 * fill - 1, 1 / tokens), min(2 * fill, 1.0), size) if size > 1 else torch.tensor([fill])
+    )
     made = []
     for _ in range(count):
         lengths = (spread[torch.randperm(size, generator=generator)] * tokens).round().clamp(min=1)
