@@ -161,7 +161,7 @@ def unpack_bitmap(bits: Tensor, values: Tensor, starts: Tensor, columns: int) ->
 
     """
     used = ((bits.unsqueeze(2) >> _bit_numbers(bits.device)) & 1).bool().reshape(len(bits), -1)[:, :columns]
-    if not torch.equal(used.sum(dim=1), starts.diff()) or starts[-1] != len(values):
+    if starts[0] != 0 or starts[-1] != len(values) or not torch.equal(used.sum(dim=1), starts.diff()):
         raise ValueError("the bits of some row are more or fewer than its values")
     dense = torch.zeros(used.shape, dtype=torch.int8, device=bits.device)
     dense[used] = _bytes(values)
