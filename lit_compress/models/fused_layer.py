@@ -16,8 +16,12 @@ from lit_compress.nn.packed_buffers import Precision
 from lit_compress.ops import reference
 from lit_compress.ops.checks import Activation
 from lit_compress.ops.dispatch import Choice, choose
+from lit_compress.ops.reference import activate
 
-__all__ = ["LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
+__all__ = ["PRODUCTS", "LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
+
+# Names of a layer's products in its steps, in the order in which they run.
+PRODUCTS = ("qkv", "out", "up", "down")
 
 
 class Rows(NamedTuple):
@@ -73,20 +77,24 @@ def run_layer(steps: LayerSteps, rows: Rows, sequences: Sequences, following: Pa
         following: first product of the next layer; None when something else reads the output.
 
     """
-    assert rows.y is not None
-    qkv = _product(steps.qkv, rows)
-    x = _product(steps.out, _attended(steps, qkv, sequences), residual=rows.y)
-    rows = _normalized(steps.attention_norm, x, steps.up)
-    assert rows.y is not None
-    x = _product(steps.down, _hidden(steps, rows), residual=rows.y)
-    return _normalized(steps.feed_forward_norm, x, following)
+    x = _floats(rows)
+    by = choices_of(steps, x.shape[0], x.device)
+    qkv = _product(steps.qkv, rows, by["qkv"], x.dtype)
+    y = _product(steps.out, _attended(steps, qkv, sequences, by["out"]), by["out"], x.dtype, residual=x)
+    rows = _normalized(steps.attention_norm, y, steps.up, by["up"])
+    x = _floats(rows)
+    y = _product(steps.down, _hidden(steps, rows, by), by["down"], x.dtype, residual=x)
+    return _normalized(steps.feed_forward_norm, y, following, _choice(following, x.shape[0], x.device))
 
 
 def rows_for(linear: PackedLinear | None, y: Tensor) -> Rows:
     """Rows in the form that ``linear`` reads; floats alone for None."""
-    if linear is None or (choice := _choice(linear, y)) == "dense":
-        return Rows(y)
-    return Rows(y, *_operators(choice).quantize_rows(y, linear.dtype))
+    return _rounded(linear, y, _choice(linear, y.shape[0], y.device))
+
+
+def choices_of(steps: LayerSteps, rows: int, device: torch.device) -> dict[str, Choice]:
+    """What computes each product of a layer."""
+    return {name: _choice(getattr(steps, name), rows, device) for name in PRODUCTS}
 
 
 def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
@@ -94,7 +102,7 @@ def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
 
     Args:
         steps: of the layer.
-        choices: what computes ``qkv``, ``out``, ``up`` and ``down``.
+        choices: what computes each of :data:`PRODUCTS`.
 
     """
     count = 7 + (choices["up"] == "dense")  # with a pass for the activation
@@ -104,26 +112,32 @@ def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
     return count
 
 
-def _attended(steps: LayerSteps, qkv: Tensor, sequences: Sequences) -> Rows:
-    choice = _choice(steps.out, qkv)
+def _attended(steps: LayerSteps, qkv: Tensor, sequences: Sequences, choice: Choice) -> Rows:
+    if choice == "dense" and sequences.tokens is None:
+        return Rows(_whole_attention(steps, qkv, sequences))
     scale = None if choice == "dense" else steps.out.input_scale
     context = _operators(choice).attention_varlen(
         qkv, sequences.starts, sequences.longest, steps.heads, steps.scale, scale, steps.out.dtype
     )
-    return rows_for(steps.out, context) if scale is None else Rows(None, context, scale)
+    return _rounded(steps.out, context, choice) if scale is None else Rows(None, context, scale)
 
 
-def _hidden(steps: LayerSteps, rows: Rows) -> Rows:
-    assert rows.y is not None
-    scale = None
-    if _choice(steps.down, rows.y) != "dense":
-        scale = _scale_of_hidden(steps, _choice(steps.up, rows.y))
-    activation = steps.activation
+def _whole_attention(steps: LayerSteps, qkv: Tensor, sequences: Sequences) -> Tensor:
+    """Torch's own attention, of sequences that are all of the same length."""
+    heads = qkv.reshape(sequences.batch, sequences.length, 3, steps.heads, qkv.shape[1] // (3 * steps.heads))
+    q, k, v = heads.permute(2, 0, 3, 1, 4)
+    context = F.scaled_dot_product_attention(q, k, v, scale=steps.scale)
+    return context.transpose(1, 2).reshape(qkv.shape[0], -1)
+
+
+def _hidden(steps: LayerSteps, rows: Rows, by: Mapping[str, Choice]) -> Rows:
+    x, activation = _floats(rows), steps.activation
+    scale = None if by["down"] == "dense" else _scale_of_hidden(steps, by["up"])
     if scale is not None and activation == "gelu":
         # In 8 bit the two forms are the same number, and the error function costs more than the product.
         activation = "gelu_tanh"
-    hidden = _product(steps.up, rows, activation, out_scale=scale)
-    return rows_for(steps.down, hidden) if scale is None else Rows(None, hidden, scale)
+    hidden = _product(steps.up, rows, by["up"], x.dtype, activation, out_scale=scale)
+    return _rounded(steps.down, hidden, by["down"]) if scale is None else Rows(None, hidden, scale)
 
 
 def _scale_of_hidden(steps: LayerSteps, up: Choice) -> Tensor | None:
@@ -134,17 +148,19 @@ def _scale_of_hidden(steps: LayerSteps, up: Choice) -> Tensor | None:
 def _product(
     linear: PackedLinear,
     rows: Rows,
+    choice: Choice,
+    dtype: torch.dtype,
     activation: Activation = "none",
     residual: Tensor | None = None,
     out_scale: Tensor | None = None,
 ) -> Tensor:
-    floats = rows.y if rows.y is not None else residual
-    assert floats is not None
-    if rows.q is None:
-        bias = None if linear.bias is None else linear.bias.to(floats.dtype)
-        y = _activated(F.linear(floats, linear.dense_weight(floats.dtype), bias), activation)
+    if choice == "dense":
+        bias = None if linear.bias is None else linear.bias.to(dtype)
+        y = activate(F.linear(_floats(rows), linear.dense_weight(dtype), bias), activation)
         return y if residual is None else y.add_(residual)
-    return _operators(_choice(linear, floats)).quantized_linear(
+    assert rows.q is not None
+    assert rows.scale is not None
+    return _operators(choice).quantized_linear(
         rows.q,
         rows.scale,
         linear.values,
@@ -154,23 +170,26 @@ def _product(
         linear.bias,
         residual,
         activation,
-        floats.dtype,
+        dtype,
         out_scale,
     )
 
 
-def _normalized(norm: nn.LayerNorm, x: Tensor, following: PackedLinear | None) -> Rows:
-    if following is None or (choice := _choice(following, x)) == "dense":
+def _normalized(norm: nn.LayerNorm, x: Tensor, linear: PackedLinear | None, choice: Choice) -> Rows:
+    if linear is None or choice == "dense":
         return Rows(norm(x))
-    return Rows(*_operators(choice).layernorm_quantize(x, None, norm.weight, norm.bias, norm.eps, following.dtype))
+    return Rows(*_operators(choice).layernorm_quantize(x, None, norm.weight, norm.bias, norm.eps, linear.dtype))
 
 
-def _activated(x: Tensor, activation: Activation) -> Tensor:
-    if activation == "relu":
-        return F.relu(x)
-    if activation == "none":
-        return x
-    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+def _rounded(linear: PackedLinear | None, y: Tensor, choice: Choice) -> Rows:
+    if linear is None or choice == "dense":
+        return Rows(y)
+    return Rows(y, *_operators(choice).quantize_rows(y, linear.dtype))
+
+
+def _floats(rows: Rows) -> Tensor:
+    assert rows.y is not None
+    return rows.y
 
 
 def density(linear: PackedLinear) -> float:
@@ -183,16 +202,11 @@ def precision(linear: PackedLinear) -> Precision:
     return "int8" if linear.dtype == torch.int8 else "fp8"
 
 
-def _choice(linear: PackedLinear, x: Tensor) -> Choice:
-    return choose(
-        x.shape[0],
-        linear.out_features,
-        linear.in_features,
-        linear.format,
-        precision(linear),
-        density(linear),
-        x.device,
-    )
+def _choice(linear: PackedLinear | None, rows: int, device: torch.device) -> Choice:
+    if linear is None:
+        return "dense"
+    kind, stored = precision(linear), density(linear)
+    return choose(rows, linear.out_features, linear.in_features, linear.format, kind, stored, device)
 
 
 def _operators(choice: Choice) -> ModuleType:

@@ -6,15 +6,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_compress.models.fused import FusedLayer, why_plain
-from lit_compress.models.fused_layer import LayerSteps, density, launches, precision
+from lit_compress.models.fused_layer import PRODUCTS, LayerSteps, density, launches, precision
 from lit_compress.models.layout import encoder_layers
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.ops.dispatch import Problem, decide
 
 __all__ = ["describe_fused"]
-
-# Product of a layer -> attribute of its steps.
-_PRODUCTS = ("qkv", "out", "up", "down")
 
 
 def describe_fused(model: PreTrainedModel, tokens: int = 4096, device: str = "cpu") -> list[dict[str, Any]]:
@@ -41,7 +38,7 @@ def _entry(layer: nn.Module, reason: str | None, tokens: int, device: str) -> di
     if not isinstance(layer, FusedLayer):
         return {"fused": False, "reason": reason, "launches": None, "products": []}
     steps: LayerSteps = layer.steps
-    products = [_product(name, getattr(steps, name), tokens, device) for name in _PRODUCTS]
+    products = [_product(name, getattr(steps, name), tokens, device) for name in PRODUCTS]
     choices = {product["name"]: product["choice"] for product in products}
     return {"fused": True, "reason": None, "launches": launches(steps, choices), "products": products}
 

@@ -62,6 +62,8 @@ def find_sequences(
             "between single tokens call lit_compress.models.fused.unfuse(model)"
         )
     if _waiting_allowed(device):
+        if device.type == "cpu" and bool(mask.all()):  # which costs nothing where nothing waits
+            return _full(batch, length, device)
         tokens = ops.find_tokens(mask)
         if len(tokens.order) == batch * length:
             return _full(batch, length, device)
