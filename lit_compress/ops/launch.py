@@ -173,8 +173,9 @@ def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple
     block_k = chunk or 128
     # A tile of the result lies within one tile of the weight.
     widest = height or 256
-    if rows <= 64:
-        return _fit_product(Product(rows, 64, block_k, 4, 6, swap=True, group=1), capability)
+    if rows <= 32:
+        # Fewer bytes than 16 per thread and step would be copied in smaller pieces.
+        return _fit_product(Product(max(rows, 2048 // block_k), 64, block_k, 4, 6, swap=True, group=1), capability)
     if rows * outputs >= 3 * processors * 128 * 256 and capability[0] >= 9 and widest >= 256:
         return _fit_product(Product(128, 256, block_k, 8, 4), capability)
     large = Product(128, min(128, widest), block_k, 8 if widest >= 128 else 4, 4 if block_k == 128 else 6)

@@ -78,6 +78,8 @@ def settings(
         "EVEN": inputs % launch.block_k == 0,
         "PER_ROW": per_row,
         "ACTIVATION": activation,
+        # Stated, because the default differs between versions of Triton.
+        "enable_fp_fusion": True,
         "num_warps": launch.warps,
         "num_stages": launch.stages,
     }
@@ -96,7 +98,8 @@ def kernel(
     band = GROUP * tl.cdiv(outputs, BLOCK_N)
     first_m = program // band * GROUP
     height = tl.minimum(tiles_m - first_m, GROUP)
-    m = (first_m + program % band % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    start_m = (first_m + program % band % height) * BLOCK_M
+    m = start_m + tl.arange(0, BLOCK_M)
     tile_n = program % band // height
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
 
@@ -138,9 +141,25 @@ def kernel(
             total = _add_product(x, w, total, SWAP, kind)
             w_at += ROWS * BLOCK_K
 
+    # From here on only what lies ahead of the tile is 64 bits wide: a pointer per number would not fit the registers.
+    out += start_m.to(tl.int64) * outputs
+    if residual is not None:
+        residual += start_m.to(tl.int64) * outputs
+    m = tl.arange(0, BLOCK_M)
+    q_scale += start_m if PER_ROW else 0
+    rows -= start_m
     if SWAP:
         _finish(total, m[None, :], n[:, None], q_scale, w_scale, bias, residual, out, out_scale, rows, outputs,
                 PER_ROW, ACTIVATION)  # fmt: skip
+    elif BLOCK_N > 128:
+        # One half after the other, so that the second one waits as sums and not as pointers.
+        halves = tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+        left, right = tl.split(halves)
+        n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N // 2)
+        _finish(left, m[:, None], n[None, :], q_scale, w_scale, bias, residual, out, out_scale, rows, outputs,
+                PER_ROW, ACTIVATION)  # fmt: skip
+        _finish(right, m[:, None], n[None, :] + BLOCK_N // 2, q_scale, w_scale, bias, residual, out, out_scale, rows,
+                outputs, PER_ROW, ACTIVATION)  # fmt: skip
     else:
         _finish(total, m[:, None], n[None, :], q_scale, w_scale, bias, residual, out, out_scale, rows, outputs,
                 PER_ROW, ACTIVATION)  # fmt: skip
@@ -148,9 +167,7 @@ def kernel(
 
 @triton.jit
 def _add_product(x, w, total, SWAP: tl.constexpr, kind: tl.constexpr):
-    if SWAP:
-        return tl.dot(w, tl.trans(x), total, out_dtype=kind)
-    return tl.dot(x, tl.trans(w), total, out_dtype=kind)
+    return tl.dot(w, tl.trans(x), total, out_dtype=kind) if SWAP else tl.dot(x, tl.trans(w), total, out_dtype=kind)
 
 
 @triton.jit
@@ -167,7 +184,7 @@ def _finish(
         y += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)
     y = activate(y, ACTIVATION)
     inside = (m < rows) & (n < outputs)
-    at = m.to(tl.int64) * outputs + n
+    at = m * outputs + n
     if residual is not None:
         y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     if out_scale is not None:
