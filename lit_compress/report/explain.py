@@ -18,7 +18,11 @@ from lit_compress.models.load import load_config
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
 from lit_compress.ops.roofline import device_named
 
-__all__ = ["explain", "explanation"]
+__all__ = ["explain", "explanation", "print_explanation"]
+
+_COLUMNS = ("layers", "launches", "product", "weight", "packed", "stored", "MB", "kernel us", "dense us", "runs")
+# Where nobody looks at a terminal, a line is as long as it needs to be.
+_WIDTH = 120
 
 
 def explain(model: str, tokens: int = 4096, device: str | None = None, output: str | None = None) -> None:
@@ -73,32 +77,41 @@ def explanation(model: PreTrainedModel, tokens: int, device: str) -> dict[str, A
 def print_explanation(facts: dict[str, Any]) -> None:
     """The same as a table in the terminal; layers that are alike share their lines."""
     table = Table(title=Text(f"{facts['model']}, {facts['tokens']} tokens on {facts['device']}"), title_justify="left")
-    for name in ("layers", "launches", "product", "weight", "packed", "MB", "runs", "why"):
-        table.add_column(name, justify="right" if name in ("launches", "MB") else "left")
+    for name in _COLUMNS:
+        table.add_column(name, justify="right" if name in ("launches", "MB", "kernel us", "dense us") else "left")
+    reasons: list[str] = []  # in the order of their first use; a row has the number of its own
     for names, layer in _grouped(facts["layers"]):
         if not layer["fused"]:
-            table.add_row(names, "", "all", "", "", "", "plain", layer["reason"])
+            table.add_row(names, "", "all", "", "", "", "", "", "", f"plain {_number(layer['reason'], reasons)}")
         for index, product in enumerate(layer["products"]):
             first = (names, str(layer["launches"])) if index == 0 else ("", "")
-            table.add_row(*first, *_cells(product))
+            table.add_row(*first, *_cells(product, reasons))
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
     console.print(table)
-    for line in _notes(facts):
-        console.print(line, style="dim", markup=False)
+    for line in [*(f"[{index + 1}] {reason}" for index, reason in enumerate(reasons)), *_notes(facts)]:
+        console.print(line, style="dim", markup=False, highlight=False)
 
 
-def _cells(product: dict[str, Any]) -> tuple[str, ...]:
-    packed = f"{product['dtype']} {product['format']}"
-    if product["tile"] is not None:
-        packed += f" {product['tile']}, {product['density']:.0%} stored"
+def _cells(product: dict[str, Any], reasons: list[str]) -> tuple[str, ...]:
+    times = [product["kernel_us"], product["dense_us"]]
+    why = "" if times[0] is not None else _number(product["reason"], reasons)
     return (
         product["name"],
         f"{product['outputs']} x {product['inputs']}",
-        packed,
+        f"{product['dtype']} {product['format']}",
+        "all" if product["tile"] is None else f"{product['density']:.0%} of {product['tile']}",
         f"{product['bytes'] / 1e6:.2f}",
-        product["choice"],
-        product["reason"],
+        *("" if time is None else f"{time:.1f}" for time in times),
+        f"{product['choice']} {why}".rstrip(),
     )
+
+
+def _number(reason: str, reasons: list[str]) -> str:
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"[{reasons.index(reason) + 1}]"
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:
@@ -110,12 +123,13 @@ def _notes(facts: dict[str, Any]) -> list[str]:
         )
     if facts["gain"] is not None:
         words = "derived, not measured" if facts["derived"] else "measured"
-        lines.append(
-            f"Their products: {facts['chosen_us']:.0f} us as chosen, {facts['dense_us']:.0f} us dense in 16 bit: "
-            f"{facts['gain']:.2f}x ({words}; attention, norms and embeddings are not counted)."
-        )
+        lines += [
+            f"Times are {words}; the dense product is one of 16 bit.",
+            f"All products: {facts['chosen_us']:.0f} us as chosen, {facts['dense_us']:.0f} us dense, expected gain "
+            f"{facts['gain']:.2f}x ({words}). Attention, norms and embeddings are not counted.",
+        ]
     if not facts["fused_layers"]:
-        lines.append("Pack the model first: lit_compress pack --help")
+        lines.append("Only layers of packed linears run fused: lit_compress pack --help")
     return lines
 
 

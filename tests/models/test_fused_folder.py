@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from contracts.training import data, fit, student
+from contracts.training import data, fit
 from models.families import build
 from models.packing import inputs, relative_error
 from safetensors.torch import load_file
@@ -15,6 +15,7 @@ from lit_compress.files import resolve_source
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
 from lit_compress.models.fused import fuse, fused_layers
 from lit_compress.models.packed import packed_linears
+from lit_compress.modules import LitStudent, Optimization
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.ops.dispatch import forced
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
@@ -91,6 +92,9 @@ def test_half_precision_and_base_models(folder):
     assert relative_error(got[real].float(), expected[real]) < 0.1
 
 
+GENTLE = Optimization(learning_rate=3e-3, warmup="0%")
+
+
 @torch.no_grad()
 def answers(model, datamodule):
     """Logits on the validation rows, and how many of them are right."""
@@ -103,11 +107,14 @@ def answers(model, datamodule):
 
 @pytest.mark.parametrize("strategies", ["int8", "pruned and int8"])
 def test_a_trained_student_answers_as_before(strategies, tmp_path, tiny_teacher, tiny_data):
-    module, datamodule = student(tiny_teacher), data(tiny_data, tiny_teacher)
+    module, datamodule = (
+        LitStudent(str(tiny_teacher), labels=["0", "1"], optimization=GENTLE),
+        data(tiny_data, tiny_teacher),
+    )
     used = [QuantAwareTraining(start="0%")]
     if "pruned" in strategies:
         used.insert(0, MagnitudePruning(sparsity=0.7))
-    fit(module, datamodule, used, tmp_path / "run", max_epochs=4)
+    fit(module, datamodule, used, tmp_path / "run", max_epochs=12)
     trained = module.student.eval()
     save_packed(pack(trained), datamodule.tokenizer, tmp_path / "packed")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
@@ -116,10 +123,11 @@ def test_a_trained_student_answers_as_before(strategies, tmp_path, tiny_teacher,
     got, still_right = answers(loaded, datamodule)
     # Weights lie on their grid already, and inputs are not rounded here.
     assert torch.allclose(got, folded, atol=1e-4)
-    assert still_right == right > 8
+    assert still_right == right > 11
     with forced("kernel"):
         rounded, still_right = answers(loaded, datamodule)
-    assert relative_error(rounded, folded) < 0.1
+    # What training has simulated is what kernels compute, ranges of inputs that clip included.
+    assert relative_error(rounded, answers(trained, datamodule)[0]) < 0.1
     assert still_right == right
 
 
