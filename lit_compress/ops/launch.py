@@ -122,13 +122,7 @@ def attention_launch(max_seqlen: int, head_dim: int, element_bytes: int, device:
         device: where it runs.
 
     """
-    _, capability, _ = _device(device.type, device.index)
-    block_d = max(16, _power_of_two(head_dim))
-    block_m = min(128, max(16, _power_of_two(max_seqlen)))
-    wide = block_d * element_bytes > 128
-    return _fit(
-        Attention(block_m, min(64, block_m), block_d, 8 if block_m == 128 and wide else 4, 3), element_bytes, capability
-    )
+    return _attention_rule(max_seqlen, head_dim, element_bytes, _device(device.type, device.index)[1])
 
 
 def row_launch(columns: int) -> Rows:
@@ -160,12 +154,11 @@ def shipped_products(capability: tuple[int, int]) -> Iterator[tuple[tuple[int, i
     yield from sorted(found, key=lambda pair: (pair[0], tuple(asdict(pair[1]).values())))
 
 
-def shipped_attention() -> Iterator[tuple[int, Attention]]:
+def shipped_attention(capability: tuple[int, int]) -> Iterator[tuple[int, Attention]]:
     """Configurations of attention in 16 bit for heads that occur, each with the width of the head."""
-    device = torch.device("cuda")
     for head_dim in (16, 32, 64, 80, 128):
         for longest in (64, 512):
-            yield head_dim, attention_launch(longest, head_dim, 2, device)
+            yield head_dim, _attention_rule(longest, head_dim, 2, capability)
 
 
 def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple[int, int], processors: int) -> Product:
@@ -182,6 +175,16 @@ def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple
     if rows * outputs >= processors * large.block_m * large.block_n:
         return _fit_product(large, capability)
     return _fit_product(Product(64, 64, block_k, 4, 5, group=4), capability)
+
+
+def _attention_rule(max_seqlen: int, head_dim: int, element_bytes: int, capability: tuple[int, int]) -> Attention:
+    block_d = max(16, _power_of_two(head_dim))
+    block_m = min(128, max(16, _power_of_two(max_seqlen)))
+    return _fit(
+        Attention(block_m, min(64, block_m), block_d, 8 if block_m == 128 and block_d >= 64 else 4, 3),
+        element_bytes,
+        capability,
+    )
 
 
 def _fit_product(launch: Product, capability: tuple[int, int]) -> Product:
