@@ -15,6 +15,7 @@ from lit_compress.functional.layer_maps import drop_multiples_map, last_map, ski
 from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.low_rank import truncated_svd
 from lit_compress.functional.masks import (
+    balanced_block_mask,
     block_mask,
     global_group_masks,
     global_masks,
@@ -53,6 +54,7 @@ __all__ = [
     "asymmetric_qparams",
     "attention_kl",
     "attention_mse",
+    "balanced_block_mask",
     "best_spans",
     "block_mask",
     "dequantize",
