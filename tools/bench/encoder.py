@@ -188,9 +188,8 @@ def batches(shape: str, fill: float, vocabulary: int, device: str, count: int = 
     """Batches of random ids; below a fill of 1 padded on the right, with lengths evenly spread around the mean."""
     size, tokens = (int(number) for number in shape.split("x"))
     generator = torch.Generator().manual_seed(0)
-    spread = (
-        torch.linspace(max(2 * fill - 1, 1 / tokens), min(2 * fill, 1.0), size) if size > 1 else torch.tensor([fill])
-    )
+    reach = min(fill, 1 - fill)
+    spread = torch.linspace(fill - reach, fill + reach, size) if size > 1 else torch.tensor([fill])
     made = []
     for _ in range(count):
         lengths = (spread[torch.randperm(size, generator=generator)] * tokens).round().clamp(min=1)
