@@ -1,6 +1,7 @@
 """Packed linears on the same input as one product, without storing their weights twice."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -56,8 +57,9 @@ def share(joined: PackedLinear, linears: Sequence[PackedLinear]) -> None:
 
 def _format(linears: Sequence[PackedLinear]) -> Format:
     """The format of the product: what is only stored small is multiplied dense, and so is what differs."""
-    formats = {linear.format for linear in linears}
-    return linears[0].format if len(formats) == 1 and linears[0].format in TILES else "dense"
+    first = linears[0].format
+    alike = first in TILES and all(linear.format == first for linear in linears)
+    return cast(Format, first) if alike else "dense"
 
 
 def _padded(format: Format, linears: Sequence[PackedLinear]) -> bool:
