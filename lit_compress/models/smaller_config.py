@@ -14,6 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lit_compress.models.checksums import verify_checksums
+from lit_compress.models.fused import fuse
 from lit_compress.models.packed import check_packed, check_stored, install_packed
 from lit_compress.models.shapes import METHOD, apply_shapes
 
@@ -40,7 +41,7 @@ class SmallerConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class SmallerModel(HfQuantizer):
-    """Cuts the skeleton to shape before the weights come; afterwards the model is an ordinary one."""
+    """Cuts the skeleton to shape before the weights come; afterwards the model is an ordinary one, or a fused one."""
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -63,6 +64,7 @@ class SmallerModel(HfQuantizer):
         if entry.packed is not None:
             model.config.quantization_config["packed"] = entry.packed
             check_packed(model)
+            fuse(model)
         return model
 
     def is_serializable(self) -> bool:

@@ -168,20 +168,15 @@ def _choices(
     outputs: int, inputs: int, format: str, dtype: str, density: float, kind: str, index: int | None
 ) -> tuple[Choice, ...]:
     """One choice per bucket; a compiled graph holds the result as a constant."""
-    return _choices_of(
-        Problem(
-            outputs=outputs,
-            inputs=inputs,
-            format=format,
-            dtype=dtype,
-            density=density,
-            device=_device_name(kind, index),
-        )
-    )
+    return _choices_of(outputs, inputs, format, dtype, density, kind, index)
 
 
 @cache
-def _choices_of(problem: Problem) -> tuple[Choice, ...]:
+def _choices_of(
+    outputs: int, inputs: int, format: str, dtype: str, density: float, kind: str, index: int | None
+) -> tuple[Choice, ...]:
+    device = _device_name(kind, index)
+    problem = Problem(outputs=outputs, inputs=inputs, format=format, dtype=dtype, density=density, device=device)
     return tuple(_decide(rows, problem).choice for rows in ROW_BUCKETS)
 
 

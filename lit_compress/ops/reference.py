@@ -147,7 +147,7 @@ def attention_varlen(
     out = torch.zeros(tokens, width, dtype=torch.float32, device=qkv.device)
     starts = cu_seqlens.tolist()
     for start, end in pairwise(starts):
-        q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, -1).permute(1, 2, 0, 3)
+        q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
         context = torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
         out[start:end] = context.transpose(0, 1).reshape(end - start, width)
     return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
