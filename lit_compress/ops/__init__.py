@@ -1,0 +1,25 @@
+"""Operators of packed models, each one launch on a GPU; on other devices torch computes the same.
+
+All are ``torch.library`` operators of the namespace ``lit_compress``: they can be compiled, exported and captured in
+CUDA graphs, and none waits for the GPU. ``TRITON_INTERPRET=1`` runs the kernels on the CPU, slowly, to test them.
+"""
+
+from lit_compress.ops.attention import attention_varlen
+from lit_compress.ops.bitmap import expand_bitmap
+from lit_compress.ops.linear import dynamic_linear, quantized_linear
+from lit_compress.ops.padding import Tokens, find_tokens, gather_rows, pad, unpad
+from lit_compress.ops.rows import layernorm_quantize, quantize_rows
+
+__all__ = [
+    "Tokens",
+    "attention_varlen",
+    "dynamic_linear",
+    "expand_bitmap",
+    "find_tokens",
+    "gather_rows",
+    "layernorm_quantize",
+    "pad",
+    "quantize_rows",
+    "quantized_linear",
+    "unpad",
+]

@@ -1,0 +1,90 @@
+"""Attention of one head and one block of queries per program, keys and values passing by: scores are never stored."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lit_compress.ops.kernels.numbers import round_to
+from lit_compress.ops.launch import attention_launch
+
+__all__ = ["attention_varlen", "kernel"]
+
+
+def attention_varlen(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    scale: float,
+    out_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See :func:`lit_compress.ops.attention_varlen`."""
+    qkv = qkv.contiguous()
+    tokens, width = qkv.shape[0], qkv.shape[1] // 3
+    head_dim = width // heads
+    out = torch.empty(tokens, width, dtype=qkv.dtype if out_scale is None else dtype, device=qkv.device)
+    if not tokens:
+        return out
+    launch = attention_launch(max_seqlen, head_dim, qkv.element_size(), qkv.device)
+    # One more sequence than there are: rows that belong to none.
+    grid = (triton.cdiv(max(max_seqlen, 1), launch.block_m), heads, cu_seqlens.shape[0])
+    with torch.cuda.device_of(qkv):
+        kernel[grid](
+            qkv, cu_seqlens.contiguous(), out, out_scale, tokens, heads, scale * 1.4426950408889634,
+            head_dim, launch.block_d, launch.block_m, launch.block_n,
+            num_warps=launch.warps, num_stages=launch.stages,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def kernel(
+    qkv, cu_seqlens, out, out_scale, tokens, heads, log2_scale,
+    HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """``BLOCK_M`` queries of a head of a sequence."""
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    width = heads * HEAD
+    d = tl.arange(0, BLOCK_D)
+    m = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    start = tl.load(cu_seqlens + sequence)
+    if sequence == tl.num_programs(2) - 1:
+        for row in range(start + block * BLOCK_M, tokens, tl.num_programs(0) * BLOCK_M):
+            left = row + tl.arange(0, BLOCK_M)
+            at = left.to(tl.int64)[:, None] * width + head * HEAD + d[None, :]
+            zero = tl.zeros((BLOCK_M, BLOCK_D), tl.float32).to(out.dtype.element_ty)
+            tl.store(out + at, zero, mask=(left[:, None] < tokens) & (d[None, :] < HEAD))
+    else:
+        length = tl.load(cu_seqlens + sequence + 1) - start
+        if block * BLOCK_M < length:
+            # The scores' dot rounds fp32 to fewer bits unless told not to.
+            precision: tl.constexpr = "ieee" if qkv.dtype.element_ty == tl.float32 else "tf32"
+            rows = qkv + start.to(tl.int64) * 3 * width + head * HEAD
+            q_mask = (m[:, None] < length) & (d[None, :] < HEAD)
+            q = tl.load(rows + m[:, None] * (3 * width) + d[None, :], mask=q_mask, other=0.0)
+            top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+            weight = tl.zeros((BLOCK_M,), tl.float32)
+            total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+            for key in range(0, length, BLOCK_N):
+                n = key + tl.arange(0, BLOCK_N)
+                at = rows + n[:, None] * (3 * width) + d[None, :]
+                mask = (n[:, None] < length) & (d[None, :] < HEAD)
+                k = tl.load(at + width, mask=mask, other=0.0)
+                v = tl.load(at + 2 * width, mask=mask, other=0.0)
+                score = tl.dot(q, tl.trans(k), input_precision=precision) * log2_scale
+                score = tl.where(n[None, :] < length, score, float("-inf"))
+                higher = tl.maximum(top, tl.max(score, 1))
+                p = tl.exp2(score - higher[:, None])
+                shrink = tl.exp2(top - higher)
+                weight = weight * shrink + tl.sum(p, 1)
+                total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision=precision)
+                top = higher
+            y = total / weight[:, None]
+            if out_scale is not None:
+                y = round_to(y * tl.div_rn(1.0, tl.load(out_scale)), out.dtype.element_ty)
+            place = out + (start + m).to(tl.int64)[:, None] * width + head * HEAD + d[None, :]
+            tl.store(place, y.to(out.dtype.element_ty), mask=q_mask)

@@ -1,0 +1,230 @@
+"""How kernels are launched: tile sizes, warps and pipeline stages, per architecture and shape.
+
+``launches.json`` holds the fastest configurations measured on each GPU, and is empty where nobody has measured. The
+rest is a rule: large tiles for many rows, enough programs to fill the GPU for few, as many stages as shared memory
+holds.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_compress.errors import UserError
+
+__all__ = [
+    "BLOCKS",
+    "DENSE",
+    "SHARED_MEMORY",
+    "TALL",
+    "Attention",
+    "Product",
+    "Rows",
+    "attention_launch",
+    "product_launch",
+    "row_launch",
+    "shipped_attention",
+    "shipped_products",
+]
+
+MEASURED = Path(__file__).with_name("launches.json")
+
+# ``(rows, chunk, width)`` of a weight's tiles, as of ``functional.packing.Tiles``.
+DENSE, TALL, BLOCKS = (0, 0, 0), (128, 128, 32), (64, 64, 64)
+
+# Bytes of shared memory that a program may use, by compute capability (CUDA C++ programming guide, "Technical
+# Specifications per Compute Capability"; Triton keeps 1 KiB of the 100, 164 and 228 KiB for the system).
+SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 7): 166912, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448}
+_LEAST_SHARED_MEMORY = 101376
+
+# Above this a row no longer fits the registers of one program.
+_LONGEST_ROW = 65536
+
+
+@dataclass(frozen=True)
+class Product:
+    """Configuration of a matrix product.
+
+    Args:
+        block_m: rows of a tile of the result.
+        block_n: outputs of it.
+        block_k: inputs per step of the loop.
+        warps: of 32 threads.
+        stages: steps whose operands are in shared memory at the same time.
+        swap: whether outputs and rows change places in the tensor core instruction.
+        group: tiles of rows that are computed before the next outputs.
+
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+    swap: bool = False
+    group: int = 8
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of shared memory of the operands."""
+        return (self.block_m + self.block_n) * self.block_k * self.stages
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Configuration of attention: queries and keys of a step, the padded width of a head, warps, stages."""
+
+    block_m: int
+    block_n: int
+    block_d: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Configuration of an operator on rows: the padded length of a row, warps."""
+
+    block: int
+    warps: int
+
+
+def product_launch(rows: int, outputs: int, inputs: int, tile: tuple[int, int, int], device: torch.device) -> Product:
+    """Configuration of a product of ``(rows, inputs)`` with ``(outputs, inputs)``.
+
+    Args:
+        rows: of ``q``.
+        outputs: of the weight.
+        inputs: of both.
+        tile: ``(rows, chunk, width)`` of the weight's tiles, :data:`DENSE` for none.
+        device: where it runs.
+
+    """
+    name, capability, processors = _device(device.type, device.index)
+    bucket = max(16, _power_of_two(rows))
+    for entry in _measured().get(name, []):
+        if entry["shape"] == [bucket, outputs, inputs, *tile]:
+            return Product(**entry["launch"])
+    return _rule(bucket, outputs, tile, capability, processors)
+
+
+def attention_launch(max_seqlen: int, head_dim: int, element_bytes: int, device: torch.device) -> Attention:
+    """Configuration of attention.
+
+    Args:
+        max_seqlen: of the longest sequence.
+        head_dim: width of a head.
+        element_bytes: 2, or 4 for fp32.
+        device: where it runs.
+
+    """
+    return _attention_rule(max_seqlen, head_dim, element_bytes, _device(device.type, device.index)[1])
+
+
+def row_launch(columns: int) -> Rows:
+    """Configuration of an operator on rows.
+
+    Raises:
+        UserError: rows longer than one program holds.
+
+    """
+    if columns > _LONGEST_ROW:
+        raise UserError(f"{columns} columns in a row; kernels hold a whole row, {_LONGEST_ROW} at most")
+    block = max(16, _power_of_two(columns))
+    return Rows(block, min(16, max(1, block // 256)))
+
+
+def shipped_products(capability: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int], Product]]:
+    """Every configuration that the rule can choose, and the measured ones, each with its kind of tile."""
+    found = {
+        (tile, _rule(rows, outputs, tile, capability, processors))
+        for tile in (DENSE, TALL, BLOCKS)
+        for rows in (2**power for power in range(4, 18))
+        for outputs in (64, 768, 2304, 3072)
+        for processors in (16, 132)
+    }
+    for entries in _measured().values():
+        for entry in entries:
+            shape = entry["shape"]
+            found.add(((shape[3], shape[4], shape[5]), Product(**entry["launch"])))
+    yield from sorted(found, key=lambda pair: (pair[0], tuple(asdict(pair[1]).values())))
+
+
+def shipped_attention(capability: tuple[int, int]) -> Iterator[tuple[int, Attention]]:
+    """Configurations of attention in 16 bit for heads that occur, each with the width of the head."""
+    for head_dim in (16, 32, 64, 80, 128):
+        for longest in (64, 512):
+            yield head_dim, _attention_rule(longest, head_dim, 2, capability)
+
+
+def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple[int, int], processors: int) -> Product:
+    height, chunk, _ = tile
+    block_k = chunk or 128
+    # A tile of the result lies within one tile of the weight.
+    widest = height or 256
+    if rows <= 32:
+        # Fewer bytes than 16 per thread and step would be copied in smaller pieces.
+        return _fit_product(Product(max(rows, 2048 // block_k), 64, block_k, 4, 6, swap=True, group=1), capability)
+    if rows * outputs >= 3 * processors * 128 * 256 and capability[0] >= 9 and widest >= 256:
+        return _fit_product(Product(128, 256, block_k, 8, 4), capability)
+    large = Product(128, min(128, widest), block_k, 8 if widest >= 128 else 4, 4 if block_k == 128 else 6)
+    if rows * outputs >= processors * large.block_m * large.block_n:
+        return _fit_product(large, capability)
+    return _fit_product(Product(64, 64, block_k, 4, 5, group=4), capability)
+
+
+def _attention_rule(max_seqlen: int, head_dim: int, element_bytes: int, capability: tuple[int, int]) -> Attention:
+    block_d = max(16, _power_of_two(head_dim))
+    block_m = min(128, max(16, _power_of_two(max_seqlen)))
+    return _fit(
+        Attention(block_m, min(64, block_m), block_d, 8 if block_m == 128 and block_d >= 64 else 4, 3),
+        element_bytes,
+        capability,
+    )
+
+
+def _fit_product(launch: Product, capability: tuple[int, int]) -> Product:
+    """As many stages as shared memory holds, with a reserve for the result on its way out; at least two."""
+    room = SHARED_MEMORY.get(capability, _LEAST_SHARED_MEMORY) - 8192
+    while launch.stages > 2 and launch.shared_bytes > room:
+        launch = replace(launch, stages=launch.stages - 1)
+    if launch.shared_bytes > room:
+        launch = replace(launch, block_m=launch.block_m // 2)
+    return launch
+
+
+def _fit(launch: Attention, element_bytes: int, capability: tuple[int, int]) -> Attention:
+    room = SHARED_MEMORY.get(capability, _LEAST_SHARED_MEMORY)
+
+    def needed(stages: int) -> int:
+        return (launch.block_m + 2 * launch.block_n * stages) * launch.block_d * element_bytes
+
+    while launch.stages > 1 and needed(launch.stages) > room:
+        launch = replace(launch, stages=launch.stages - 1)
+    return launch
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()
+
+
+@cache
+def _device(kind: str, index: int | None) -> tuple[str, tuple[int, int], int]:
+    """Name, compute capability and number of processors; an H200's where there is no GPU (tests, cross-compiling)."""
+    if kind != "cuda" or not torch.cuda.is_available():
+        return "", (9, 0), 132
+    properties = torch.cuda.get_device_properties(index if index is not None else torch.cuda.current_device())
+    return properties.name, (properties.major, properties.minor), properties.multi_processor_count
+
+
+@cache
+def _measured() -> dict[str, list[dict[str, Any]]]:
+    """GPU name to a list of ``{"shape": [rows, outputs, inputs, *tile], "launch": fields of Product}``.
+
+    Rows are a power of two; so many, or fewer, use it.
+    """
+    return json.loads(MEASURED.read_text())["gpus"]

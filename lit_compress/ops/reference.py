@@ -1,0 +1,169 @@
+"""Every operator in plain PyTorch: the specification that kernels are tested against, and what other devices run.
+
+Same names and arguments as in :mod:`lit_compress.ops`, whose docstrings say what is computed. Here nothing is fast.
+
+8-bit numbers are ``torch.int8`` (symmetric, -127..127) or ``torch.float8_e4m3fn`` (largest 448, saturating).
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = [
+    "MIN_SCALE",
+    "activate",
+    "attention_varlen",
+    "dense_values",
+    "dynamic_linear",
+    "expand_bitmap",
+    "gather_rows",
+    "largest",
+    "layernorm_quantize",
+    "quantize_rows",
+    "quantized_linear",
+    "round_to",
+]
+
+# A row of zeros would give a scale of zero and a division by it; the reciprocal of this one is finite in fp32.
+MIN_SCALE = torch.finfo(torch.float32).tiny * 2**24
+
+
+def largest(dtype: torch.dtype) -> float:
+    """Largest number of an 8-bit type: 127 for int8, 448 for float8_e4m3fn.
+
+    Example:
+        >>> largest(torch.int8), largest(torch.float8_e4m3fn)
+        (127.0, 448.0)
+
+    """
+    return 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+
+
+def round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 numbers to 8 bit: halves to even, saturating, NaN becomes 0.
+
+    Example:
+        >>> round_to(torch.tensor([0.5, 1.5, -1000.0, float("nan")]), torch.int8).tolist()
+        [0, 2, -127, 0]
+
+    """
+    top = largest(dtype)
+    x = x.nan_to_num(nan=0.0, posinf=top, neginf=-top).clamp(-top, top)
+    return (x if dtype.is_floating_point else x.round()).to(dtype)
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """``"none"``, ``"relu"``, ``"gelu"`` (error function) or ``"gelu_tanh"`` of ``x``."""
+    if activation == "relu":
+        return F.relu(x)
+    if activation == "none":
+        return x
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See :func:`lit_compress.ops.quantize_rows`."""
+    x = x.float()
+    top = x.abs().amax(1)
+    scale = (top / largest(dtype)).clamp_min(MIN_SCALE)
+    scale = scale.where(top.isfinite(), torch.nan)
+    return round_to(x * scale.reciprocal().unsqueeze(1), dtype), scale
+
+
+def layernorm_quantize(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`lit_compress.ops.layernorm_quantize`."""
+    total = x.float() if residual is None else x.float() + residual.float()
+    y = F.layer_norm(total, (x.shape[1],), weight.float(), bias.float(), eps)
+    return y.to(x.dtype), *quantize_rows(y, dtype)
+
+
+def quantized_linear(
+    q: Tensor,
+    q_scale: Tensor,
+    values: Tensor,
+    w_scale: Tensor,
+    columns: Tensor | None,
+    offsets: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    out_dtype: torch.dtype,
+    out_scale: Tensor | None,
+) -> Tensor:
+    """See :func:`lit_compress.ops.quantized_linear`."""
+    weight = dense_values(values, columns, offsets, w_scale.shape[0], q.shape[1])
+    # Exact for int8, whatever the order of summation: 2^53 holds the sum of 5 * 10^11 products.
+    total = (q.double() @ weight.double().T).float()
+    y = total * q_scale.unsqueeze(1) * w_scale
+    y = activate(y if bias is None else y + bias.float(), activation)
+    if residual is not None:
+        y = y + residual.float()
+    return y.to(out_dtype) if out_scale is None else round_to(y * out_scale.reciprocal(), q.dtype)
+
+
+def dense_values(values: Tensor, columns: Tensor | None, offsets: Tensor | None, outputs: int, inputs: int) -> Tensor:
+    """The 8-bit weight of :func:`quantized_linear` without its packing: fp32 ``(outputs, inputs)``, not yet scaled."""
+    if columns is None or offsets is None:
+        return values.float()
+    chunks, rows, chunk = values.shape
+    blocks = columns.shape[1]
+    width = chunk // blocks
+    tiles = offsets.shape[0] - 1
+    tile = torch.repeat_interleave(offsets.diff(), output_size=chunks)
+    weight = torch.zeros(tiles, inputs // width, rows, width, device=values.device)
+    # Added, not assigned: a tile is filled up with blocks of zeros at column 0, where a real block may be.
+    weight.index_put_(
+        (tile.unsqueeze(1), columns[:chunks].long()),
+        values.float().reshape(chunks, rows, blocks, width).transpose(1, 2),
+        accumulate=True,
+    )
+    return weight.transpose(1, 2).reshape(tiles * rows, inputs)[:outputs]
+
+
+def dynamic_linear(
+    x: Tensor, values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """See :func:`lit_compress.ops.dynamic_linear`."""
+    q, scale = quantize_rows(x.reshape(-1, x.shape[-1]), values.dtype)
+    y = quantized_linear(q, scale, values, w_scale, columns, offsets, bias, None, "none", x.dtype, None)
+    return y.reshape(*x.shape[:-1], w_scale.shape[0])
+
+
+def attention_varlen(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    scale: float,
+    out_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """See :func:`lit_compress.ops.attention_varlen`."""
+    tokens, width = qkv.shape[0], qkv.shape[1] // 3
+    out = torch.zeros(tokens, width, dtype=torch.float32, device=qkv.device)
+    starts = cu_seqlens.tolist()
+    for start, end in pairwise(starts):
+        q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
+        context = torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
+        out[start:end] = context.transpose(0, 1).reshape(end - start, width)
+    return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
+
+
+def expand_bitmap(bits: Tensor, values: Tensor, starts: Tensor, columns: int) -> Tensor:
+    """See :func:`lit_compress.ops.expand_bitmap`."""
+    shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
+    present = (bits.unsqueeze(-1) >> shifts & 1).flatten(1)[:, :columns].bool()
+    place = starts[:-1].long().unsqueeze(1) + present.long().cumsum(1) - 1
+    # Indexing is by the bytes: not every device gathers 8-bit floats. Behind the values, one that absent places read.
+    numbers = torch.cat([values.view(torch.int8), values.new_zeros(1).view(torch.int8)])
+    return numbers[place.where(present, values.shape[0])].view(values.dtype)
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """See :func:`lit_compress.ops.gather_rows`."""
+    rows = torch.cat([x, x.new_zeros(1, x.shape[1])])
+    return rows.index_select(0, index.long().where(index >= 0, x.shape[0]))

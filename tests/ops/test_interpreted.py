@@ -1,0 +1,22 @@
+"""Runs the cases of kernel_cases.py in Triton's interpreter."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_in_the_interpreter():
+    # In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
+    cases = Path(__file__).with_name("kernel_cases.py")
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(cases)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
+    assert " passed" in run.stdout
