@@ -105,11 +105,12 @@ def _by_length(qkv: Tensor, cu_seqlens: Tensor, heads: int, scale: float) -> Ten
     width = qkv.shape[1] // 3
     lengths = cu_seqlens.diff()
     out = qkv.new_zeros(qkv.shape[0], width)
-    for length in lengths.unique().tolist():
+    different = lengths.unique().tolist()
+    for length in different:
         if not length:
             continue
-        if length * len(lengths) == len(qkv):
-            return _batch(qkv, length, heads, scale)
+        if len(different) == 1 and length * len(lengths) == len(qkv):
+            return _batch(qkv, length, heads, scale)  # nothing to gather
         starts = cu_seqlens[:-1][lengths == length].long()
         rows = (starts.unsqueeze(1) + torch.arange(length)).flatten()
         out[rows] = _batch(qkv[rows], length, heads, scale)
