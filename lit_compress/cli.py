@@ -22,6 +22,7 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
+from lit_compress.migrate import migrate
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
@@ -33,7 +34,7 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "report": report, "recipe": recipe}
+_COMMANDS = {"export": export, "migrate": migrate, "report": report, "recipe": recipe}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
@@ -272,6 +273,9 @@ def _function_parser(name: str) -> Parser:
     if name == "recipe":
         parser.add_function_arguments(recipe, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "migrate":
+        parser.add_argument("file", type=str, help="SparseML's .yaml or .md; NNCF's or nn_pruning's .json")
+        parser.add_function_arguments(migrate, skip={"file"})
     else:
         parser.add_function_arguments(_COMMANDS[name])
     return parser
