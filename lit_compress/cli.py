@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe`."""
+"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe | migrate`."""
 
 import logging
 import os
@@ -39,7 +39,8 @@ _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
-export and report take the run folder that fit leaves; recipe runs several fits in a row."""
+export and report take the run folder that fit leaves; recipe runs several fits in a row; migrate makes a YAML file of
+another tool's."""
 
 
 class AppendingConfigFile(ActionConfigFile):

@@ -9,7 +9,7 @@ from lit_compress.migrate.sparseml_quantization import quantization
 from lit_compress.migrate.sparseml_rates import Rates
 from lit_compress.migrate.sparseml_recipe import Modifier, read_recipe
 
-__all__ = ["from_sparseml"]
+__all__ = ["MODIFIERS", "from_sparseml"]
 
 _TRANSLATORS: dict[str, Callable[[Options, Draft], None]] = {
     "EpochRangeModifier": sparseml_training.epochs,
@@ -37,6 +37,8 @@ _WITHOUT_COUNTERPART = {
     "TopKASTPruningModifier": "MagnitudePruning with revive is nearest",
     "WandaPruningModifier": "it prunes without training; fit trains",
 }
+# Every modifier that is translated.
+MODIFIERS = (*_TRANSLATORS, "LearningRateFunctionModifier", "SetLearningRateModifier", "LayerPruningModifier")
 # Spelling of the recipes of the last versions, without tags.
 _SPELLINGS = {"start": "start_epoch", "end": "end_epoch", "targets": "params", "mask_structure": "mask_type"}
 

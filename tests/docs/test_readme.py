@@ -14,6 +14,7 @@ from docs.blocks import PAGES, ROOT, blocks, commands
 import lit_compress.cli
 import lit_compress.strategies
 from lit_compress.data import TextClassification
+from lit_compress.migrate import sparseml
 from lit_compress.recipe import load_recipe
 
 COMMANDS = commands("lit_compress")
@@ -39,9 +40,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def called(monkeypatch):
-    """Export and report that do nothing but say that their options were understood."""
+    """Commands without a trainer that do nothing but say that their options were understood."""
     names = []
-    for name in ("export", "report"):
+    for name in set(lit_compress.cli._COMMANDS) - {"recipe"}:
         function = lit_compress.cli._COMMANDS[name]
 
         def nothing(*args, _name=name, **kwargs):
@@ -177,3 +178,10 @@ def test_pre_commit_bans_hold():
         watched = [n for n in sources if re.search(hook["files"], n) and not re.search(hook.get("exclude", "^$"), n)]
         assert watched, hook["id"]
         assert [name for name in watched if re.search(hook["entry"], sources[name])] == [], hook["id"]
+
+
+def test_the_table_of_modifiers_is_true():
+    text = (ROOT / "docs/migrating.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `") and "Modifier`" in line]
+    listed = {name for row in rows for name in re.findall(r"`(\w+Modifier)`", row.split("|")[1])}
+    assert listed == set(sparseml.MODIFIERS)
