@@ -42,13 +42,14 @@ def folder(tmp_path, monkeypatch):
 def called(monkeypatch):
     """Commands without a trainer that do nothing but say that their options were understood."""
     names = []
-    for name in set(lit_compress.cli._COMMANDS) - {"recipe"}:
-        function = lit_compress.cli._COMMANDS[name]
+    tables = (lit_compress.cli._COMMANDS, lit_compress.cli._PREDICT)
+    for table, name in ((table, name) for table in tables for name in table if name != "recipe"):
+        function = table[name]
 
         def nothing(*args, _name=name, **kwargs):
             names.append(_name)
 
-        monkeypatch.setitem(lit_compress.cli._COMMANDS, name, functools.wraps(function)(nothing))
+        monkeypatch.setitem(table, name, functools.wraps(function)(nothing))
     return names
 
 
@@ -69,7 +70,7 @@ def test_commands_parse(place, arguments, folder, called, capsys):
         lit_compress.cli.main([*arguments, "--dry-run"])
         assert "lit_compress fit" in capsys.readouterr().out
         return
-    if arguments[0] in lit_compress.cli._COMMANDS:
+    if arguments[0] in lit_compress.cli._functions(arguments):
         lit_compress.cli.main(arguments)
         assert called == [arguments[0]]
         return
