@@ -43,7 +43,7 @@ def called(monkeypatch):
     """Commands without a trainer that do nothing but say that their options were understood."""
     names = []
     tables = (lit_compress.cli._COMMANDS, lit_compress.cli._PREDICT)
-    for table, name in ((table, name) for table in tables for name in table if name != "recipe"):
+    for table, name in [(one, name) for one in tables for name in one if name != "recipe"]:
         function = table[name]
 
         def nothing(*args, _name=name, **kwargs):
