@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe | migrate`."""
+"""The command line: `lit_compress fit | validate | test | predict | export | report | benchmark | recipe | migrate`."""
 
 import logging
 import os
@@ -26,6 +26,7 @@ from lit_compress.migrate import migrate
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
+from lit_compress.report.benchmark import benchmark
 from lit_compress.report.run import report
 from lit_compress.serve import predict
 from lit_compress.serve.callback import WritePredictions
@@ -36,7 +37,7 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "migrate": migrate, "report": report, "recipe": recipe}
+_COMMANDS = {"export": export, "report": report, "benchmark": benchmark, "recipe": recipe, "migrate": migrate}
 _PREDICT = {"predict": predict}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
@@ -301,6 +302,11 @@ def _function_parser(name: str) -> Parser:
     if name == "recipe":
         parser.add_function_arguments(recipe, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "benchmark":
+        parser.add_argument(
+            "models", type=str, nargs="*", help="folders of exports or hub names; name=folder names one"
+        )
+        parser.add_function_arguments(benchmark, skip={"models"})
     elif name == "migrate":
         parser.add_argument("file", type=str, help="SparseML's .yaml or .md; NNCF's or nn_pruning's .json")
         parser.add_function_arguments(migrate, skip={"file"})
