@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,7 +124,7 @@ def benchmark(
             case.results["memory_bytes"] = ask("memory")["bytes"]
     results = {
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
-        "machine": machine() | {"threads": str(threads), "torch_device": chosen},
+        "machine": machine() | {"threads": str(threads), "torch_device": chosen} | _runtimes(cases),
         "settings": settings | {"tolerance": tolerance},
         "cases": [_row(case) for case in cases],
     }
@@ -251,6 +252,18 @@ def measure(
                 "rows_per_second": rows * 1e3 / median,
                 "times_ms": times,
             }
+
+
+def _runtimes(cases: Sequence[Case]) -> dict[str, str]:
+    """Versions of the runtimes that were used, and what the processor has for 8-bit integers."""
+    used = {case.form.engine for case in cases}
+    versions = {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
+    info = Path("/proc/cpuinfo")
+    line = (
+        next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""
+    )
+    flags = sorted(set(line.split()) & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
+    return versions | ({"processor": " ".join(flags)} if flags else {})
 
 
 def _named(models: Sequence[str]) -> list[tuple[str, str]]:

@@ -13,8 +13,8 @@ from lit_compress.files import atomic_file
 __all__ = ["NOTES", "print_results", "rows", "save_results"]
 
 NOTES = (
-    "*ms*: median of a call, and in brackets the 90th percentile; models took turns, each in a process of its own. "
-    "*x*: how much faster than the first line.",
+    "*ms*, *p90*: median and 90th percentile of a call; models took turns, each in a process of its own. "
+    "*x*: how many times as fast as the first model on its engine.",
     "*memory*: the most that loading and running took, beyond the libraries. *file*: weights as they are stored.",
     "*differs*: largest difference of an output from the first form of the same model, as a share of the largest.",
 )
@@ -25,30 +25,30 @@ _CSV = (
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A header, then one row for each case."""
-    shapes = list(results["cases"][0]["times"])
+    """A header, then a row for each case and shape; what does not depend on the shape is said once."""
     first = results["cases"][0]["times"]
-    header: tuple[str, ...] = (
-        "model",
-        "engine",
-        "file",
-        "memory",
-        "differs",
-        *(f"batch {shape.replace('x', ' x ')}" for shape in shapes),
-    )
-    table = [header]
+    table: list[tuple[str, ...]] = [
+        ("model", "engine", "file", "memory", "differs", "batch x tokens", "ms", "p90", "rows/s", "x")
+    ]
     for case in results["cases"]:
         memory, difference = case["memory_bytes"], case["difference"]
-        table.append(
-            (
-                case["model"],
-                case["engine"],
-                f"{case['bytes'] / 1e6:.1f} MB",
-                "" if memory is None else f"{memory / 1e6:.0f} MB",
-                "" if difference is None else f"{difference:.1e}",
-                *(_cell(case["times"][shape], first[shape]) for shape in shapes),
-            )
+        said: tuple[str, ...] = (
+            case["model"],
+            case["engine"],
+            f"{case['bytes'] / 1e6:.1f} MB",
+            "" if memory is None else f"{memory / 1e6:.0f} MB",
+            "" if difference is None else f"{difference:.1e}",
         )
+        for shape, times in case["times"].items():
+            figures = (
+                shape.replace("x", " x "),
+                f"{times['median_ms']:.2f}",
+                f"{times['p90_ms']:.2f}",
+                f"{times['rows_per_second']:.1f}",
+                f"{first[shape]['median_ms'] / times['median_ms']:.2f}",
+            )
+            table.append((*said, *figures))
+            said = ("",) * len(said)
     return table
 
 
@@ -57,8 +57,10 @@ def print_results(results: dict[str, Any]) -> None:
     header, *lines = rows(results)
     table = Table()
     for index, column in enumerate(header):
-        table.add_column(column, justify="left" if index < 2 else "right")
+        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index > 1)
     for line in lines:
+        if line[0] and table.row_count:
+            table.add_section()
         table.add_row(*line)
     console = Console()
     console.print(table)
@@ -100,8 +102,3 @@ def _lines(results: dict[str, Any]) -> list[dict[str, Any]]:
             named = {name: case[name] for name in ("model", "source", "engine", "memory_bytes", "difference")}
             lines.append(named | own | figures | shared)
     return lines
-
-
-def _cell(times: dict[str, Any], first: dict[str, Any]) -> str:
-    ratio = "" if times is first else f"  {first['median_ms'] / times['median_ms']:.2f}x"
-    return f"{times['median_ms']:.1f} ms ({times['p90_ms']:.1f}){ratio}"

@@ -1,7 +1,8 @@
 """`lit_compress predict`: a model's answers about every row of a file, as a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config, load_model
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import make_task
+from lit_compress.serve.engines import EngineName, forms, open_engine
 from lit_compress.serve.prediction_file import PredictionFile
 from lit_compress.serve.records import Records, schema_of
 
@@ -42,6 +44,7 @@ def predict(
     run: str | None = None,
     model: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    engine: EngineName | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     part_rows: int = 10_000,
     overwrite: bool = False,
@@ -54,7 +57,8 @@ def predict(
         run: run folder of a `fit`: its `model` folder, and how its data was read.
         model: an exported folder or hub name, instead of a run.
         data: options of the data module: `--data.text_columns '[sentence]'`.
-        device: where the model runs; `auto` is a GPU when there is one.
+        engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
+        device: where PyTorch's model runs; `auto` is a GPU when there is one.
         part_rows: rows that are predicted before they are written.
         overwrite: replace an existing output.
 
@@ -69,11 +73,10 @@ def predict(
         settings["task"] = "regression"
     module = _data_module(name, {**settings, **data, "predict_file": file, "tokenizer": folder})
     labels = [config.id2label[index] for index in range(config.num_labels)] if _has_labels(module) else None
-    network: Any = load_model(folder, module.task, labels, key).eval()
-    network.to(_device(device))
+    answer = _loaded(folder, engine, module.task, labels, key, _device(device))
     task = make_task(module.task, labels)
     no_answer = bool(getattr(module, "no_answer", False))
-    settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}}
+    settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}, "engine": engine}
     target = PredictionFile(output, schema_of(module.task, labels), settings, part_rows, overwrite)
     module.predict_from, count = target.done, module.predict_count()
     rows = module.predict_rows()
@@ -81,18 +84,51 @@ def predict(
     with torch.inference_mode(), Progress(disable=not Console().is_terminal, transient=True) as progress:
         bar = progress.add_task("Predicting", total=count, completed=target.done)
         for batch in module.predict_dataloader() if target.done < count else ():
-            moved = move_data_to_device(batch, network.device)
-            target.add(records.add(task.predictions(network(**model_inputs(moved)), moved)))
+            target.add(records.add(task.predictions(*answer(batch))))
             progress.update(bar, completed=target.done)
         target.add(records.finish(count))
         target.finish()
     Console(soft_wrap=True).print(f"{count} rows saved as {output}", markup=False, highlight=False)
 
 
+def _loaded(
+    folder: str, engine: EngineName | None, task: str, labels: list[str] | None, key: str, device: str
+) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    """A function from a batch to the model's output, and the batch where the output is."""
+    found = forms(Path(folder)) if Path(folder).is_dir() else []
+    if engine is None and (not found or found[0].engine == "eager"):
+        network: Any = load_model(folder, task, labels, key).eval()
+        network.to(device)
+
+        def compute(batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            moved = move_data_to_device(batch, network.device)
+            return network(**model_inputs(moved)), moved
+
+        return compute
+    form = next((form for form in found if engine in (None, form.engine)), None)
+    if form is None:
+        there = ", ".join(sorted({form.engine for form in found})) or "none"
+        raise UserError(f"--engine: {engine!r} has nothing to run in {folder!r}; it is made for: {there}")
+    opened = open_engine(form, None, device)
+
+    def run(batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        arrays = opened({name: tensor.numpy() for name, tensor in model_inputs(batch).items()})
+        return SimpleNamespace(**{name: torch.as_tensor(array) for name, array in arrays.items()}), batch
+
+    return run
+
+
 def fingerprint(path: str) -> list[Any]:
     """What tells a file or a model folder from another version of itself: name, sizes and times."""
     found = Path(path)
-    files = sorted(found.glob("*.safetensors")) if found.is_dir() else [found] if found.is_file() else []
+    kinds = ("*.safetensors", "onnx/*", "openvino/*")
+    files = (
+        sorted(file for kind in kinds for file in found.glob(kind))
+        if found.is_dir()
+        else [found]
+        if found.is_file()
+        else []
+    )
     return [str(found), *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
 
 

@@ -8,9 +8,12 @@ import torch
 from docs.blocks import ROOT, blocks
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_compress.export.run import export
+
 PAGE = ROOT / "docs/serving.md"
 SNIPPETS = blocks(PAGE, "python")
-TITLES = re.findall(r"^### (.+)$", PAGE.read_text(), re.MULTILINE)[-len(SNIPPETS) :]
+NAMES = re.findall(r"^### (.+)$", PAGE.read_text().partition("## Loading an export")[2], re.MULTILINE)
+RUNTIMES = {"ONNX": ("onnx", "onnxruntime"), "OpenVINO": ("openvino", "openvino")}
 
 
 @pytest.fixture
@@ -21,8 +24,13 @@ def folder(tmp_path, monkeypatch, tiny_teacher):
     return tmp_path
 
 
-@pytest.mark.parametrize("block", SNIPPETS, ids=TITLES)
-def test_a_snippet_gives_the_model_s_probabilities(block, folder):
+@pytest.mark.parametrize(("name", "block"), list(zip(NAMES, SNIPPETS, strict=True)), ids=NAMES)
+def test_a_snippet_gives_the_model_s_probabilities(name, block, folder):
+    if name in RUNTIMES:
+        to, package = RUNTIMES[name]
+        pytest.importorskip(package)
+        pytest.importorskip("onnx")
+        export(model="runs/student/model", output=f"runs/student/{to}", to=to)
     names: dict = {}
     exec(compile(block.text, block.place, "exec"), names)
     model = AutoModelForSequenceClassification.from_pretrained("runs/student/model").eval()

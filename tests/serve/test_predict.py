@@ -15,6 +15,8 @@ from transformers import (
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
+from lit_compress.export.folded import from_source
+from lit_compress.export.run import write
 from lit_compress.serve import predict
 from lit_compress.serve.records import Records
 
@@ -47,6 +49,18 @@ def test_classification_from_a_folder(tiny_teacher, texts, tmp_path):
     both = torch.tensor([got["probability_0"], got["probability_1"]]).T
     torch.testing.assert_close(both, expected, rtol=1e-5, atol=1e-6)
     assert got["label"] == [str(label) for label in expected.argmax(-1).tolist()]
+
+
+@pytest.mark.parametrize(("to", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_from_the_export_for_a_runtime(tiny_teacher, texts, tmp_path, to, package):
+    pytest.importorskip(package)
+    pytest.importorskip("onnx")
+    folder = write(from_source(model=str(tiny_teacher)), tmp_path / to, to)
+    got = columns(texts, tmp_path / "out.parquet", folder)
+    expected = probabilities(tiny_teacher)[:, 1].tolist()
+    assert got["probability_1"] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(UserError, match="--engine: 'eager' has nothing to run"):
+        columns(texts, tmp_path / "other.parquet", folder, engine="eager")
 
 
 def test_regression(tiny_model, texts, tmp_path):
