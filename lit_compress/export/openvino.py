@@ -8,7 +8,7 @@ from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import Activations, graph_form, has_grids, round_weights
 from lit_compress.export.hf import write_beside
-from lit_compress.export.onnx import TOLERANCE, TOLERANCE_INT8, check_outputs, input_names, reference, trace
+from lit_compress.export.onnx import TOLERANCE, TOLERANCE_KERNELS, check_outputs, input_names, reference, trace
 
 __all__ = ["write_openvino", "write_openvino_int8"]
 
@@ -40,7 +40,7 @@ def write_openvino_int8(folded: Folded, folder: Path) -> None:
     if not has_grids(folded):
         round_weights(folded)
     name = "openvino_model_qint8_quantized"
-    _write(folded, folder, name, "float", TOLERANCE_INT8, folded)
+    _write(folded, folder, name, "float", TOLERANCE_KERNELS, folded)
 
 
 def _write(
