@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe`."""
+"""The command line: `lit_compress fit | validate | test | predict | export | trim-vocabulary | report | recipe`."""
 
 import logging
 import os
@@ -22,6 +22,7 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
+from lit_compress.export.trim import trim_vocabulary
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
@@ -33,12 +34,13 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "report": report, "recipe": recipe}
+_COMMANDS = {"export": export, "trim-vocabulary": trim_vocabulary, "report": report, "recipe": recipe}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
-export and report take the run folder that fit leaves; recipe runs several fits in a row."""
+export and report take the run folder that fit leaves; trim-vocabulary takes a model folder; recipe runs several fits
+in a row."""
 
 
 class AppendingConfigFile(ActionConfigFile):

@@ -68,7 +68,9 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     stored = stored_state(model)
     for name, integers in weights.items():
         stored |= _parts(name, stored.pop(f"{name}.weight"), integers, schemes[name], linears[name])
-    save_file({name: part.contiguous() for name, part in stored.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: part.contiguous() for name, part in stored.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     model.config.architectures = [type(model).__name__]
     model.config.quantization_config = _config(schemes, model, package.__version__)
     model.config.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """A folded model as modules that are traced to the operators of an integer runtime, and compute the same in PyTorch.
 
-What is rounded is written as ONNX's ``QuantizeLinear`` and ``DequantizeLinear``, the form (QDQ) that runtimes replace by
-integer kernels; ranges that follow the data as ``DynamicQuantizeLinear`` and ``MatMulInteger``.
+What is rounded is written as ONNX's ``QuantizeLinear`` and ``DequantizeLinear``, the form (QDQ) that runtimes replace
+by integer kernels; ranges that follow the data as ``DynamicQuantizeLinear`` and ``MatMulInteger``.
 """
 
 from typing import Any, Literal
@@ -69,7 +69,9 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
         for name, module in list(model.named_modules()):
             entry = entries.get(name)
             if type(module) is nn.Linear and name not in tied:
-                model.set_submodule(name, GraphLinear(module, integer_weight(name, module.weight, entry), entry, activations))
+                model.set_submodule(
+                    name, GraphLinear(module, integer_weight(name, module.weight, entry), entry, activations)
+                )
             elif type(module) is nn.Embedding and (grid := integer_weight(name, module.weight, entry)):
                 model.set_submodule(name, GraphTable(grid))
             elif isinstance(module, FactorizedEmbedding) and entry and entry.get("scales"):
@@ -104,12 +106,21 @@ def round_weights(folded: Folded) -> None:
             module.weight.copy_((module.weight / scale[:, None]).round_().mul_(scale[:, None]))
             entry = folded.manifest.setdefault(kind, {}).setdefault(name, {"mask": False} if kind == "linears" else {})
             spec = {"out_features": len(scale), "bits": 8, "per_channel": True}
-            entry["weight_quantizer"] = {"kind": "MinMaxWeightQuantizer", "spec": spec, "enabled": True, "observing": False}
+            entry["weight_quantizer"] = {
+                "kind": "MinMaxWeightQuantizer",
+                "spec": spec,
+                "enabled": True,
+                "observing": False,
+            }
             entry["scales"] = {"weight": scale.tolist()}
 
 
 class GraphLinear(nn.Module):
     """``quantized(x) @ weight + bias`` with the weight as a runtime stores it: ``(in_features, out_features)``."""
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(
         self, linear: nn.Linear, integers: IntegerWeight | None, entry: dict[str, Any] | None, activations: Activations
@@ -156,6 +167,9 @@ class GraphLinear(nn.Module):
 
 class GraphTable(nn.Module):
     """An embedding table of integers; only rows that are looked up become floating point."""
+
+    values: Tensor
+    scale: Tensor
 
     def __init__(self, integers: IntegerWeight) -> None:
         super().__init__()

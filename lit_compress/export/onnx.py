@@ -181,7 +181,7 @@ def trace(form: GraphForm, path: Path) -> None:
         torch.onnx.export(
             form,
             inputs,
-            buffer,
+            buffer,  # type: ignore[arg-type]  (only the newer exporter needs a path)
             input_names=form.inputs,
             output_names=form.outputs,
             dynamic_axes=axes,
