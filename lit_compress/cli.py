@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report | benchmark | recipe | migrate`."""
+"""The command line: `lit_compress` and a command; `lit_compress --help` lists them."""
 
 import logging
 import os
@@ -22,6 +22,7 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
+from lit_compress.export.trim import trim_vocabulary
 from lit_compress.migrate import migrate
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
@@ -37,14 +38,23 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "report": report, "benchmark": benchmark, "recipe": recipe, "migrate": migrate}
+_COMMANDS = {
+    "export": export,
+    "trim-vocabulary": trim_vocabulary,
+    "report": report,
+    "benchmark": benchmark,
+    "recipe": recipe,
+    "migrate": migrate,
+}
+# `predict` is one of them unless a configuration says what to predict with.
 _PREDICT = {"predict": predict}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names; without
 --config predict takes a run or a model folder, and a file. export and report take the run folder that fit leaves;
-recipe runs several fits in a row; migrate makes a YAML file of another tool's."""
+trim-vocabulary takes a model folder, benchmark several; recipe runs several fits in a row; migrate makes a YAML file of
+another tool's."""
 
 
 class AppendingConfigFile(ActionConfigFile):

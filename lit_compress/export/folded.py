@@ -19,7 +19,7 @@ from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.attention import ATTENTION_SLOTS
 from lit_compress.nn.manifest import Manifest
 
-__all__ = ["Folded", "IntegerWeight", "from_source", "from_student", "integer_weight"]
+__all__ = ["Folded", "IntegerWeight", "from_source", "from_student", "integer_weight", "stored_state"]
 
 _MOST_BYTES = 2**28  # of a compression.json; BERT-large with a scale per row of every table has about 2 MB
 
@@ -116,6 +116,17 @@ def integer_weight(name: str, weight: Tensor, entry: dict[str, Any] | None) -> I
     if not torch.equal(integers.weight(), weight.detach().float()):
         raise UserError(f"{MANIFEST_FILE}: {name!r} was changed after it was quantized; remove its entry")
     return integers
+
+
+def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a model by name, those that several modules share once, as a file has them."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    state = model.state_dict()
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not (name in tied and tied[name] in state and state[tied[name]].data_ptr() == tensor.data_ptr())
+    }
 
 
 def _read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:

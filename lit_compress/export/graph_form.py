@@ -1,7 +1,7 @@
 """A folded model as modules that are traced to the operators of an integer runtime, and compute the same in PyTorch.
 
-What is rounded is written as ONNX's ``QuantizeLinear`` and ``DequantizeLinear``, the form (QDQ) that runtimes replace by
-integer kernels; ranges that follow the data as ``DynamicQuantizeLinear`` and ``MatMulInteger``.
+What is rounded is written as ONNX's ``QuantizeLinear`` and ``DequantizeLinear``, the form (QDQ) that runtimes replace
+by integer kernels; ranges that follow the data as ``DynamicQuantizeLinear`` and ``MatMulInteger``.
 """
 
 from typing import Any, Literal
@@ -18,10 +18,11 @@ from lit_compress.nn.attention import quantize_attention
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.quantizers import FakeQuantizer
 
-__all__ = ["Activations", "GraphForm", "graph_form", "round_weights"]
+__all__ = ["Activations", "GraphForm", "graph_form", "has_grids", "round_weights"]
 
-# How a linear with integers gets its input: as it was trained, in floating point, or with a range of each batch.
-Activations = Literal["trained", "float", "dynamic"]
+# What a linear of integers does with an input that has no grid of its own from training: leave it, or round it with the
+# range of each batch.
+Activations = Literal["float", "dynamic"]
 
 
 class GraphForm(nn.Module):
@@ -50,13 +51,13 @@ class GraphForm(nn.Module):
         return tuple(result[name] for name in self.outputs)
 
 
-def graph_form(folded: Folded, inputs: list[str], activations: Activations = "trained") -> GraphForm:
+def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> GraphForm:
     """Replace every linear, and every table and attention with a grid, in place.
 
     Args:
         folded: what to build; its model is used up.
         inputs: names of the model's inputs.
-        activations: what becomes of the inputs of linears whose weights are integers.
+        activations: what becomes of the inputs that have no grid, where weights are integers.
 
     Raises:
         UserError: a weight that does not lie on its grid.
@@ -68,17 +69,24 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations = "tr
         for name, module in list(model.named_modules()):
             entry = entries.get(name)
             if type(module) is nn.Linear and name not in tied:
-                model.set_submodule(name, GraphLinear(module, integer_weight(name, module.weight, entry), entry, activations))
+                model.set_submodule(
+                    name, GraphLinear(module, integer_weight(name, module.weight, entry), entry, activations)
+                )
             elif type(module) is nn.Embedding and (grid := integer_weight(name, module.weight, entry)):
                 model.set_submodule(name, GraphTable(grid))
             elif isinstance(module, FactorizedEmbedding) and entry and entry.get("scales"):
                 raise UserError(f"compression.json: {name!r} is factorised and cannot have scales")
     attention = {name: entry for name, entry in folded.manifest.get("attention", {}).items() if entry.get("scales")}
-    if attention and activations == "trained":
+    if attention:
         for name, owner in quantize_attention(model, list(attention)).items():
             for slot, grid in attention[name]["scales"].items():
                 setattr(owner, slot, FixedGrid(grid, attention[name][slot]["spec"]))
     return GraphForm(model, inputs)
+
+
+def has_grids(folded: Folded) -> bool:
+    """Whether any weight was quantized in training."""
+    return any((entry.get("scales") or {}).get("weight") for entry in folded.entries().values())
 
 
 @torch.no_grad()
@@ -98,12 +106,21 @@ def round_weights(folded: Folded) -> None:
             module.weight.copy_((module.weight / scale[:, None]).round_().mul_(scale[:, None]))
             entry = folded.manifest.setdefault(kind, {}).setdefault(name, {"mask": False} if kind == "linears" else {})
             spec = {"out_features": len(scale), "bits": 8, "per_channel": True}
-            entry["weight_quantizer"] = {"kind": "MinMaxWeightQuantizer", "spec": spec, "enabled": True, "observing": False}
+            entry["weight_quantizer"] = {
+                "kind": "MinMaxWeightQuantizer",
+                "spec": spec,
+                "enabled": True,
+                "observing": False,
+            }
             entry["scales"] = {"weight": scale.tolist()}
 
 
 class GraphLinear(nn.Module):
     """``quantized(x) @ weight + bias`` with the weight as a runtime stores it: ``(in_features, out_features)``."""
+
+    weight: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(
         self, linear: nn.Linear, integers: IntegerWeight | None, entry: dict[str, Any] | None, activations: Activations
@@ -111,22 +128,24 @@ class GraphLinear(nn.Module):
         super().__init__()
         self.bias = linear.bias
         self.register_buffer("weight", (linear.weight.detach() if integers is None else integers.values).t())
-        self.input_grid = self.output_grid = None
-        self.mode: str = "float"
+        self.input_grid: FixedGrid | None = None
+        self.output_grid: FixedGrid | None = None
+        self.mode: Literal["float", "static", "token", "dynamic"] = "float"
         if integers is None:
             return
         scale = integers.scale.reshape(-1)
         self.register_buffer("scale", scale if len(scale) > 1 else scale.reshape(()))
         self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int8))
-        self.mode = "dynamic" if activations == "dynamic" else "static"
-        if activations == "trained" and entry is not None:
-            grids, quantizer = entry["scales"], entry.get("input_quantizer") or {}
-            self.input_grid = FixedGrid(grids["input"], quantizer["spec"]) if "input" in grids else None
-            if "output" in grids:
-                self.output_grid = FixedGrid(grids["output"], entry["output_quantizer"]["spec"])
-            if quantizer.get("kind") == "DynamicTokenQuantizer" and quantizer.get("enabled"):
-                self.mode = "token"
-                self.unit = FixedGrid({"scale": 1.0, "zero_point": 0}, {"bits": 8, "symmetric": True})
+        grids, quantizer = (entry or {})["scales"], (entry or {}).get("input_quantizer") or {}
+        if "output" in grids:
+            self.output_grid = FixedGrid(grids["output"], (entry or {})["output_quantizer"]["spec"])
+        if "input" in grids:
+            self.mode, self.input_grid = "static", FixedGrid(grids["input"], quantizer["spec"])
+        elif quantizer.get("kind") == "DynamicTokenQuantizer" and quantizer.get("enabled"):
+            self.mode = "token"
+            self.input_grid = FixedGrid({"scale": 1.0, "zero_point": 0}, {"bits": 8, "symmetric": True})
+        else:
+            self.mode = "static" if activations == "float" else "dynamic"
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""
@@ -136,10 +155,10 @@ class GraphLinear(nn.Module):
             weight: Tensor = self.weight
             if self.mode != "float":
                 weight = _Dequantize.apply(weight, self.scale, self.zero_point)
-            if self.mode == "token":
+            if self.mode == "token" and self.input_grid is not None:
                 # Each row is brought to the range of one grid first: a grid of its own has no operator.
                 scale = symmetric_qparams(x.abs().amax(-1, keepdim=True), 127)
-                y = torch.matmul(self.unit(x * (1.0 / scale)), weight) * scale
+                y = torch.matmul(self.input_grid(x * (1.0 / scale)), weight) * scale
             else:
                 y = torch.matmul(x if self.input_grid is None else self.input_grid(x), weight)
         y = y if self.bias is None else y + self.bias
@@ -148,6 +167,9 @@ class GraphLinear(nn.Module):
 
 class GraphTable(nn.Module):
     """An embedding table of integers; only rows that are looked up become floating point."""
+
+    values: Tensor
+    scale: Tensor
 
     def __init__(self, integers: IntegerWeight) -> None:
         super().__init__()

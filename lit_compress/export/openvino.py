@@ -6,9 +6,9 @@ import torch
 
 from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
-from lit_compress.export.graph_form import Activations, graph_form, round_weights
+from lit_compress.export.graph_form import Activations, graph_form, has_grids, round_weights
 from lit_compress.export.hf import write_beside
-from lit_compress.export.onnx import TOLERANCE, TOLERANCE_INT8, check_outputs, input_names, reference, trace
+from lit_compress.export.onnx import TOLERANCE, TOLERANCE_KERNELS, check_outputs, input_names, reference, trace
 
 __all__ = ["write_openvino", "write_openvino_int8"]
 
@@ -37,11 +37,10 @@ def write_openvino_int8(folded: Folded, folder: Path) -> None:
     tables rounded to 8 bits, and computes with what they stand for: ranges of activations need a calibration, and that
     is another package's work (nncf).
     """
-    trained = any((entry.get("scales") or {}).get("weight") for entry in folded.entries().values())
-    if not trained:
+    if not has_grids(folded):
         round_weights(folded)
-    name, activations = "openvino_model_qint8_quantized", "trained" if trained else "float"
-    _write(folded, folder, name, activations, TOLERANCE_INT8, folded)
+    name = "openvino_model_qint8_quantized"
+    _write(folded, folder, name, "float", TOLERANCE_KERNELS, folded)
 
 
 def _write(

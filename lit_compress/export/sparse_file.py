@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_compress.export.folded import Folded, integer_weight
+from lit_compress.export.folded import Folded, integer_weight, stored_state
 from lit_compress.export.hf import write_beside
 from lit_compress.models.shapes import METHOD, shapes_of
 from lit_compress.models.sparse_weights import BITMAP, DIGESTS, digest, encode
@@ -43,12 +43,8 @@ def write_sparse(folded: Folded, folder: Path) -> None:
 def stored_tensors(folded: Folded) -> dict[str, Tensor]:
     """Every tensor of the file by its name."""
     entries, modules = folded.entries(), dict(folded.model.named_modules())
-    tied: dict[str, str] = getattr(folded.model, "all_tied_weights_keys", None) or {}
-    state = folded.model.state_dict()
     stored: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name in tied and tied[name] in state and state[tied[name]].data_ptr() == tensor.data_ptr():
-            continue
+    for name, tensor in stored_state(folded.model).items():
         owner, _, last = name.rpartition(".")
         parts = None
         if last == "weight" and isinstance(modules[owner], nn.Linear | nn.Embedding) and tensor.dtype == torch.float32:

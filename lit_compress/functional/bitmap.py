@@ -20,7 +20,7 @@ def pack_bits(used: Tensor) -> Tensor:
         [[2], [5]]
 
     """
-    eights = torch.nn.functional.pad(used, (0, -used.shape[1] % 8)).reshape(used.shape[0], -1, 8)
+    eights = torch.nn.functional.pad(used, (0, -used.shape[1] % 8)).reshape(used.shape[0], -(-used.shape[1] // 8), 8)
     bits = torch.zeros(eights.shape[:2], dtype=torch.uint8, device=used.device)
     for number in range(8):
         bits |= eights[:, :, number].to(torch.uint8) << number
@@ -43,7 +43,7 @@ def unpack_bits(bits: Tensor, columns: int) -> Tensor:
     used = torch.empty(*bits.shape, 8, dtype=torch.bool, device=bits.device)
     for number in range(8):
         used[:, :, number] = (bits >> number) & 1
-    used = used.reshape(bits.shape[0], -1)
+    used = used.reshape(bits.shape[0], 8 * bits.shape[1])
     if bool(used[:, columns:].any()):
         raise ValueError("a bit after the last column is set")
     return used[:, :columns]

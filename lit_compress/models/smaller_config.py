@@ -1,8 +1,8 @@
 """Lets ``from_pretrained`` rebuild models with shapes or weights that a stock folder cannot say.
 
-Such a folder has ``quantization_config = {"quant_method": "lit_compress", ...}`` in its ``config.json``, with ``shapes``,
-``storage`` or both. Transformers' hook for quantizers is its public way to change modules after a model is built and
-weights while they are loaded; the model that comes out is an ordinary one in floating point. Without
+Such a folder has ``quantization_config = {"quant_method": "lit_compress", ...}`` in its ``config.json``, with
+``shapes``, ``storage`` or both. Transformers' hook for quantizers is its public way to change modules after a model is
+built and weights while they are loaded; the model that comes out is an ordinary one in floating point. Without
 ``import lit_compress`` Transformers warns that it does not know the method and then refuses the weights, because their
 shapes differ.
 """

@@ -28,7 +28,7 @@ _MOST_BYTES = 2**24  # of a configuration, or of an index of files
 _MOST_DEPTH = 32
 # Any number of a configuration, then what is counted in modules or in names rather than in elements of a tensor.
 _MOST = 2**24
-_FEW = 2**10
+_FEW = 2**8
 _COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_hidden_groups", "inner_group_num")
 _MOST_LABELS = 2**17
 _BUFFERS = 2**20  # elements that a model makes itself, positions for example, and that no file has
@@ -103,11 +103,12 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
 
 
 def _architecture(config: PretrainedConfig, folder: str, key: str) -> Any:
-    name = (config.architectures or [""])[0]
-    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or not name.endswith(_HEADS):
+    names: Any = config.architectures
+    name = str(names[0]) if isinstance(names, list) and names else ""
+    found = getattr(transformers, name, None) if name.isidentifier() and name.endswith(_HEADS) else None
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or found.config_class is None:
         raise UserError(f"{key}: {folder!r} is a {name or 'model without a name'!r}, which is no encoder with a head")
-    if not isinstance(config, found.config_class):  # type: ignore[arg-type]
+    if not isinstance(config, found.config_class):
         raise UserError(f"{key}: {folder!r} is a {name} with the configuration of a {config.model_type}")
     return found
 
