@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | pack | explain | report | recipe`."""
+"""The command line: `lit_compress` and a command; `lit_compress --help` lists them."""
 
 import logging
 import os
@@ -23,11 +23,16 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
 from lit_compress.export.run_pack import pack_command
+from lit_compress.export.trim import trim_vocabulary
+from lit_compress.migrate import migrate
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
+from lit_compress.report.benchmark import benchmark
 from lit_compress.report.explain import explain
 from lit_compress.report.run import report
+from lit_compress.serve import predict
+from lit_compress.serve.callback import WritePredictions
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import one_line, option_names, user_error
@@ -35,13 +40,25 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "pack": pack_command, "explain": explain, "report": report, "recipe": recipe}
+_COMMANDS = {
+    "export": export,
+    "pack": pack_command,
+    "trim-vocabulary": trim_vocabulary,
+    "explain": explain,
+    "report": report,
+    "benchmark": benchmark,
+    "recipe": recipe,
+    "migrate": migrate,
+}
+# `predict` is one of them unless a configuration says what to predict with.
+_PREDICT = {"predict": predict}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
-fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
-export, pack and report take the run folder that fit leaves, explain a packed model; recipe runs several fits in a
-row."""
+fit, validate, test and predict take YAML files (--config, several compose) and options of the same names; without
+--config predict takes a run or a model folder, and a file. export, pack and report take the run folder that fit leaves;
+explain takes a packed folder, trim-vocabulary a model folder, benchmark several; recipe runs several fits in a row;
+migrate makes a YAML file of another tool's."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -126,6 +143,12 @@ class LitCompressCLI(LightningCLI):
                 action.__class__ = AppendingConfigFile
         return parser
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--output", type=str, help="write predictions to a .csv, .jsonl or .parquet")
+        return parser
+
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         # Only so that --help lists them; `main` runs them without a trainer.
@@ -162,6 +185,8 @@ class LitCompressCLI(LightningCLI):
             config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
         config.weights_only = True  # a checkpoint is data; nothing in it is ever executed
         self.save_config_kwargs = {"overwrite": resuming}
+        if config.get("output"):
+            config.return_predictions = False  # a large file's would not fit into memory
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = str(self.run_folder)
@@ -178,6 +203,8 @@ class LitCompressCLI(LightningCLI):
             trainer["callbacks"].append(LearningRateMonitor("step"))
         if trainer.get("enable_progress_bar") is not False:
             trainer["callbacks"].append(RichProgressBar() if sys.stdout.isatty() else ProgressLines())
+        if self.subcommand == "predict" and (output := self._get(self.config_init, "output")):
+            trainer["callbacks"].append(WritePredictions(output, self._predicting_model()))
         if trainer.get("enable_checkpointing") is not False:
             checkpoint = ModelCheckpoint(
                 dirpath=self.run_folder / "checkpoints",
@@ -187,6 +214,13 @@ class LitCompressCLI(LightningCLI):
             )
             trainer["callbacks"].append(checkpoint)
         return super().instantiate_trainer(default_root_dir=run, **kwargs)
+
+    def _predicting_model(self) -> str:
+        """The checkpoint, or the model that there is without one."""
+        config = self.config[str(self.subcommand)]
+        path = config.get("ckpt_path")
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        return str(last if path == "last" else path or config.model.init_args.get("pretrained"))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would overwrite the configuration with the checkpoint's; here the YAML beside it says it all.
@@ -220,7 +254,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())
     given = list(sys.argv[1:] if args is None else args)
     try:
-        if given and given[0] in _COMMANDS:
+        if given and given[0] in _functions(given):
             _run_function(given[0], given[1:])
             return
         LitCompressCLI(
@@ -255,7 +289,13 @@ def _run_function(name: str, args: list[str]) -> None:
     options = vars(_function_parser(name).parse_args(own))
     if overrides is not None:
         options["overrides"] = overrides
-    _COMMANDS[name](**options)
+    (_COMMANDS | _PREDICT)[name](**options)
+
+
+def _functions(words: Sequence[str]) -> dict[str, Any]:
+    """Commands that run without a trainer; `predict` is one unless a configuration says what to predict with."""
+    configured = any(word in ("-c", "--config") or word.startswith("--config=") for word in words)
+    return _COMMANDS if configured else _COMMANDS | _PREDICT
 
 
 def _split(args: list[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -271,13 +311,22 @@ def _split(args: list[str], known: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _function_parser(name: str) -> Parser:
-    parser = Parser(prog=f"lit_compress {name}", description=(_COMMANDS[name].__doc__ or "").splitlines()[0])
+    function = (_COMMANDS | _PREDICT)[name]
+    parser = Parser(prog=f"lit_compress {name}", description=(function.__doc__ or "").splitlines()[0])
     if name == "recipe":
         parser.add_function_arguments(recipe, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "benchmark":
+        parser.add_argument(
+            "models", type=str, nargs="*", help="folders of exports or hub names; name=folder names one"
+        )
+        parser.add_function_arguments(benchmark, skip={"models"})
+    elif name == "migrate":
+        parser.add_argument("file", type=str, help="SparseML's .yaml or .md; NNCF's or nn_pruning's .json")
+        parser.add_function_arguments(migrate, skip={"file"})
     else:
         # `explain packed/`: what it explains needs no name.
-        parser.add_function_arguments(_COMMANDS[name], as_positional=name == "explain")
+        parser.add_function_arguments(function, as_positional=name == "explain")
     return parser
 
 

@@ -1,5 +1,7 @@
 """Where files come from and how they are written: paths in packages, outputs that appear whole or not at all."""
 
+import ctypes
+import errno
 import importlib.util
 import os
 import shutil
@@ -13,6 +15,8 @@ from lit_compress.errors import UserError
 __all__ = ["atomic_file", "atomic_folder", "resolve_source"]
 
 _PACKAGE = "package:"
+# No room on the disk, in a quota or in a file; and a disk that turned read-only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def resolve_source(source: str, key: str) -> str:
@@ -66,7 +70,9 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
         for path in staging.rglob("*"):
             # Some writers make their files private; a model folder is for whoever may read its parent.
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-        if target.exists():
+        if target.exists() and _exchange(staging, target):
+            pass  # the old folder is the temporary one now
+        elif target.exists():
             # rename() cannot replace a non-empty folder: move the old one aside, so that it is never half gone.
             retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-")) / target.name
             target.rename(retired)
@@ -79,6 +85,12 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
                 shutil.rmtree(retired.parent)
         else:
             staging.rename(target)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise UserError(
+            f"output {str(target)!r} cannot be written: {error.strerror}; make room, or choose another --output"
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -104,6 +116,16 @@ def _temporary(target: Path, make) -> Path:
         raise UserError(
             f"output {str(target)!r} cannot be written: {error.strerror}; choose another --output"
         ) from error
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step, so that whoever is killed leaves one or the other; False where Linux cannot."""
+    try:
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+        # The current folder for relative paths, and RENAME_EXCHANGE.
+        return swap(-100, os.fsencode(first), -100, os.fsencode(second), 2) == 0
+    except (OSError, AttributeError, TypeError):
+        return False
 
 
 def _closed_file(**kwargs) -> str:

@@ -109,7 +109,8 @@ class TextClassification(TextData):
         if self._labels is None:
             # From all rows, also those that are held out or beyond the limit: a split must not lose a class.
             table = self.rows("train")
-            assert table is not None
+            if table is None:
+                raise UserError("data.train_file: missing; it says which labels there are")
             feature = table.features[self.label_column]
             if isinstance(feature, ClassLabel):
                 self._labels = list(feature.names)

@@ -165,12 +165,16 @@ class QuestionAnswering(TextData):
         return np.arange(len(table))[::-1]
 
     def encode(self, table: Dataset, split: str) -> Dataset:
-        def windows(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            examples = [{name: rows[name][i] for name in rows} for i in range(len(rows["id"]))]
+        def windows(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            examples = [{name: rows[name][i] for name in rows} | {"row": numbers[i]} for i in range(len(rows["id"]))]
             return self._windows(examples, split)
 
-        settings = [self.max_length, self.doc_stride, self.answer_marks, self.no_answer, split, "questions-1"]
-        return cached_map(table, windows, self.tokenizer, settings, f"Tokenising {split}")
+        version = "questions-2" if split == "predict" else "questions-1"
+        settings = [self.max_length, self.doc_stride, self.answer_marks, self.no_answer, split, version]
+        return cached_map(table, windows, self.tokenizer, settings, f"Tokenising {split}", True)
+
+    def predict_rows(self) -> np.ndarray:
+        return np.asarray(self._require("predict")["row"])
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Ids, masks ``(batch, tokens)`` and positions ``(batch,)``; for metrics characters and texts, too."""
@@ -205,6 +209,7 @@ class QuestionAnswering(TextData):
         made: dict[str, list[Any]] = {name: list(encoded[name]) for name in encoded}
         made["length"] = [len(ids) for ids in encoded["input_ids"]]
         extra = ("start_positions", "end_positions", *(_FOR_METRICS if split != "train" else ()))
+        extra = (*extra, *(("row",) if split == "predict" else ()))
         made |= {name: [] for name in extra}
         places = [self._place(example, split) for example in examples]
         for window, owner in enumerate(owners):
@@ -213,7 +218,7 @@ class QuestionAnswering(TextData):
             start, end = self._positions(characters, inside, places[owner], examples[owner], split)
             values = {"start_positions": start, "end_positions": end}
             values |= {"char_start": characters[:, 0].tolist(), "char_end": characters[:, 1].tolist()}
-            values |= {name: examples[owner][name] for name in ("id", "context", "answers")}
+            values |= {name: examples[owner][name] for name in ("id", "context", "answers", "row")}
             for name in extra:
                 made[name].append(values[name])
         return made

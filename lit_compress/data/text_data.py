@@ -47,11 +47,13 @@ class TextData(LightningDataModule):
     Attributes:
         task: what the head is trained for; the command line gives it to the model.
         same_inputs: whether an example reads the same in each epoch.
+        predict_from: row of the file that predictions begin with, 0 for all.
 
     """
 
     task: str
     same_inputs: bool = True
+    predict_from: int = 0
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class TextData(LightningDataModule):
         pair: bool,
     ) -> None:
         super().__init__()
-        if (train_file is None) == (hub is None):
+        if (train_file is None) == (hub is None) and (hub is not None or predict_file is None):
             raise UserError("data: give either data.train_file or data.hub")
         if tokenizer is None:
             raise UserError("data.tokenizer: missing; give a hub name or a model folder")
@@ -175,14 +177,26 @@ class TextData(LightningDataModule):
         return self._loader("test", shuffle=False)
 
     def predict_dataloader(self) -> DataLoader:
-        """In the order of the file: predictions line up with its rows."""
+        """In the order of the file, from row ``predict_from`` on: predictions line up with its rows."""
         dataset = self._require("predict")
+        if self.predict_from:
+            first = int(np.searchsorted(self.predict_rows(), self.predict_from))
+            dataset = dataset.select(range(first, len(dataset)))
         return DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,
             collate_fn=self._collate_rows,
             num_workers=self.num_workers,
         )
+
+    def predict_rows(self) -> np.ndarray:
+        """The row of the file ``(examples,)`` that each example to predict comes from, in ascending order."""
+        return np.arange(len(self._require("predict")))
+
+    def predict_count(self) -> int:
+        """How many rows the file to predict has, those that make no example included."""
+        table = self.rows("predict")
+        return 0 if table is None else len(table)
 
     def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """The model's inputs ``(batch, tokens)``, padded to the longest row, and in training ``index`` ``(batch,)``."""

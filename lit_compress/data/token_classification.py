@@ -130,7 +130,8 @@ class TokenClassification(TextData):
         """Tags of the training file in the order of their ids: ``O``, then kinds by alphabet."""
         if self._labels is None:
             table = self.rows("train")
-            assert table is not None
+            if table is None:
+                raise UserError("data.train_file: missing; it says which tags there are")
             # From all sentences, also those that are held out or beyond the limit: a split must not lose a tag.
             found = {tag for tags in self._tags(table, "train") for tag in tags}
             self._labels = sorted(found, key=lambda tag: (tag != "O", tag.partition("-")[2], tag))
@@ -179,7 +180,8 @@ class TokenClassification(TextData):
     def encode(self, table: Dataset, split: str) -> Dataset:
         words_column = self._names(split)[0]
         tags_of = None if split == "predict" else self._tags(table, split)
-        ids = {tag: number for number, tag in enumerate(self.labels)}
+        known = [] if split == "predict" else self.labels  # a file to predict needs no other file beside it
+        ids = {tag: number for number, tag in enumerate(known)}
         for row, tags in enumerate(tags_of or ()):
             if unknown := next((tag for tag in tags if tag not in ids), None):
                 raise UserError(
@@ -195,14 +197,15 @@ class TokenClassification(TextData):
             return {name: [row[name] for row in made] for name in _COLUMNS}
 
         settings = [self.scheme, self.long_sentences, self.max_length, self._names(split), split == "predict"]
-        encoded = cached_map(
-            table, windows, self.tokenizer, [settings, self.labels, "tokens-1"], f"Tokenising {split}", True
-        )
+        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-1"], f"Tokenising {split}", True)
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
             what = f"{lost} words beyond them are left out" if lost else f"they became {long} rows more"
             _tell(f"data.max_length: {split} has sentences longer than {self.max_length} tokens; {what}")
         return encoded
+
+    def predict_rows(self) -> np.ndarray:
+        return np.asarray(self._require("predict")["sentence"])
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Ids and masks ``(batch, tokens)``; ``labels``, -100 where no word begins; where words begin; row numbers."""

@@ -1,9 +1,10 @@
 """A folded student as a Hugging Face folder that stock transformers loads, after `import lit_compress` if need be."""
 
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,10 @@ from lit_compress.nn.manifest import Manifest, describe
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
-__all__ = ["MANIFEST_FILE", "quantization_scales", "save_folder"]
+if TYPE_CHECKING:
+    from lit_compress.export.folded import Folded
+
+__all__ = ["MANIFEST_FILE", "manifest_with_scales", "quantization_scales", "save_folder", "write_beside", "write_hf"]
 
 MANIFEST_FILE = "compression.json"
 
@@ -41,15 +45,43 @@ def save_folder(
     smaller = shrunk(student)  # scales and sparsity are those of what is left
     folded = fold(smaller)
     assert isinstance(folded, PreTrainedModel)
-    manifest, shapes = manifest_with_scales(smaller), describe_shapes(folded)
+    manifest = manifest_with_scales(smaller)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        (staging / MANIFEST_FILE).write_text(
-            json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
-        )
-        (staging / "README.md").write_text(_card(folded, manifest, shapes))
+        write_beside(folded, tokenizer, manifest, staging)
     return Path(output)
+
+
+def write_hf(folded: "Folded", folder: Path) -> None:
+    """Fill an empty folder with what :func:`save_folder` writes."""
+    folded.model.save_pretrained(folder)
+    write_beside(folded.model, folded.tokenizer, folded.manifest, folder)
+
+
+def write_beside(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    manifest: Manifest,
+    folder: Path,
+    usage: Sequence[str] | None = None,
+    needs_import: bool = False,
+) -> None:
+    """Write what every format has beside its weights: tokenizer, manifest and model card.
+
+    Args:
+        model: folded model.
+        tokenizer: saved as it is.
+        manifest: with scales.
+        folder: existing.
+        usage: lines of Python that load the folder; None are those of ``from_pretrained``.
+        needs_import: whether Transformers needs this package to load the weights, whatever their shapes.
+
+    """
+    tokenizer.save_pretrained(folder)
+    (folder / MANIFEST_FILE).write_text(
+        json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
+    )
+    (folder / "README.md").write_text(_card(model, manifest, describe_shapes(model), usage, needs_import))
 
 
 def manifest_with_scales(student: nn.Module) -> Manifest:
@@ -97,7 +129,13 @@ def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return grids
 
 
-def _card(model: PreTrainedModel, manifest: Manifest, shapes: dict[str, Any]) -> str:
+def _card(
+    model: PreTrainedModel,
+    manifest: Manifest,
+    shapes: dict[str, Any],
+    usage: Sequence[str] | None,
+    needs_import: bool,
+) -> str:
     layers, tables = manifest.get("linears", {}), manifest.get("embeddings", {})
     pruned = [entry["sparsity"] for entry in layers.values() if entry["mask"]]
     quantized, quantized_tables = (
@@ -123,23 +161,20 @@ def _card(model: PreTrainedModel, manifest: Manifest, shapes: dict[str, Any]) ->
         lines.append(f"- quantized embedding tables: {quantized_tables}, likewise")
     lines += [f"- {what} of each layer: {_widths(shapes[what])}" for what in KINDS if what in shapes]
     lines += [f"- rank of `{name}`: {rank}" for name, rank in shapes.get("ranks", {}).items()]
-    if shapes:
-        lines += [
+    if usage is None:
+        usage = [
+            *(["import lit_compress  # teaches Transformers to read this folder"] if shapes or needs_import else []),
+            f"from transformers import AutoTokenizer, {type(model).__name__}",
             "",
-            "Transformers alone has no such shapes: it refuses these weights. `import lit_compress` first.",
+            f'model = {type(model).__name__}.from_pretrained("<this folder>")',
+            'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
         ]
-    lines += [
-        "",
-        "```python",
-        *(["import lit_compress  # teaches Transformers the shapes of this model"] if shapes else []),
-        f"from transformers import AutoTokenizer, {type(model).__name__}",
-        "",
-        f'model = {type(model).__name__}.from_pretrained("<this folder>")',
-        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+        if shapes or needs_import:
+            lines += [
+                "",
+                "Transformers alone does not know these weights and refuses them. `import lit_compress` first.",
+            ]
+    return "\n".join([*lines, "", "```python", *usage, "```", ""])
 
 
 def _widths(widths: list[int]) -> str:

@@ -27,6 +27,7 @@ from lit_compress.files import resolve_source
 __all__ = [
     "check_compatible",
     "check_same_vocabulary",
+    "first_line",
     "load_classifier",
     "load_config",
     "load_model",
@@ -143,7 +144,7 @@ def _from_pretrained(source: str, config: PretrainedConfig, key: str, head: _Hea
     except SafetensorError as error:
         raise UserError(f"{key}: the weights in {source!r} are damaged ({error}); download them again") from error
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
-        raise UserError(f"{key}: {source!r} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{key}: {source!r} cannot be loaded: {first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     # Transformers 5.17 goes on with random weights where later versions raise.
@@ -170,7 +171,7 @@ def load_config(source: str, key: str) -> PretrainedConfig:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # likewise
         raise UserError(
-            f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {_first_line(error)}"
+            f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {first_line(error)}"
         ) from error
 
 
@@ -267,6 +268,7 @@ def transformers_progress(show: bool) -> None:
     (transformers_logging.enable_progress_bar if show else transformers_logging.disable_progress_bar)()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

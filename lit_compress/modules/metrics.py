@@ -162,7 +162,7 @@ class AnswerScore(Metric):
         return squad(predictions, targets)
 
     def best_of_windows(self, start_logits: Tensor, end_logits: Tensor, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """Each window's question, best text with its score, and score of having no answer, as JSON types."""
+        """Each window's question, best text with its characters and score, and score of no answer, as JSON types."""
         start_logits, end_logits = start_logits.float(), end_logits.float()
         allowed = batch["char_start"] >= 0
         score, first, last = best_spans(start_logits, end_logits, allowed, self.n_best, self.max_answer_length)
@@ -175,6 +175,7 @@ class AnswerScore(Metric):
             best.append(
                 {name: example[name] for name in ("question", "answers", "no_answer")}
                 | {"text": example["context"][begin[row] : end[row]] if found else None}
+                | {"start": begin[row] if found else None, "end": end[row] if found else None}
                 | {"score": value if found else None, "null": null[row]}
             )
         return best

@@ -189,7 +189,8 @@ class QuestionAnswering:
     """A span of a context: mean of the cross-entropies of start and end; SQuAD's exact match and F1; predicts texts.
 
     Positions outside a row's tokens do not count, as in Hugging Face. A prediction is, for each window,
-    ``{"question": id, "text", "score", "null": score of no answer}``.
+    ``{"question": id, "text", "start", "end", "score", "null": score of no answer}``; start and end are characters of
+    the context, the end is the one after the last.
     """
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
@@ -208,7 +209,9 @@ class QuestionAnswering:
 
     def predictions(self, output: Any, batch: Batch) -> list[dict[str, Any]]:
         windows = AnswerScore().best_of_windows(output.start_logits, output.end_logits, batch)
-        return [{name: window[name] for name in ("question", "text", "score", "null")} for window in windows]
+        return [
+            {name: window[name] for name in ("question", "text", "start", "end", "score", "null")} for window in windows
+        ]
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         metrics.update(output.start_logits, output.end_logits, batch)

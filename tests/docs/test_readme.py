@@ -14,6 +14,7 @@ from docs.blocks import PAGES, ROOT, blocks, commands
 import lit_compress.cli
 import lit_compress.strategies
 from lit_compress.data import TextClassification
+from lit_compress.migrate import sparseml
 from lit_compress.recipe import load_recipe
 
 COMMANDS = commands("lit_compress")
@@ -39,15 +40,16 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def called(monkeypatch):
-    """Commands without a trainer, that do nothing but say that their options were understood."""
+    """Commands without a trainer that do nothing but say that their options were understood."""
     names = []
-    for name in set(lit_compress.cli._COMMANDS) - {"recipe"}:
-        function = lit_compress.cli._COMMANDS[name]
+    tables = (lit_compress.cli._COMMANDS, lit_compress.cli._PREDICT)
+    for table, name in [(one, name) for one in tables for name in one if name != "recipe"]:
+        function = table[name]
 
         def nothing(*args, _name=name, **kwargs):
             names.append(_name)
 
-        monkeypatch.setitem(lit_compress.cli._COMMANDS, name, functools.wraps(function)(nothing))
+        monkeypatch.setitem(table, name, functools.wraps(function)(nothing))
     return names
 
 
@@ -68,7 +70,7 @@ def test_commands_parse(place, arguments, folder, called, capsys):
         lit_compress.cli.main([*arguments, "--dry-run"])
         assert "lit_compress fit" in capsys.readouterr().out
         return
-    if arguments[0] in lit_compress.cli._COMMANDS:
+    if arguments[0] in lit_compress.cli._functions(arguments):
         lit_compress.cli.main(arguments)
         assert called == [arguments[0]]
         return
@@ -177,3 +179,10 @@ def test_pre_commit_bans_hold():
         watched = [n for n in sources if re.search(hook["files"], n) and not re.search(hook.get("exclude", "^$"), n)]
         assert watched, hook["id"]
         assert [name for name in watched if re.search(hook["entry"], sources[name])] == [], hook["id"]
+
+
+def test_the_table_of_modifiers_is_true():
+    text = (ROOT / "docs/migrating.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `") and "Modifier`" in line]
+    listed = {name for row in rows for name in re.findall(r"`(\w+Modifier)`", row.split("|")[1])}
+    assert listed == set(sparseml.MODIFIERS)

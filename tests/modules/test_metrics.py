@@ -220,7 +220,7 @@ def test_an_answer_is_at_most_thirty_tokens_and_in_the_context():
     task = QuestionAnswering()
     got, batch = window("q", (8, 8), [])
     (prediction,) = task.predictions(got, batch)
-    assert prediction == {"question": "q", "text": "York", "score": 5.0, "null": 0.0}
+    assert prediction == {"question": "q", "text": "York", "start": 32, "end": 36, "score": 5.0, "null": 0.0}
     got.start_logits[:] = got.end_logits[:] = torch.tensor([3.0] * 2 + [0.0] * 10)
     batch["char_start"][:] = batch["char_end"][:] = -1
     assert task.predictions(got, batch)[0]["text"] is None

@@ -1,0 +1,159 @@
+"""A folded model as a folder of the compressed-tensors package, which Transformers and vLLM's pooling models read.
+
+Dense formats only: ``int-quantized`` (int8, with quantized inputs) and, for weights of fewer bits without quantized
+inputs, ``pack-quantized``. The package's sparse formats are gone since its version 0.15, and Transformers loads what is
+left of them as random weights.
+"""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lit_compress.errors import UserError
+from lit_compress.export.extras import optional
+from lit_compress.export.folded import Folded, IntegerWeight, integer_weight, stored_state
+from lit_compress.export.graph_form import round_weights
+from lit_compress.export.hf import write_beside
+from lit_compress.models.load import first_line
+from lit_compress.models.shapes import describe_shapes
+
+__all__ = ["write_compressed_tensors"]
+
+_INT, _PACKED, _MIXED = "int-quantized", "pack-quantized", "mixed-precision"
+
+
+@torch.no_grad()
+def write_compressed_tensors(folded: Folded, folder: Path) -> None:
+    """Write weights as integers with their scales, configuration, tokenizer, manifest and card.
+
+    Linears keep the grids of quantization-aware training. A model without any has its encoder's linears rounded to 8
+    bits, a scale per row, and inputs with a range per token (W8A8). Tables on a grid keep their values, in fp32.
+
+    Args:
+        folded: what to write; used up.
+        folder: existing and empty.
+
+    Raises:
+        UserError: the package is missing; shapes that it cannot say; or it does not read the folder as it was meant.
+
+    """
+    package = optional("compressed_tensors", "compressed-tensors")
+    model = folded.model
+    if shapes := describe_shapes(model):
+        raise UserError(
+            f"--to: compressed-tensors has no way to say that {', '.join(shapes)} differ between layers or from the "
+            "configuration; export to sparse, onnx or openvino"
+        )
+    linears = folded.manifest.get("linears", {})
+    if not any((entry.get("scales") or {}).get("weight") for entry in linears.values()):
+        round_weights(folded)
+        linears = folded.manifest["linears"]
+        for entry in linears.values():
+            if (entry.get("scales") or {}).get("weight"):
+                entry["input_quantizer"] = {"kind": "DynamicTokenQuantizer", "spec": {"bits": 8}, "enabled": True}
+    modules = dict(model.named_modules())
+    weights = {
+        name: integers
+        for name, entry in linears.items()
+        if (integers := integer_weight(name, modules[name].weight, entry)) is not None  # type: ignore[arg-type]
+    }
+    schemes = {name: _scheme(integers, linears[name]) for name, integers in weights.items()}
+    stored = stored_state(model)
+    for name, integers in weights.items():
+        stored |= _parts(name, stored.pop(f"{name}.weight"), integers, schemes[name], linears[name])
+    save_file(
+        {name: part.contiguous() for name, part in stored.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    model.config.architectures = [type(model).__name__]
+    model.config.quantization_config = _config(schemes, model, package.__version__)
+    model.config.save_pretrained(folder)
+    write_beside(model, folded.tokenizer, folded.manifest, folder)
+    _check(model, {name: integers.weight() for name, integers in weights.items()}, folder)
+
+
+def _scheme(integers: IntegerWeight, entry: dict[str, Any]) -> dict[str, Any]:
+    """The scheme of a layer in the package's words."""
+    quantizer = entry.get("input_quantizer") or {}
+    grid = entry["scales"].get("input")
+    inputs: dict[str, Any] | None = None
+    if grid is not None:
+        inputs = {"symmetric": bool(quantizer["spec"]["symmetric"]), "strategy": "tensor", "dynamic": False}
+    elif quantizer.get("kind") == "DynamicTokenQuantizer" and quantizer.get("enabled"):
+        inputs = {"symmetric": True, "strategy": "token", "dynamic": True}
+    if inputs is not None:
+        inputs |= {"num_bits": int(quantizer["spec"].get("bits", 8)), "type": "int", "group_size": None}
+    strategy = "channel" if integers.scale.numel() > 1 else "tensor"
+    packed = inputs is None and integers.bits < 8 and strategy == "channel"
+    weights = {"num_bits": integers.bits, "type": "int", "symmetric": True, "strategy": strategy}
+    return {
+        "format": _PACKED if packed else _INT,
+        "weights": weights | {"group_size": None, "dynamic": False},
+        "input_activations": inputs,
+        "output_activations": None,
+    }
+
+
+def _parts(
+    name: str, weight: Tensor, integers: IntegerWeight, scheme: dict[str, Any], entry: dict[str, Any]
+) -> dict[str, Tensor]:
+    channel = scheme["weights"]["strategy"] == "channel"
+    parts = {"weight_scale": integers.scale if channel else integers.scale.reshape(1)}
+    if scheme["format"] == _PACKED:
+        pack = optional("compressed_tensors.compressors.pack_quantized.helpers", "compressed-tensors").pack_to_int32
+        parts |= {"weight_packed": pack(integers.values, integers.bits), "weight_shape": torch.tensor(weight.shape)}
+    else:
+        parts["weight"] = integers.values
+    if (grid := entry["scales"].get("input")) is not None:
+        parts["input_scale"] = torch.tensor([grid["scale"]], dtype=torch.float32)
+        if not scheme["input_activations"]["symmetric"]:
+            # The package's integers are signed; the grid is the same, counted from another end.
+            bits = scheme["input_activations"]["num_bits"]
+            parts["input_zero_point"] = torch.tensor([grid["zero_point"] - 2 ** (bits - 1)], dtype=torch.int8)
+    return {f"{name}.{part}": value for part, value in parts.items()}
+
+
+def _config(schemes: dict[str, dict[str, Any]], model: PreTrainedModel, version: str) -> dict[str, Any]:
+    groups: list[dict[str, Any]] = []
+    for name, scheme in schemes.items():
+        group = next((group for group in groups if all(group[key] == value for key, value in scheme.items())), None)
+        if group is None:
+            groups.append(group := {"targets": []} | scheme)
+        group["targets"].append(name)
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if len(groups) == 1:
+        groups[0]["targets"] = ["Linear"]  # as most files say it; the rest is ignored by name
+    formats = {group["format"] for group in groups}
+    return {
+        "quant_method": "compressed-tensors",
+        "version": version,
+        "format": formats.pop() if len(formats) == 1 else _MIXED,
+        "quantization_status": "compressed",
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+        "ignore": [name for name in linears if name not in schemes],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _check(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Load the folder as its users do; the package decompresses with the first forward pass."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # four progress bars of the package
+            loaded: Any = type(model).from_pretrained(folder, dtype=torch.float32)
+            loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
+    except Exception as error:
+        raise UserError(f"export: compressed-tensors does not read the folder: {first_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    for name, weight in weights.items():
+        if not torch.equal(loaded.get_submodule(name).weight, weight):
+            raise UserError(f"export: compressed-tensors reads other weights of {name!r}; nothing was written")

@@ -1,0 +1,189 @@
+"""What every format is written from: a plain model, what its layers have become, and its tokenizer."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_compress.data.text import load_tokenizer
+from lit_compress.errors import UserError
+from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.fold import fold, shrunk
+from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
+from lit_compress.models.whole import load_whole_model
+from lit_compress.nn.attention import ATTENTION_SLOTS
+from lit_compress.nn.manifest import Manifest
+
+__all__ = ["Folded", "IntegerWeight", "from_source", "from_student", "integer_weight", "stored_state"]
+
+_MOST_BYTES = 2**28  # of a compression.json; BERT-large with a scale per row of every table has about 2 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerWeight:
+    """A weight on its grid: ``weight == (values - zero_point) * scale``, exactly.
+
+    Attributes:
+        values: int8, or uint8 where there is a zero point; shape of the weight.
+        scale: fp32, one per row ``(rows, 1)`` or one for all ``(1, 1)``.
+        zero_point: of an affine grid, else 0.
+        bits: width of the integers.
+
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: int = 0
+    bits: int = 8
+
+    def weight(self) -> Tensor:
+        """The weight in fp32."""
+        return self.values.float().sub_(self.zero_point).mul_(self.scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """A plain model and its manifest with scales, as in ``compression.json``; the model may be used up by a format."""
+
+    model: PreTrainedModel
+    manifest: Manifest
+    tokenizer: PreTrainedTokenizerBase
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """Manifest entries of linears and embedding tables, by module name."""
+        return self.manifest.get("linears", {}) | self.manifest.get("embeddings", {})
+
+
+def from_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Folded:
+    """Fold a student in its training form; it is not changed."""
+    smaller = shrunk(student)
+    model = fold(smaller)
+    assert isinstance(model, PreTrainedModel)
+    return Folded(model=model.eval(), manifest=manifest_with_scales(smaller), tokenizer=tokenizer)
+
+
+def from_source(run: str | None = None, checkpoint: str | None = None, model: str | None = None) -> Folded:
+    """What a run folder, a checkpoint file or a Hugging Face folder holds; give one of the three.
+
+    Raises:
+        UserError: not exactly one, or nothing usable there.
+
+    """
+    if sum(source is not None for source in (run, checkpoint, model)) != 1:
+        raise UserError("export: give one of --run, --checkpoint and --model")
+    if model is not None:
+        loaded = load_whole_model(model, "--model")
+        tokenizer = load_tokenizer(model, "--model")
+        return Folded(model=loaded, manifest=_read_manifest(Path(model), loaded), tokenizer=tokenizer)
+    content = load_checkpoint(checkpoint if checkpoint is not None else find_checkpoint(run or ""))
+    tokenizer = load_tokenizer(content["lit_compress"]["tokenizer"], "checkpoint tokenizer")
+    return from_student(student_from_checkpoint(content), tokenizer)
+
+
+def integer_weight(name: str, weight: Tensor, entry: dict[str, Any] | None) -> IntegerWeight | None:
+    """The integers of a weight; None when its manifest entry says that it is not quantized.
+
+    Args:
+        name: of the module, for errors.
+        weight: folded, ``(rows, columns)``.
+        entry: of the manifest.
+
+    Raises:
+        UserError: the weight does not lie on the grid of the entry; it was changed afterwards.
+
+    """
+    scales = (entry or {}).get("scales", {}).get("weight")
+    if entry is None or scales is None:
+        return None
+    zero_point = entry["scales"].get("weight_zero_point", 0)
+    affine = "weight_zero_point" in entry["scales"]
+    bits = int(entry["weight_quantizer"]["spec"].get("bits", 8))
+    low, high = (0, 2**bits - 1) if affine else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    scale = torch.tensor(scales, dtype=torch.float32).reshape(-1, 1)
+    values = (weight.detach().float() / scale).round_().add_(zero_point)
+    if bits > 8 or not ((values >= low) & (values <= high)).all():
+        raise UserError(
+            f"{MANIFEST_FILE}: {name!r} does not lie on the {bits}-bit grid it is said to; remove its entry"
+        )
+    integers = IntegerWeight(
+        values=values.to(torch.uint8 if affine else torch.int8), scale=scale, zero_point=zero_point, bits=bits
+    )
+    if not torch.equal(integers.weight(), weight.detach().float()):
+        raise UserError(f"{MANIFEST_FILE}: {name!r} was changed after it was quantized; remove its entry")
+    return integers
+
+
+def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of a model by name, those that several modules share once, as a file has them."""
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    state = model.state_dict()
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if not (name in tied and tied[name] in state and state[tied[name]].data_ptr() == tensor.data_ptr())
+    }
+
+
+def _read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        manifest = {kind: content[kind] for kind in ("linears", "embeddings", "attention") if kind in content}
+        _check_manifest(manifest, model)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--model: {str(path)!r} is damaged: {reason}; export the model again") from error
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, model: PreTrainedModel) -> None:
+    """Refuse entries of modules that do not exist or with scales that no module of theirs can have."""
+    modules = dict(model.named_modules())
+    kinds = {"linears": nn.Linear, "embeddings": nn.Embedding, "attention": nn.Module}
+    for kind, entries in manifest.items():
+        for name, entry in entries.items():
+            if not isinstance(modules.get(name), kinds[kind]):
+                raise ValueError(f"the model has no {name!r} among its {kind}")
+            scales = dict(entry.get("scales", {}))
+            if weight := scales.pop("weight", None):
+                _check_weight_scales(name, weight, modules[name], entry)
+                _check_integer(name, scales.pop("weight_zero_point", 0), 0, 255)
+            slots = ATTENTION_SLOTS if kind == "attention" else ("input", "output")
+            if unknown := sorted(set(scales) - set(slots)):
+                raise ValueError(f"{name!r} has scales of an unknown {unknown[0]!r}")
+            for slot, grid in scales.items():
+                if not _is_scale(grid["scale"]):
+                    raise ValueError(f"{slot} of {name!r} has the scale {grid['scale']!r}")
+                _check_integer(name, grid["zero_point"], 0, 255)
+                _check_integer(name, _spec(entry, slot, kind).get("bits"), 2, 8)
+
+
+def _check_weight_scales(name: str, scales: Any, module: nn.Module, entry: dict[str, Any]) -> None:
+    rows = module.get_parameter("weight").shape[0]
+    if len(scales) not in (1, rows) or not all(_is_scale(scale) for scale in scales):
+        raise ValueError(f"{name!r} must have 1 or {rows} scales, all finite and above 0")
+    _check_integer(name, entry["weight_quantizer"]["spec"].get("bits", 8), 2, 8)
+
+
+def _spec(entry: dict[str, Any], slot: str, kind: str) -> dict[str, Any]:
+    return entry[slot if kind == "attention" else f"{slot}_quantizer"]["spec"]
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name!r} has {value!r} where a whole number from {low} to {high} belongs")

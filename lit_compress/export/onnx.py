@@ -1,0 +1,245 @@
+"""A folded model as ONNX, in floating point or with integers, beside the files that its users' libraries look for."""
+
+import inspect
+import io
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_compress.errors import UserError
+from lit_compress.export.extras import optional
+from lit_compress.export.folded import Folded
+from lit_compress.export.graph_form import Activations, GraphForm, graph_form, has_grids, round_weights
+from lit_compress.export.hf import write_beside
+
+__all__ = [
+    "TOLERANCE",
+    "TOLERANCE_INT8",
+    "TOLERANCE_KERNELS",
+    "check_outputs",
+    "input_names",
+    "reference",
+    "sample_inputs",
+    "trace",
+    "write_onnx",
+    "write_onnx_int8",
+]
+
+OPSET = 17
+# Largest difference from PyTorch, as a share of the largest output. Floating point differs by the order of sums; in an
+# integer model that can move a value between two grid points to the other one. Integer kernels round differently again,
+# so a model is compared twice: as the file says it, and as it is run.
+TOLERANCE = 1e-3
+TOLERANCE_INT8 = 1e-2
+TOLERANCE_KERNELS = 1e-1
+
+_MOST_BYTES = 2**31 - 1  # of a protocol buffer
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def write_onnx(folded: Folded, folder: Path) -> None:
+    """Write ``onnx/model.onnx`` in fp32, configuration, tokenizer, manifest and card.
+
+    Args:
+        folded: what to write; used up.
+        folder: existing and empty.
+
+    Raises:
+        UserError: a package is missing, or ONNX Runtime's outputs differ from PyTorch's.
+
+    """
+    # The grids of weights stay, as values; activations are as precise as they come.
+    plain = Folded(model=folded.model, manifest={}, tokenizer=folded.tokenizer)
+    _write(plain, folder, "model.onnx", "float", TOLERANCE, folded)
+
+
+def write_onnx_int8(folded: Folded, folder: Path) -> None:
+    """Write ``onnx/model_quantized.onnx`` and the rest as :func:`write_onnx`.
+
+    What quantization-aware training put on grids stays on them. A model without any has its encoder's linears and its
+    tables rounded to 8 bits, and ranges of activations follow each batch.
+    """
+    if not has_grids(folded):
+        round_weights(folded)
+    _write(folded, folder, "model_quantized.onnx", "dynamic", TOLERANCE_INT8, folded)
+
+
+def _write(
+    source: Folded, folder: Path, name: str, activations: Activations, tolerance: float, described: Folded
+) -> None:
+    runtime = optional("onnxruntime", "onnx")
+    model = source.model
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    write_beside(model, described.tokenizer, described.manifest, folder, usage=_usage(name))
+    form = graph_form(source, input_names(source), activations)
+    path = folder / "onnx" / name
+    path.parent.mkdir()
+    trace(form, path)
+    expected = reference(form)
+    session = _session(runtime, path, "ORT_ENABLE_BASIC")
+    check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), tolerance)
+    del session
+    session = _session(runtime, path, "ORT_ENABLE_ALL")
+    check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), TOLERANCE_KERNELS)
+
+
+def _session(runtime: Any, path: Path, optimization: str) -> Any:
+    def session(precise: bool) -> Any:
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, optimization)
+        options.log_severity_level = 4
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Without it, processors that lack 8-bit dot products add pairs in 16 bits, and some overflow.
+        options.add_session_config_entry("session.x64quantprecision", str(int(precise)))
+        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    try:
+        return session(precise=True)
+    except Exception:  # ONNX Runtime 1.31 cannot do it for a weight that is used in several places, as ALBERT's are
+        return session(precise=False)
+
+
+def input_names(folded: Folded) -> list[str]:
+    """Inputs that the tokenizer makes and the model takes."""
+    made = folded.tokenizer.model_input_names
+    taken = inspect.signature(folded.model.forward).parameters
+    types = getattr(folded.model.config, "type_vocab_size", 1) != 0  # XLNet has none and counts differently
+    names = [name for name in _INPUTS if name in made and (name != "token_type_ids" or types)]
+    return [name for name in names if name in taken]
+
+
+def sample_inputs(form: GraphForm) -> Iterator[tuple[Tensor, ...]]:
+    """Batches of several sizes and lengths, the same every time, some with padding."""
+    config: Any = form.model.config
+    limit = min(getattr(config, "max_position_embeddings", None) or 64, 64) - 4
+    for rows, length in ((2, 7), (1, 3), (3, limit)):
+        generator = torch.Generator().manual_seed(length)
+        ids = torch.randint(0, config.vocab_size, (rows, max(1, min(length, limit))), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[1:, max(1, ids.shape[1] // 2) :] = 0
+        types = torch.zeros_like(ids)
+        if getattr(config, "type_vocab_size", 2) > 1:
+            types[:, ids.shape[1] // 3 :] = 1
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        yield tuple(given[name] for name in form.inputs)
+
+
+@torch.no_grad()
+def reference(form: GraphForm) -> list[tuple[Tensor, ...]]:
+    """What PyTorch gives for :func:`sample_inputs`."""
+    return [form(*inputs) for inputs in sample_inputs(form)]
+
+
+def check_outputs(form: GraphForm, expected: list[tuple[Tensor, ...]], run: Any, tolerance: float) -> None:
+    """Compare a runtime with PyTorch on :func:`sample_inputs`.
+
+    Args:
+        form: the model.
+        expected: outputs of :func:`reference`.
+        run: inputs by name, as NumPy arrays, to the outputs in the order of the model's.
+        tolerance: largest difference, as a share of the largest output.
+
+    Raises:
+        UserError: an output differs by more.
+
+    """
+    for inputs, outputs in zip(sample_inputs(form), expected, strict=True):
+        found = run({name: tensor.numpy() for name, tensor in zip(form.inputs, inputs, strict=True)})
+        for name, ours, theirs in zip(form.outputs, outputs, found, strict=True):
+            largest = max(float(ours.abs().max()), 1e-6)
+            difference = float((ours - torch.as_tensor(theirs)).abs().max()) / largest
+            if not difference <= tolerance:  # also for NaN
+                raise UserError(
+                    f"export: {name} of the runtime differs from PyTorch by {difference:.2g} of its size, and may by "
+                    f"{tolerance:g}; nothing was written"
+                )
+
+
+@torch.no_grad()
+def trace(form: GraphForm, path: Path) -> None:
+    """Write the graph of a model with its weights into one file, at most one weight at a time in memory twice.
+
+    Raises:
+        UserError: the file would be too large for ONNX.
+
+    """
+    onnx = optional("onnx", "onnx")
+    inputs = next(sample_inputs(form))
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in form.inputs}
+    shapes = [[tuple(output.shape) for output in form(*given)] for given in list(sample_inputs(form))[:2]]
+    for name, first, second in zip(form.outputs, *shapes, strict=True):
+        differing = [axis for axis in range(len(first)) if first[axis] != second[axis]]
+        axes[name] = {axis: "batch" if axis == 0 else "length" for axis in differing}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about sizes that are constant for a model
+        torch.onnx.export(
+            form,
+            inputs,
+            buffer,  # type: ignore[arg-type]  (only the newer exporter needs a path)
+            input_names=form.inputs,
+            output_names=form.outputs,
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,  # the newer exporter takes twenty times as long for the same graph
+            export_params=False,
+            do_constant_folding=False,
+        )
+    proto = onnx.load_from_string(buffer.getvalue())
+    state = dict(form.named_parameters(remove_duplicate=False)) | dict(form.named_buffers(remove_duplicate=False))
+    names = [entry.name for entry in proto.graph.input if entry.name not in form.inputs]
+    del proto.graph.input[len(form.inputs) :]
+    proto.producer_name, proto.producer_version = "lit_compress", ""
+    _write_proto(onnx, proto, {name: state[name].detach() for name in names}, path)
+
+
+def _write_proto(onnx: Any, proto: Any, weights: dict[str, Tensor], path: Path) -> None:
+    """Serialize by hand: a message with all weights inside would be in memory three times."""
+    types = {torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int64: 7, torch.bool: 9, torch.int32: 6}
+    heads = []
+    for name, weight in weights.items():
+        head = onnx.TensorProto(name=name, dims=weight.shape, data_type=types[weight.dtype]).SerializeToString()
+        bytes_ = weight.numel() * weight.element_size()
+        head += _tag(9) + _varint(bytes_)  # raw_data
+        heads.append(_tag(5) + _varint(len(head) + bytes_) + head)  # graph.initializer
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    start = proto.SerializeToString()
+    size = len(graph) + sum(map(len, heads)) + sum(w.numel() * w.element_size() for w in weights.values())
+    if size + len(start) > _MOST_BYTES:
+        raise UserError(f"export: the model takes {size} bytes and one ONNX file holds {_MOST_BYTES}")
+    with path.open("wb") as file:
+        file.write(start + _tag(7) + _varint(size) + graph)
+        for head, weight in zip(heads, weights.values(), strict=True):
+            file.write(head)
+            file.write(weight.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _tag(field: int) -> bytes:
+    return _varint(field << 3 | 2)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _usage(name: str) -> list[str]:
+    return [
+        "import onnxruntime",
+        "from transformers import AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
+        f'session = onnxruntime.InferenceSession("<this folder>/onnx/{name}")',
+        "names = [each.name for each in session.get_inputs()]",
+        'inputs = tokenizer(["a text"], return_tensors="np")',
+        "outputs = session.run(None, {name: inputs[name] for name in names})",
+    ]

@@ -1,0 +1,303 @@
+"""`lit_compress benchmark`: models and their exports side by side, on every engine that runs them."""
+
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lit_compress.errors import UserError
+from lit_compress.models.load import load_config
+from lit_compress.report.benchmark_table import print_results, save_results
+from lit_compress.report.machine import machine
+from lit_compress.serve.engines import (
+    ENGINES,
+    EngineName,
+    Form,
+    forms,
+    installed,
+    is_packed,
+    local_folder,
+)
+from lit_compress.serve.worker_process import WorkerProcess
+
+__all__ = ["Case", "agreement", "benchmark", "cases_of", "measure"]
+
+Ask = Callable[..., dict[str, Any]]
+# Batches that show whether two engines compute the same: rows and tokens, with padding.
+_GATE = ((1, 7), (3, 16))
+_DEFAULT: tuple[EngineName, ...] = ("eager", "onnxruntime", "openvino")
+
+
+@dataclass(kw_only=True)
+class Case:
+    """One model on one engine.
+
+    Attributes:
+        model: name in the table; cases of one name are forms of one model.
+        source: as it was given.
+        form: what is run.
+        vocabulary: size, from the configuration.
+        longest: input in tokens; None without a limit.
+        results: figures by name.
+
+    """
+
+    model: str
+    source: str
+    form: Form
+    vocabulary: int
+    longest: int | None
+    results: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Engine, and the file where there may be several."""
+        if self.form.engine in ("onnxruntime", "openvino"):
+            return f"{self.form.engine} {self.form.file.stem}"
+        return f"packed, {self.form.engine}" if self.form.packed else self.form.engine
+
+
+def benchmark(
+    models: list[str],
+    engines: list[Literal["eager", "compile", "onnxruntime", "openvino"]] | None = None,
+    batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
+    lengths: list[int] = [128],  # noqa: B006 (likewise)
+    threads: int | None = None,
+    warmup: int = 3,
+    repetitions: int = 20,
+    tolerance: float = 0.05,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    output: str | None = None,
+) -> None:
+    """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
+
+    Args:
+        models: folders of any export, or names on the hub; `name=folder` names it, and those of one name must agree.
+        engines: what runs them; by default all that are installed, except `compile`.
+        batch_sizes: rows of a batch.
+        lengths: tokens of a row; every size is measured with every length.
+        threads: of the processor; all by default.
+        warmup: calls before the first that counts, for each size.
+        repetitions: calls that count; models take turns.
+        tolerance: largest difference between forms of one model, as a share of the largest output.
+        device: of PyTorch; the other engines run on the processor.
+        output: .json or .csv file for the figures.
+
+    """
+    sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads or 1]}
+    _check(sizes, warmup, tolerance, device, output)
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    cases = cases_of(models, engines)
+    for case in cases:
+        if case.longest and max(lengths) > case.longest:
+            raise UserError(f"--lengths: {max(lengths)} is above {case.longest}, the longest input of {case.source!r}")
+    threads = threads or torch.get_num_threads()
+    settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
+    with ExitStack() as stack:
+        asks: list[Ask] = []
+        for case in cases:
+            ask = stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")).ask
+            form = case.form
+            ask(
+                "open",
+                engine=form.engine,
+                file=str(form.file),
+                size=form.bytes,
+                packed=form.packed,
+                threads=threads,
+                device=chosen,
+            )
+            asks.append(ask)
+        agreement(cases, asks, tolerance)
+        shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
+        measure(cases, asks, shapes, warmup, repetitions)
+        for case, ask in zip(cases, asks, strict=True):
+            case.results["memory_bytes"] = ask("memory")["bytes"]
+    results = {
+        "command": shlex.join(["lit_compress", *sys.argv[1:]]),
+        "machine": machine() | {"threads": str(threads), "torch_device": chosen} | _runtimes(cases),
+        "settings": settings | {"tolerance": tolerance},
+        "cases": [_row(case) for case in cases],
+    }
+    print_results(results)
+    if output:
+        save_results(results, Path(output))
+
+
+def _check(sizes: Mapping[str, Sequence[int]], warmup: int, tolerance: float, device: str, output: str | None) -> None:
+    for key, values in sizes.items():
+        if not values or min(values) < 1:
+            raise UserError(f"--{key}: {values} must be 1 or more")
+    if warmup < 0 or not tolerance > 0:
+        raise UserError(f"--warmup, --tolerance: {warmup} and {tolerance} must be at least 0, and above 0")
+    if output and Path(output).suffix not in (".json", ".csv"):
+        raise UserError(f"--output: {output!r} must end in .json or .csv")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: 'cuda' is not there; give cpu or auto")
+
+
+def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> list[Case]:
+    """What is measured: every model on every engine that can run it.
+
+    Args:
+        models: folders or hub names, ``name=folder`` where a name is wanted.
+        engines: those asked for; None for what is installed.
+
+    Raises:
+        UserError: nothing to load, an engine that is not installed, or one that no folder has anything for.
+
+    """
+    wanted = tuple(engines) if engines else _DEFAULT
+    for engine in wanted:
+        if engine not in ENGINES:
+            raise UserError(f"--engines: {engine!r} must be one of {', '.join(ENGINES)}")
+        if engines and not installed(engine):
+            extra = "onnx" if engine == "onnxruntime" else engine
+            raise UserError(f"--engines: {engine} is not installed; pip install 'lit_compress[{extra}]'")
+    if not models:
+        raise UserError("benchmark: give one or more models: folders of exports, or names on the hub")
+    cases = []
+    for name, source in _named(models):
+        folder = local_folder(source, "models")
+        config: Any = load_config(str(folder), "models")
+        found = forms(folder, is_packed(config.to_dict()))
+        usable = [form for form in found if form.engine in wanted and installed(form.engine)]
+        if not usable:
+            there = ", ".join(sorted({form.engine for form in found})) or "none"
+            raise UserError(f"models: {source!r} runs on none of {', '.join(wanted)} here; it is made for: {there}")
+        longest = getattr(config, "max_position_embeddings", None)
+        # RoBERTa's positions begin after the padding's.
+        longest = longest - (config.pad_token_id + 1 if "roberta" in config.model_type else 0) if longest else None
+        cases += [
+            Case(model=name, source=source, form=f, vocabulary=config.vocab_size, longest=longest) for f in usable
+        ]
+    for engine in engines or ():
+        if not any(case.form.engine == engine for case in cases):
+            raise UserError(f"--engines: {engine} has nothing to run; no model has files for it")
+    return cases
+
+
+def agreement(cases: Sequence[Case], asks: Sequence[Ask], tolerance: float) -> None:
+    """Compare what engines compute before anything is timed.
+
+    Every case gets ``results["difference"]``: the largest difference from the first form of its model, as a share of
+    the largest output; None for the first.
+
+    Raises:
+        UserError: forms of one model differ by more than the tolerance, in shape or in names, or are no numbers.
+
+    """
+    vocabulary = min(case.vocabulary for case in cases)
+    firsts: dict[str, tuple[Case, list[dict[str, Any]]]] = {}
+    for case, ask in zip(cases, asks, strict=True):
+        outputs = [ask("outputs", rows=rows, tokens=tokens, vocabulary=vocabulary)["outputs"] for rows, tokens in _GATE]
+        if not all(np.isfinite(np.asarray(values)).all() for batch in outputs for values in batch.values()):
+            raise UserError(f"{case.model}, {case.label}: an output is no finite number; nothing was measured")
+        if case.model not in firsts:
+            firsts[case.model] = case, outputs
+            case.results["difference"] = None
+            continue
+        first, expected = firsts[case.model]
+        difference = max(_difference(case, ours, theirs) for ours, theirs in zip(expected, outputs, strict=True))
+        if difference > tolerance:
+            raise UserError(
+                f"{case.model}: {case.label} differs from {first.label} by {difference:.2g} of the largest output; "
+                f"--tolerance allows {tolerance:g}; nothing was measured"
+            )
+        case.results["difference"] = difference
+
+
+def measure(
+    cases: Sequence[Case], asks: Sequence[Ask], shapes: Sequence[tuple[int, int]], warmup: int, repetitions: int
+) -> None:
+    """Time every case at every shape; cases take turns, and each turn begins with a call that is not counted.
+
+    Every case gets ``results["times"]``: for each shape milliseconds of every call, median, 90th percentile and rows
+    per second.
+
+    Args:
+        cases: what to measure.
+        asks: how to ask the process of each.
+        shapes: rows and tokens.
+        warmup: calls of each case before the first turn.
+        repetitions: turns.
+
+    """
+    vocabulary = min(case.vocabulary for case in cases)
+    for rows, tokens in shapes:
+        batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
+        seconds: list[list[float]] = [[] for _ in cases]
+        for ask in asks:
+            ask("time", **batch, warmup=warmup, calls=0)
+        for turn in range(repetitions):
+            for index in range(len(cases)):
+                # Who follows whom changes from turn to turn.
+                position = (index * (1 if turn % 2 else -1) + turn) % len(cases)
+                seconds[position] += asks[position]("time", **batch, warmup=1, calls=1)["seconds"]
+        for case, measured in zip(cases, seconds, strict=True):
+            times = [value * 1e3 for value in measured]
+            median = statistics.median(times)
+            case.results.setdefault("times", {})[f"{rows}x{tokens}"] = {
+                "median_ms": median,
+                "p90_ms": float(np.percentile(times, 90)),
+                "rows_per_second": rows * 1e3 / median,
+                "times_ms": times,
+            }
+
+
+def _runtimes(cases: Sequence[Case]) -> dict[str, str]:
+    """Versions of the runtimes that were used, and what the processor has for 8-bit integers."""
+    used = {case.form.engine for case in cases}
+    versions = {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
+    info = Path("/proc/cpuinfo")
+    line = (
+        next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""
+    )
+    flags = sorted(set(line.split()) & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
+    return versions | ({"processor": " ".join(flags)} if flags else {})
+
+
+def _named(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and source; a folder is called by the last parts of its path that no other has."""
+    given = []
+    for text in models:
+        name, equals, source = text.partition("=")
+        given.append((name, source) if equals and name and "/" not in name else ("", text))
+    paths = [Path(source.removeprefix("package:")).parts for name, source in given if not name]
+    found = []
+    for name, source in given:
+        parts = Path(source.removeprefix("package:")).parts
+        length = 1
+        while not name and length < len(parts) and sum(other[-length:] == parts[-length:] for other in paths) > 1:
+            length += 1
+        found.append((name or "/".join(parts[-length:]) or source, source))
+    return found
+
+
+def _difference(case: Case, expected: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+    shared = [name for name in expected if name in found]
+    if not shared:
+        raise UserError(f"{case.model}: {case.label} gives {list(found)} where {list(expected)} is expected")
+    worst = 0.0
+    for name in shared:
+        ours, theirs = np.asarray(expected[name]), np.asarray(found[name])
+        if ours.shape != theirs.shape:
+            raise UserError(
+                f"{case.model}: {case.label} gives {name} of shape {theirs.shape}, expected is {ours.shape}"
+            )
+        worst = max(worst, float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-6)))
+    return worst
+
+
+def _row(case: Case) -> dict[str, Any]:
+    engine = {"model": case.model, "source": case.source, "engine": case.label, "bytes": case.form.bytes}
+    return json.loads(json.dumps(engine | case.results))

@@ -1,0 +1,72 @@
+"""`lit_compress predict --config ... --output`: predictions of the training form, as a file."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.serve.predict import fingerprint
+from lit_compress.serve.prediction_file import PredictionFile
+from lit_compress.serve.records import Records, schema_of
+
+__all__ = ["WritePredictions"]
+
+
+class WritePredictions(Callback):
+    """Writes what ``predict_step`` gives; an interrupted run goes on where its last full part ends.
+
+    Args:
+        output: ``.csv``, ``.jsonl`` or ``.parquet``.
+        model: the checkpoint, or the model without one: what parts that are there must have been made with.
+
+    """
+
+    def __init__(self, output: str, model: str) -> None:
+        self.output, self.model = output, model
+        self._file: PredictionFile | None = None
+        self._records: Records | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, TextData):
+            raise UserError("--output: the data module does not say which rows it predicts; write a TextData")
+        if trainer.world_size > 1:
+            raise UserError(f"--output: {trainer.world_size} devices would write one file; give trainer.devices 1")
+        source = data.source("predict")
+        if data.files["predict"] is None or source is None:
+            raise UserError("data.predict_file: missing; give the file to predict on")
+        labels = data.labels
+        settings = {"model": fingerprint(self.model), "file": fingerprint(source), "max_length": data.max_length}
+        self._file = PredictionFile(self.output, schema_of(data.task, labels), settings)
+        rows, done = data.predict_rows(), self._file.done
+        # All rows may be written: a loader without examples would be an error, so that the last is predicted again.
+        data.predict_from = min(done, int(rows[-1]))
+        no_answer = bool(getattr(data, "no_answer", False))
+        self._records = Records(data.task, labels, rows[rows >= data.predict_from], data.predict_from, no_answer)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._file is not None
+        assert self._records is not None
+        self._keep(self._records.add(outputs))
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._file is not None
+        assert self._records is not None
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self._keep(self._records.finish(data.predict_count()))
+        self._file.finish()
+
+    def _keep(self, records: Any) -> None:
+        assert self._file is not None
+        for record in records:
+            if record["row"] >= self._file.done:
+                self._file.add([record])

@@ -1,0 +1,201 @@
+"""One way to call any export: arrays by name in, arrays by name out, whatever runtime computes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from numpy.typing import NDArray
+
+from lit_compress.errors import UserError
+from lit_compress.export.extras import optional
+from lit_compress.files import resolve_source
+from lit_compress.models.shapes import METHOD
+from lit_compress.models.whole import load_whole_model
+
+__all__ = ["ENGINES", "Engine", "EngineName", "Form", "forms", "installed", "is_packed", "local_folder", "open_engine"]
+
+EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
+ENGINES: tuple[EngineName, ...] = ("eager", "compile", "onnxruntime", "openvino")
+
+_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "openvino")}
+_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "*.model", "merges.txt"]
+
+
+class Engine(Protocol):
+    """A loaded model.
+
+    Attributes:
+        inputs: names of the arrays that it takes.
+
+    """
+
+    inputs: list[str]
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name, fp32; of a batch with arrays ``(rows, tokens)``, int64, of which it takes its inputs."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One way to run a folder.
+
+    Attributes:
+        engine: what computes.
+        file: what it loads: the graph, or the folder of PyTorch's weights.
+        bytes: size of the files with the weights.
+        packed: whether the weights are in this package's packed form.
+
+    """
+
+    engine: EngineName
+    file: Path
+    bytes: int
+    packed: bool = False
+
+
+def local_folder(source: str, key: str) -> Path:
+    """The folder of a model, fetched first when it is the name of one on the hub; no code, and no other weights.
+
+    Raises:
+        UserError: there is none.
+
+    """
+    path = Path(resolve_source(source, key))
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise UserError(f"{key}: {source!r} is a file; give the folder that it is in")
+    try:
+        return Path(snapshot_download(source, allow_patterns=_FILES))
+    except Exception as error:  # no such model, no network, no name at all
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {reason}"
+        ) from error
+
+
+def forms(folder: Path, packed: bool = False) -> list[Form]:
+    """Every way in which a folder can be run, whether what runs it is installed or not.
+
+    Args:
+        folder: of any export, or of a model from elsewhere.
+        packed: what its configuration says of its weights.
+
+    """
+    found: list[Form] = []
+    if weights := sorted(folder.glob("*.safetensors")):
+        size = sum(file.stat().st_size for file in weights)
+        found += [Form(engine=engine, file=folder, bytes=size, packed=packed) for engine in ENGINES[:2]]
+    for file in sorted(folder.glob("onnx/*.onnx")):
+        parts = [file, *file.parent.glob(f"{file.name}_data*"), *file.parent.glob(f"{file.name}.data*")]
+        found.append(Form(engine="onnxruntime", file=file, bytes=sum(part.stat().st_size for part in parts)))
+    for file in sorted(folder.glob("openvino/*.xml")):
+        parts = [part for part in (file, file.with_suffix(".bin")) if part.is_file()]
+        found.append(Form(engine="openvino", file=file, bytes=sum(part.stat().st_size for part in parts)))
+    return found
+
+
+def installed(engine: EngineName) -> bool:
+    """Whether what an engine needs is there."""
+    return engine not in _PACKAGES or find_spec(_PACKAGES[engine][0]) is not None
+
+
+def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> Engine:
+    """Load a form.
+
+    Args:
+        form: of :func:`forms`.
+        threads: of the processor; None leaves it to the runtime.
+        device: of PyTorch's engines; the others run on the processor.
+
+    Raises:
+        UserError: the runtime is not installed, or the folder is damaged.
+
+    """
+    if form.engine in ("eager", "compile"):
+        return _Torch(form, threads, device)
+    runtime = optional(*_PACKAGES[form.engine])
+    try:
+        return (_Onnx if form.engine == "onnxruntime" else _OpenVino)(runtime, form.file, threads)
+    except Exception as error:  # whatever a foreign file makes a runtime raise is that file's fault
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{str(form.file)!r} cannot be loaded: {reason}") from error
+
+
+class _Torch:
+    def __init__(self, form: Form, threads: int | None, device: str) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device)
+        model: Any = load_whole_model(str(form.file), "model")
+        model.to(self.device)
+        self.inputs = ["input_ids", "attention_mask"]
+        if getattr(model.config, "type_vocab_size", 0) > 1:
+            self.inputs.append("token_type_ids")
+        self._model = torch.compile(model) if form.engine == "compile" else model
+
+    @torch.inference_mode()
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        given = {name: torch.as_tensor(batch[name]).to(self.device) for name in self.inputs if name in batch}
+        result = self._model(**given, return_dict=True)
+        names = [name for name in result if "logits" in name] or ["last_hidden_state"]
+        return {name: result[name].float().cpu().numpy() for name in names}
+
+
+class _Onnx:
+    def __init__(self, runtime: Any, file: Path, threads: int | None) -> None:
+        options = runtime.SessionOptions()
+        options.log_severity_level = 4
+        if threads:
+            options.intra_op_num_threads = threads
+        # Without it, processors that lack 8-bit dot products add pairs in 16 bits, and some overflow.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            self._session = self._open(runtime, file, options)
+        except Exception:  # ONNX Runtime 1.31 cannot do it for a weight that several layers share, as ALBERT's do
+            options.add_session_config_entry("session.x64quantprecision", "0")
+            self._session = self._open(runtime, file, options)
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self._outputs = [each.name for each in self._session.get_outputs()]
+
+    @staticmethod
+    def _open(runtime: Any, file: Path, options: Any) -> Any:
+        return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        found = self._session.run(self._outputs, {name: _given(batch, name) for name in self.inputs})
+        return dict(zip(self._outputs, found, strict=True))
+
+
+class _OpenVino:
+    def __init__(self, runtime: Any, file: Path, threads: int | None) -> None:
+        # fp32 also where the processor has bfloat16: every engine computes the same.
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        model = runtime.Core().compile_model(file, "CPU", settings)
+        self._request = model.create_infer_request()
+        self.inputs = [each.get_any_name() for each in model.inputs]
+        # An output has the name that the export gave it and those of the operators before it, which are paths.
+        self._outputs = [min(each.get_names(), key=lambda name: ("/" in name, name)) for each in model.outputs]
+
+    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        results = self._request.infer({name: _given(batch, name) for name in self.inputs})
+        return {name: results[name].copy() for name in self._outputs}
+
+
+def _given(batch: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
+    """An input; token types that a tokenizer does not make are 0."""
+    return batch[name] if name in batch else np.zeros_like(batch["input_ids"])
+
+
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration says that the weights are in this package's packed form."""
+    entry = config.get("quantization_config")
+    return isinstance(entry, dict) and entry.get("quant_method") == METHOD and "packed" in entry

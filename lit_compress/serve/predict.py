@@ -1,0 +1,181 @@
+"""`lit_compress predict`: a model's answers about every row of a file, as a file."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningDataModule
+from rich.console import Console
+from rich.progress import Progress
+
+from lit_compress.data import TextClassification
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.models.load import load_config, load_model
+from lit_compress.modules.encoder import model_inputs
+from lit_compress.modules.tasks import make_task
+from lit_compress.serve.engines import EngineName, forms, open_engine
+from lit_compress.serve.prediction_file import PredictionFile
+from lit_compress.serve.records import Records, schema_of
+
+__all__ = ["fingerprint", "predict"]
+
+# Ends of the names of models, and the data module that reads for them.
+_MODULES = {
+    "ForSequenceClassification": "TextClassification",
+    "ForTokenClassification": "TokenClassification",
+    "ForQuestionAnswering": "QuestionAnswering",
+}
+# Options of a run's data that a file to predict has nothing to do with.
+_NOT_FOR_PREDICTION = (
+    *("train_file", "val_file", "test_file", "hub", "hub_config", "hub_val_split"),
+    *("augmentation", "limit", "answer_marks"),
+)
+
+
+def predict(
+    file: str,
+    output: str,
+    run: str | None = None,
+    model: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    engine: EngineName | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    part_rows: int = 10_000,
+    overwrite: bool = False,
+) -> None:
+    """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
+
+    Args:
+        file: what the data module reads, labels not needed.
+        output: file to write; a run that is interrupted goes on where its last full part ends.
+        run: run folder of a `fit`: its `model` folder, and how its data was read.
+        model: an exported folder or hub name, instead of a run.
+        data: options of the data module: `--data.text_columns '[sentence]'`.
+        engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
+        device: where PyTorch's model runs; `auto` is a GPU when there is one.
+        part_rows: rows that are predicted before they are written.
+        overwrite: replace an existing output.
+
+    """
+    if (run is None) == (model is None):
+        raise UserError("predict: give either --run or --model; or --config, as for validate")
+    folder = model if model is not None else str(Path(run or "") / "model")
+    key = "--model" if run is None else "--run"
+    config: Any = load_config(folder, key)
+    name, settings = _of_run(Path(run)) if run else (_module_for(config.architectures or [], folder), {})
+    if name == "TextClassification" and config.num_labels == 1:
+        settings["task"] = "regression"
+    module = _data_module(name, {**settings, **data, "predict_file": file, "tokenizer": folder})
+    labels = [config.id2label[index] for index in range(config.num_labels)] if _has_labels(module) else None
+    answer = _loaded(folder, engine, module.task, labels, key, _device(device))
+    task = make_task(module.task, labels)
+    no_answer = bool(getattr(module, "no_answer", False))
+    settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}, "engine": engine}
+    target = PredictionFile(output, schema_of(module.task, labels), settings, part_rows, overwrite)
+    module.predict_from, count = target.done, module.predict_count()
+    rows = module.predict_rows()
+    records = Records(module.task, labels, rows[rows >= target.done], target.done, no_answer)
+    with torch.inference_mode(), Progress(disable=not Console().is_terminal, transient=True) as progress:
+        bar = progress.add_task("Predicting", total=count, completed=target.done)
+        for batch in module.predict_dataloader() if target.done < count else ():
+            target.add(records.add(task.predictions(*answer(batch))))
+            progress.update(bar, completed=target.done)
+        target.add(records.finish(count))
+        target.finish()
+    Console(soft_wrap=True).print(f"{count} rows saved as {output}", markup=False, highlight=False)
+
+
+def _loaded(
+    folder: str, engine: EngineName | None, task: str, labels: list[str] | None, key: str, device: str
+) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    """A function from a batch to the model's output, and the batch where the output is."""
+    found = forms(Path(folder)) if Path(folder).is_dir() else []
+    if engine is None and (not found or found[0].engine == "eager"):
+        network: Any = load_model(folder, task, labels, key).eval()
+        network.to(device)
+
+        def compute(batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            moved = move_data_to_device(batch, network.device)
+            return network(**model_inputs(moved)), moved
+
+        return compute
+    form = next((form for form in found if engine in (None, form.engine)), None)
+    if form is None:
+        there = ", ".join(sorted({form.engine for form in found})) or "none"
+        raise UserError(f"--engine: {engine!r} has nothing to run in {folder!r}; it is made for: {there}")
+    opened = open_engine(form, None, device)
+
+    def run(batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        arrays = opened({name: tensor.numpy() for name, tensor in model_inputs(batch).items()})
+        return SimpleNamespace(**{name: torch.as_tensor(array) for name, array in arrays.items()}), batch
+
+    return run
+
+
+def fingerprint(path: str) -> list[Any]:
+    """What tells a file or a model folder from another version of itself: name, sizes and times."""
+    found = Path(path)
+    kinds = ("*.safetensors", "onnx/*", "openvino/*")
+    files = (
+        sorted(file for kind in kinds for file in found.glob(kind))
+        if found.is_dir()
+        else [found]
+        if found.is_file()
+        else []
+    )
+    return [str(found), *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+
+
+def _module_for(architectures: Sequence[str], folder: str) -> str:
+    for end, name in _MODULES.items():
+        if any(architecture.endswith(end) for architecture in architectures):
+            return name
+    raise UserError(
+        f"--model: {folder!r} is a {', '.join(architectures) or 'model without a head'}; predictions are written for "
+        "classification, regression, token classification and question answering"
+    )
+
+
+def _of_run(run: Path) -> tuple[str, dict[str, Any]]:
+    """Class and options of the data module of a run, without what belongs to training."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"--run: {str(run)!r} has no config.yaml; give the run folder of a finished `fit`, or --model")
+    try:
+        section = yaml.safe_load(path.read_text())["data"]
+        name, options = section["class_path"], dict(section["init_args"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"--run: {str(path)!r} is damaged or has no data section; give --model instead") from error
+    return name, {key: value for key, value in options.items() if key not in _NOT_FOR_PREDICTION}
+
+
+def _data_module(name: str, options: dict[str, Any]) -> TextData:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    try:
+        module = parser.instantiate(parser.parse_object({"data": {"class_path": name, "init_args": options}}))["data"]
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
+        raise UserError(f"--data: {' '.join(str(error).split())}") from error
+    if not isinstance(module, TextData):
+        raise UserError(f"--run: its data is a {name}, which does not say which rows it predicts; write a TextData")
+    return module
+
+
+def _has_labels(module: TextData) -> bool:
+    return module.task == "token_classification" or (
+        isinstance(module, TextClassification) and module.task == "classification"
+    )
+
+
+def _device(name: str) -> str:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: 'cuda' is not there; give cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

@@ -1,0 +1,166 @@
+"""A file of predictions that is written in parts: an interrupted run goes on, and the file appears whole."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from lit_compress.errors import UserError
+from lit_compress.files import atomic_file
+
+__all__ = ["FORMATS", "PredictionFile"]
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+_SETTINGS = "settings.json"
+
+
+class PredictionFile:
+    """Collects records; each full part is a finished file in a folder beside the output, which goes at the end.
+
+    Args:
+        output: ``.csv``, ``.jsonl`` or ``.parquet``.
+        schema: columns.
+        settings: what the predictions follow from, JSON types; parts made with others are not gone on with.
+        part_rows: rows of a part.
+        overwrite: replace an existing output.
+
+    Attributes:
+        done: rows that are written already.
+
+    Raises:
+        UserError: another ending, an output that exists, parts of other settings, or no permission.
+
+    """
+
+    def __init__(
+        self,
+        output: str | Path,
+        schema: pyarrow.Schema,
+        settings: Mapping[str, Any],
+        part_rows: int = 10_000,
+        overwrite: bool = False,
+    ) -> None:
+        self.output, self.schema, self.part_rows = Path(output), schema, part_rows
+        if self.output.suffix not in FORMATS:
+            raise UserError(f"--output: {str(output)!r} must end in one of {', '.join(FORMATS)}")
+        if part_rows < 1:
+            raise UserError(f"--part_rows: {part_rows} must be 1 or more")
+        if self.output.exists() and not overwrite:
+            raise UserError(f"--output: {str(output)!r} exists; choose another, or allow it with --overwrite true")
+        self.parts = self.output.with_name(f".{self.output.name}.parts")
+        self._open_parts({"columns": [str(field) for field in schema], **settings})
+        self._waiting: list[dict[str, Any]] = []
+        self.done = sum(self._rows_of(part) for part in self._finished())
+
+    def add(self, records: Iterable[dict[str, Any]]) -> None:
+        """Take records in the order of their rows; a full part is written at once."""
+        for record in records:
+            self._waiting.append(record)
+            if len(self._waiting) == self.part_rows:
+                self._write_part()
+
+    def finish(self) -> None:
+        """Write the last part, join all of them to the output, and remove them."""
+        if self._waiting:
+            self._write_part()
+        with atomic_file(self.output) as staging:
+            join = {".csv": self._join_text, ".jsonl": self._join_text, ".parquet": self._join_parquet}
+            join[self.output.suffix](staging, self._finished())
+        shutil.rmtree(self.parts, ignore_errors=True)
+
+    def _open_parts(self, settings: dict[str, Any]) -> None:
+        file = self.parts / _SETTINGS
+        text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
+        if file.is_file():
+            known = file.read_text()
+            if known != text:
+                raise UserError(
+                    f"--output: {str(self.parts)!r} has parts of another model, file or setting "
+                    f"({_difference(known, settings)}); remove that folder, or choose another --output"
+                )
+            return
+        with atomic_file(file) as staging:
+            staging.write_text(text)
+
+    def _finished(self) -> list[Path]:
+        """The parts so far, in order, up to the first gap."""
+        found, row = [], 0
+        while part := next(iter(self.parts.glob(f"part-{row:012d}-*{self.output.suffix}")), None):
+            found.append(part)
+            row += self._rows_of(part)
+        return found
+
+    @staticmethod
+    def _rows_of(part: Path) -> int:
+        first, last = part.name.split(".")[0].split("-")[1:]
+        return int(last) - int(first) + 1
+
+    def _write_part(self) -> None:
+        first, last = self.done, self.done + len(self._waiting) - 1
+        part = self.parts / f"part-{first:012d}-{last:012d}{self.output.suffix}"
+        write = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+        with atomic_file(part) as staging:
+            write[self.output.suffix](staging, self._waiting, self.schema)
+        self.done, self._waiting = last + 1, []
+
+    def _join_text(self, staging: Path, parts: Sequence[Path]) -> None:
+        with staging.open("wb") as target:
+            if self.output.suffix == ".csv":
+                target.write((",".join(map(_quoted, self.schema.names)) + "\n").encode())
+            for part in parts:
+                with part.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+
+    def _join_parquet(self, staging: Path, parts: Sequence[Path]) -> None:
+        with parquet.ParquetWriter(staging, self.schema) as writer:
+            for part in parts:
+                writer.write_table(parquet.read_table(part, schema=self.schema))
+
+
+def _write_csv(path: Path, records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(_cells(records, schema))
+
+
+def _cells(records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> Iterator[list[Any]]:
+    for record in records:
+        # A cell holds no list; as JSON it can be read back whatever the entries are.
+        yield [
+            json.dumps(value, ensure_ascii=False) if isinstance(value, list) else _rounded(value)
+            for value in (record.get(name) for name in schema.names)
+        ]
+
+
+def _write_jsonl(path: Path, records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            row = {name: _rounded(record.get(name)) for name in schema.names}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    columns = {name: [record.get(name) for record in records] for name in schema.names}
+    parquet.write_table(pyarrow.table(columns, schema=schema), path)
+
+
+def _rounded(value: Any) -> Any:
+    """fp32 numbers with the digits that they have."""
+    return float(f"{value:.9g}") if isinstance(value, float) else value
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if any(c in name for c in ',"\r\n') else name
+
+
+def _difference(known: str, settings: Mapping[str, Any]) -> str:
+    try:
+        before = json.loads(known)
+    except ValueError:
+        return "damaged settings"
+    names = [name for name in {**before, **settings} if before.get(name) != json.loads(json.dumps(settings.get(name)))]
+    return ", ".join(names)

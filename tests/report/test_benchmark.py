@@ -1,0 +1,195 @@
+"""What is measured, that outputs agree before, and what is made of the times; engines are played by functions."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lit_compress.cli import main
+from lit_compress.errors import UserError
+from lit_compress.report import benchmark as module
+from lit_compress.report.benchmark import Case, agreement, benchmark, cases_of, measure
+from lit_compress.report.benchmark_table import print_results, rows, save_results
+from lit_compress.serve.engines import Form
+
+
+def case(model="a", engine="eager", file="model.onnx", packed=False) -> Case:
+    form = Form(engine=engine, file=Path(file), bytes=2_000_000, packed=packed)
+    return Case(model=model, source=model, form=form, vocabulary=30, longest=128)
+
+
+class Player:
+    """Answers like a worker: the same outputs each time, and one time after another."""
+
+    def __init__(self, name, log, seconds=(), outputs=((1.0, -2.0),)):
+        self.name, self.log, self.seconds, self.values = name, log, iter(seconds), outputs
+
+    def __call__(self, do, **options):
+        self.log.append((self.name, do, options))
+        if do == "outputs":
+            return {"outputs": {"logits": [list(row) for row in self.values]}}
+        return {"seconds": [next(self.seconds) for _ in range(options["calls"])]}
+
+
+def test_times_and_turns():
+    log: list = []
+    cases = [case(), case("b")]
+    asks = [Player("a", log, [0.004, 0.002, 0.003]), Player("b", log, [0.001, 0.001, 0.010])]
+    measure(cases, asks, [(2, 16)], warmup=4, repetitions=3)
+    a, b = (one.results["times"]["2x16"] for one in cases)
+    assert (a["median_ms"], b["median_ms"]) == pytest.approx((3.0, 1.0))
+    assert a["rows_per_second"] == pytest.approx(2 / 0.003)
+    assert b["p90_ms"] == pytest.approx(8.2)
+    assert a["times_ms"] == pytest.approx([4, 2, 3])
+    warm, turns = log[:2], log[2:]
+    assert [(name, options["warmup"], options["calls"]) for name, _, options in warm] == [("a", 4, 0), ("b", 4, 0)]
+    # Each turn has both, and each call that counts follows one of the same model that does not.
+    assert [sorted(name for name, *_ in turns[i : i + 2]) for i in (0, 2, 4)] == [["a", "b"]] * 3
+    assert all((options["warmup"], options["calls"]) == (1, 1) for _, _, options in turns)
+
+
+def test_forms_of_one_model_must_agree():
+    cases = [case("a"), case("a", "onnxruntime"), case("b")]
+    log: list = []
+    asks = [Player("1", log), Player("2", log, outputs=((1.0, -2.01),)), Player("3", log, outputs=((9.0, 9.0),))]
+    agreement(cases, asks, tolerance=0.01)
+    assert [one.results["difference"] for one in cases] == [None, pytest.approx(0.005), None]
+    with pytest.raises(UserError, match=r"a: onnxruntime model differs from eager by 0\.005") as caught:
+        agreement(cases, asks, tolerance=0.001)
+    assert "nothing was measured" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [(((float("nan"), 0.0),), "no finite number"), (((1.0,),), "shape"), (((1.0, -9.0),), "differs")],
+)
+def test_wrong_outputs_stop_everything(outputs, words):
+    asks = [Player("1", []), Player("2", [], outputs=outputs)]
+    with pytest.raises(UserError, match=words):
+        agreement([case(), case(engine="openvino")], asks, tolerance=0.1)
+
+
+def test_the_gate_has_padding():
+    log: list = []
+    agreement([case()], [Player("1", log)], tolerance=0.1)
+    assert {(options["rows"], options["tokens"]) for _, _, options in log} == {(1, 7), (3, 16)}
+
+
+@pytest.fixture
+def folders(tmp_path, tiny_teacher):
+    for name in ("run/one/model", "run/two/model"):
+        shutil.copytree(tiny_teacher, tmp_path / name)
+    (tmp_path / "run/two/model/onnx").mkdir()
+    (tmp_path / "run/two/model/onnx/model_quantized.onnx").write_bytes(b"x" * 10)
+    return tmp_path / "run"
+
+
+def test_what_is_measured(folders, monkeypatch):
+    monkeypatch.setattr(module, "installed", lambda engine: True)
+    found = cases_of([str(folders / "one/model"), f"mine={folders / 'two/model'}", str(folders / "two/model")], None)
+    assert [(one.model, one.label) for one in found] == [
+        ("one/model", "eager"),
+        ("mine", "eager"),
+        ("mine", "onnxruntime model_quantized"),
+        ("two/model", "eager"),
+        ("two/model", "onnxruntime model_quantized"),
+    ]
+    assert {(one.vocabulary > 10, one.longest) for one in found} == {(True, 128)}
+    only = cases_of([str(folders / "one/model")], ["compile"])
+    assert [one.label for one in only] == ["compile"]
+    assert case(packed=True).label == "packed, eager"
+
+
+@pytest.mark.parametrize(
+    ("models", "engines", "there", "words"),
+    [
+        ([], None, True, "one or more models"),
+        (["one/model"], ["onnxruntime"], True, "runs on none of"),
+        (["one/model"], ["openvino"], False, "pip install"),
+        (["one"], None, True, "config.json"),
+        (["nothing"], None, True, "does not exist|neither"),
+        (["one/model", "two/model"], ["eager", "openvino"], True, "openvino has nothing to run"),
+    ],
+)
+def test_mistakes(folders, monkeypatch, models, engines, there, words):
+    monkeypatch.setattr(module, "installed", lambda engine: there)
+    with pytest.raises(UserError, match=words):
+        cases_of([str(folders / name) for name in models], engines)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_sizes": []}, "batch_sizes"),
+        ({"lengths": [0]}, "lengths"),
+        ({"repetitions": 0}, "repetitions"),
+        ({"threads": -1}, "threads"),
+        ({"warmup": -1}, "warmup"),
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"output": "x.txt"}, ".json or .csv"),
+        ({"lengths": [129]}, "129 is above 128"),
+    ],
+)
+def test_wrong_settings(folders, options, words):
+    with pytest.raises(UserError, match=words):
+        benchmark([str(folders / "one/model")], **{"engines": ["eager"], **options})
+
+
+def results() -> dict:
+    times = {"median_ms": 4.0, "p90_ms": 5.0, "rows_per_second": 250.0, "times_ms": [4.0]}
+    first = {"model": "dense", "source": "d", "engine": "eager", "bytes": 4_000_000, "memory_bytes": 10_000_000}
+    other = first | {"model": "small", "engine": "onnxruntime model", "memory_bytes": None, "difference": 0.001}
+    faster = times | {"median_ms": 1.0}
+    return {
+        "command": "lit_compress benchmark d s",
+        "machine": {"device": "a processor", "threads": "2", "torch": "2.13"},
+        "settings": {"repetitions": 1},
+        "cases": [
+            first | {"difference": None, "times": {"1x16": times, "8x16": times}},
+            other | {"times": {"1x16": faster, "8x16": times}},
+        ],
+    }
+
+
+def test_the_table_says_what_was_measured(capsys):
+    header, *lines = rows(results())
+    assert [line[-1] for line in lines] == ["1.00", "1.00", "4.00", "1.00"]
+    assert lines[0][:6] == ("dense", "eager", "4.0 MB", "10 MB", "", "1 x 16")
+    assert lines[3][:6] == ("", "", "", "", "", "8 x 16")
+    assert lines[2][3:5] == ("", "1.0e-03")
+    assert len(header) == len(lines[0])
+    print_results(results())
+    assert "a processor, 2 threads; torch 2.13" in capsys.readouterr().out
+
+
+def test_figures_as_files(tmp_path):
+    save_results(results(), tmp_path / "b.json")
+    assert json.loads((tmp_path / "b.json").read_text()) == results()
+    save_results(results(), tmp_path / "b.csv")
+    with (tmp_path / "b.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["model"], line["batch_size"], line["length"], line["speedup"]) for line in lines] == [
+        ("dense", "1", "16", "1.0"),
+        ("dense", "8", "16", "1.0"),
+        ("small", "1", "16", "4.0"),
+        ("small", "8", "16", "1.0"),
+    ]
+
+
+@pytest.mark.slow
+def test_two_models_in_processes_of_their_own(folders, tmp_path, capsys):
+    shutil.rmtree(folders / "two/model/onnx")
+    main(
+        [
+            *("benchmark", f"dense={folders / 'one/model'}", f"dense={folders / 'two/model'}", "--engines=[eager]"),
+            *("--batch_sizes=[1,2]", "--lengths=[8]", "--repetitions=2", f"--output={tmp_path / 'out.json'}"),
+        ]
+    )
+    measured = json.loads((tmp_path / "out.json").read_text())
+    assert [one["difference"] for one in measured["cases"]] == [None, 0.0]
+    for one in measured["cases"]:
+        assert set(one["times"]) == {"1x8", "2x8"}
+        assert all(len(times["times_ms"]) == 2 and times["median_ms"] > 0 for times in one["times"].values())
+    assert "dense" in capsys.readouterr().out

@@ -1,0 +1,92 @@
+"""Exports on their engines give what PyTorch gives; a damaged file or a missing package is one line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from lit_compress.errors import UserError
+from lit_compress.export.folded import from_source
+from lit_compress.export.run import write
+from lit_compress.serve import engines
+from lit_compress.serve.engines import Form, forms, is_packed, local_folder, open_engine
+from lit_compress.serve.worker import batch_of
+
+BATCH = batch_of(3, 9, 40, padded=True)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny_teacher):
+    """The tiny teacher in the formats whose runtimes are installed, by name."""
+    folders = {"hf": tiny_teacher}
+    for to, package in (("onnx", "onnxruntime"), ("openvino", "openvino")):
+        if engines.find_spec(package) and engines.find_spec("onnx"):
+            folders[to] = write(from_source(model=str(tiny_teacher)), tmp_path_factory.mktemp("export") / to, to)
+    return folders
+
+
+@pytest.mark.parametrize(("name", "engine"), [("hf", "eager"), ("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_outputs_are_those_of_pytorch(exported, tiny_teacher, name, engine):
+    if name not in exported:
+        pytest.skip(f"{engine} is not installed")
+    form = next(form for form in forms(exported[name]) if form.engine == engine)
+    found = open_engine(form, threads=1)(BATCH)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).eval()
+    with torch.inference_mode():
+        expected = model(**{key: torch.tensor(value) for key, value in BATCH.items()}).logits
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-4, atol=1e-5)
+    assert form.bytes > 10_000
+
+
+def test_every_form_of_a_folder(tmp_path, tiny_teacher):
+    shutil.copytree(tiny_teacher, tmp_path / "all")
+    for name, text in {
+        "onnx/model.onnx": "1234",
+        "onnx/model.onnx_data": "56",
+        "openvino/a.xml": "7",
+        "openvino/a.bin": "89",
+    }.items():
+        (tmp_path / "all" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "all" / name).write_text(text)
+    found = forms(tmp_path / "all", packed=True)
+    assert [form.engine for form in found] == ["eager", "compile", "onnxruntime", "openvino"]
+    assert [form.bytes for form in found[2:]] == [6, 3]
+    assert [form.packed for form in found] == [True, True, False, False]
+    assert forms(tmp_path) == []
+
+
+def test_packed_weights_are_recognised():
+    assert is_packed({"quantization_config": {"quant_method": "lit_compress", "packed": {}}})
+    assert not is_packed({"quantization_config": {"quant_method": "lit_compress", "shapes": {}}})
+    assert not is_packed({"quantization_config": {"quant_method": "gptq", "packed": {}}})
+    assert not is_packed({})
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_damaged_file_is_one_line(tmp_path, engine):
+    pytest.importorskip(engine)
+    file = tmp_path / "model.xml"
+    file.write_bytes(b"no model")
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        open_engine(Form(engine=engine, file=file, bytes=8))
+    assert "\n" not in str(caught.value)
+
+
+def test_sources(tmp_path, tiny_teacher):
+    assert local_folder(str(tiny_teacher), "models") == tiny_teacher
+    (tmp_path / "file").write_text("")
+    for source in (str(tmp_path / "file"), "nobody/has-this-model", "/nowhere/at/all"):
+        with pytest.raises(UserError, match=r"^models: "):
+            local_folder(source, "models")
+
+
+def test_batches_repeat_and_are_padded_where_asked():
+    again = batch_of(3, 9, 40, padded=True)
+    assert all(np.array_equal(BATCH[name], again[name]) for name in BATCH)
+    assert BATCH["attention_mask"].sum(1).tolist() == [9, 6, 3]
+    assert batch_of(3, 9, 40)["attention_mask"].all()
+    assert BATCH["input_ids"].max() < 40
+    assert json.dumps(BATCH["input_ids"].tolist())

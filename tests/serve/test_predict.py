@@ -1,0 +1,225 @@
+"""`lit_compress predict` on all tasks: the file's order, the model's own answers, going on after an interruption."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from pyarrow import parquet
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from lit_compress.cli import main
+from lit_compress.errors import UserError
+from lit_compress.export.folded import from_source
+from lit_compress.export.run import write
+from lit_compress.serve import predict
+from lit_compress.serve.records import Records
+
+TEXTS = ["good film", "bad", "the story is dull and cold", "a", "very good plot", "cold film", "warm", "the actor"] * 3
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("sentence\n" + "\n".join(TEXTS) + "\n")
+    return path
+
+
+def columns(file, output, model, **options):
+    predict(str(file), str(output), model=str(model), **{"data": {"text_columns": ["sentence"]}, **options})
+    return parquet.read_table(output).to_pydict()
+
+
+@torch.inference_mode()
+def probabilities(folder) -> torch.Tensor:
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return torch.stack([model(**tokenizer(text, return_tensors="pt")).logits[0].softmax(-1) for text in TEXTS])
+
+
+def test_classification_from_a_folder(tiny_teacher, texts, tmp_path):
+    got = columns(texts, tmp_path / "out.parquet", tiny_teacher)
+    expected = probabilities(tiny_teacher)
+    assert got["row"] == list(range(24))
+    both = torch.tensor([got["probability_0"], got["probability_1"]]).T
+    torch.testing.assert_close(both, expected, rtol=1e-5, atol=1e-6)
+    assert got["label"] == [str(label) for label in expected.argmax(-1).tolist()]
+
+
+@pytest.mark.parametrize(("to", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_from_the_export_for_a_runtime(tiny_teacher, texts, tmp_path, to, package):
+    pytest.importorskip(package)
+    pytest.importorskip("onnx")
+    folder = write(from_source(model=str(tiny_teacher)), tmp_path / to, to)
+    got = columns(texts, tmp_path / "out.parquet", folder)
+    expected = probabilities(tiny_teacher)[:, 1].tolist()
+    assert got["probability_1"] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(UserError, match="--engine: 'eager' has nothing to run"):
+        columns(texts, tmp_path / "other.parquet", folder, engine="eager")
+
+
+def test_regression(tiny_model, texts, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    got = columns(texts, tmp_path / "out.parquet", tmp_path / "model")
+    assert list(got) == ["row", "value"]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    with torch.inference_mode():
+        value = model.eval()(**tokenizer(TEXTS[2], return_tensors="pt")).logits.item()
+    assert got["value"][2] == pytest.approx(value, rel=1e-5)
+
+
+def test_tags_of_sentences_that_are_empty_or_longer_than_a_window(tiny_model, tmp_path):
+    model = AutoModelForTokenClassification.from_pretrained(tiny_model, id2label={0: "O", 1: "B-X"})
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    sentences = [["good", "film"], [], ["bad"] * 9, ["the", "actor", "is"]]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"tokens": words}) + "\n" for words in sentences))
+    data = {"max_length": 6, "batch_size": 2}
+    got = columns(rows, tmp_path / "out.parquet", tmp_path / "model", data=data, part_rows=1)
+    assert [len(tags) for tags in got["tags"]] == [2, 0, 9, 3]
+    assert set(got["tags"][2]) <= {"O", "B-X"}
+
+
+def test_answers_with_their_places(tiny_model, tmp_path):
+    torch.manual_seed(3)
+    AutoModelForQuestionAnswering.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    contexts = ["the film was good", "the story is very bad and the actor was in a great scene" * 2, "a"]
+    rows = tmp_path / "rows.jsonl"
+    lines = [{"id": f"q{i}", "question": "it was", "context": text} for i, text in enumerate(contexts)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = {"max_length": 14, "doc_stride": 2}
+    got = columns(rows, tmp_path / "out.parquet", tmp_path / "model", data=data)
+    assert got["id"] == ["q0", "q1", "q2"]
+    for context, answer, start, end in zip(contexts, got["answer"], got["start"], got["end"], strict=True):
+        assert answer == context[start:end] != ""
+
+
+def test_an_interruption_costs_no_row_twice(tiny_teacher, texts, tmp_path, monkeypatch):
+    seen: list[int] = []
+    add = Records.add
+
+    def counting(self, predictions):
+        seen.append(len(predictions))
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return add(self, predictions)
+
+    monkeypatch.setattr(Records, "add", counting)
+    options = {"data": {"text_columns": ["sentence"], "batch_size": 4}, "part_rows": 4}
+    with pytest.raises(KeyboardInterrupt):
+        columns(texts, tmp_path / "out.parquet", tiny_teacher, **options)
+    assert not (tmp_path / "out.parquet").exists()
+    seen[:] = [0] * 4
+    got = columns(texts, tmp_path / "out.parquet", tiny_teacher, **options)
+    # Three batches were predicted, and the last record of the third had not been followed by another row yet.
+    assert sum(seen) == 24 - 8
+    monkeypatch.undo()
+    assert got == columns(texts, tmp_path / "whole.parquet", tiny_teacher, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.tsv", "whole.parquet"]
+
+
+def test_a_changed_file_is_not_gone_on_with(tiny_teacher, texts, tmp_path, monkeypatch):
+    def stop(self, count):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Records, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            columns(texts, tmp_path / "out.parquet", tiny_teacher, part_rows=4)
+    texts.write_text(texts.read_text() + "one more\n")
+    with pytest.raises(UserError, match="file"):
+        columns(texts, tmp_path / "out.parquet", tiny_teacher, part_rows=4)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tiny_teacher, tiny_data):
+    """A finished run; its training file is gone afterwards."""
+    folder = tmp_path_factory.mktemp("predict")
+    train = folder / "train.tsv"
+    train.write_text((tiny_data / "train.tsv").read_text())
+    config = {
+        "model": {"class_path": "LitStudent", "init_args": {"pretrained": str(tiny_teacher)}},
+        "data": {
+            "class_path": "TextClassification",
+            "init_args": {
+                "train_file": str(train),
+                "val_file": str(tiny_data / "val.tsv"),
+                "text_columns": ["sentence"],
+                "batch_size": 16,
+                "max_length": 16,
+            },
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    (folder / "task.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", f"--config={folder / 'task.yaml'}", f"--run={folder / 'run'}"])
+    return folder / "run"
+
+
+def test_from_a_run_and_from_its_checkpoint(run, texts, tmp_path, capsys):
+    checkpoint = tmp_path / "checkpoint.csv"
+    main(
+        [
+            *("predict", f"--config={run / 'config.yaml'}", "--ckpt_path=last"),
+            *(f"--data.predict_file={texts}", f"--output={checkpoint}"),
+        ]
+    )
+    (run.parent / "train.tsv").rename(run.parent / "gone.tsv")
+    try:
+        main(["predict", f"--run={run}", f"--file={texts}", f"--output={tmp_path / 'run.csv'}"])
+    finally:
+        (run.parent / "gone.tsv").rename(run.parent / "train.tsv")
+    assert "24 rows saved" in capsys.readouterr().out
+    one, other = (path.read_text().splitlines() for path in (checkpoint, tmp_path / "run.csv"))
+    assert len(one) == len(other) == 25
+    for a, b in zip(one[1:], other[1:], strict=True):
+        assert a.split(",")[:2] == b.split(",")[:2]
+        assert [float(x) for x in a.split(",")[2:]] == pytest.approx([float(x) for x in b.split(",")[2:]], rel=1e-5)
+
+
+def test_options_of_the_data_on_the_command_line(tiny_teacher, texts, tmp_path):
+    main(
+        [
+            *("predict", f"--model={tiny_teacher}", f"--file={texts}", f"--output={tmp_path / 'out.jsonl'}"),
+            *("--data.text_columns=[sentence]", "--data.max_length=8"),
+        ]
+    )
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(24))
+    assert set(rows[0]) == {"row", "label", "probability_0", "probability_1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": None}, "either --run or --model"),
+        ({"run": "x"}, "either --run or --model"),
+        ({"model": "/nowhere/at/all"}, "--model"),
+        ({"data": {"text_colums": ["sentence"]}}, "--data"),
+        ({"data": {}}, "text_columns"),
+        ({"file": "missing.tsv"}, "missing.tsv"),
+        ({"output": "out.txt"}, "must end in"),
+        ({"model": None, "run": "/nowhere/at/all"}, "--run"),
+    ],
+)
+def test_mistakes_are_one_line(options, words, tiny_teacher, texts, tmp_path):
+    given = {"file": str(texts), "output": str(tmp_path / "out.csv"), "model": str(tiny_teacher)}
+    given |= {"data": {"text_columns": ["sentence"]}, **options}
+    with pytest.raises(UserError, match=words) as caught:
+        predict(**given)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_model_without_such_a_head(tiny_model, texts, tmp_path):
+    with pytest.raises(UserError, match="BertModel"):
+        predict(str(texts), str(tmp_path / "out.csv"), model=str(tiny_model))

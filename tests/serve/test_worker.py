@@ -1,0 +1,38 @@
+"""The process that runs one model: its answers, its errors and its end."""
+
+import pytest
+
+from lit_compress.errors import UserError
+from lit_compress.serve.worker import Worker, peak_memory
+from lit_compress.serve.worker_process import WorkerProcess
+
+
+def open_request(folder, engine="eager") -> dict:
+    return {"engine": engine, "file": str(folder), "size": 1, "packed": False, "threads": 1, "device": "cpu"}
+
+
+def test_answers(tiny_teacher):
+    worker = Worker()
+    opened = worker.answer({"do": "open", **open_request(tiny_teacher)})
+    assert opened == {"inputs": ["input_ids", "attention_mask", "token_type_ids"]}
+    outputs = worker.answer({"do": "outputs", "rows": 2, "tokens": 5, "vocabulary": 30})["outputs"]
+    assert [len(row) for row in outputs["logits"]] == [2, 2]
+    timed = worker.answer({"do": "time", "rows": 1, "tokens": 5, "vocabulary": 30, "warmup": 2, "calls": 3})
+    assert len(timed["seconds"]) == 3
+    assert all(value > 0 for value in timed["seconds"])
+    memory = worker.answer({"do": "memory"})["bytes"]
+    assert memory is None if peak_memory() is None else memory >= 0
+
+
+def test_what_goes_wrong_is_an_answer(tmp_path):
+    assert "config.json" in Worker().answer({"do": "open", **open_request(tmp_path)})["error"]
+    assert "no_such" in Worker().answer({"do": "no_such"})["error"]
+
+
+def test_a_process_answers_and_its_end_is_one_line(tmp_path):
+    with WorkerProcess("mine") as worker:
+        with pytest.raises(UserError, match=r"mine: .*config\.json"):
+            worker.ask("open", **open_request(tmp_path))
+        worker._process.kill()
+        with pytest.raises(UserError, match="mine: the process ended"):
+            worker.ask("memory")
