@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe`."""
+"""The command line: `lit_compress fit | validate | test | predict | export | report | compare | recipe`."""
 
 import logging
 import os
@@ -25,7 +25,9 @@ from lit_compress.export.run import export
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
+from lit_compress.report.compare import compare_runs
 from lit_compress.report.run import report
+from lit_compress.report.tensorboard import experiment
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import one_line, option_names, user_error
@@ -33,12 +35,12 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "report": report, "recipe": recipe}
+_COMMANDS = {"export": export, "report": report, "compare": compare_runs, "recipe": recipe}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
-export and report take the run folder that fit leaves; recipe runs several fits in a row."""
+export and report take the run folder that fit leaves, compare several of them; recipe runs several fits in a row."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -77,7 +79,10 @@ class RunRecord(SaveConfigCallback):
             config = self.config.as_dict()
             chosen = {key: config[key] for key in ("model", "data", "compression", "seed_everything")}
             chosen["max_epochs"] = config["trainer"]["max_epochs"]
-            trainer.logger.log_hyperparams(flat_settings(chosen), final)
+            trainer.logger.log_metrics(final)
+            writer = trainer.logger.experiment._get_file_writer()
+            for summary in experiment(flat_settings(chosen), final):
+                writer.add_summary(summary)
             trainer.logger.save()
 
 
@@ -272,6 +277,9 @@ def _function_parser(name: str) -> Parser:
     if name == "recipe":
         parser.add_function_arguments(recipe, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "compare":
+        parser.add_argument("runs", nargs="+", type=str, help="run folders of fits")
+        parser.add_function_arguments(compare_runs, skip={"runs"})
     else:
         parser.add_function_arguments(_COMMANDS[name])
     return parser

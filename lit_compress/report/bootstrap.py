@@ -42,8 +42,8 @@ def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float 
     """Between which values the middle of a distribution lies; None where no resample has a value.
 
     Example:
-        >>> interval(np.arange(101.0), 0.9)
-        (5.0, 95.0)
+        >>> interval(np.arange(101.0), 0.5)
+        (25.0, 75.0)
 
     """
     known = values[np.isfinite(values)]

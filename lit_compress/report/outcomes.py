@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ class Recorder:
         columns: dict[str, Any] = {}
         for name in self._batches[0]:
             parts = [batch[name] for batch in self._batches]
-            columns[name] = np.concatenate(parts) if isinstance(parts[0], np.ndarray) else sum(parts, [])
+            columns[name] = (
+                np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(chain.from_iterable(parts))
+            )
         return self._finish(self, columns)
 
 

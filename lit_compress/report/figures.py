@@ -1,0 +1,229 @@
+"""The figures of a report, each from its results; one that has nothing to show is left out."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
+from lit_compress.report.sections import own_name
+from lit_compress.report.words import bytes_text, points_of, ratio
+
+__all__ = ["FIGURES", "figures"]
+
+Results = Mapping[str, Any]
+_CLASSES_SHOWN = 12
+
+
+def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
+    """Name, description and figure; each is gone when the next one is asked for."""
+    for name, (described, draw) in FIGURES.items():
+        with draw(results) as figure:
+            if figure is not None:
+                yield name, described, figure
+
+
+@contextmanager
+def accuracy(results: Results) -> Iterator[Figure | None]:
+    """Difference of each metric to the dense model, in points, with its interval."""
+    rows = [
+        (metric, entry["differences"][name] | {"points": points_of(results["task"], metric)}, name)
+        for metric, entry in results["comparison"]["metrics"].items()
+        for name in entry["differences"]
+        if points_of(results["task"], metric) is not None
+    ]
+    with _differences([(f"{metric}{_suffix(name)}", entry) for metric, entry, name in rows]) as figure:
+        yield figure
+
+
+@contextmanager
+def parts(results: Results) -> Iterator[Figure | None]:
+    """Differences of classes and slices, those that lose most first."""
+    metric, own = next(iter(results["comparison"]["metrics"])), own_name(results)
+    rows = []
+    for part, wanted in (("classes", "recall" if results["task"] == "classification" else "f1"), ("slices", metric)):
+        points = points_of(results["task"], wanted)
+        entries = [
+            (_short(name), differences[own] | {"points": points})
+            for name, entry in results["comparison"][part].items()
+            if own in (differences := entry["metrics"].get(wanted, {}).get("differences", {})) and points is not None
+        ]
+        entries = [entry for entry in entries if entry[1]["value"] is not None and entry[1]["low"] is not None]
+        rows += sorted(entries, key=lambda row: row[1]["value"])[:_CLASSES_SHOWN] if part == "classes" else entries
+    with _differences(rows) as figure:
+        yield figure
+
+
+@contextmanager
+def _differences(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure | None]:
+    rows = [row for row in rows if row[1]["low"] is not None and row[1]["value"] is not None]
+    if not rows:
+        yield None
+        return
+    with chart(height=0.75 + 0.3 * len(rows)) as (figure, (axes,)):
+        for y, (_, entry) in enumerate(rows):
+            low, value, high = (entry["points"] * entry[key] for key in ("low", "value", "high"))
+            color = GOOD if low >= 0 else BAD if high < 0 else MUTED
+            axes.plot([low, high], [y, y], color=color, linewidth=4, alpha=0.35, solid_capstyle="round")
+            axes.plot([value], [y], "o", color=color, markersize=5.5)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("points more or less than dense (left of the line: lost)")
+        axes.margins(x=0.06)
+        bare(axes, "x")
+        yield figure
+
+
+@contextmanager
+def calibration(results: Results) -> Iterator[Figure | None]:
+    """Reliability curves: how often a model is right beside how sure it is."""
+    models = results.get("calibration")
+    if not models:
+        yield None
+        return
+    colors = {"dense": DENSE}
+    with chart(height=3.4) as (figure, (axes,)):
+        low = min(entry["low"] for model in models.values() for entry in model["bins"])
+        axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+        for name, model in models.items():
+            x, y, rows = (np.array([entry[key] for entry in model["bins"]]) for key in _CURVE)
+            color = colors.get(name, ACCENT)
+            axes.plot(x, y, color=color, linewidth=1.6, label=f"{name}: off by {100 * model['ece']:.1f} points")
+            axes.scatter(x, y, s=12 + 90 * rows / rows.sum(), color=color, edgecolor=PAPER, linewidth=0.8, zorder=3)
+        axes.set_xlabel("how sure the model is")
+        axes.set_ylabel("how often it is right")
+        axes.set_xlim(low - 0.02, 1.03)
+        axes.set_ylim(-0.04, 1.06)
+        axes.legend(loc="lower right")
+        bare(axes, "both")
+        yield figure
+
+
+_CURVE = ("confidence", "accuracy", "rows")
+
+
+@contextmanager
+def size(results: Results) -> Iterator[Figure | None]:
+    """Bytes of the encoder and of the whole model: fp32, and values with their index."""
+    models = results["models"]
+    own = models[own_name(results)]
+    full = (models.get("dense") or own)["size"]
+    with chart(height=2.3) as (figure, (axes,)):
+        ticks, most = {}, full["model"]["dense_bytes"]
+        for row, part in enumerate(("encoder", "model")):
+            y, kept = 2.6 * row, own["size"][part]
+            axes.barh(y, full[part]["dense_bytes"], 0.8, color=DENSE)
+            axes.barh(y + 0.9, kept["value_bytes"], 0.8, color=ACCENT)
+            axes.barh(y + 0.9, kept["index_bytes"], 0.8, left=kept["value_bytes"], color=ACCENT, alpha=0.4)
+            _note(axes, full[part]["dense_bytes"], y, bytes_text(full[part]["dense_bytes"]), most)
+            times = ratio(full[part]["dense_bytes"], kept["compressed_bytes"])
+            _note(
+                axes, kept["compressed_bytes"], y + 0.9, f"{bytes_text(kept['compressed_bytes'])}, 1/{times[:-1]}", most
+            )
+            ticks |= {y: "dense fp32", y + 0.9: "encoder" if part == "encoder" else "whole model"}
+        axes.set_yticks(list(ticks), list(ticks.values()))
+        axes.set_xticks([])
+        axes.set_xlim(0, 1.3 * most)
+        axes.invert_yaxis()
+        bare(axes)
+        yield figure
+
+
+@contextmanager
+def latency(results: Results) -> Iterator[Figure | None]:
+    """Median milliseconds of each model, by batch; each batch has its own scale."""
+    models = results["models"]
+    batches = list(next(iter(models.values()))["latency_ms"])
+    with chart(height=0.5 + 0.85 * len(batches), rows=len(batches)) as (figure, rows):
+        for axes, batch in zip(rows, batches, strict=True):
+            most = max(model["latency_ms"][batch] for model in models.values())
+            for y, (name, model) in enumerate(models.items()):
+                value = model["latency_ms"][batch]
+                low, high = (model.get("latency_spread_ms") or {}).get(batch, (value, value))
+                axes.barh(y, value, 0.72, color=DENSE if name == "dense" else ACCENT)
+                axes.plot([low, high], [y, y], color=INK, linewidth=1.2, alpha=0.6)
+                _note(axes, max(value, high), y, f"{value:.1f} ms", most)
+            axes.set_yticks(range(len(models)), list(models))
+            axes.set_title(f"batch {batch} × {results['data']['max_length']} tokens", fontsize=8.5)
+            axes.set_xticks([])
+            axes.set_xlim(0, 1.3 * most)
+            axes.invert_yaxis()
+            bare(axes)
+        yield figure
+
+
+@contextmanager
+def sparsity(results: Results) -> Iterator[Figure | None]:
+    """Layers by matrices, the fraction of zeros of each in its cell."""
+    with _grid(results, [1], lambda matrix: [[matrix["sparsity"]]]) as (figure, axes, cells):
+        for (row, column), matrix in cells.items():
+            color = PAPER if matrix["sparsity"] > 0.6 else INK
+            axes.text(column, row, f"{matrix['sparsity']:.0%}", ha="center", va="center", fontsize=8, color=color)
+        yield figure
+
+
+@contextmanager
+def blocks(results: Results) -> Iterator[Figure | None]:
+    """Likewise, but each cell shows where in the matrix the zeros are, block by block."""
+    inside = results.get("blocks") or {}
+    with _grid(results, list(inside), lambda matrix: inside.get(matrix["name"])) as (figure, _, _):
+        yield figure
+
+
+@contextmanager
+def _grid(results: Results, wanted: list, of: Callable) -> Iterator[tuple[Figure | None, Any, dict]]:
+    """A cell for each matrix of each layer, filled with what ``of`` gives for it."""
+    matrices = [matrix for matrix in results.get("matrices", []) if matrix["layer"] is not None]
+    matrices = [matrix for matrix in matrices if matrix["name"] in results["sparsity"]]
+    if not wanted or not matrices:
+        yield None, None, {}
+        return
+    rows = list(dict.fromkeys(matrix["layer"] for matrix in matrices))
+    columns = list(dict.fromkeys(matrix["matrix"] for matrix in matrices))
+    cells = {(rows.index(matrix["layer"]), columns.index(matrix["matrix"])): matrix for matrix in matrices}
+    with chart(height=0.8 + len(rows) * (0.3 if wanted == [1] else 0.52)) as (figure, (axes,)):
+        for (row, column), matrix in cells.items():
+            values = of(matrix)
+            if values is None:
+                continue
+            image = np.empty((*np.shape(values), 4))
+            # The page shows through where nothing is pruned, so it fits dark and light.
+            image[..., :3], image[..., 3] = to_rgb(ACCENT), np.array(values) * 0.95 + 0.05
+            box = (column - 0.47, column + 0.47, row + 0.45, row - 0.45)
+            axes.imshow(image, extent=box, aspect="auto", interpolation="nearest")
+        axes.set_xticks(range(len(columns)), [name.replace(".", "\n") for name in columns], fontsize=8)
+        axes.set_yticks(range(len(rows)), [str(number) for number in rows])
+        axes.set_xlim(-0.5, len(columns) - 0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylabel("layer")
+        axes.xaxis.tick_top()
+        bare(axes)
+        yield figure, axes, cells
+
+
+def _note(axes: Any, x: float, y: float, text: str, most: float) -> None:
+    axes.text(x + 0.015 * most, y, text, va="center", fontsize=8.5, color=INK)
+
+
+def _suffix(model: str) -> str:
+    return "" if model == "compressed" else ", inputs int8" if model == "compressed_quantized_inputs" else f", {model}"
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+# Name: in pages, file names and TensorBoard (`report/<name>`).
+FIGURES: dict[str, tuple[str, Callable]] = {
+    "accuracy": ("Difference of each metric to the dense model with its 95 % interval", accuracy),
+    "parts": ("Difference of each class and slice to the dense model with its 95 % interval", parts),
+    "calibration": ("How often each model is right beside how sure it is", calibration),
+    "size": ("Bytes of the encoder and of the whole model, dense and compressed", size),
+    "latency": ("Median time of a forward pass of each model", latency),
+    "sparsity": ("Fraction of zeros in each matrix of each layer", sparsity),
+    "blocks": ("Fraction of zeros in each block of each matrix", blocks),
+}
