@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.sections import Section, sections, verdict_lines
+from lit_compress.report.sections import Section, basis, sections, verdict_lines
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 
@@ -105,7 +105,7 @@ def cell(text: str) -> str:
 
     Example:
         >>> cell("a|b <script>")
-        'a\\\\|b &lt;script>'
+        'a\\|b &lt;script>'
 
     """
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
@@ -136,7 +136,7 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
         shown.add_row(*row)
     console = Console()
     console.print(shown)
-    for line in verdict_lines(results) if "comparison" in results else ():
+    for line in [*verdict_lines(results), basis(results)] if "comparison" in results else ():
         console.print(line, markup=False)
     console.print("\n".join(notes(results)), style="dim", markup=False)
     console.print(f"Saved as {folder / 'report.html'}, report.md and report.json", markup=False)

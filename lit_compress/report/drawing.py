@@ -33,11 +33,11 @@ _VARIABLES = {
     BAD: "bad",
 }
 _STYLE = {
-    "font.size": 9,
+    "font.size": 10.5,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
-    "axes.labelsize": 8.5,
-    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlecolor": INK,
@@ -48,11 +48,11 @@ _STYLE = {
     "grid.linewidth": 0.8,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "text.color": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 10,
     # A label of the data is no formula, whatever signs are in it.
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -111,7 +111,8 @@ def svg(figure: Figure, name: str, described: str) -> str:
     size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     assert size is not None
     label = re.sub(r"[<>&\"]", "", described)
-    head = f'<svg role="img" aria-label="{label}" viewBox="0 0 {size[1]} {size[2]}" style="max-width:{size[1]}px" '
+    shape = f'viewBox="0 0 {size[1]} {size[2]}" style="max-width:{1.3 * float(size[1]):.0f}px"'
+    head = f'<svg role="img" aria-label="{label}" {shape} '
     return re.sub(r"<svg [^>]*?(?=xmlns:xlink)", head, text, count=1)
 
 

@@ -16,6 +16,7 @@ __all__ = ["FIGURES", "figures"]
 
 Results = Mapping[str, Any]
 _CLASSES_SHOWN = 12
+_ON_ACCENT = "#fefefe"  # in dark pages, too
 
 
 def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
@@ -63,7 +64,7 @@ def _differences(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure | No
     if not rows:
         yield None
         return
-    with chart(height=0.75 + 0.3 * len(rows)) as (figure, (axes,)):
+    with chart(height=0.8 + 0.32 * len(rows)) as (figure, (axes,)):
         for y, (_, entry) in enumerate(rows):
             low, value, high = (entry["points"] * entry[key] for key in ("low", "value", "high"))
             color = GOOD if low >= 0 else BAD if high < 0 else MUTED
@@ -72,7 +73,7 @@ def _differences(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure | No
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(rows)), [name for name, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_xlabel("points more or less than dense (left of the line: lost)")
+        axes.set_xlabel("points above or below dense")
         axes.margins(x=0.06)
         bare(axes, "x")
         yield figure
@@ -108,28 +109,21 @@ _CURVE = ("confidence", "accuracy", "rows")
 
 @contextmanager
 def size(results: Results) -> Iterator[Figure | None]:
-    """Bytes of the encoder and of the whole model: fp32, and values with their index."""
-    models = results["models"]
-    own = models[own_name(results)]
-    full = (models.get("dense") or own)["size"]
-    with chart(height=2.3) as (figure, (axes,)):
-        ticks, most = {}, full["model"]["dense_bytes"]
-        for row, part in enumerate(("encoder", "model")):
-            y, kept = 2.6 * row, own["size"][part]
-            axes.barh(y, full[part]["dense_bytes"], 0.8, color=DENSE)
-            axes.barh(y + 0.9, kept["value_bytes"], 0.8, color=ACCENT)
-            axes.barh(y + 0.9, kept["index_bytes"], 0.8, left=kept["value_bytes"], color=ACCENT, alpha=0.4)
-            _note(axes, full[part]["dense_bytes"], y, bytes_text(full[part]["dense_bytes"]), most)
-            times = ratio(full[part]["dense_bytes"], kept["compressed_bytes"])
-            _note(
-                axes, kept["compressed_bytes"], y + 0.9, f"{bytes_text(kept['compressed_bytes'])}, 1/{times[:-1]}", most
-            )
-            ticks |= {y: "dense fp32", y + 0.9: "encoder" if part == "encoder" else "whole model"}
-        axes.set_yticks(list(ticks), list(ticks.values()))
-        axes.set_xticks([])
-        axes.set_xlim(0, 1.3 * most)
-        axes.invert_yaxis()
-        bare(axes)
+    """Bytes of the encoder and of the whole model: fp32, and values with their index; both on one scale."""
+    models, name = results["models"], own_name(results)
+    own = models[name]["size"]
+    full = (models.get("dense") or models[name])["size"]
+    most = full["model"]["dense_bytes"]
+    with chart(height=2.9, rows=2) as (figure, rows):
+        for axes, (part, title) in zip(rows, (("encoder", "encoder"), ("model", "whole model")), strict=True):
+            before, kept = full[part]["dense_bytes"], own[part]
+            axes.barh(0, before, 0.72, color=DENSE)
+            axes.barh(1, kept["value_bytes"], 0.72, color=ACCENT)
+            axes.barh(1, kept["index_bytes"], 0.72, left=kept["value_bytes"], color=ACCENT, alpha=0.45)
+            _note(axes, before, 0, bytes_text(before), most)
+            after = kept["compressed_bytes"]
+            _note(axes, after, 1, f"{bytes_text(after)}, {ratio(before, after)} smaller", most)
+            _bars(axes, title, ["fp32", name], 1.5 * most)
         yield figure
 
 
@@ -138,22 +132,26 @@ def latency(results: Results) -> Iterator[Figure | None]:
     """Median milliseconds of each model, by batch; each batch has its own scale."""
     models = results["models"]
     batches = list(next(iter(models.values()))["latency_ms"])
-    with chart(height=0.5 + 0.85 * len(batches), rows=len(batches)) as (figure, rows):
+    with chart(height=0.2 + (0.62 + 0.36 * len(models)) * len(batches), rows=len(batches)) as (figure, rows):
         for axes, batch in zip(rows, batches, strict=True):
-            most = max(model["latency_ms"][batch] for model in models.values())
-            for y, (name, model) in enumerate(models.items()):
-                value = model["latency_ms"][batch]
-                low, high = (model.get("latency_spread_ms") or {}).get(batch, (value, value))
+            values = {name: model["latency_ms"][batch] for name, model in models.items()}
+            spreads = [model["latency_spread_ms"][batch] for model in models.values()]
+            most = max(high for _, high in spreads)
+            for y, ((name, value), (low, high)) in enumerate(zip(values.items(), spreads, strict=True)):
                 axes.barh(y, value, 0.72, color=DENSE if name == "dense" else ACCENT)
-                axes.plot([low, high], [y, y], color=INK, linewidth=1.2, alpha=0.6)
+                axes.plot([low, high], [y, y], color=INK, linewidth=1.4, alpha=0.6)
                 _note(axes, max(value, high), y, f"{value:.1f} ms", most)
-            axes.set_yticks(range(len(models)), list(models))
-            axes.set_title(f"batch {batch} × {results['data']['max_length']} tokens", fontsize=8.5)
-            axes.set_xticks([])
-            axes.set_xlim(0, 1.3 * most)
-            axes.invert_yaxis()
-            bare(axes)
+            _bars(axes, f"batch {batch} × {results['data']['max_length']} tokens", list(models), 1.3 * most)
         yield figure
+
+
+def _bars(axes: Any, title: str, names: list[str], most: float) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_xlim(0, most)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    bare(axes)
 
 
 @contextmanager
@@ -161,8 +159,8 @@ def sparsity(results: Results) -> Iterator[Figure | None]:
     """Layers by matrices, the fraction of zeros of each in its cell."""
     with _grid(results, [1], lambda matrix: [[matrix["sparsity"]]]) as (figure, axes, cells):
         for (row, column), matrix in cells.items():
-            color = PAPER if matrix["sparsity"] > 0.6 else INK
-            axes.text(column, row, f"{matrix['sparsity']:.0%}", ha="center", va="center", fontsize=8, color=color)
+            color = _ON_ACCENT if matrix["sparsity"] > 0.6 else INK
+            axes.text(column, row, f"{matrix['sparsity']:.0%}", ha="center", va="center", fontsize=9.5, color=color)
         yield figure
 
 
@@ -185,7 +183,7 @@ def _grid(results: Results, wanted: list, of: Callable) -> Iterator[tuple[Figure
     rows = list(dict.fromkeys(matrix["layer"] for matrix in matrices))
     columns = list(dict.fromkeys(matrix["matrix"] for matrix in matrices))
     cells = {(rows.index(matrix["layer"]), columns.index(matrix["matrix"])): matrix for matrix in matrices}
-    with chart(height=0.8 + len(rows) * (0.3 if wanted == [1] else 0.52)) as (figure, (axes,)):
+    with chart(height=0.9 + len(rows) * (0.32 if wanted == [1] else 0.54)) as (figure, (axes,)):
         for (row, column), matrix in cells.items():
             values = of(matrix)
             if values is None:
@@ -195,7 +193,7 @@ def _grid(results: Results, wanted: list, of: Callable) -> Iterator[tuple[Figure
             image[..., :3], image[..., 3] = to_rgb(ACCENT), np.array(values) * 0.95 + 0.05
             box = (column - 0.47, column + 0.47, row + 0.45, row - 0.45)
             axes.imshow(image, extent=box, aspect="auto", interpolation="nearest")
-        axes.set_xticks(range(len(columns)), [name.replace(".", "\n") for name in columns], fontsize=8)
+        axes.set_xticks(range(len(columns)), [name.replace(".", "\n") for name in columns], fontsize=8.5)
         axes.set_yticks(range(len(rows)), [str(number) for number in rows])
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -206,7 +204,7 @@ def _grid(results: Results, wanted: list, of: Callable) -> Iterator[tuple[Figure
 
 
 def _note(axes: Any, x: float, y: float, text: str, most: float) -> None:
-    axes.text(x + 0.015 * most, y, text, va="center", fontsize=8.5, color=INK)
+    axes.text(x + 0.015 * most, y, text, va="center", fontsize=10, color=INK)
 
 
 def _suffix(model: str) -> str:

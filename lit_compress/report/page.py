@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lit_compress.report.sections import Section, highlights, sections
+from lit_compress.report.sections import Section, basis, highlights, sections, verdict_lines
 
 __all__ = ["page", "render"]
 
@@ -25,6 +25,7 @@ def page(results: Mapping[str, Any], drawn: Mapping[str, tuple[str, str]]) -> st
         title=f"Report of {results['run']}",
         kicker=str(results.get("task", "")).replace("_", " "),
         subtitle=f"{where}; {machine['device']}, {machine['threads']} threads",
+        lead=_lead(results),
         tiles=highlights(results),
         parts=sections(results),
         drawn=drawn,
@@ -36,6 +37,7 @@ def render(
     title: str,
     kicker: str,
     subtitle: str,
+    lead: str = "",
     tiles: list[tuple[str, str, str]],
     parts: list[Section],
     drawn: Mapping[str, tuple[str, str]],
@@ -53,7 +55,14 @@ def render(
         title=title,
         kicker=kicker,
         subtitle=subtitle,
+        lead=lead,
         tiles=tiles,
         parts=parts,
         drawn={name: {"caption": caption, "svg": Markup(svg)} for name, (caption, svg) in drawn.items()},
     )
+
+
+def _lead(results: Mapping[str, Any]) -> str:
+    """The verdict on the first metric, which is what most readers came for."""
+    lines = verdict_lines(results)
+    return f"{lines[0][0].upper()}{lines[0][1:]} ({basis(results)})." if lines else ""

@@ -1,13 +1,14 @@
 """The parts of a report as titles, sentences, tables and names of figures: what page, Markdown and model card show."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
 
-__all__ = ["Section", "Table", "highlights", "own_name", "sections", "verdict_lines"]
+__all__ = ["Section", "Table", "basis", "highlights", "own_name", "sections", "verdict_lines"]
 
 Results = Mapping[str, Any]
 
@@ -58,13 +59,19 @@ def own_name(results: Results) -> str:
 
 def verdict_lines(results: Results) -> list[str]:
     """What the interval of each metric says, a sentence for each."""
-    comparison, lines = results["comparison"], []
-    share = f"{comparison['confidence']:.0%} interval, paired on {comparison['units']} {comparison['unit']}"
-    for metric, entry in comparison["metrics"].items():
-        for model, difference in entry["differences"].items():
-            who = metric if model == own_name(results) else f"{metric}, inputs quantized too"
-            lines.append(f"{who}: {verdict(difference, results['task'], metric)} ({share})")
+    lines = []
+    for metric, entry in results["comparison"]["metrics"].items():
+        said = {name: verdict(change, results["task"], metric) for name, change in entry["differences"].items()}
+        own = said.pop(own_name(results), None)
+        lines += [f"{metric}: {own}"] if own else []
+        lines += [f"{metric}, inputs quantized too: {other}" for other in said.values() if other != own]
     return lines
+
+
+def basis(results: Results) -> str:
+    """What the intervals are made from, in words."""
+    comparison = results["comparison"]
+    return f"{100 * comparison['confidence']:.0f} % interval, paired on {comparison['units']:,} {comparison['unit']}"
 
 
 def highlights(results: Results) -> list[tuple[str, str, str]]:
@@ -77,13 +84,11 @@ def highlights(results: Results) -> list[tuple[str, str, str]]:
     for part, title in (("model", "whole model"), ("encoder", "encoder")):
         before, after = full[part]["dense_bytes"], own["size"][part]["compressed_bytes"]
         if before != after:
-            found.append(
-                (f"{title}, bytes", f"1/{ratio(before, after)[:-1]}", f"{bytes_text(before)} → {bytes_text(after)}")
-            )
+            found.append((title, f"{ratio(before, after)} smaller", f"{bytes_text(before)} → {bytes_text(after)}"))
     batch, milliseconds = next(iter(own["latency_ms"].items()))
     if dense:
         before = dense["latency_ms"][batch]
-        times = f"{before:.1f} → {milliseconds:.1f} ms, eager PyTorch"
+        times = f"of dense: {before:.1f} → {milliseconds:.1f} ms, eager PyTorch"
         found.append((f"latency, batch {batch}", f"{milliseconds / before:.2f}x", times))
     else:
         found.append((f"latency, batch {batch}", f"{milliseconds:.1f} ms", "eager PyTorch"))
@@ -101,8 +106,16 @@ def cost(results: Results) -> Section:
         cells += [_difference(difference, points) for difference in entry["differences"].values()]
         rows.append((metric, *cells))
     compared = [name for name in models if name != "dense"] if "dense" in models else []
-    header = ("", *(_title(name) for name in models), *(f"{_title(name)} − dense" for name in compared))
+    header = (
+        "",
+        *(_title(name) for name in models),
+        *("difference" if name == own_name(results) else f"difference, {_title(name)}" for name in compared),
+    )
     lines = [*verdict_lines(results)]
+    if lines:
+        lines.append(
+            f'{basis(results)[0].upper()}{basis(results)[1:]}; "no loss" only where the interval leaves one out.'
+        )
     if changes := results.get("changes"):
         lines.append(
             f"{changes['lost']} {comparison['unit']} that dense answers right became wrong, {changes['gained']} became "
@@ -163,7 +176,7 @@ def done(results: Results) -> Section:
     kept, before = len(results["layers"]), results["dense_layers"]
     if before and kept != before:
         lines.append(f"{kept} of {before} layers are left.")
-    layers = [
+    layers = _merged(
         (
             "–" if row["layer"] is None else str(row["layer"]),
             _of(row["heads"], row["dense_heads"]),
@@ -173,7 +186,7 @@ def done(results: Results) -> Section:
             row["inputs"],
         )
         for row in results["layers"]
-    ]
+    )
     matrices = [
         (
             matrix["name"],
@@ -276,6 +289,15 @@ def again(results: Results) -> Section:
         tables=(Table(header=("", ""), rows=[(key, str(value)) for key, value in facts if value is not None]),),
         code=(("Train again", fit), ("This report", results["command"]), ("Configuration", results["config_text"])),
     )
+
+
+def _merged(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Layers that follow each other and say the same, as one row."""
+    merged = []
+    for cells, group in groupby(rows, key=lambda row: row[1:]):
+        names = [row[0] for row in group]
+        merged.append((names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}", *cells))
+    return merged
 
 
 def _with_interval(estimate: Mapping[str, Any], points: float | None) -> str:

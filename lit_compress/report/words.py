@@ -31,7 +31,7 @@ def verdict(difference: Mapping[str, float | None], task: str, metric: str) -> s
         >>> verdict({"value": -0.02, "low": -0.031, "high": -0.008}, "classification", "accuracy")
         'loses between 0.8 and 3.1 points'
         >>> verdict({"value": -0.02, "low": -0.031, "high": 0.004}, "classification", "accuracy")
-        'not decided: between a loss of 3.1 and a gain of 0.4 points'
+        'undecided, between a loss of 3.1 points and a gain of 0.4'
 
     """
     low, high = difference["low"], difference["high"]
@@ -46,7 +46,7 @@ def verdict(difference: Mapping[str, float | None], task: str, metric: str) -> s
     if best > 0:
         return f"loses between {amount(best)} and {amount(worst)}{unit}"
     gain = "no change" if best == 0 else f"a gain of {amount(-best)}"
-    return f"not decided: between a loss of {amount(worst)} and {gain}{unit}"
+    return f"undecided, between a loss of {amount(worst)}{unit} and {gain}"
 
 
 def amount(value: float) -> str:
@@ -98,5 +98,17 @@ def bytes_text(count: float) -> str:
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
-    """Settings in one line, without those that are None."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    """Settings in one line, without those that say nothing, functions and classes by their last name.
+
+    Example:
+        >>> settings_text({"sparsity": 0.9, "ignore": [], "criterion": "lit_compress.functional.magnitude"})
+        'sparsity 0.9, criterion magnitude'
+
+    """
+    said = {name: value for name, value in settings.items() if value not in (None, [], {}, "")}
+    return ", ".join(f"{name} {_last_name(value)}" for name, value in said.items())
+
+
+def _last_name(value: Any) -> Any:
+    dotted = isinstance(value, str) and value.startswith("lit_compress.") and value.replace(".", "").isidentifier()
+    return value.rpartition(".")[2] if dotted else value
