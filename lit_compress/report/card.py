@@ -94,7 +94,7 @@ def section(part: Section, pictures: Sequence[str] = ()) -> list[str]:
 def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table."""
     return [
-        "| " + " | ".join(map(cell, header)) + " |",
+        "|" + "".join(f" {cell(name)} |" if name else " |" for name in header),
         "|---" * len(header) + "|",
         *("| " + " | ".join(map(cell, row)) + " |" for row in body),
     ]
