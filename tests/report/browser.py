@@ -4,6 +4,7 @@ Speaks the DevTools protocol over two pipes, so it needs nothing but the browser
 """
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -88,10 +89,17 @@ def browser(profile: Path) -> Iterator[Browser]:
     here_read, there_write = os.pipe()
     there_read, here_write = os.pipe()
     options = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --hide-scrollbars --no-first-run"
-    command = f'exec "$0" {options} --remote-debugging-pipe --user-data-dir="$1" 3<&{there_read} 4>&{there_write}'
+
+    def as_three_and_four() -> None:
+        # What the browser reads and writes; first out of the way, so that neither replaces the other.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (there_read, there_write)]
+        for number, end in enumerate(ends, 3):
+            os.dup2(end, number)
+
     process = subprocess.Popen(
-        ["sh", "-c", command, CHROMIUM, str(profile)],
-        pass_fds=(there_read, there_write),
+        [CHROMIUM, *options.split(), "--remote-debugging-pipe", f"--user-data-dir={profile}"],
+        preexec_fn=as_three_and_four,
+        pass_fds=(3, 4),
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )

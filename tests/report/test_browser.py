@@ -36,9 +36,8 @@ def test_a_report(page, folder, width, scheme, tmp_path):
     assert page.problems() == []
     assert [sent for sent in page.requests() if not sent.startswith("data:")] == [url]
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    boxes = page.evaluate(
-        "[...document.querySelectorAll('figure svg')].map(s => [s.clientWidth, s.clientHeight, s.querySelectorAll('path, image').length])"
-    )
+    measured = "[s.clientWidth, s.clientHeight, s.querySelectorAll('path, image').length]"
+    boxes = page.evaluate(f"[...document.querySelectorAll('figure svg')].map(s => {measured})")
     assert len(boxes) == len(FIGURES)
     for box_width, box_height, marks in boxes:
         assert 250 < box_width <= width
@@ -55,8 +54,11 @@ def test_a_report(page, folder, width, scheme, tmp_path):
 def test_text_can_be_read_on_its_background(page, folder):
     """WCAG AA: 4.5 to 1 for every color of text, in both forms."""
     script = """(() => {
-      const light = c => { const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
-        .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b }
+      const light = c => {
+        const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
+        const [r, g, b] = c.match(/[0-9.]+/g).slice(0, 3).map(v => linear(v / 255))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+      }
       const paper = light(getComputedStyle(document.body).backgroundColor)
       const ratio = l => (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05)
       return Math.min(...[...document.querySelectorAll('p, a, li, th, td, summary, figcaption, strong, span')]
@@ -71,14 +73,8 @@ def tensorboard(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "tensorboard.main",
-        f"--logdir={folder.parent}",
-        f"--port={port}",
-        "--host=127.0.0.1",
-    ]
+    options = ["--logdir", str(folder.parent), "--host=127.0.0.1", f"--port={port}"]
+    command = [sys.executable, "-m", "tensorboard.main", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/"
     try:
@@ -96,9 +92,9 @@ def tensorboard(folder):
 
 def test_the_figures_in_tensorboard(page, tensorboard, tmp_path):
     page.open(f"{tensorboard}?darkMode=false#timeseries", 1280)
-    shown = "[...document.querySelectorAll('img')].filter(i => i.src.includes('blob_key') || i.src.includes('individualImage'))"
+    large = "i => i.complete && i.naturalWidth > 100"
     for _ in range(240):
-        loaded = page.evaluate(f"{shown}.filter(i => i.complete && i.naturalWidth > 100).length")
+        loaded = page.evaluate(f"[...document.querySelectorAll('img')].filter({large}).length")
         if loaded:
             break
         time.sleep(0.5)
