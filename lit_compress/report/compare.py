@@ -123,7 +123,8 @@ def _parts(
         # The metric is in the title.
         shown = [(row[0], *row[2:]) for row in comparison_rows(own)]
         title = f"{group.task.replace('_', ' ')}: {group.metric} on {group.rows:,} rows of {group.source}"
-        front = sorted({name for names in group.fronts.values() for name in names}, key=group.names.index)
+        unbeaten = {name for names in group.fronts.values() for name in names}
+        front = [name for name in group.names if name in unbeaten]
         lines = (f"Worth having, because no other run is better in both: {', '.join(front)}.",) if front[1:] else ()
         tables = (Table(header=(HEADER[0], *HEADER[2:]), rows=shown), _metrics(own))
         parts.append(Section(name=f"group-{index}", title=title, lines=lines, figures=tuple(figures), tables=tables))

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
-from lit_compress.report.sections import own_name
+from lit_compress.report.sections import own_name, title_of
 from lit_compress.report.words import bytes_text, points_of, ratio
 
 __all__ = ["FIGURES", "figures"]
@@ -28,7 +28,7 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
 
 
 @contextmanager
-def accuracy(results: Results) -> Iterator[Figure | None]:
+def metrics(results: Results) -> Iterator[Figure | None]:
     """Difference of each metric to the dense model, in points, with its interval."""
     rows = [
         (metric, entry["differences"][name] | {"points": points_of(results["task"], metric)}, name)
@@ -86,14 +86,14 @@ def calibration(results: Results) -> Iterator[Figure | None]:
     if not models:
         yield None
         return
-    colors = {"dense": DENSE}
     with chart(height=3.4) as (figure, (axes,)):
         low = min(entry["low"] for model in models.values() for entry in model["bins"])
         axes.plot([low, 1], [low, 1], color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
         for name, model in models.items():
             x, y, rows = (np.array([entry[key] for entry in model["bins"]]) for key in _CURVE)
-            color = colors.get(name, ACCENT)
-            axes.plot(x, y, color=color, linewidth=1.6, label=f"{name}: off by {100 * model['ece']:.1f} points")
+            color, line = (DENSE, "-") if name == "dense" else (ACCENT, "-" if name == own_name(results) else ":")
+            label = f"{title_of(name)}: off by {100 * model['ece']:.1f} points"
+            axes.plot(x, y, color=color, linestyle=line, linewidth=1.8, label=label)
             axes.scatter(x, y, s=12 + 90 * rows / rows.sum(), color=color, edgecolor=PAPER, linewidth=0.8, zorder=3)
         axes.set_xlabel("how sure the model is")
         axes.set_ylabel("how often it is right")
@@ -217,7 +217,8 @@ def _short(name: str, most: int = 26) -> str:
 
 # Name: in pages, file names and TensorBoard (`report/<name>`).
 FIGURES: dict[str, tuple[str, Callable]] = {
-    "accuracy": ("Difference of each metric to the dense model with its 95 % interval", accuracy),
+    # Not "accuracy": TensorBoard keeps one kind of value under a name, and that is a metric's.
+    "metrics": ("Difference of each metric to the dense model with its 95 % interval", metrics),
     "parts": ("Difference of each class and slice to the dense model with its 95 % interval", parts),
     "calibration": ("How often each model is right beside how sure it is", calibration),
     "size": ("Bytes of the encoder and of the whole model, dense and compressed", size),

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
 
-__all__ = ["Section", "Table", "basis", "highlights", "own_name", "sections", "verdict_lines"]
+__all__ = ["Section", "Table", "basis", "highlights", "own_name", "sections", "title_of", "verdict_lines"]
 
 Results = Mapping[str, Any]
 
@@ -108,8 +108,8 @@ def cost(results: Results) -> Section:
     compared = [name for name in models if name != "dense"] if "dense" in models else []
     header = (
         "",
-        *(_title(name) for name in models),
-        *("difference" if name == own_name(results) else f"difference, {_title(name)}" for name in compared),
+        *(title_of(name) for name in models),
+        *("difference" if name == own_name(results) else f"difference, {title_of(name)}" for name in compared),
     )
     lines = [*verdict_lines(results)]
     if lines:
@@ -126,7 +126,7 @@ def cost(results: Results) -> Section:
         name="accuracy",
         title=title,
         lines=tuple(lines),
-        figures=("accuracy",),
+        figures=("metrics",),
         tables=(Table(header=header, rows=rows),),
     )
 
@@ -251,7 +251,7 @@ def sureness(results: Results) -> Section | None:
     """Calibration."""
     if not results["calibration"]:
         return None
-    rows = [(_title(name), f"{100 * model['ece']:.2f}") for name, model in results["calibration"].items()]
+    rows = [(title_of(name), f"{100 * model['ece']:.2f}") for name, model in results["calibration"].items()]
     return Section(
         name="calibration",
         title="How sure it is",
@@ -333,7 +333,8 @@ def _signed(value: float | None, points: float | None) -> str:
     return f"{0.0:.{digits}f}" if round(scaled, digits) == 0 else f"{scaled:+.{digits}f}".replace("-", "−")
 
 
-def _title(model: str) -> str:
+def title_of(model: str) -> str:
+    """What a model is called in tables and charts."""
     return "inputs quantized too" if model == "compressed_quantized_inputs" else model
 
 

@@ -10,9 +10,11 @@ import urllib.request
 import pytest
 from report.browser import CHROMIUM, browser
 from report.results import results
+from torch.utils.tensorboard import SummaryWriter
 
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.save import save_report
+from lit_compress.report.tensorboard import experiment
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 
@@ -70,6 +72,10 @@ def test_text_can_be_read_on_its_background(page, folder):
 
 @pytest.fixture(scope="module")
 def tensorboard(folder):
+    with SummaryWriter(str(folder.parent)) as writer:
+        for summary in experiment({"learning_rate": 0.1}, {"val/accuracy": 0.25, "val/f1": 0.5, "val/loss": 1.0}):
+            writer._get_file_writer().add_summary(summary)
+        writer.add_scalar("val/accuracy", 0.25)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,14 +96,31 @@ def tensorboard(folder):
         process.wait(timeout=30)
 
 
-def test_the_figures_in_tensorboard(page, tensorboard, tmp_path):
-    page.open(f"{tensorboard}?darkMode=false#timeseries", 1280)
-    large = "i => i.complete && i.naturalWidth > 100"
-    for _ in range(240):
-        loaded = page.evaluate(f"[...document.querySelectorAll('img')].filter({large}).length")
-        if loaded:
+# TensorBoard hides its elements in shadow trees.
+ALL = """const all = root => [...root.querySelectorAll('*')].flatMap(e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])])"""
+LARGE = "all(document).filter(e => e.tagName == 'IMG' && e.complete && e.naturalWidth > 100).length"
+TEXT = "all(document).flatMap(e => [...e.childNodes]).filter(n => n.nodeType == 3).map(n => n.data).join(' ')"
+
+
+def wait_for(page, expression, good):
+    """The value of an expression as soon as it is good; what it is after a minute otherwise."""
+    for _ in range(120):
+        value = page.evaluate(f"(() => {{ {ALL}; return {expression} }})()")
+        if good(value):
             break
         time.sleep(0.5)
-    assert loaded
-    assert "report/accuracy" in page.evaluate("document.body.innerText")
-    page.screenshot(tmp_path / "tensorboard.png")
+    return value
+
+
+def test_the_figures_in_tensorboard(page, tensorboard, tmp_path):
+    page.open(f"{tensorboard}#images", 1280, height=2400)
+    assert wait_for(page, LARGE, lambda count: count == len(FIGURES)) == len(FIGURES)
+    page.screenshot(tmp_path / "images.png")
+
+
+def test_the_final_metrics_beside_the_settings_in_tensorboard(page, tensorboard, tmp_path):
+    page.open(f"{tensorboard}#hparams", 1280)
+    wanted = ("learning_rate", "report/accuracy_dense", "0.91000")
+    text = wait_for(page, TEXT, lambda text: all(word in text for word in wanted))
+    assert [word for word in wanted if word not in text] == []
+    page.screenshot(tmp_path / "hparams.png")

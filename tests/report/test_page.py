@@ -158,8 +158,8 @@ def estimates_of_perplexity():
 @pytest.mark.parametrize(
     ("make", "missing"),
     [
-        (alone, {"accuracy", "parts", "calibration"}),
-        (untouched, {"accuracy", "parts", "calibration", "sparsity", "blocks"}),
+        (alone, {"metrics", "parts", "calibration"}),
+        (untouched, {"metrics", "parts", "calibration", "sparsity", "blocks"}),
         (language_model, {"parts", "calibration"}),
     ],
 )
