@@ -99,7 +99,7 @@ def calibration(results: Results) -> Iterator[Figure | None]:
         axes.set_ylabel("how often it is right")
         axes.set_xlim(low - 0.02, 1.03)
         axes.set_ylim(-0.04, 1.06)
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
         bare(axes, "both")
         yield figure
 
@@ -167,8 +167,14 @@ def sparsity(results: Results) -> Iterator[Figure | None]:
 @contextmanager
 def blocks(results: Results) -> Iterator[Figure | None]:
     """Likewise, but each cell shows where in the matrix the zeros are, block by block."""
-    inside = results.get("blocks") or {}
-    with _grid(results, list(inside), lambda matrix: inside.get(matrix["name"])) as (figure, _, _):
+    inside = {name: np.array(values) for name, values in (results.get("blocks") or {}).items()}
+    low = min((values.min() for values in inside.values()), default=0.0)
+    high = max((values.max() for values in inside.values()), default=1.0)
+    # Over the range that occurs, or most models would be of one color.
+    shade = {name: (values - low) / (high - low or 1) for name, values in inside.items()}
+    with _grid(results, list(inside), lambda matrix: shade.get(matrix["name"])) as (figure, axes, _):
+        if figure is not None:
+            axes.set_xlabel(f"lightest {low:.0%} zeros, darkest {high:.0%}")
         yield figure
 
 
@@ -190,7 +196,7 @@ def _grid(results: Results, wanted: list, of: Callable) -> Iterator[tuple[Figure
                 continue
             image = np.empty((*np.shape(values), 4))
             # The page shows through where nothing is pruned, so it fits dark and light.
-            image[..., :3], image[..., 3] = to_rgb(ACCENT), np.array(values) * 0.95 + 0.05
+            image[..., :3], image[..., 3] = to_rgb(ACCENT), np.array(values) * 0.92 + 0.08
             box = (column - 0.47, column + 0.47, row + 0.45, row - 0.45)
             axes.imshow(image, extent=box, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(columns)), [name.replace(".", "\n") for name in columns], fontsize=8.5)

@@ -97,7 +97,8 @@ def tensorboard(folder):
 
 
 # TensorBoard hides its elements in shadow trees.
-ALL = """const all = root => [...root.querySelectorAll('*')].flatMap(e => [e, ...(e.shadowRoot ? all(e.shadowRoot) : [])])"""
+ALL = """const inside = e => e.shadowRoot ? all(e.shadowRoot) : []
+const all = root => [...root.querySelectorAll('*')].flatMap(e => [e, ...inside(e)])"""
 LARGE = "all(document).filter(e => e.tagName == 'IMG' && e.complete && e.naturalWidth > 100).length"
 TEXT = "all(document).flatMap(e => [...e.childNodes]).filter(n => n.nodeType == 3).map(n => n.data).join(' ')"
 
