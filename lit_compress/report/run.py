@@ -58,8 +58,9 @@ def report(
     """
     results = measure_run(run, dense, batch_sizes, repetitions)
     folder = save_report(results, output or Path(run) / "report")
-    update_model_card(Path(run) / "model" / "README.md", results)
     print_table(results, folder)
+    # Last: whoever may not write into the model's folder has the report all the same.
+    update_model_card(Path(run) / "model" / "README.md", results)
 
 
 def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], repetitions: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_report(results(), tmp_path_factory.mktemp("run") / "report")
+    return save_report(results(), tmp_path_factory.mktemp("runs") / "student" / "report")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -79,7 +79,7 @@ def tensorboard(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--logdir", str(folder.parent), "--host=127.0.0.1", f"--port={port}"]
+    options = ["--logdir", str(folder.parents[1]), "--host=127.0.0.1", f"--port={port}"]
     command = [sys.executable, "-m", "tensorboard.main", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/"
