@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -32,7 +33,7 @@ _VARIABLES = {
     GOOD: "good",
     BAD: "bad",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,

@@ -129,9 +129,8 @@ def _values(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
     guess, truth = columns["guess"].astype(np.float64), columns["truth"].astype(np.float64)
 
     def score(weights: np.ndarray) -> Scores:
-        ranks = [_ranks(values, weights) for values in (guess, truth)]
-        pair = [np.broadcast_to(values, weights.shape) for values in (guess, truth)]
-        return {"pearson": _correlation(*pair, weights), "spearman": _correlation(*ranks, weights)}
+        ranks = _ranks(guess, weights), _ranks(truth, weights)
+        return {"pearson": _correlation(guess, truth, weights), "spearman": _correlation(*ranks, weights)}
 
     return Outcomes(unit="rows", lengths=columns["lengths"], score=score)
 
@@ -277,6 +276,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Pearson's, in each resample; values ``(units,)`` or ``(resamples, units)``."""
     total = weights.sum(1, keepdims=True)
     first, second = (values - _divide((weights * values).sum(1, keepdims=True), total) for values in (first, second))
     scale = np.sqrt((weights * first**2).sum(1) * (weights * second**2).sum(1))

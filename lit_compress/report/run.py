@@ -118,17 +118,20 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
         "sparsity": {name: entry["sparsity"] for name, entry in layers.items() if entry["mask"]},
         "models": entries,
         "comparison": compare_outcomes(outcomes),
-        "calibration": {name: calibration(o.confidence, o.right) for name, o in outcomes.items() if _is_sure(o)},
+        "calibration": {
+            name: calibration(outcome.confidence, outcome.right)
+            for name, outcome in outcomes.items()
+            if outcome.confidence is not None and outcome.right is not None
+        },
         "changes": _changes(outcomes, own),
     } | describe_layers(models[own], manifest, models.get("dense"))
 
 
 def _changes(outcomes: Mapping[str, Outcomes], own: str) -> dict[str, int] | None:
     """How many answers became wrong, and how many right; None without a dense model or right answers."""
-    right = [outcomes[name].right for name in ("dense", own) if name in outcomes]
-    if len(right) < 2 or right[0] is None or right[1] is None:
+    before, after = (outcomes[name].right if name in outcomes else None for name in ("dense", own))
+    if before is None or after is None:
         return None
-    before, after = right
     counts = {
         "both_right": before & after,
         "lost": before & ~after,
@@ -136,10 +139,6 @@ def _changes(outcomes: Mapping[str, Outcomes], own: str) -> dict[str, int] | Non
         "both_wrong": ~before & ~after,
     }
     return {name: int(mask.sum()) for name, mask in counts.items()}
-
-
-def _is_sure(outcomes: Outcomes) -> bool:
-    return outcomes.confidence is not None
 
 
 def _spread(times: list[float]) -> list[float]:

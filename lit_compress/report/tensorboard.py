@@ -50,15 +50,18 @@ def experiment(settings: dict[str, Any], metrics: dict[str, float]) -> list[Any]
 
     """
     described, start, end = hparams(settings, metrics)
+    # The classes of these messages are made at run time, so no checker knows them.
+    messages: Any = api_pb2
+    data: Any = plugin_data_pb2
     content = metadata.parse_experiment_plugin_data(described.value[0].metadata.plugin_data.content)
     names = [name.partition("/")[2] for name in metrics if name != "val/loss"]
     for name in (*(f"{name}{which}" for name in names for which in ("", "_dense")), *_SIZES):
         content.metric_infos.append(
-            api_pb2.MetricInfo(
-                name=api_pb2.MetricName(group=_GROUP, tag=f"report/{name}"), display_name=f"report/{name}"
+            messages.MetricInfo(
+                name=messages.MetricName(group=_GROUP, tag=f"report/{name}"), display_name=f"report/{name}"
             )
         )
-    described.value[0].metadata.plugin_data.content = plugin_data_pb2.HParamsPluginData(
+    described.value[0].metadata.plugin_data.content = data.HParamsPluginData(
         experiment=content, version=metadata.PLUGIN_DATA_VERSION
     ).SerializeToString()
     return [described, start, end]
