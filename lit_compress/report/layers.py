@@ -22,11 +22,12 @@ _BLOCKS = 12  # along each side of a matrix: a row of blocks is a head in models
 
 
 def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: PreTrainedModel | None) -> dict:
-    """JSON types: ``{"layers": [...], "matrices": [...], "tables": [...], "blocks": {matrix: rows of blocks}}``.
+    """JSON types: ``{"layers": [...], "matrices": [...], "tables": [...], "attention": [...], "blocks": {...}}``.
 
     A layer has ``{"layer": number, "heads", "neurons", "sparsity", "weights", "inputs"}``, a matrix ``{"name", "layer",
     "matrix", "shape", "dense_shape", "sparsity", "weights", "inputs", "bytes"}`` with the grids of weights and inputs
-    in words; a table likewise, with its ``rank`` and ``rows``. ``dense_shape``, ``dense_heads`` and ``dense_neurons``
+    in words; a table likewise, with its ``rank`` and ``rows``. ``attention`` names the attention modules that compute with
+    quantized tensors, and ``blocks`` has rows of blocks by matrix. ``dense_shape``, ``dense_heads`` and ``dense_neurons``
     are None without a dense model.
 
     Args:
@@ -61,6 +62,7 @@ def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: 
         "dense_layers": len({_place(name)[0] for name in _linears(dense, {})} - {None}) or None,
         "matrices": matrices,
         "tables": _tables(model, manifest.get("embeddings", {})),
+        "attention": [name for name, slots in manifest.get("attention", {}).items() if any(map(_grid, _grids(slots)))],
         "blocks": {name: block_sparsity(linears[name].weight) for name in masked},
     }
 
@@ -177,6 +179,11 @@ def _grid(quantizer: Mapping[str, Any] | None) -> str | None:
     if kind == "DynamicTokenQuantizer":
         return f"int{bits} per token"
     return f"{'int' if spec.get('symmetric') else 'uint'}{bits}"
+
+
+def _grids(slots: Mapping[str, Any]) -> list[Any]:
+    """The quantizers of an attention module; its entry holds their scales as well."""
+    return [quantizer for name, quantizer in slots.items() if name != "scales"]
 
 
 def _numel(matrix: Mapping[str, Any]) -> int:

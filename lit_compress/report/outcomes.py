@@ -239,8 +239,7 @@ def _words(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
 
     def score(weights: np.ndarray) -> Scores:
         loss, right, count, follows = (weights @ sums).T
-        count = np.maximum(count, 1)
-        scores = {"perplexity": np.exp(loss / count), "accuracy": right / count}
+        scores = {"perplexity": np.exp(_divide(loss, count)), "accuracy": _divide(right, count)}
         if isinstance(recorder.task, Pretraining):
             scores["next_sentence"] = _divide(follows, weights.sum(1))
         return scores

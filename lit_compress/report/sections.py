@@ -176,6 +176,8 @@ def done(results: Results) -> Section:
     kept, before = len(results["layers"]), results["dense_layers"]
     if before and kept != before:
         lines.append(f"{kept} of {before} layers are left.")
+    if results["attention"]:
+        lines.append(f"Attention computes with quantized tensors in {len(results['attention'])} layers.")
     layers = _merged(
         (
             "–" if row["layer"] is None else str(row["layer"]),

@@ -96,6 +96,7 @@ def results(**changes: Any) -> dict[str, Any]:
         "dense_layers": 3,
         "matrices": matrices,
         "tables": [{"name": "bert.embeddings", "rows": 99, "width": 8, "rank": 4, "weights": None}],
+        "attention": [],
         "blocks": {entry["name"]: [[0.5, 1.0], [0.75, 0.75]] for entry in matrices},
     }
     return copy.deepcopy(made | changes)

@@ -51,6 +51,13 @@ def test_what_was_done_is_read_from_model_and_manifest():
     assert [table["rows"] for table in found["tables"]] == [30, 16, 2]
 
 
+def test_attention_that_computes_with_integers():
+    grid = {"kind": "MovingAverageQuantizer", "enabled": True, "spec": {"bits": 8}}
+    on = {"query": grid, "key": None, "scales": {"query": {"scale": 0.1, "zero_point": 3}}}
+    off = {"query": grid | {"enabled": False}, "key": None, "scales": {}}
+    assert describe_layers(model(), {"attention": {"a": on, "b": off}}, None)["attention"] == ["a"]
+
+
 def test_without_a_dense_model_nothing_is_compared():
     found = describe_layers(model(), {}, None)
     assert found["dense_layers"] is None

@@ -121,6 +121,7 @@ SCHEMA_OF = {
         | {"weights": str, "inputs": str, "bytes": int}
     ],
     "tables": [{"name": str, "rows": int, "width": int, "rank": None, "weights": None}],
+    "attention": list,
     "blocks": dict,
 }
 
