@@ -22,13 +22,13 @@ _BLOCKS = 12  # along each side of a matrix: a row of blocks is a head in models
 
 
 def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: PreTrainedModel | None) -> dict:
-    """JSON types: ``{"layers": [...], "matrices": [...], "tables": [...], "attention": [...], "blocks": {...}}``.
+    """Entries ``layers``, ``dense_layers``, ``matrices``, ``tables``, ``attention`` and ``blocks`` of report.json.
 
     A layer has ``{"layer": number, "heads", "neurons", "sparsity", "weights", "inputs"}``, a matrix ``{"name", "layer",
     "matrix", "shape", "dense_shape", "sparsity", "weights", "inputs", "bytes"}`` with the grids of weights and inputs
-    in words; a table likewise, with its ``rank`` and ``rows``. ``attention`` names the attention modules that compute with
-    quantized tensors, and ``blocks`` has rows of blocks by matrix. ``dense_shape``, ``dense_heads`` and ``dense_neurons``
-    are None without a dense model.
+    in words; a table likewise, with its ``rank`` and ``rows``. ``attention`` names the modules that compute with
+    quantized tensors; ``blocks`` has :func:`block_sparsity` of each matrix with a mask. ``dense_shape``,
+    ``dense_heads`` and ``dense_neurons`` are None without a dense model.
 
     Args:
         model: folded.
