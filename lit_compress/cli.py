@@ -29,8 +29,10 @@ from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
 from lit_compress.report.benchmark import benchmark
+from lit_compress.report.compare import compare_runs
 from lit_compress.report.explain import explain
 from lit_compress.report.run import report
+from lit_compress.report.tensorboard import experiment
 from lit_compress.serve import predict
 from lit_compress.serve.callback import WritePredictions
 from lit_compress.strategies.monitor import CompressionMonitor
@@ -46,6 +48,7 @@ _COMMANDS = {
     "trim-vocabulary": trim_vocabulary,
     "explain": explain,
     "report": report,
+    "compare": compare_runs,
     "benchmark": benchmark,
     "recipe": recipe,
     "migrate": migrate,
@@ -57,8 +60,8 @@ _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names; without
 --config predict takes a run or a model folder, and a file. export, pack and report take the run folder that fit leaves;
-explain takes a packed folder, trim-vocabulary a model folder, benchmark several; recipe runs several fits in a row;
-migrate makes a YAML file of another tool's."""
+compare takes several runs, explain a packed folder, trim-vocabulary a model folder, benchmark several; recipe runs
+several fits in a row; migrate makes a YAML file of another tool's."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -97,7 +100,10 @@ class RunRecord(SaveConfigCallback):
             config = self.config.as_dict()
             chosen = {key: config[key] for key in ("model", "data", "compression", "seed_everything")}
             chosen["max_epochs"] = config["trainer"]["max_epochs"]
-            trainer.logger.log_hyperparams(flat_settings(chosen), final)
+            trainer.logger.log_metrics(final)
+            writer = trainer.logger.experiment._get_file_writer()
+            for summary in experiment(flat_settings(chosen), final):
+                writer.add_summary(summary)
             trainer.logger.save()
 
 
@@ -324,6 +330,9 @@ def _function_parser(name: str) -> Parser:
     elif name == "migrate":
         parser.add_argument("file", type=str, help="SparseML's .yaml or .md; NNCF's or nn_pruning's .json")
         parser.add_function_arguments(migrate, skip={"file"})
+    elif name == "compare":
+        parser.add_argument("runs", nargs="+", type=str, help="run folders of fits")
+        parser.add_function_arguments(compare_runs, skip={"runs"})
     else:
         # `explain packed/`: what it explains needs no name.
         parser.add_function_arguments(function, as_positional=name == "explain")

@@ -149,7 +149,10 @@ class AnswerScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         lines = bytes(dim_zero_cat(self.lines).tolist()).decode().splitlines()
-        windows = [json.loads(line) for line in lines]
+        return squad(*self.pairs([json.loads(line) for line in lines]))
+
+    def pairs(self, windows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Predictions and targets as torchmetrics' ``squad`` takes them, one of each question, from all windows."""
         truths = {window["question"]: window for window in windows}
         predictions, targets = [], []
         for question, text in self.answers(windows).items():
@@ -159,7 +162,7 @@ class AnswerScore(Metric):
             gold = gold or [""]
             predictions.append({"prediction_text": text, "id": question})
             targets.append({"answers": {"text": gold, "answer_start": [0] * len(gold)}, "id": question})
-        return squad(predictions, targets)
+        return predictions, targets
 
     def best_of_windows(self, start_logits: Tensor, end_logits: Tensor, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Each window's question, best text with its characters and score, and score of no answer, as JSON types."""

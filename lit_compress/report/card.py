@@ -1,5 +1,7 @@
 """A report's figures as Markdown and as a table in the terminal; nothing here is measured or made up."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,23 +9,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["markdown", "print_table", "rows"]
+from lit_compress.report.figures import FIGURES
+from lit_compress.report.sections import Section, basis, sections, verdict_lines
+
+__all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per figure: its name, then its value for each model."""
     models = list(results["models"].values())
-    table: list[tuple[str, ...]] = []
+    found: list[tuple[str, ...]] = []
     for metric in models[0]["accuracy"]:
-        table.append((metric, *(f"{model['accuracy'][metric]:.4f}" for model in models)))
+        found.append((metric, *(f"{model['accuracy'][metric]:.4f}" for model in models)))
         if any("accuracy_quantized_inputs" in model for model in models):
             simulated = (model.get("accuracy_quantized_inputs", {}).get(metric) for model in models)
             name = f"{metric}, inputs quantized too"
-            table.append((name, *("" if value is None else f"{value:.4f}" for value in simulated)))
+            found.append((name, *("" if value is None else f"{value:.4f}" for value in simulated)))
     for part in ("encoder", "model"):
         sizes = [model["size"][part] for model in models]
         who = "encoder linears" if part == "encoder" else "whole model"
-        table += [
+        found += [
             (f"{who}: parameters", *(f"{size['parameters']:,}" for size in sizes)),
             (f"{who}: non-zeros", *(f"{size['nonzeros']:,}" for size in sizes)),
             (f"{who}: fp32 dense", *(_megabytes(size["dense_bytes"]) for size in sizes)),
@@ -31,16 +36,24 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
         ]
     for batch in models[0]["latency_ms"]:
         name = f"latency, batch {batch} x {results['data']['max_length']} tokens"
-        table.append((name, *(f"{model['latency_ms'][batch]:.1f} ms" for model in models)))
-    return table
+        found.append((name, *(f"{model['latency_ms'][batch]:.1f} ms" for model in models)))
+    return found
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """The report as Markdown."""
+def markdown(results: dict[str, Any], pictures: Sequence[str] | None = None) -> str:
+    """The report as Markdown.
+
+    Args:
+        results: of :func:`lit_compress.report.run.measure_run`.
+        pictures: names of the figures that lie beside the file as PNG; the sparsity alone by default.
+
+    """
+    if pictures is None:
+        pictures = ["sparsity"] if results["sparsity"] else []
     names = list(results["models"])
     machine = results["machine"]
     lines = [
-        f"# Report of {results['run']}",
+        f"# Report of {cell(results['run'])}",
         "",
         f"Validation rows: {results['data']['validation_rows']}.",
         f"Made by `{results['command']}` from `{results['config']}`",
@@ -48,15 +61,54 @@ def markdown(results: dict[str, Any]) -> str:
         + ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("device", "threads"))
         + ".",
         "",
-        "| | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows(results)),
+        *table(("", *names), rows(results)),
         "",
         *notes(results),
     ]
-    if results["sparsity"]:
-        lines += ["", "![Sparsity of each matrix](sparsity.png)"]
+    parts = sections(results)
+    shown = {name for part in parts for name in part.figures}
+    for part in parts:
+        lines += section(part, pictures)
+    lines += [line for name in pictures if name not in shown for line in ("", f"![{FIGURES[name][0]}]({name}.png)")]
     return "\n".join(lines) + "\n"
+
+
+def section(part: Section, pictures: Sequence[str] = ()) -> list[str]:
+    """A part of a report as lines of Markdown."""
+    lines = ["", f"## {part.title}", ""]
+    lines += [f"- {cell(line)}" for line in part.lines]
+    for name in part.figures:
+        if name in pictures:
+            lines += ["", f"![{FIGURES[name][0]}]({name}.png)"]
+    for entry in part.tables:
+        body = table(entry.header, entry.rows)
+        summary = ["", "<details>", f"<summary>{cell(entry.summary)}</summary>"]
+        lines += [*summary, "", *body, "", "</details>"] if entry.summary else ["", *body]
+    for name, text in part.code:
+        # A fence longer than any in the text, which then cannot end it.
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        lines += ["", f"{name}:", "", fence, text.rstrip("\n"), fence]
+    return lines
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return [
+        "|" + "".join(f" {cell(name)} |" if name else " |" for name in header),
+        "|---" * len(header) + "|",
+        *("| " + " | ".join(map(cell, row)) + " |" for row in body),
+    ]
+
+
+def cell(text: str) -> str:
+    r"""A text that is no markup, whatever is in it: names of labels and files come from elsewhere.
+
+    Example:
+        >>> cell("a|b <script>")
+        'a\\|b &lt;script>'
+
+    """
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def notes(results: dict[str, Any]) -> list[str]:
@@ -76,16 +128,18 @@ def notes(results: dict[str, Any]) -> list[str]:
 
 def print_table(results: dict[str, Any], folder: Path) -> None:
     """The same in the terminal."""
-    table = Table(title=Text(f"Report of {results['run']}"), title_justify="left")
-    table.add_column("")
+    shown = Table(title=Text(f"Report of {results['run']}"), title_justify="left")
+    shown.add_column("")
     for name in results["models"]:
-        table.add_column(name, justify="right")
+        shown.add_column(name, justify="right")
     for row in rows(results):
-        table.add_row(*row)
+        shown.add_row(*row)
     console = Console()
-    console.print(table)
+    console.print(shown)
+    for line in [*verdict_lines(results), basis(results)] if "comparison" in results else ():
+        console.print(line, markup=False)
     console.print("\n".join(notes(results)), style="dim", markup=False)
-    console.print(f"Saved as {folder / 'report.md'} and report.json", markup=False)
+    console.print(f"Saved as {folder / 'report.html'}, report.md and report.json", markup=False)
 
 
 def _megabytes(count: int) -> str:

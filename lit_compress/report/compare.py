@@ -1,50 +1,84 @@
-"""Several runs beside each other: what each lost, and what it saved."""
+"""`lit_compress compare`: several runs beside each other, what each lost, what it saved, and which are worth having."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Screen
 from rich.text import Text
 
+from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
-from lit_compress.report.run import measure_run, save_report
+from lit_compress.report.card import cell, section, table
+from lit_compress.report.drawing import svg
+from lit_compress.report.fronts import Group, groups_of, pareto_figure
+from lit_compress.report.model_card import update_model_card
+from lit_compress.report.page import render
+from lit_compress.report.run import SCHEMA, measure_run
+from lit_compress.report.save import save_report
+from lit_compress.report.sections import Section, Table, own_name
+from lit_compress.report.words import number, points_of, settings_text, verdict
 
-__all__ = ["compare", "comparison_rows"]
+__all__ = ["compare", "compare_runs", "comparison_rows"]
 
-HEADER = ("", "metric", "value", "of dense", "encoder sparsity", "parameters", "values + index", "latency")
-
-
-def compare(runs: Mapping[str, tuple[Path, str | None]], output: str | Path) -> dict[str, dict[str, Any]]:
-    """Report every run that has no report newer than its model, then print and save all of them in one table.
-
-    Args:
-        runs: name to run folder and the model it is compared with (None for its teacher).
-        output: folder that gets report.md and report.json.
-
-    """
-    results = {name: _report(folder, dense) for name, (folder, dense) in runs.items()}
-    rows = comparison_rows(results)
-    folder = Path(output)
-    lines = ["| " + " | ".join(row) + " |" for row in [HEADER, *rows]]
-    lines.insert(1, "|---" * len(HEADER) + "|")
-    text = f"# Comparison of {folder}\n\n" + "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in NOTES) + "\n"
-    for name, content in (("report.md", text), ("report.json", json.dumps(results, indent=1) + "\n")):
-        with atomic_file(folder / name) as staging:
-            staging.write_text(content)
-    _print(rows, folder)
-    return results
-
-
+HEADER = ("", "metric", "value", "of dense", "encoder sparsity", "parameters", "values + index", "latency", "to dense")
 NOTES = (
     "*value*: of the first metric of the task, on the run's validation rows. *of dense*: that value beside the dense "
-    "model's, measured in the same report.",
+    "model's, measured in the same report. *to dense*: what the 95 % interval of their difference says.",
     "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices.",
     "*latency*: of a batch of 1, as a ratio to the dense model in the same process; eager PyTorch, where zeros and "
     "int8 grids save no time, only what is physically smaller does.",
 )
+
+
+def compare_runs(runs: list[str], output: str, dense: str | None = None) -> None:
+    """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
+
+    Args:
+        runs: run folders of `fit`s.
+        output: folder that gets report.html, report.md and report.json.
+        dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default.
+
+    """
+    if len(set(map(os.path.abspath, runs))) < len(runs):
+        raise UserError(f"compare: {' '.join(runs)} names a run twice; give each once")
+    names = [Path(run).resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        # As long as they must be, so that no two are the same.
+        names = [os.path.normpath(run) for run in runs]
+    compare({name: (Path(run), dense) for name, run in zip(names, runs, strict=True)}, output)
+
+
+def compare(runs: Mapping[str, tuple[Path, str | None]], output: str | Path) -> dict[str, dict[str, Any]]:
+    """Report every run that has no report newer than its model, then print and save all of them side by side.
+
+    Args:
+        runs: name to run folder and the model it is compared with (None for its teacher).
+        output: folder that gets report.html, report.md and report.json.
+
+    """
+    results = {name: _report(folder, dense) for name, (folder, dense) in runs.items()}
+    groups = groups_of(results)
+    for group in groups:
+        for name in group.names:
+            results[name]["pareto"] = {axis: name in front for axis, front in group.fronts.items()}
+    folder = Path(output)
+    parts, drawn = _parts(results, groups)
+    title = f"Comparison of {folder}"
+    rows = comparison_rows(results)
+    lines = [f"# {cell(title)}", "", *table(HEADER, rows), "", *(f"- {note}" for note in NOTES)]
+    text = "\n".join([*lines, *(line for part in parts for line in section(part))]) + "\n"
+    subtitle = f"{len(results)} runs: {', '.join(results)}"
+    html = render(title=title, kicker="comparison", subtitle=subtitle, tiles=[], parts=parts, drawn=drawn)
+    contents = {"report.md": text, "report.json": json.dumps(results, indent=1) + "\n", "report.html": html}
+    for name, content in contents.items():
+        with atomic_file(folder / name) as staging:
+            staging.write_text(content)
+    _print(rows, folder)
+    return results
 
 
 def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -52,8 +86,7 @@ def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ..
     rows = []
     for name, result in results.items():
         models = result["models"]
-        own = models.get("compressed") or models["model"]
-        dense = models.get("dense")
+        own, dense = models[own_name(result)], models.get("dense")
         metric, value = next(iter(own["accuracy"].items()))
         size, encoder = own["size"]["model"], own["size"]["encoder"]
         batch = next(iter(own["latency_ms"]))
@@ -67,25 +100,95 @@ def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ..
                 f"{size['parameters']:,}",
                 f"{size['compressed_bytes'] / 1e6:.2f} MB",
                 f"{own['latency_ms'][batch] / dense['latency_ms'][batch]:.2f}x" if dense else "",
+                _verdict(result, metric),
             )
         )
     return rows
 
 
+def _parts(
+    results: Mapping[str, dict[str, Any]], groups: Sequence[Group]
+) -> tuple[list[Section], dict[str, tuple[str, str]]]:
+    """What the page and the Markdown show, and the figures of the page."""
+    parts, drawn = [], {}
+    for index, group in enumerate(groups):
+        figures = []
+        for axis, label in (("size", "megabytes, values + index"), ("latency", "latency as a ratio to dense, batch 1")):
+            with pareto_figure(group, axis, label) as figure:
+                if figure is not None:
+                    figures.append(f"{axis}-{index}")
+                    caption = f"{group.metric} by {label}; on the line is what no other run beats in both"
+                    drawn[figures[-1]] = caption, svg(figure, figures[-1], caption)
+        own = {name: results[name] for name in group.names}
+        # The metric is in the title.
+        shown = [(row[0], *row[2:]) for row in comparison_rows(own)]
+        title = f"{group.task.replace('_', ' ')}: {group.metric} on {group.rows:,} rows of {group.source}"
+        unbeaten = {name for names in group.fronts.values() for name in names}
+        front = [name for name in group.names if name in unbeaten]
+        lines = (f"Worth having, because no other run is better in both: {', '.join(front)}.",) if front[1:] else ()
+        tables = (Table(header=(HEADER[0], *HEADER[2:]), rows=shown), _metrics(own))
+        parts.append(Section(name=f"group-{index}", title=title, lines=lines, figures=tuple(figures), tables=tables))
+    made = [(name, _how(result["settings"]), result["run"]) for name, result in results.items()]
+    parts.append(
+        Section(name="made", title="How each was made", tables=(Table(header=("", "what", "run"), rows=made),))
+    )
+    machines = {", ".join(f"{k} {v}" for k, v in result["machine"].items()) for result in results.values()}
+    commands = tuple((name, result["command"]) for name, result in results.items())
+    parts.append(Section(name="again", title="How to repeat it", lines=tuple(sorted(machines)), code=commands))
+    return parts, drawn
+
+
+def _metrics(results: Mapping[str, dict[str, Any]]) -> Table:
+    """Every metric of every run, in points where it has some."""
+    first = next(iter(results.values()))
+    names = list(first["comparison"]["metrics"])
+    rows = [
+        (
+            name,
+            *(
+                number(result["models"][own_name(result)]["accuracy"][metric], points_of(result["task"], metric))
+                for metric in names
+            ),
+        )
+        for name, result in results.items()
+    ]
+    return Table(header=("", *names), rows=rows, summary="All metrics")
+
+
+def _how(settings: Mapping[str, Any]) -> str:
+    parts = [*settings["compression"], *settings["distillation"]]
+    return "; ".join(f"{part['name']} ({settings_text(part['settings'])})" for part in parts) or "task alone"
+
+
+def _verdict(result: Mapping[str, Any], metric: str) -> str:
+    entry = result.get("comparison", {}).get("metrics", {}).get(metric, {"differences": {}})
+    difference = entry["differences"].get(own_name(result))
+    return verdict(difference, result["task"], metric) if difference else ""
+
+
 def _report(run: Path, dense: str | None) -> dict[str, Any]:
     saved, model = run / "report" / "report.json", run / "model" / "config.json"
-    if not saved.is_file() or saved.stat().st_mtime < model.stat().st_mtime:
-        save_report(measure_run(run, dense, batch_sizes=[1, 32], repetitions=10), run / "report")
-    return json.loads(saved.read_text())
+    if saved.is_file() and model.is_file() and saved.stat().st_mtime >= model.stat().st_mtime:
+        try:
+            results = json.loads(saved.read_text())
+        except ValueError:
+            results = {}
+        # A report of an earlier version lacks figures, and is made again.
+        if isinstance(results, dict) and results.get("schema") == SCHEMA:
+            return results
+    results = measure_run(run, dense, batch_sizes=[1, 32], repetitions=10)
+    save_report(results, run / "report")
+    update_model_card(run / "model" / "README.md", results)
+    return results
 
 
 def _print(rows: list[tuple[str, ...]], folder: Path) -> None:
-    table = Table(title=Text(f"Comparison of {folder}"), title_justify="left")
+    shown = Screen(title=Text(f"Comparison of {folder}"), title_justify="left")
     for index, column in enumerate(HEADER):
-        table.add_column(column, justify="left" if index < 2 else "right")
+        shown.add_column(column, justify="left" if index < 2 else "right")
     for row in rows:
-        table.add_row(*row)
+        shown.add_row(*map(Text, row))
     console = Console()
-    console.print(table)
+    console.print(shown)
     console.print("\n".join(NOTES), style="dim", markup=False)
-    console.print(f"Saved as {folder / 'report.md'} and report.json", markup=False)
+    console.print(f"Saved as {folder / 'report.html'}, report.md and report.json", markup=False)

@@ -6,14 +6,22 @@ import time
 import torch
 from transformers import PreTrainedModel
 
-__all__ = ["median_latency"]
+__all__ = ["latencies", "median_latency"]
 
 
-@torch.inference_mode()
 def median_latency(
     models: dict[str, PreTrainedModel], batch_size: int, tokens: int, repetitions: int = 10
 ) -> dict[str, float]:
-    """Median milliseconds of a forward pass of each model, eager, on the models' device.
+    """Median of :func:`latencies`, in milliseconds, by model."""
+    times = latencies(models, batch_size, tokens, repetitions)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+@torch.inference_mode()
+def latencies(
+    models: dict[str, PreTrainedModel], batch_size: int, tokens: int, repetitions: int = 10
+) -> dict[str, list[float]]:
+    """Milliseconds of each forward pass of each model, eager, on the models' device.
 
     The models take turns, so that whatever else the machine does falls on all of them; one round of warm-up is not
     counted. Inputs are full length, no padding.
@@ -36,7 +44,7 @@ def median_latency(
             _wait(model)
             if repetition:
                 times[name].append((time.perf_counter() - started) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def _wait(model: PreTrainedModel) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import shlex
+import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from transformers import PreTrainedModel
 
@@ -14,18 +16,25 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.hf import MANIFEST_FILE
 from lit_compress.export.run_folder import parse_file, validation_data
-from lit_compress.files import atomic_folder
 from lit_compress.models.load import load_model
 from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
-from lit_compress.report.accuracy import evaluate
-from lit_compress.report.card import markdown, print_table
-from lit_compress.report.latency import median_latency
+from lit_compress.report.accuracy import evaluate_units
+from lit_compress.report.bootstrap import compare_outcomes
+from lit_compress.report.calibration import calibration
+from lit_compress.report.card import print_table
+from lit_compress.report.latency import latencies
+from lit_compress.report.layers import describe_layers
 from lit_compress.report.machine import machine
+from lit_compress.report.model_card import update_model_card
+from lit_compress.report.outcomes import Outcomes
+from lit_compress.report.save import save_report
 from lit_compress.report.size import model_size
-from lit_compress.strategies.monitor import sparsity_heatmap
 
-__all__ = ["measure_run", "report", "save_report"]
+__all__ = ["SCHEMA", "measure_run", "report"]
+
+# Of report.json; grows when a figure is added, so that `compare` measures runs with an older report again.
+SCHEMA = 2
 
 
 def report(
@@ -40,7 +49,8 @@ def report(
     Args:
         run: run folder of a `fit`.
         dense: folder or hub name to compare with; the run's teacher by default.
-        output: folder for report.md, report.json and pictures; `report` in the run folder by default. Replaced.
+        output: folder for report.html, report.md, report.json, pictures and TensorBoard's file; `report` in the run
+            folder by default. Replaced.
         batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
         repetitions: forward passes per latency.
 
@@ -48,10 +58,15 @@ def report(
     results = measure_run(run, dense, batch_sizes, repetitions)
     folder = save_report(results, output or Path(run) / "report")
     print_table(results, folder)
+    # Last: whoever may not write into the model's folder has the report all the same.
+    update_model_card(Path(run) / "model" / "README.md", results)
 
 
 def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], repetitions: int) -> dict[str, Any]:
-    """The figures of a report, see :func:`report`; JSON types only."""
+    """The figures of a report, see :func:`report`; JSON types only.
+
+    Every model answers the validation data once; all figures about its answers follow from that.
+    """
     for key, values in (("batch_sizes", batch_sizes), ("repetitions", [repetitions])):
         if not values or min(values) < 1:
             raise UserError(f"--{key}: {values} must be 1 or more")
@@ -64,41 +79,102 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
     task = make_task(name, labels)
     models, manifest = _models(folder, config, dense, name, labels)
     layers = manifest.get("linears", {})
-    results: dict[str, Any] = {
+    tokens = config["data"]["init_args"]["max_length"]
+    times = {batch: latencies(models, batch, tokens, repetitions) for batch in batch_sizes}
+    entries: dict[str, Any] = {}
+    outcomes: dict[str, Outcomes] = {}
+    for model_name, model in models.items():
+        compressed = model_name == "compressed"
+        sizes = model_size(model, layers, manifest.get("embeddings")) if compressed else model_size(model, {})
+        accuracy, outcomes[model_name] = evaluate_units(model, data, task, labels)
+        entries[model_name] = {
+            "accuracy": accuracy,
+            "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
+            "latency_ms": {str(batch): statistics.median(times[batch][model_name]) for batch in batch_sizes},
+            "latency_spread_ms": {str(batch): _spread(times[batch][model_name]) for batch in batch_sizes},
+        }
+    student = student_from_checkpoint(checkpoint)
+    if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
+        simulated = evaluate_units(student, data, task, labels)
+        entries["compressed"]["accuracy_quantized_inputs"], outcomes["compressed_quantized_inputs"] = simulated
+    own = "compressed" if "compressed" in models else "model"
+    return {
+        "schema": SCHEMA,
         "run": str(folder),
         "config": str(folder / "config.yaml"),
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
         "machine": machine(),
+        "task": name,
+        "labels": labels,
         "data": {
             "validation_rows": len(data.val_dataloader().dataset),
-            "max_length": config["data"]["init_args"]["max_length"],
+            "max_length": tokens,
+            "source": _source(config["data"]["init_args"]),
         },
+        "dense": dense or config["model"]["init_args"].get("teacher"),
+        "settings": _settings(config),
+        "config_text": (folder / "config.yaml").read_text(),
         "sparsity": {name: entry["sparsity"] for name, entry in layers.items() if entry["mask"]},
-        "models": {},
+        "models": entries,
+        "comparison": compare_outcomes(outcomes),
+        "calibration": {
+            name: calibration(outcome.confidence, outcome.right)
+            for name, outcome in outcomes.items()
+            if outcome.confidence is not None and outcome.right is not None
+        },
+        "changes": _changes(outcomes, own),
+    } | describe_layers(models[own], manifest, models.get("dense"))
+
+
+def _changes(outcomes: Mapping[str, Outcomes], own: str) -> dict[str, int] | None:
+    """How many answers became wrong, and how many right; None without a dense model or right answers."""
+    before, after = (outcomes[name].right if name in outcomes else None for name in ("dense", own))
+    if before is None or after is None:
+        return None
+    counts = {
+        "both_right": before & after,
+        "lost": before & ~after,
+        "gained": ~before & after,
+        "both_wrong": ~before & ~after,
     }
-    tokens = results["data"]["max_length"]
-    latencies = {batch: median_latency(models, batch, tokens, repetitions) for batch in batch_sizes}
-    for name, model in models.items():
-        sizes = model_size(model, layers, manifest.get("embeddings")) if name == "compressed" else model_size(model, {})
-        results["models"][name] = {
-            "accuracy": evaluate(model, data, task),
-            "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
-            "latency_ms": {str(batch): latencies[batch][name] for batch in batch_sizes},
-        }
-    student = student_from_checkpoint(checkpoint)
-    if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
-        results["models"]["compressed"]["accuracy_quantized_inputs"] = evaluate(student, data, task)
-    return results
+    return {name: int(mask.sum()) for name, mask in counts.items()}
 
 
-def save_report(results: dict[str, Any], folder: str | Path) -> Path:
-    """Write report.md, report.json and the sparsity map; the folder appears whole or not at all."""
-    with atomic_folder(folder, overwrite=True) as staging:
-        if results["sparsity"]:
-            sparsity_heatmap(results["sparsity"]).savefig(staging / "sparsity.png", dpi=150)
-        (staging / "report.json").write_text(json.dumps(results, indent=1) + "\n")
-        (staging / "report.md").write_text(markdown(results))
-    return Path(folder)
+def _spread(times: list[float]) -> list[float]:
+    """The times that a tenth of the passes are below and above."""
+    return [float(value) for value in np.quantile(times, [0.1, 0.9])]
+
+
+def _source(settings: Mapping[str, Any]) -> str:
+    """Where the validation rows come from, in words."""
+    if settings.get("hub"):
+        return " ".join(filter(None, (settings["hub"], settings.get("hub_config"))))
+    return str(settings.get("val_file") or f"held out of {settings['train_file']}")
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader wants to know of a configuration: model, strategies, distillation, length and seed."""
+    arguments = config["model"]["init_args"]
+    distillation = arguments.get("distillation") or {}
+    return {
+        "module": _short(config["model"].get("class_path")),
+        "pretrained": arguments.get("pretrained"),
+        "teacher": arguments.get("teacher"),
+        "compression": [_named(entry) for entry in config.get("compression") or []],
+        "distillation": [_named(entry) for entry in distillation.values()] if isinstance(distillation, dict) else [],
+        "epochs": (config.get("trainer") or {}).get("max_epochs"),
+        "steps": (config.get("trainer") or {}).get("max_steps"),
+        "learning_rate": (arguments.get("optimization") or {}).get("learning_rate"),
+        "seed": config.get("seed_everything"),
+    }
+
+
+def _named(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": _short(entry.get("class_path")), "settings": dict(entry.get("init_args") or {})}
+
+
+def _short(class_path: str | None) -> str:
+    return str(class_path or "").rpartition(".")[2]
 
 
 def _models(

@@ -9,38 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
+from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.card import rows
+from lit_compress.report.figures import FIGURES
 from lit_compress.report.run import report
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, tiny_teacher, tiny_data):
-    """A finished run with pruning and quantization."""
-    root = tmp_path_factory.mktemp("finished")
-    config = {
-        "model": {
-            "class_path": "LitStudent",
-            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher)},
-        },
-        "data": {
-            "class_path": "TextClassification",
-            "init_args": {
-                "train_file": str(tiny_data / "train.tsv"),
-                "val_file": str(tiny_data / "val.tsv"),
-                "text_columns": ["sentence"],
-                "batch_size": 16,
-                "max_length": 16,
-            },
-        },
-        "compression": [
-            {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "end": "50%"}},
-            {"class_path": "QuantAwareTraining", "init_args": {"start": "50%"}},
-        ],
-        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
-    }
-    (root / "task.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", f"--config={root / 'task.yaml'}", f"--run={root / 'run'}"])
-    return root / "run"
 
 
 @pytest.fixture
@@ -54,6 +26,13 @@ def results_of(run, **arguments):
     return json.loads((run / "report" / "report.json").read_text())
 
 
+@pytest.fixture(scope="session")
+def reported(finished, tmp_path_factory):
+    """A run with its report, for the tests that only look, and the results."""
+    run = shutil.copytree(finished, tmp_path_factory.mktemp("reported") / "run")
+    return run, results_of(run)
+
+
 def error_of(**arguments):
     with pytest.raises(UserError) as caught:
         report(**{"batch_sizes": [1], "repetitions": 1} | arguments)
@@ -63,17 +42,142 @@ def error_of(**arguments):
 
 def test_a_report_is_complete(run, capsys):
     results = results_of(run)
-    assert sorted(path.name for path in (run / "report").iterdir()) == ["report.json", "report.md", "sparsity.png"]
+    names = {path.name for path in (run / "report").iterdir()}
+    pictures = {f"{name}.png" for name in FIGURES}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names == {"report.html", "report.json", "report.md"} | pictures | events
     assert list(results["models"]) == ["dense", "compressed"]
     text, shown = (run / "report" / "report.md").read_text(), capsys.readouterr().out
     for row in rows(results):
         assert "| " + " | ".join(row) + " |" in text
         assert row[0] in shown
-    assert results["data"] == {"validation_rows": 16, "max_length": 16}
+    assert (results["data"]["validation_rows"], results["data"]["max_length"]) == (16, 16)
+    page = (run / "report" / "report.html").read_text()
+    assert page.count("<svg ") == len(FIGURES)
+    assert "MagnitudePruning: sparsity 0.75" in page
 
 
-def test_figures_are_those_of_the_folder(run, tiny_teacher):
-    results = results_of(run)
+# The keys of report.json, as docs/report.md has them. Others may be added; none may change or go.
+ESTIMATE = {"value": float, "low": float, "high": float}
+METRIC = {"models": {"dense": ESTIMATE, "compressed": ESTIMATE}, "differences": {"compressed": ESTIMATE}}
+PART = {"units": int, "metrics": dict}
+SIZE = dict.fromkeys(["parameters", "nonzeros", "dense_bytes", "value_bytes", "index_bytes", "compressed_bytes"], int)
+MODEL = {
+    "accuracy": {"accuracy": float, "f1": float, "matthews": float},
+    "size": {"encoder": SIZE, "model": SIZE},
+    "latency_ms": {"1": float},
+    "latency_spread_ms": {"1": [float]},
+}
+SCHEMA_OF = {
+    "schema": int,
+    "run": str,
+    "config": str,
+    "command": str,
+    "machine": {"device": str, "threads": str, "python": str, "torch": str},
+    "task": str,
+    "labels": [str],
+    "data": {"validation_rows": int, "max_length": int, "source": str},
+    "dense": str,
+    "settings": {
+        "module": str,
+        "pretrained": str,
+        "teacher": str,
+        "compression": [{"name": str, "settings": dict}],
+        "distillation": list,
+        "epochs": int,
+        "steps": int,
+        "learning_rate": float,
+        "seed": int,
+    },
+    "config_text": str,
+    "sparsity": dict,
+    "models": {"dense": MODEL, "compressed": MODEL | {"accuracy_quantized_inputs": MODEL["accuracy"]}},
+    "comparison": {
+        "unit": str,
+        "units": int,
+        "confidence": float,
+        "resamples": int,
+        "seed": int,
+        "metrics": {"accuracy": METRIC, "f1": METRIC, "matthews": METRIC},
+        "classes": {"0": PART, "1": PART},
+        "slices": dict,
+    },
+    "calibration": {
+        name: {
+            "ece": float,
+            "bins": [{"low": float, "high": float, "rows": int, "confidence": float, "accuracy": float}],
+        }
+        for name in ("dense", "compressed", "compressed_quantized_inputs")
+    },
+    "changes": {"both_right": int, "lost": int, "gained": int, "both_wrong": int},
+    "layers": [
+        {"layer": int, "heads": int, "dense_heads": int, "neurons": int, "dense_neurons": int, "sparsity": float}
+        | {"weights": str, "inputs": str}
+    ],
+    "dense_layers": int,
+    "matrices": [
+        {"name": str, "layer": int, "matrix": str, "shape": [int], "dense_shape": [int], "sparsity": float}
+        | {"weights": str, "inputs": str, "bytes": int}
+    ],
+    "tables": [{"name": str, "rows": int, "width": int, "rank": None, "weights": None}],
+    "attention": list,
+    "blocks": dict,
+}
+
+
+def departures(value, wanted, place="report"):
+    """Where a value is not of the form that is promised."""
+    if isinstance(wanted, dict):
+        if not isinstance(value, dict):
+            return [place]
+        missing = [f"{place}.{key}" for key in wanted if key not in value]
+        inside = (departures(value[key], entry, f"{place}.{key}") for key, entry in wanted.items() if key in value)
+        return [*missing, *(wrong for found in inside for wrong in found)]
+    if isinstance(wanted, list):
+        if not isinstance(value, list) or not value:
+            return [place]
+        return [wrong for entry in value for wrong in departures(entry, wanted[0], f"{place}[]")]
+    good = value is None if wanted is None else isinstance(value, wanted)
+    return [] if good else [f"{place}: {value!r}"]
+
+
+def test_the_form_of_the_json_is_kept(reported):
+    assert departures(reported[1], SCHEMA_OF) == []
+
+
+def test_intervals_are_around_the_accuracy_of_the_folder(reported):
+    results = reported[1]
+    for metric, entry in results["comparison"]["metrics"].items():
+        for name, estimate in entry["models"].items():
+            model, key = ("compressed", "accuracy_quantized_inputs") if "inputs" in name else (name, "accuracy")
+            assert estimate["value"] == pytest.approx(results["models"][model][key][metric], abs=1e-6)
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    assert sum(results["changes"].values()) == results["comparison"]["units"] == 16
+
+
+def test_each_model_answers_the_data_once(run, monkeypatch):
+    asked = []
+
+    def counted(model, *arguments):
+        asked.append(type(model).__name__)
+        return evaluate_units(model, *arguments)
+
+    monkeypatch.setattr("lit_compress.report.run.evaluate_units", counted)
+    results_of(run)
+    assert len(asked) == 3  # dense, folded, and with its quantizers
+
+
+def test_the_model_card_gets_the_results(reported):
+    run, results = reported
+    text = (run / "model" / "README.md").read_text()
+    assert f"value: {results['models']['compressed']['accuracy']['accuracy']}" in text
+    assert "library_name: transformers" in text
+    assert text.count("# Measured\n") == 1
+
+
+def test_figures_are_those_of_the_folder(reported, tiny_teacher):
+    run, results = reported
     for name, folder in (("dense", tiny_teacher), ("compressed", run / "model")):
         size = results["models"][name]["size"]["model"]
         parameters = list(AutoModelForSequenceClassification.from_pretrained(folder).parameters())
@@ -89,9 +193,9 @@ def test_figures_are_those_of_the_folder(run, tiny_teacher):
     assert all(value >= 0.75 for value in results["sparsity"].values())
 
 
-def test_accuracy_is_that_of_training(run, capsys):
+def test_accuracy_is_that_of_training(reported, capsys):
     """The student with its quantized inputs is what the run validated last."""
-    results = results_of(run)
+    run, results = reported
     capsys.readouterr()
     main(["validate", f"--config={run / 'config.yaml'}", f"--run={run}", "--ckpt_path=last"])
     shown = capsys.readouterr().out
@@ -138,7 +242,9 @@ def test_nothing_else_of_a_run_changes(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     results_of(run)
     after = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
-    assert {path: time for path, time in after.items() if path.parent.name != "report"} == before
+    card = run / "model" / "README.md"
+    changed = {path for path, time in after.items() if path.parent.name != "report" and before.get(path) != time}
+    assert changed == {card}
 
 
 def edit_config(run, edit):

@@ -1,0 +1,129 @@
+"""Runs on the same data as points: what each costs and how good it is, and the front of those that none beats."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, PAPER, bare, chart
+from lit_compress.report.pareto import pareto_front
+from lit_compress.report.sections import own_name
+from lit_compress.report.words import higher_is_better, points_of
+
+__all__ = ["Group", "groups_of", "pareto_figure"]
+
+_LABELLED = 14  # more names than that would hide the points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs whose values may be compared: same task, metric and validation rows.
+
+    Attributes:
+        task: name of the task.
+        metric: its first one.
+        source: where the validation rows come from.
+        rows: how many.
+        names: of the runs.
+        points: axis (``size``: megabytes, ``latency``: ratio to dense) to name to ``(cost, value)``; a dense model that
+            is no run itself is there as ``dense``, ``dense 2``, ...
+        fronts: axis to the names of the runs that are not beaten.
+
+    """
+
+    task: str
+    metric: str
+    source: str
+    rows: int
+    names: list[str]
+    points: dict[str, dict[str, tuple[float, float]]]
+    fronts: dict[str, list[str]]
+
+
+def groups_of(results: Mapping[str, Mapping[str, Any]]) -> list[Group]:
+    """The runs by what they were measured on, in order."""
+    by_key: dict[tuple, list[str]] = {}
+    for name, result in results.items():
+        metric = next(iter(result["models"][own_name(result)]["accuracy"]))
+        data = result["data"]
+        key = (result["task"], metric, data["source"], data["validation_rows"], data["max_length"])
+        by_key.setdefault(key, []).append(name)
+    return [_group(key, {name: results[name] for name in names}) for key, names in by_key.items()]
+
+
+def _group(key: tuple, results: Mapping[str, Mapping[str, Any]]) -> Group:
+    task, metric, source, rows, _ = key
+    points: dict[str, dict[str, tuple[float, float]]] = {"size": {}, "latency": {}}
+    denses: list[str | None] = []
+    for name, result in results.items():
+        own, dense = result["models"][own_name(result)], result["models"].get("dense")
+        points["size"][name] = _megabytes(own), own["accuracy"][metric]
+        if dense is None:
+            continue
+        batch = next(iter(own["latency_ms"]))
+        points["latency"][name] = own["latency_ms"][batch] / dense["latency_ms"][batch], own["accuracy"][metric]
+        if result["dense"] not in denses:
+            denses.append(result["dense"])
+            label = "dense" if len(denses) == 1 else f"dense {len(denses)}"
+            points["size"].setdefault(label, (_megabytes(dense), dense["accuracy"][metric]))
+            points["latency"].setdefault(label, (1.0, dense["accuracy"][metric]))
+    sign = 1 if higher_is_better(metric) else -1
+    fronts = {}
+    for axis, found in points.items():
+        names, pairs = list(found), list(found.values())
+        front = pareto_front([cost for cost, _ in pairs], [sign * value for _, value in pairs])
+        fronts[axis] = [names[number] for number in front]
+    return Group(task=task, metric=metric, source=source, rows=rows, names=list(results), points=points, fronts=fronts)
+
+
+@contextmanager
+def pareto_figure(group: Group, axis: str, label: str) -> Iterator[Figure | None]:
+    """Points and front of a group; None when there are fewer than two points."""
+    points, front = group.points[axis], group.fronts[axis]
+    points = {name: pair for name, pair in points.items() if all(map(math.isfinite, pair))}
+    if len(points) < 2:
+        yield None
+        return
+    factor = points_of(group.task, group.metric) or 1
+    with chart(height=3.6) as (figure, (axes,)):
+        pairs = [(points[name][0], factor * points[name][1]) for name in front]
+        axes.plot(*zip(*pairs, strict=True), color=ACCENT, linewidth=1.4, alpha=0.5, drawstyle="steps-post")
+        for name, (cost, value) in points.items():
+            dense, on = name not in group.names, name in front
+            color = DENSE if dense else ACCENT
+            axes.plot(cost, factor * value, "s" if dense else "o", color=color if on else PAPER, markersize=6.5,
+                      markeredgecolor=color, markeredgewidth=1.4)  # fmt: skip
+        costs = [cost for cost, _ in points.values()]
+        if max(costs) > 6 * min(costs) > 0:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+            axes.xaxis.set_minor_formatter(ScalarFormatter())
+        axes.margins(x=0.22, y=0.14)
+        for name, (x, y) in _places(points, factor).items():
+            if len(points) <= _LABELLED or name in front:
+                axes.annotate(name if len(name) < 25 else f"{name[:24]}…", (x, y), (7, 0), textcoords="offset points",
+                              va="center", fontsize=8, color=INK if name in front else MUTED)  # fmt: skip
+        axes.set_xlabel(label)
+        axes.set_ylabel(group.metric + (", points" if points_of(group.task, group.metric) else ""))
+        bare(axes, "both")
+        yield figure
+
+
+def _places(points: Mapping[str, tuple[float, float]], factor: float) -> dict[str, tuple[float, float]]:
+    """Where each name is written: beside its point, moved up where it would be on another name."""
+    values = [factor * value for _, value in points.values()]
+    gap = 0.07 * ((max(values) - min(values)) or 1)
+    places: dict[str, tuple[float, float]] = {}
+    last = -math.inf
+    for name, (cost, value) in sorted(points.items(), key=lambda entry: entry[1][1]):
+        last = max(factor * value, last + gap)
+        places[name] = cost, last
+    return places
+
+
+def _megabytes(model: Mapping[str, Any]) -> float:
+    return model["size"]["model"]["compressed_bytes"] / 1e6

@@ -1,0 +1,350 @@
+"""The parts of a report as titles, sentences, tables and names of figures: what page, Markdown and model card show."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
+
+__all__ = ["Section", "Table", "basis", "highlights", "own_name", "sections", "title_of", "verdict_lines"]
+
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text under a header; with a ``summary`` a page shows them only when asked."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    summary: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of a report.
+
+    Attributes:
+        name: for links.
+        title: headline.
+        lines: sentences.
+        figures: names of the figures that belong here, shown where they exist.
+        tables: in order.
+        code: title and text of what is shown as it is.
+
+    """
+
+    name: str
+    title: str
+    lines: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    code: tuple[tuple[str, str], ...] = ()
+
+
+def sections(results: Results) -> list[Section]:
+    """Every part that has something to say, in reading order; none for results of before version 2."""
+    if "comparison" not in results:
+        return []
+    made = [cost(results), gain(results), done(results), where(results), sureness(results), again(results)]
+    return [section for section in made if section is not None]
+
+
+def own_name(results: Results) -> str:
+    """``compressed``, or ``model`` for one that nothing was done to."""
+    return "compressed" if "compressed" in results["models"] else "model"
+
+
+def verdict_lines(results: Results) -> list[str]:
+    """What the interval of each metric says, a sentence for each."""
+    lines = []
+    for metric, entry in results["comparison"]["metrics"].items():
+        said = {name: verdict(change, results["task"], metric) for name, change in entry["differences"].items()}
+        own = said.pop(own_name(results), None)
+        lines += [f"{metric}: {own}"] if own else []
+        lines += [f"{metric}, inputs quantized too: {other}" for other in said.values() if other != own]
+    return lines
+
+
+def basis(results: Results) -> str:
+    """What the intervals are made from, in words."""
+    comparison = results["comparison"]
+    return f"{100 * comparison['confidence']:.0f} % interval, paired on {comparison['units']:,} {comparison['unit']}"
+
+
+def highlights(results: Results) -> list[tuple[str, str, str]]:
+    """Title, figure and explanation of what a reader looks for first."""
+    own, dense = results["models"][own_name(results)], results["models"].get("dense")
+    metric, value = next(iter(own["accuracy"].items()))
+    points = points_of(results["task"], metric)
+    found = [(metric, number(value, points), f"dense {number(dense['accuracy'][metric], points)}" if dense else "")]
+    full = (dense or own)["size"]
+    for part, title in (("model", "whole model"), ("encoder", "encoder")):
+        before, after = full[part]["dense_bytes"], own["size"][part]["compressed_bytes"]
+        if before != after:
+            found.append((title, f"{ratio(before, after)} smaller", f"{bytes_text(before)} → {bytes_text(after)}"))
+    batch, milliseconds = next(iter(own["latency_ms"].items()))
+    if dense:
+        before = dense["latency_ms"][batch]
+        times = f"of dense: {before:.1f} → {milliseconds:.1f} ms, eager PyTorch"
+        found.append((f"latency, batch {batch}", f"{milliseconds / before:.2f}x", times))
+    else:
+        found.append((f"latency, batch {batch}", f"{milliseconds:.1f} ms", "eager PyTorch"))
+    return found
+
+
+def cost(results: Results) -> Section:
+    """Metrics with intervals, and answers that changed."""
+    comparison, task = results["comparison"], results["task"]
+    models = list(next(iter(comparison["metrics"].values()))["models"])
+    rows = []
+    for metric, entry in comparison["metrics"].items():
+        points = points_of(task, metric)
+        cells = [_with_interval(entry["models"][name], points) for name in models]
+        cells += [_difference(difference, points) for difference in entry["differences"].values()]
+        rows.append((metric, *cells))
+    compared = [name for name in models if name != "dense"] if "dense" in models else []
+    header = (
+        "",
+        *(title_of(name) for name in models),
+        *("difference" if name == own_name(results) else f"difference, {title_of(name)}" for name in compared),
+    )
+    lines = [*verdict_lines(results)]
+    if lines:
+        lines.append(
+            f'{basis(results)[0].upper()}{basis(results)[1:]}; "no loss" only where the interval leaves one out.'
+        )
+    if changes := results.get("changes"):
+        lines.append(
+            f"{changes['lost']} {comparison['unit']} that dense answers right became wrong, {changes['gained']} became "
+            f"right; {changes['both_right']} are right in both and {changes['both_wrong']} wrong in both."
+        )
+    title = "What it cost in accuracy" if compared else "How good it is"
+    return Section(
+        name="accuracy",
+        title=title,
+        lines=tuple(lines),
+        figures=("metrics",),
+        tables=(Table(header=header, rows=rows),),
+    )
+
+
+def gain(results: Results) -> Section:
+    """Bytes and milliseconds."""
+    models = results["models"]
+    rows: list[tuple[str, ...]] = []
+    for part, title in (("encoder", "encoder linears"), ("model", "whole model")):
+        sizes = [model["size"][part] for model in models.values()]
+        full = sizes[0]["dense_bytes"]
+        rows += [
+            (f"{title}: parameters", *(f"{size['parameters']:,}" for size in sizes)),
+            (f"{title}: non-zeros", *(f"{size['nonzeros']:,}" for size in sizes)),
+            (f"{title}: values", *(f"{bytes_text(s['value_bytes'])} ({ratio(full, s['value_bytes'])})" for s in sizes)),
+            (
+                f"{title}: values + index",
+                *(f"{bytes_text(s['compressed_bytes'])} ({ratio(full, s['compressed_bytes'])})" for s in sizes),
+            ),
+        ]
+    for batch in next(iter(models.values()))["latency_ms"]:
+        cells = [
+            f"{m['latency_ms'][batch]:.1f} ms (" + " to ".join(f"{v:.1f}" for v in m["latency_spread_ms"][batch]) + ")"
+            for m in models.values()
+        ]
+        rows.append((f"latency, batch {batch} × {results['data']['max_length']} tokens", *cells))
+    return Section(
+        name="gain",
+        title="What it gained",
+        lines=(
+            "Bytes are those of non-zeros in their stored type, with one bit per position where a matrix is stored "
+            "sparsely, and scales; in brackets how many times less than the first column in fp32. The exported folder "
+            "itself stores fp32 with zeros.",
+            "Latency is the median of eager PyTorch (in brackets from the fastest to the slowest tenth), where zeros "
+            "and int8 grids save no time; only what is physically smaller does.",
+        ),
+        figures=("size", "latency"),
+        tables=(Table(header=("", *models), rows=rows),),
+    )
+
+
+def done(results: Results) -> Section:
+    """Strategies, and what became of layers, matrices and tables."""
+    settings = results["settings"]
+    lines = [f"{entry['name']}: {settings_text(entry['settings'])}" for entry in settings["compression"]]
+    lines += [f"{entry['name']}: {settings_text(entry['settings'])}" for entry in settings["distillation"]]
+    kept, before = len(results["layers"]), results["dense_layers"]
+    if before and kept != before:
+        lines.append(f"{kept} of {before} layers are left.")
+    if results["attention"]:
+        lines.append(f"Attention computes with quantized tensors in {len(results['attention'])} layers.")
+    layers = _merged(
+        (
+            "–" if row["layer"] is None else str(row["layer"]),
+            _of(row["heads"], row["dense_heads"]),
+            _of(row["neurons"], row["dense_neurons"]),
+            f"{row['sparsity']:.1%}",
+            row["weights"],
+            row["inputs"],
+        )
+        for row in results["layers"]
+    )
+    matrices = [
+        (
+            matrix["name"],
+            _shape(matrix["shape"])
+            + (f" of {_shape(matrix['dense_shape'])}" if matrix["dense_shape"] not in (None, matrix["shape"]) else ""),
+            f"{matrix['sparsity']:.1%}",
+            matrix["weights"] or "fp32",
+            matrix["inputs"] or "fp32",
+            bytes_text(matrix["bytes"]),
+        )
+        for matrix in results["matrices"]
+    ]
+    tables = [
+        (
+            table["name"],
+            f"{table['rows']:,} × {table['width']}",
+            str(table["rank"] or "full"),
+            table["weights"] or "fp32",
+        )
+        for table in results["tables"]
+    ]
+    made = [Table(header=("layer", "heads", "feed-forward neurons", "zeros", "weights", "inputs"), rows=layers)]
+    if tables:
+        made.append(Table(header=("embedding table", "rows × width", "rank", "weights"), rows=tables))
+    header = ("matrix", "shape", "zeros", "weights", "inputs", "values + index")
+    made.append(Table(header=header, rows=matrices, summary=f"All {len(matrices)} matrices"))
+    return Section(
+        name="layers",
+        title="What was done to which layer",
+        lines=tuple(lines) or ("Nothing was compressed.",),
+        figures=("sparsity", "blocks"),
+        tables=tuple(made),
+    )
+
+
+def where(results: Results) -> Section | None:
+    """Classes and slices."""
+    comparison, name = results["comparison"], own_name(results)
+    tables, count = [], 0
+    for part, title in (("classes", "class"), ("slices", "slice")):
+        if not comparison[part]:
+            continue
+        shown = list(next(iter(comparison[part].values()))["metrics"])
+        rows = []
+        for label, entry in comparison[part].items():
+            cells = [_own_and_change(entry["metrics"][metric], name, results["task"], metric) for metric in shown]
+            rows.append((label, f"{entry['units']:,}", *cells))
+        count += len(rows) * len(shown)
+        tables.append(Table(header=(title, "how many", *shown), rows=rows))
+    if not tables:
+        return None
+    lines = ()
+    if any(entry["differences"] for entry in comparison["metrics"].values()):
+        lines = (
+            "The model's own value, and in brackets the interval of its difference to dense, both in points.",
+            f"Of {count} such intervals about {amount(count * (1 - comparison['confidence']))} leave out 0 by chance.",
+        )
+    return Section(name="where", title="Where it lost", lines=lines, figures=("parts",), tables=tuple(tables))
+
+
+def sureness(results: Results) -> Section | None:
+    """Calibration."""
+    if not results["calibration"]:
+        return None
+    rows = [(title_of(name), f"{100 * model['ece']:.2f}") for name, model in results["calibration"].items()]
+    return Section(
+        name="calibration",
+        title="How sure it is",
+        lines=(
+            "A model that is 80 % sure should be right in 80 % of such cases: the dashed line. Larger dots: more rows.",
+        ),
+        figures=("calibration",),
+        tables=(Table(header=("", "expected calibration error, points"), rows=rows),),
+    )
+
+
+def again(results: Results) -> Section:
+    """Commands, configuration, machine."""
+    settings = results["settings"]
+    fit = shlex.join(["lit_compress", "fit", "--config", results["config"], "--run", "NEW_RUN"])
+    facts = [
+        ("started from", settings["pretrained"]),
+        ("compared with", results["dense"]),
+        ("validation data", results["data"]["source"]),
+        ("validation rows", f"{results['data']['validation_rows']:,}"),
+        ("epochs", settings["epochs"]),
+        ("learning rate", settings["learning_rate"]),
+        ("seed", settings["seed"]),
+        *results["machine"].items(),
+    ]
+    comparison = results["comparison"]
+    return Section(
+        name="again",
+        title="How to repeat it",
+        lines=(
+            f"Intervals: paired bootstrap, {comparison['resamples']:,} resamples of {comparison['units']:,} "
+            f"{comparison['unit']}, seed {comparison['seed']}, percentiles. They are about other data of this kind, "
+            "not about other seeds of the training.",
+        ),
+        tables=(Table(header=("", ""), rows=[(key, str(value)) for key, value in facts if value is not None]),),
+        code=(("Train again", fit), ("This report", results["command"]), ("Configuration", results["config_text"])),
+    )
+
+
+def _merged(rows: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Layers that follow each other and say the same, as one row."""
+    merged = []
+    for cells, group in groupby(rows, key=lambda row: row[1:]):
+        names = [row[0] for row in group]
+        merged.append((names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}", *cells))
+    return merged
+
+
+def _with_interval(estimate: Mapping[str, Any], points: float | None) -> str:
+    if estimate["low"] is None:
+        return number(estimate["value"], points)
+    return (
+        f"{number(estimate['value'], points)} ({number(estimate['low'], points)} to {number(estimate['high'], points)})"
+    )
+
+
+def _difference(estimate: Mapping[str, Any], points: float | None) -> str:
+    return f"{_signed(estimate['value'], points)} ({_range(estimate, points)})"
+
+
+def _own_and_change(entry: Mapping[str, Any], name: str, task: str, metric: str) -> str:
+    points = points_of(task, metric)
+    own = number(entry["models"][name]["value"], points)
+    change = entry["differences"].get(name)
+    return f"{own} ({_range(change, points)})" if change else own
+
+
+def _range(estimate: Mapping[str, Any], points: float | None) -> str:
+    if estimate["low"] is None:
+        return "–"
+    return f"{_signed(estimate['low'], points)} to {_signed(estimate['high'], points)}"
+
+
+def _signed(value: float | None, points: float | None) -> str:
+    if value is None:
+        return "–"
+    scaled = value * (points or 1)
+    digits = 1 if points is not None else 2
+    return f"{0.0:.{digits}f}" if round(scaled, digits) == 0 else f"{scaled:+.{digits}f}".replace("-", "−")
+
+
+def title_of(model: str) -> str:
+    """What a model is called in tables and charts."""
+    return "inputs quantized too" if model == "compressed_quantized_inputs" else model
+
+
+def _of(count: int | None, full: int | None) -> str:
+    if count is None:
+        return "–"
+    return f"{count:,} of {full:,}" if full not in (None, count) else f"{count:,}"
+
+
+def _shape(shape: list[int]) -> str:
+    return " × ".join(f"{length:,}" for length in shape)

@@ -1,0 +1,95 @@
+import json
+import os
+import re
+import shutil
+
+import pytest
+from report.results import HOSTILE, results
+
+from lit_compress.cli import main
+from lit_compress.errors import UserError
+from lit_compress.report import compare as module
+from lit_compress.report.compare import compare_runs
+
+
+@pytest.fixture(scope="session")
+def compared(finished, tmp_path_factory):
+    """Two copies of a run, of which one has a report already, and their comparison."""
+    root = tmp_path_factory.mktemp("compared")
+    for name in ("measured", "known"):
+        shutil.copytree(finished, root / name)
+    known = results(run="runs/known")
+    (root / "known" / "report").mkdir()
+    (root / "known" / "report" / "report.json").write_text(json.dumps(known))
+    main(["compare", str(root / "measured"), str(root / "known"), f"--output={root / 'out'}"])
+    return root
+
+
+def test_both_runs_are_in_all_three_files(compared):
+    found = json.loads((compared / "out/report.json").read_text())
+    assert list(found) == ["measured", "known"]
+    assert found["known"]["models"] == results()["models"]
+    assert (compared / "measured/report/report.html").is_file()
+    for name in ("report.md", "report.html"):
+        text = (compared / "out" / name).read_text()
+        assert "measured" in text
+        assert "known" in text
+        assert "loses between 1.0 and 3.0 points" in text
+
+
+def test_other_data_is_not_on_the_same_front(compared):
+    found = json.loads((compared / "out/report.json").read_text())
+    # 16 rows of one file and 400 of another: each is compared with its own dense model alone.
+    text = (compared / "out/report.html").read_text()
+    assert len(re.findall(r'<section id="group-\d+"', text)) == 2
+    assert set(found["known"]["pareto"]) == {"size", "latency"}
+
+
+def test_the_page_has_a_front_for_size_and_latency(compared):
+    text = (compared / "out/report.html").read_text()
+    assert {"figure-size-0", "figure-latency-0"} <= set(re.findall(r'id="(figure-[^"]+)"', text))
+    assert HOSTILE not in text
+
+
+def test_nothing_is_measured_twice(compared, monkeypatch):
+    monkeypatch.setattr(module, "measure_run", None)
+    compare_runs([str(compared / "measured"), str(compared / "known")], str(compared / "again"))
+    assert (compared / "again/report.md").is_file()
+
+
+@pytest.mark.parametrize("change", ["older", "damaged", "earlier version"])
+def test_a_report_that_is_not_up_to_date_is_made_again(change, compared, tmp_path, monkeypatch):
+    run = shutil.copytree(compared / "known", tmp_path / "run")
+    saved = run / "report" / "report.json"
+    if change == "older":
+        os.utime(saved, (0, 0))
+    else:
+        saved.write_text("{" if change == "damaged" else json.dumps(results(schema=1)))
+    asked = []
+
+    def measured(*arguments, **options):
+        asked.append(arguments[0])
+        return results()
+
+    monkeypatch.setattr(module, "measure_run", measured)
+    compare_runs([str(run)], str(tmp_path / "out"))
+    assert asked == [run]
+
+
+def test_two_runs_of_one_name_are_told_apart(compared, monkeypatch):
+    monkeypatch.chdir(compared)
+    for folder in ("one", "two"):
+        shutil.copytree("known", f"{folder}/student")
+    compare_runs(["one/student", "two/student/"], "both")
+    assert list(json.loads((compared / "both/report.json").read_text())) == ["one/student", "two/student"]
+
+
+def test_a_run_given_twice(compared):
+    with pytest.raises(UserError, match="names a run twice"):
+        compare_runs([str(compared / "known"), str(compared / "known") + "/"], "out")
+
+
+def test_no_such_run(tmp_path):
+    with pytest.raises(SystemExit, match=r"--run.*nowhere"):
+        main(["compare", str(tmp_path / "nowhere"), f"--output={tmp_path / 'out'}"])
+    assert not (tmp_path / "out").exists()

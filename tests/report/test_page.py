@@ -1,0 +1,183 @@
+"""The page is whole, self-contained and safe; Markdown and pictures come from the same results."""
+
+import copy
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from report.results import HOSTILE, IMAGE, MATH, results
+
+from lit_compress.report.card import markdown
+from lit_compress.report.drawing import pixels, svg
+from lit_compress.report.figures import FIGURES, figures
+from lit_compress.report.page import page
+from lit_compress.report.sections import sections
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Elements(HTMLParser):
+    """Every element of a page, and whether each is closed where it must be."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.open, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def parsed(text):
+    elements = Elements()
+    elements.feed(text)
+    assert elements.open == []
+    return elements
+
+
+def drawn(given):
+    return {name: (described, svg(figure, name, described)) for name, described, figure in figures(given)}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    given = results()
+    return parsed(page(given, drawn(given)))
+
+
+def test_every_part_and_every_figure_is_there(whole):
+    ids = {attributes.get("id") for _, attributes in whole.found}
+    assert ids >= {part.name for part in sections(results())}
+    assert ids >= {f"figure-{name}" for name in FIGURES}
+    assert sum(tag == "svg" for tag, _ in whole.found) == len(FIGURES)
+
+
+def test_nothing_is_loaded_and_nothing_runs(whole):
+    for tag, attributes in whole.found:
+        assert tag not in ("script", "iframe", "object", "embed", "img", "base", "form")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("href", "src", "xlink:href"):
+                assert value.startswith(("#", "data:"))
+    policy = next(attributes for tag, attributes in whole.found if attributes.get("http-equiv"))
+    assert policy["content"].startswith("default-src 'none'")
+
+
+def test_hostile_names_are_shown_as_they_are(whole):
+    for text in (HOSTILE, IMAGE, MATH, f"report --run '{HOSTILE}'"):
+        assert text in whole.text
+
+
+def test_hostile_names_in_markdown():
+    text = markdown(results(), list(FIGURES))
+    inside = text.split("Configuration:")[0]
+    outside_code = "\n".join(inside.split("```")[::2])
+    assert "<script" not in outside_code.replace(f"`lit_compress report --run '{HOSTILE}'`", "")
+    assert "<img" not in outside_code
+    # The text of a configuration cannot end the block that it stands in.
+    assert text.count("\n````\n") == 2
+    rows = [line for line in text.splitlines() if "{{ 7 * 7 }}" in line and line.startswith("|")]
+    assert rows
+    assert all(r"\|" in row for row in rows)
+
+
+def test_ids_in_figures_do_not_meet(whole):
+    ids = [attributes["id"] for _, attributes in whole.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_same_results_give_the_same_page():
+    given = results()
+    assert page(given, drawn(given)) == page(given, drawn(given))
+
+
+def test_figures_in_colors_of_the_page():
+    for _, text in drawn(results()).values():
+        assert "var(--" in text
+        assert "#1f2430" not in text
+
+
+def test_pictures_have_content():
+    for name, _, figure in figures(results()):
+        image = pixels(figure)
+        assert image.dtype == np.uint8
+        assert image.shape[2] == 3, name
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10, name
+
+
+def alone():
+    """Without a dense model."""
+    given = results(calibration={}, changes=None, dense=None, dense_layers=None)
+    del given["models"]["dense"]
+    for entries in (
+        given["comparison"]["metrics"],
+        *(part["metrics"] for kind in ("classes", "slices") for part in given["comparison"][kind].values()),
+    ):
+        for entry in entries.values():
+            del entry["models"]["dense"]
+            entry["differences"] = {}
+    return given
+
+
+def untouched():
+    """A model that nothing was done to."""
+    given = alone()
+    given["models"] = {"model": given["models"]["compressed"]}
+    for entry in given["comparison"]["metrics"].values():
+        entry["models"] = {"model": entry["models"]["compressed"]}
+    given["comparison"] |= {"classes": {}, "slices": {}}
+    settings = given["settings"] | {"compression": []}
+    return given | {"sparsity": {}, "blocks": {}, "settings": settings}
+
+
+def language_model():
+    """Perplexity has no points, and there are no classes."""
+    given = copy.deepcopy(results(task="masked_lm", labels=None, calibration={}, changes=None))
+    metrics = {"perplexity": estimates_of_perplexity(), "accuracy": given["comparison"]["metrics"]["accuracy"]}
+    given["comparison"] |= {"metrics": metrics, "classes": {}, "slices": {}, "unit": "sequences"}
+    for model in given["models"].values():
+        model["accuracy"] = {"perplexity": 12.5, "accuracy": 0.4}
+    return given
+
+
+def estimates_of_perplexity():
+    numbers = {"value": 12.5, "low": 11.0, "high": 14.0}
+    return {"models": {"dense": numbers, "compressed": numbers}, "differences": {"compressed": dict(numbers, low=-1.0)}}
+
+
+@pytest.mark.parametrize(
+    ("make", "missing"),
+    [
+        (alone, {"metrics", "parts", "calibration"}),
+        (untouched, {"metrics", "parts", "calibration", "sparsity", "blocks"}),
+        (language_model, {"parts", "calibration"}),
+    ],
+)
+def test_what_has_no_meaning_is_left_out(make, missing):
+    given = make()
+    figures_of = drawn(given)
+    assert set(figures_of) == set(FIGURES) - missing
+    text = parsed(page(given, figures_of)).text
+    assert "None" not in text
+    assert "nan" not in text
+    markdown(given, list(figures_of))
+
+
+def test_layers_that_say_the_same_are_one_row(whole):
+    assert "0 to 1" in whole.text
+    assert "1 of 2" in whole.text
+    assert "2 of 3 layers are left" in whole.text
+
+
+def test_the_verdict_stands_first(whole):
+    assert "Accuracy: loses between 1.0 and 3.0 points (95 % interval, paired on 400 rows)." in whole.text
