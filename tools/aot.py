@@ -78,6 +78,8 @@ class Evidence:
     loop_copies: int
     loop_loads: list[str]  # synchronous loads in the main loop, by width
     loop_shared_stores: list[str]  # by width
+    loop_shared_loads: int  # of single numbers, not of whole fragments
+    loop_barriers: int
     in_flight: int | None  # groups of copies that the loop does not wait for
     registers: int | None
     spills: int | None
@@ -255,6 +257,8 @@ def examine(job: Job) -> Evidence:
         loop_copies=len(re.findall(r"cp\.async\.c[ag]\.", loop)),
         loop_loads=sorted(set(re.findall(r"ld\.global[\w.:]*?((?:v\d\.)?[bfsu]\d+)", loop))),
         loop_shared_stores=sorted(set(re.findall(r"st\.shared[\w.:]*?((?:v\d\.)?[bfsu]\d+)", loop))),
+        loop_shared_loads=len(re.findall(r"\bld\.shared", loop)),
+        loop_barriers=len(re.findall(r"\bbar\.sync|\bbarrier\.", loop)),
         in_flight=min(map(int, waits)) if waits else None,
         **machine,
     )

@@ -104,12 +104,7 @@ def product_launch(rows: int, outputs: int, inputs: int, tile: tuple[int, int, i
         device: where it runs.
 
     """
-    name, capability, processors = _device(device.type, device.index)
-    bucket = max(16, _power_of_two(rows))
-    for entry in _measured().get(name, []):
-        if entry["shape"] == [bucket, outputs, inputs, *tile]:
-            return Product(**entry["launch"])
-    return _rule(bucket, outputs, tile, capability, processors)
+    return _chosen(max(16, _power_of_two(rows)), outputs, inputs, tile, device.type, device.index)
 
 
 def attention_launch(max_seqlen: int, head_dim: int, element_bytes: int, device: torch.device) -> Attention:
@@ -159,6 +154,17 @@ def shipped_attention(capability: tuple[int, int]) -> Iterator[tuple[int, Attent
     for head_dim in (16, 32, 64, 80, 128):
         for longest in (64, 512):
             yield head_dim, _attention_rule(longest, head_dim, 2, capability)
+
+
+@cache
+def _chosen(
+    bucket: int, outputs: int, inputs: int, tile: tuple[int, int, int], kind: str, index: int | None
+) -> Product:
+    name, capability, processors = _device(kind, index)
+    for entry in _measured().get(name, []):
+        if entry["shape"] == [bucket, outputs, inputs, *tile]:
+            return Product(**entry["launch"])
+    return _rule(bucket, outputs, tile, capability, processors)
 
 
 def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple[int, int], processors: int) -> Product:

@@ -123,21 +123,24 @@ def kernel(
             w_at += BLOCK_K
     else:
         blocks: tl.constexpr = BLOCK_K // WIDTH
+        tl.static_assert(blocks <= 4, "a chunk holds at most four blocks")
         tile = tile_n * BLOCK_N // ROWS
         row = tile_n * BLOCK_N % ROWS + tl.arange(0, BLOCK_N)
         first = tl.load(offsets + tile)
         last = tl.load(offsets + tile + 1)
         w_at = values + (first.to(tl.int64) * ROWS + row)[:, None] * BLOCK_K + lane[None, :]
-        column_at = columns + first * blocks + lane // WIDTH
-        # Known one chunk ahead: a load of indices inside the loop would take half of the pipeline's buffers.
-        column = tl.load(column_at)
+        column_at = columns + first * blocks
+        # Known one chunk ahead: indices that are loaded where they are used would take half of the pipeline's buffers.
+        # And one number after the other: a vector would have to pass through shared memory, behind a barrier.
+        a, b, c, d = _load_columns(column_at, blocks)
         for _ in range(first, last):
             # What the compiler has to know to copy 16 bytes at a time.
+            column = tl.where(lane < 2 * WIDTH, tl.where(lane < WIDTH, a, b), tl.where(lane < 3 * WIDTH, c, d))
             k = tl.max_contiguous(tl.multiple_of(column * WIDTH + lane % WIDTH, WIDTH), WIDTH)
             x = tl.load(q_rows + k[None, :])
             w = tl.load(w_at)
             column_at += blocks
-            column = tl.load(column_at)
+            a, b, c, d = _load_columns(column_at, blocks)
             total = _add_product(x, w, total, SWAP, kind)
             w_at += ROWS * BLOCK_K
 
@@ -163,6 +166,15 @@ def kernel(
     else:
         _finish(total, m[:, None], n[None, :], q_scale, w_scale, bias, residual, out, out_scale, rows, outputs,
                 PER_ROW, ACTIVATION)  # fmt: skip
+
+
+@triton.jit
+def _load_columns(at, blocks: tl.constexpr):
+    a = tl.load(at)
+    b = tl.load(at + 1) if blocks > 1 else a
+    c = tl.load(at + 2) if blocks > 2 else a
+    d = tl.load(at + 3) if blocks > 3 else b
+    return a, b, c, d
 
 
 @triton.jit

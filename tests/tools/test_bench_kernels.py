@@ -1,0 +1,63 @@
+"""The benchmark of the kernels, as far as a machine without a GPU can tell."""
+
+import pytest
+import torch
+
+from lit_compress.ops import reference
+from tools.bench import kernels as bench
+from tools.bench.kernel_plots import Curve, break_even, roofline
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
+    with pytest.raises(SystemExit, match="no CUDA device") as stopped:
+        bench.kernels(output=tmp_path / "results.csv")
+
+    assert stopped.value.code not in (0, None)
+    assert "\n" not in str(stopped.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("format", "height", "width"), [("tall_blocks", 128, 32), ("blocks", 64, 64)])
+def test_sparse_weights_keep_the_blocks_they_say(format, height, width):
+    weight = torch.randn(256, 768)
+
+    sparse = bench.packed(weight, format, 0.5, torch.int8)
+
+    dense = reference.dense_values(sparse.values, sparse.columns, sparse.offsets, 256, 768)
+    whole = reference.quantize_rows(weight, torch.int8)[0].float()
+    blocks = dense.reshape(256 // height, height, 768 // width, width).ne(0).any(3).any(1)
+    kept = blocks.repeat_interleave(height, 0).repeat_interleave(width, 1)
+    assert sparse.sparsity == 0.5
+    assert blocks.sum(1).tolist() == [768 // width // 2] * (256 // height)
+    assert torch.equal(dense, whole * kept)
+
+
+def test_a_wrong_result_stops_the_benchmark():
+    with pytest.raises(SystemExit, match="gate: product is off"):
+        bench.gate("product", torch.ones(3), torch.full((3,), 1.1))
+    with pytest.raises(SystemExit, match="nan"):
+        bench.gate("product", torch.full((3,), torch.nan), torch.ones(3))
+
+
+def test_pictures_are_drawn(tmp_path):
+    formats = {"dense": [(0.0, 10.0)], "tall_blocks": [(0.5, 7.0), (0.0, 12.0)]}
+    curve = Curve(title="up", rows=128, formats=formats, baselines={"bf16": 20.0})
+
+    break_even([curve, curve], tmp_path / "a.png")
+    roofline(list(bench.of_roofline(curve, 3072, 768)), 4e12, 1e15, tmp_path / "b.png")
+
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_bounds_of_the_project_are_in_the_table():
+    seconds = {name: [1.0, 1.0] for name in ("dense 0%", "tall_blocks 50%", "tall_blocks 67%", "_scaled_mm fp8")}
+
+    rows = {(row.case, row.baseline): row.target for row in bench.comparisons("down", 128, seconds, {})}
+
+    assert rows == {
+        ("down 128 dense 0%", "_scaled_mm fp8"): 1 / 0.85,
+        ("down 128 tall_blocks 50%", "dense 0%"): 1.0,
+        ("down 128 tall_blocks 67%", "dense 0%"): 0.5,
+    }
