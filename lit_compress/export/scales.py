@@ -75,7 +75,7 @@ def calibrate(
         with _inputs({name: model.get_submodule(name) for name in names}) as inputs:
             model(**batch)
         real = batch["attention_mask"].bool() if "attention_mask" in batch else None
-        for name, x in inputs.items():
+        for name, x in inputs:
             rows = x[real] if real is not None and x.shape[:-1] == real.shape else x
             largest[name] = max(largest.get(name, 0.0), _quantile(rows.abs().flatten().float(), share))
     if wrong := [name for name, value in largest.items() if not 0 < value < float("inf")]:
@@ -122,11 +122,11 @@ def _largest(grid: Mapping[str, Any], spec: Mapping[str, Any]) -> float | None:
 
 
 @contextmanager
-def _inputs(linears: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """The last input of each module, while the block lasts."""
-    seen: dict[str, Tensor] = {}
+def _inputs(linears: Mapping[str, nn.Module]) -> Iterator[list[tuple[str, Tensor]]]:
+    """Names and inputs of each call of each module, while the block lasts; a layer that is repeated has several."""
+    seen: list[tuple[str, Tensor]] = []
     handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))  # type: ignore[misc]
+        module.register_forward_hook(lambda _, inputs, __, name=name: seen.append((name, inputs[0])))  # type: ignore[misc]
         for name, module in linears.items()
     ]
     try:

@@ -105,7 +105,18 @@ def test_of_several_batches_the_largest_range_counts():
     batches = [batch(), {"input_ids": torch.full((1, 3), 5)}]
     single = [calibrate(model, [one], names) for one in batches]
     assert calibrate(model, batches, names) == {name: max(one[name] for one in single) for name in names}
-    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_layer_that_is_repeated_counts_every_time():
+    model = build("albert")
+    (name,) = [name for name in layers_of_static_inputs(model) if name.endswith("ffn_output")]
+    seen = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, x, __: seen.append(x[0].abs().max().item()))
+    found = calibrate(model, [batch()], [name], share=1.0)
+    assert len(seen) == 3
+    assert found[name] == max(seen)
+    handle.remove()
 
 
 def test_inputs_without_a_range_are_refused():
