@@ -99,7 +99,8 @@ class SmallerModel(HfQuantizer):
         if entry.packed is not None:
             model.config.quantization_config = {"quant_method": METHOD, "shapes": shapes, "packed": entry.packed}
             check_packed(model)
-            fuse(model)
+            # Before 5.23 Transformers leaves what is packed in the precision of the file, norms and embeddings too.
+            fuse(model.to(model.config.dtype or model.dtype))  # type: ignore[arg-type]
         return model
 
     def is_serializable(self) -> bool:
