@@ -28,7 +28,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """A header, then a row for each case and shape; what does not depend on the shape is said once."""
     first = results["cases"][0]["times"]
     table: list[tuple[str, ...]] = [
-        ("model", "engine", "file", "memory", "differs", "batch x tokens", "ms", "p90", "rows/s", "x")
+        ("model", "engine", "file", "memory", "differs", "size", "ms", "p90", "rows/s", "x")
     ]
     for case in results["cases"]:
         memory, difference = case["memory_bytes"], case["difference"]
@@ -57,13 +57,16 @@ def print_results(results: dict[str, Any]) -> None:
     header, *lines = rows(results)
     table = Table()
     for index, column in enumerate(header):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=index > 1)
+        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
     for line in lines:
         if line[0] and table.row_count:
             table.add_section()
         table.add_row(*line)
     console = Console()
-    console.print(table)
+    # Cut to a narrow window, the columns that say what was measured would be the first to go.
+    Console(width=max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)).print(
+        table
+    )
     console.print("\n".join(NOTES), style="dim", markup=False)
     machine = results["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("device", "threads"))

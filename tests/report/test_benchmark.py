@@ -164,6 +164,14 @@ def test_the_table_says_what_was_measured(capsys):
     assert "a processor, 2 threads; torch 2.13" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("width", ["30", "80", "300"])
+def test_no_window_is_too_narrow_for_what_was_measured(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
+    print_results(results())
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("dense", "onnxruntime model", "1.0e-03", "4.00", "250.0"))
+
+
 def test_figures_as_files(tmp_path):
     save_results(results(), tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text()) == results()
