@@ -66,7 +66,7 @@ def test_what_was_not_quantized_is_rounded_with_a_range_per_token(tokenizer, tmp
 def test_layers_of_several_kinds(tokenizer, tmp_path):
     model = quantized("bert", "uint8")
     layers = make_compressible(model, list(layer_linears(model)))
-    first = list(layers)[0]
+    first = next(iter(layers))
     layers[first].input_quantizer = layers[first].weight_quantizer = None
     layers[list(layers)[1]].input_quantizer = None
     write(from_student(model, tokenizer), tmp_path / "out", "compressed-tensors")
