@@ -4,6 +4,7 @@ import ctypes
 import errno
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -85,11 +86,11 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
                 shutil.rmtree(retired.parent)
         else:
             staging.rename(target)
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        if (number := _error_number(error)) not in _FULL:
             raise
         raise UserError(
-            f"output {str(target)!r} cannot be written: {error.strerror}; make room, or choose another --output"
+            f"output {str(target)!r} cannot be written: {os.strerror(number)}; make room, or choose another --output"
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -116,6 +117,12 @@ def _temporary(target: Path, make) -> Path:
         raise UserError(
             f"output {str(target)!r} cannot be written: {error.strerror}; choose another --output"
         ) from error
+
+
+def _error_number(error: Exception) -> int:
+    """Of the operating system; 0 for other errors. Libraries in Rust give it in words."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else getattr(error, "errno", None) or 0
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -59,6 +59,8 @@ def _write(
     core = openvino.Core()
     # Read by the runtime itself: its converter for PyTorch modules reports its use over the network.
     converted = core.read_model(graph)
+    for output, output_name in zip(converted.outputs, form.outputs, strict=True):
+        output.get_tensor().set_names({output_name})  # beside it the reader keeps names of its own
     openvino.save_model(converted, path, compress_to_fp16=False)
     del converted
     graph.unlink()

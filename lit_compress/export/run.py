@@ -5,8 +5,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.files import atomic_folder
@@ -74,10 +72,7 @@ def write(
     """
     fill = _writer(writer) if isinstance(writer, str) else writer
     with atomic_folder(output, overwrite) as staging:
-        try:
-            fill(folded, staging)
-        except SafetensorError as error:  # its writer turns every failure of the disk into one of its own
-            raise UserError(f"output {str(output)!r} cannot be written: {error}; choose another --output") from error
+        fill(folded, staging)
     return Path(output)
 
 
