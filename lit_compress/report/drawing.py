@@ -98,7 +98,7 @@ def svg(figure: Figure, name: str, described: str) -> str:
 
     """
     file = io.StringIO()
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}), _quiet():
+    with matplotlib.rc_context(_STYLE), matplotlib.rc_context({"svg.hashsalt": name}), _quiet():
         figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
