@@ -122,16 +122,14 @@ def _parts(
         own = {name: results[name] for name in group.names}
         # The metric is in the title.
         shown = [(row[0], *row[2:]) for row in comparison_rows(own)]
-        title = f"{group.task.replace('_', ' ')}: {group.metric} on {group.rows:,} rows of {group.source}"
+        title = f"{group.task.replace('_', ' ').capitalize()}: {group.metric} on {group.rows:,} rows of {group.source}"
         unbeaten = {name for names in group.fronts.values() for name in names}
         front = [name for name in group.names if name in unbeaten]
         lines = (f"Worth having, because no other run is better in both: {', '.join(front)}.",) if front[1:] else ()
         tables = (Table(header=(HEADER[0], *HEADER[2:]), rows=shown), _metrics(own))
         parts.append(Section(name=f"group-{index}", title=title, lines=lines, figures=tuple(figures), tables=tables))
-    made = [(name, _how(result["settings"]), result["run"]) for name, result in results.items()]
-    parts.append(
-        Section(name="made", title="How each was made", tables=(Table(header=("", "what", "run"), rows=made),))
-    )
+    made = tuple(f"{name}: {_how(result['settings'])}" for name, result in results.items())
+    parts.append(Section(name="made", title="How each was made", lines=made))
     machines = {", ".join(f"{k} {v}" for k, v in result["machine"].items()) for result in results.values()}
     commands = tuple((name, result["command"]) for name, result in results.items())
     parts.append(Section(name="again", title="How to repeat it", lines=tuple(sorted(machines)), code=commands))

@@ -98,8 +98,7 @@ def svg(figure: Figure, name: str, described: str) -> str:
 
     """
     file = io.StringIO()
-    style: Any = _STYLE | {"svg.hashsalt": name}
-    with matplotlib.rc_context(style), _quiet():
+    with matplotlib.rc_context(_STYLE), matplotlib.rc_context({"svg.hashsalt": name}), _quiet():
         figure.savefig(file, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]

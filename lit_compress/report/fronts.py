@@ -1,13 +1,14 @@
 """Runs on the same data as points: what each costs and how good it is, and the front of those that none beats."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.pareto import pareto_front
@@ -16,7 +17,7 @@ from lit_compress.report.words import higher_is_better, points_of
 
 __all__ = ["Group", "groups_of", "pareto_figure"]
 
-_LABELLED = 14  # more names than that would hide the points
+_LETTER = 0.0175  # width of a letter as a share of the chart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,29 +101,48 @@ def pareto_figure(group: Group, axis: str, label: str) -> Iterator[Figure | None
         costs = [cost for cost, _ in points.values()]
         if max(costs) > 6 * min(costs) > 0:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(ScalarFormatter())
-            axes.xaxis.set_minor_formatter(ScalarFormatter())
-        axes.margins(x=0.22, y=0.14)
-        for name, (x, y) in _places(points, factor).items():
-            if len(points) <= _LABELLED or name in front:
-                axes.annotate(name if len(name) < 25 else f"{name[:24]}…", (x, y), (7, 0), textcoords="offset points",
-                              va="center", fontsize=8, color=INK if name in front else MUTED)  # fmt: skip
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.2, y=0.16)
+        _write_names(axes, {name: (cost, factor * value) for name, (cost, value) in points.items()}, front)
         axes.set_xlabel(label)
         axes.set_ylabel(group.metric + (", points" if points_of(group.task, group.metric) else ""))
         bare(axes, "both")
         yield figure
 
 
-def _places(points: Mapping[str, tuple[float, float]], factor: float) -> dict[str, tuple[float, float]]:
-    """Where each name is written: beside its point, moved up where it would be on another name."""
-    values = [factor * value for _, value in points.values()]
-    gap = 0.07 * ((max(values) - min(values)) or 1)
-    places: dict[str, tuple[float, float]] = {}
-    last = -math.inf
-    for name, (cost, value) in sorted(points.items(), key=lambda entry: entry[1][1]):
-        last = max(factor * value, last + gap)
-        places[name] = cost, last
-    return places
+def _write_names(axes: Axes, points: Mapping[str, tuple[float, float]], front: Sequence[str]) -> None:
+    """Write each name beside its point, where it hides no point and no other name; else it is left to the table.
+
+    Above and left are tried first, where the line of the front is not; names on the front choose first.
+    """
+    axes.autoscale_view()
+    to_share = axes.transData + axes.transAxes.inverted()
+    at = {name: to_share.transform(pair) for name, pair in points.items()}
+    taken = [(x - 0.015, y - 0.025, x + 0.015, y + 0.025) for x, y in at.values()]
+    for name in sorted(points, key=lambda name: name not in front):
+        text = name if len(name) < 25 else f"{name[:24]}…"
+        x, y = at[name]
+        wide, high = _LETTER * len(text), 0.055
+        for left, bottom in (
+            (x - wide / 2, y + 0.03),
+            (x - 0.022 - wide, y - high / 2),
+            (x + 0.022, y - high / 2),
+            (x - wide / 2, y - 0.03 - high),
+        ):
+            box = (left, bottom, left + wide, bottom + high)
+            if box[0] > 0 and box[2] < 1 and not any(_overlap(box, other) for other in taken):
+                color = INK if name in front else MUTED
+                middle = (left, bottom + high / 2)
+                axes.annotate(text, middle, xycoords="axes fraction", va="center", fontsize=9, color=color)
+                taken.append(box)
+                break
+
+
+def _overlap(first: tuple[float, ...], second: tuple[float, ...]) -> bool:
+    """Whether two boxes (left, bottom, right, top) have anything in common."""
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def _megabytes(model: Mapping[str, Any]) -> float:
