@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TextClassification, TokenClassification
 from lit_compress.errors import UserError
-from lit_compress.export import fold, save_folder, student_from_checkpoint
+from lit_compress.export import fold, pack, save_folder, save_packed, student_from_checkpoint
 from lit_compress.modules import (
     AttentionDistillation,
     Distillation,
@@ -75,7 +75,9 @@ __all__ = [
     "UserError",
     "describe",
     "fold",
+    "pack",
     "rebuild",
     "save_folder",
+    "save_packed",
     "student_from_checkpoint",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `lit_compress fit | validate | test | predict | export | report | recipe`."""
+"""The command line: `lit_compress fit | validate | test | predict | export | pack | explain | report | recipe`."""
 
 import logging
 import os
@@ -22,9 +22,11 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
+from lit_compress.export.run_pack import pack_command
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
+from lit_compress.report.explain import explain
 from lit_compress.report.run import report
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
@@ -33,12 +35,13 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 __all__ = ["main"]
 
 # Commands without a trainer of their own.
-_COMMANDS = {"export": export, "report": report, "recipe": recipe}
+_COMMANDS = {"export": export, "pack": pack_command, "explain": explain, "report": report, "recipe": recipe}
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names;
-export and report take the run folder that fit leaves; recipe runs several fits in a row."""
+export, pack and report take the run folder that fit leaves, explain a packed model; recipe runs several fits in a
+row."""
 
 
 class AppendingConfigFile(ActionConfigFile):
@@ -273,7 +276,8 @@ def _function_parser(name: str) -> Parser:
         parser.add_function_arguments(recipe, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     else:
-        parser.add_function_arguments(_COMMANDS[name])
+        # `explain packed/`: what it explains needs no name.
+        parser.add_function_arguments(_COMMANDS[name], as_positional=name == "explain")
     return parser
 
 

@@ -15,6 +15,7 @@ from lit_compress.functional.layer_maps import drop_multiples_map, last_map, ski
 from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.low_rank import truncated_svd
 from lit_compress.functional.masks import (
+    balanced_block_mask,
     block_mask,
     global_group_masks,
     global_masks,
@@ -22,6 +23,16 @@ from lit_compress.functional.masks import (
     nm_mask,
     sparsity,
     unstructured_mask,
+)
+from lit_compress.functional.packing import (
+    Tiles,
+    pack_bitmap,
+    pack_tiles,
+    pack_two_four,
+    unpack_bitmap,
+    unpack_tiles,
+    unpack_two_four,
+    used_blocks,
 )
 from lit_compress.functional.quantize import (
     asymmetric_qparams,
@@ -39,9 +50,11 @@ __all__ = [
     "Cubic",
     "Duration",
     "Linear",
+    "Tiles",
     "asymmetric_qparams",
     "attention_kl",
     "attention_mse",
+    "balanced_block_mask",
     "best_spans",
     "block_mask",
     "dequantize",
@@ -62,6 +75,9 @@ __all__ = [
     "mean_logits",
     "neuron_scores",
     "nm_mask",
+    "pack_bitmap",
+    "pack_tiles",
+    "pack_two_four",
     "pruning_steps",
     "quantize",
     "relation_kl",
@@ -72,7 +88,11 @@ __all__ = [
     "taylor",
     "truncated_svd",
     "uniform_map",
+    "unpack_bitmap",
+    "unpack_tiles",
+    "unpack_two_four",
     "unstructured_mask",
+    "used_blocks",
     "weight_score",
     "width_after",
     "write_tags",

@@ -9,7 +9,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["block_mask", "global_group_masks", "global_masks", "group_mask", "nm_mask", "sparsity", "unstructured_mask"]
+__all__ = [
+    "balanced_block_mask",
+    "balanced_count",
+    "block_mask",
+    "global_group_masks",
+    "global_masks",
+    "group_mask",
+    "nm_mask",
+    "sparsity",
+    "unstructured_mask",
+]
 
 
 def unstructured_mask(scores: Tensor, sparsity: float) -> Tensor:
@@ -133,6 +143,53 @@ def block_mask(scores: Tensor, sparsity: float, block: tuple[int, int]) -> Tenso
 
     """
     return expand_blocks(unstructured_mask(block_means(scores, block), sparsity), block)
+
+
+def balanced_block_mask(scores: Tensor, sparsity: float, block: tuple[int, int], multiple: int = 1) -> Tensor:
+    """Prune blocks, equally many in every row of blocks, ranked by their mean score within it.
+
+    A kernel that computes a row of blocks at once is then equally busy everywhere.
+
+    Args:
+        scores: ``(out_features, in_features)``, ``in_features`` divisible by the block; a last row of blocks that
+            ``out_features`` does not fill has smaller ones.
+        sparsity: fraction of blocks to prune, in [0, 1]; of :func:`balanced_count` kept, the nearest.
+        block: ``(rows, columns)``; ``(128, 32)`` for tall blocks.
+        multiple: how many blocks are multiplied together: 4 for tall blocks.
+
+    Returns:
+        Bool mask of the same shape, constant inside each block.
+
+    Example:
+        >>> balanced_block_mask(torch.tensor([[1.0, 2.0], [9.0, 8.0]]), 0.5, (1, 1)).tolist()
+        [[False, True], [True, False]]
+
+    """
+    rows, columns = block
+    out_features, in_features = scores.shape
+    padded = torch.nn.functional.pad(scores, (0, 0, 0, -out_features % rows))
+    # A last row of blocks has fewer rows than it is divided by, but so have all blocks that it is compared with.
+    means = block_means(padded, block)
+    pruned = means.shape[1] - balanced_count(in_features // columns, sparsity, multiple)
+    order = means.argsort(dim=1, stable=True)
+    kept = torch.ones_like(means, dtype=torch.bool).scatter(1, order[:, :pruned], False)
+    return expand_blocks(kept, block)[:out_features]
+
+
+def balanced_count(blocks: int, sparsity: float, multiple: int = 1) -> int:
+    """How many of ``blocks`` are kept: all, or that multiple of ``multiple`` which is nearest, but none only at 1.
+
+    Example:
+        >>> [balanced_count(24, sparsity, 4) for sparsity in (0.0, 0.5, 0.8, 0.9, 1.0)]
+        [24, 12, 4, 4, 0]
+
+    """
+    wanted = (1 - sparsity) * blocks
+    if sparsity >= 1:
+        return 0
+    levels = [*range(multiple, blocks, multiple), blocks]
+    # Of two that are equally near the one that prunes less; a float just beside the middle is the middle.
+    return min(reversed(levels), key=lambda level: round(abs(level - wanted), 6))
 
 
 def block_means(scores: Tensor, block: tuple[int, int]) -> Tensor:

@@ -1,9 +1,10 @@
 """Attention heads and feed-forward neurons: which linears they are made of, and how to take some away."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
@@ -16,6 +17,7 @@ __all__ = [
     "Groups",
     "Kind",
     "column_mask",
+    "permute_groups",
     "removable_groups",
     "remove_groups",
     "remove_heads",
@@ -126,6 +128,44 @@ def remove_groups(model: nn.Module, groups: Groups, kept: Tensor) -> None:
             setattr(attention, count, consumer.in_features // groups.size)
         if hasattr(attention, "all_head_size"):
             attention.all_head_size = consumer.in_features
+
+
+@torch.no_grad()
+def permute_groups(model: nn.Module, groups: Groups, order: Tensor) -> None:
+    """Put the heads or neurons of a layer in another order, in place; Parameters stay the same objects.
+
+    The layer computes the same, up to the order of summation. Masks, per-channel scales and scores move along.
+
+    Args:
+        model: plain, or in its training form.
+        groups: one entry of :func:`removable_groups`.
+        order: int64 ``(count,)``, which one comes at each place.
+
+    """
+    inputs = (order.unsqueeze(1) * groups.size + torch.arange(groups.size, device=order.device)).flatten()
+    consumer = _linear(model, groups.consumer)
+    _reorder([consumer.weight, *_beside(consumer)], inputs, dim=1)
+    if isinstance(consumer, CompressibleLinear) and consumer.kept_groups is not None:
+        _reorder([consumer.kept_groups, consumer.group_scores], order, dim=0)
+    for name in groups.producers:
+        producer = _linear(model, name)
+        starts = range(0, producer.out_features, len(inputs))
+        outputs = torch.cat([inputs + start for start in starts])
+        scales = [getattr(producer, "weight_quantizer", None)]
+        per_row = [scale for q in scales if q is not None and (scale := getattr(q, "scale", None)) is not None]
+        tensors = [producer.weight, producer.bias, *_beside(producer), *(s for s in per_row if s.ndim)]
+        _reorder(tensors, outputs, dim=0)
+
+
+def _beside(linear: nn.Linear) -> tuple[Tensor | None, ...]:
+    """What a layer has for each of its weights."""
+    return (linear.weight_mask, linear.mask_scores) if isinstance(linear, CompressibleLinear) else ()
+
+
+def _reorder(tensors: Iterable[Tensor | None], index: Tensor, dim: int) -> None:
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
 
 
 def remove_heads(model: nn.Module, layer: int, kept: Tensor) -> None:

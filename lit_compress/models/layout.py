@@ -21,7 +21,7 @@ __all__ = [
     "layout_of",
 ]
 
-Ability = Literal["layers", "first_layer", "heads", "neurons", "attention_masks"]
+Ability = Literal["layers", "first_layer", "heads", "neurons", "attention_masks", "fused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,16 @@ class Layout:
         fused_head_linears: linears that make several things of each head, the rows of one after those of another.
         feed_forward_in: inside a layer, the linear whose rows are the neurons; twice, when it also makes their gates.
         feed_forward_out: inside a layer, the linear whose columns are the neurons.
+        attention_norm: inside a layer, the norm of the input plus what attention adds to it; None where a layer is
+            built otherwise.
+        feed_forward_norm: likewise of what the feed-forward part adds.
         word_embeddings: the table of word embeddings, inside ``model.base_model``.
         embeddings: every embedding table, inside ``model.base_model``; a model may lack some.
         pooler: the linear of the pooler, inside ``model.base_model``; a model may lack it.
         layers_key: configuration key of the number of layers.
         heads_key: configuration key of the number of heads.
         width_key: configuration key of the number of feed-forward neurons.
+        activation_key: configuration key of the function between the feed-forward linears.
         head_count: attribute of ``attention`` that is the number of heads; None when it has none.
         head_size: attribute of ``attention`` that is the size of a head.
         summary_token: position of the token that stands for the sequence.
@@ -66,12 +70,15 @@ class Layout:
     fused_head_linears: tuple[str, ...] = ()
     feed_forward_in: str
     feed_forward_out: str
+    attention_norm: str | None = None
+    feed_forward_norm: str | None = None
     word_embeddings: str
     embeddings: tuple[str, ...]
     pooler: str | None
     layers_key: str = "num_hidden_layers"
     heads_key: str = "num_attention_heads"
     width_key: str = "intermediate_size"
+    activation_key: str = "hidden_act"
     head_count: str | None = "num_attention_heads"
     head_size: str = "attention_head_size"
     summary_token: Literal["first", "last"] = "first"
@@ -115,6 +122,8 @@ _BERT = Layout(
     attention_output="attention.output.dense",
     feed_forward_in="intermediate.dense",
     feed_forward_out="output.dense",
+    attention_norm="attention.output.LayerNorm",
+    feed_forward_norm="output.LayerNorm",
     word_embeddings="embeddings.word_embeddings",
     embeddings=_TABLES,
     pooler="pooler.dense",
@@ -136,12 +145,15 @@ LAYOUTS: dict[str, Layout] = {
         attention_output="attention.out_lin",
         feed_forward_in="ffn.lin1",
         feed_forward_out="ffn.lin2",
+        attention_norm="sa_layer_norm",
+        feed_forward_norm="output_layer_norm",
         word_embeddings="embeddings.word_embeddings",
         embeddings=_TABLES[:2],
         pooler=None,
         layers_key="n_layers",
         heads_key="n_heads",
         width_key="hidden_dim",
+        activation_key="activation",
         head_count="n_heads",
     ),
     "xlnet": Layout(
@@ -166,6 +178,7 @@ LAYOUTS: dict[str, Layout] = {
             "heads": "XLNet's attention has no linears: q, k, v, o and r are Parameters of rel_attn",
             "attention_masks": "XLNet's attention has no linears (q, k, v, o and r are Parameters of rel_attn); "
             "give the pattern '*.ff.*' to work on the feed-forward part alone",
+            "fused": "XLNet's attention has no linears and counts positions relatively",
         },
     ),
     "albert": Layout(
@@ -182,7 +195,8 @@ LAYOUTS: dict[str, Layout] = {
         pooler="pooler",
         shared=True,
         cannot={
-            "layers": "ALBERT stores one layer and repeats it: only the number of repeats can be lowered, from the top"
+            "layers": "ALBERT stores one layer and repeats it: only the number of repeats can be lowered, from the top",
+            "fused": "ALBERT repeats one stored layer inside groups of its own",
         },
     ),
     "mpnet": Layout(
@@ -199,7 +213,8 @@ LAYOUTS: dict[str, Layout] = {
         pooler="pooler.dense",
         cannot={
             "heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
-            "layers cannot lose different heads"
+            "layers cannot lose different heads",
+            "fused": "MPNet adds relative positions to the scores of its attention",
         },
     ),
     "modernbert": Layout(
@@ -218,7 +233,10 @@ LAYOUTS: dict[str, Layout] = {
         fused_head_linears=("attn.Wqkv",),
         head_count=None,
         head_size="head_dim",
-        cannot={"first_layer": "ModernBERT's first layer is the only one without a norm before its attention"},
+        cannot={
+            "first_layer": "ModernBERT's first layer is the only one without a norm before its attention",
+            "fused": "ModernBERT normalises before each part and rotates queries and keys",
+        },
     ),
     "deberta-v2": Layout(
         layers="encoder.layer",
@@ -234,6 +252,7 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES, "encoder.rel_embeddings"),
         pooler=None,
+        cannot={"fused": "DeBERTa adds relative positions to the scores of its attention"},
     ),
 }
 

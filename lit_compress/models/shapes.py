@@ -18,6 +18,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.groups import KINDS, Groups, Kind, removable_groups, remove_groups
 from lit_compress.models.layout import layout_of
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
+from lit_compress.nn.packed import PackedLinear
 
 __all__ = ["METHOD", "apply_shapes", "describe_shapes", "shapes_of", "update_config"]
 
@@ -69,8 +70,15 @@ def shapes_of(config: PretrainedConfig) -> Any:
 
 
 def update_config(model: PreTrainedModel) -> None:
-    """Make the configuration say which shapes the model has: in its own words where they suffice."""
+    """Make the configuration say which shapes the model has: in its own words where they suffice.
+
+    Raises:
+        UserError: it is packed, and its configuration says which linears are.
+
+    """
     config: Any = model.config
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise UserError("a packed model keeps its shape; change the one that it was made from, and pack that")
     widths = {groups.count for groups in _groups(model, "neurons")}
     if len(widths) == 1:
         setattr(config, layout_of(model).width_key, widths.pop())

@@ -103,14 +103,21 @@ def _(
 def _by_length(qkv: Tensor, cu_seqlens: Tensor, heads: int, scale: float) -> Tensor:
     """Sequences of the same length as one batch of torch's own attention, so that nothing is padded."""
     width = qkv.shape[1] // 3
-    out = qkv.new_zeros(qkv.shape[0], width)
     lengths = cu_seqlens.diff()
-    for length in lengths.unique().tolist():
+    out = qkv.new_zeros(qkv.shape[0], width)
+    different = lengths.unique().tolist()
+    for length in different:
         if not length:
             continue
+        if len(different) == 1 and length * len(lengths) == len(qkv):
+            return _batch(qkv, length, heads, scale)  # nothing to gather
         starts = cu_seqlens[:-1][lengths == length].long()
         rows = (starts.unsqueeze(1) + torch.arange(length)).flatten()
-        q, k, v = qkv[rows].reshape(len(starts), length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(q, k, v, scale=scale)
-        out[rows] = context.transpose(1, 2).reshape(-1, width)
+        out[rows] = _batch(qkv[rows], length, heads, scale)
     return out
+
+
+def _batch(qkv: Tensor, length: int, heads: int, scale: float) -> Tensor:
+    q, k, v = qkv.reshape(-1, length, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
+    context = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return context.transpose(1, 2).reshape(qkv.shape[0], -1)

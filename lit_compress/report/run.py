@@ -3,18 +3,17 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.hf import MANIFEST_FILE
+from lit_compress.export.run_folder import parse_file, validation_data
 from lit_compress.files import atomic_folder
 from lit_compress.models.load import load_model
 from lit_compress.modules.tasks import make_task
@@ -58,8 +57,8 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
             raise UserError(f"--{key}: {values} must be 1 or more")
     folder = Path(run)
     checkpoint = load_checkpoint(find_checkpoint(folder))
-    config = _parse(folder / "config.yaml", yaml.safe_load, ["data", "model"])
-    data = _data_module(config["data"])
+    config = parse_file(folder / "config.yaml", yaml.safe_load, ["data", "model"])
+    data = validation_data(config["data"])
     labels = getattr(data, "labels", None)
     name = getattr(data, "task", None) or ("classification" if labels else "regression")
     task = make_task(name, labels)
@@ -110,7 +109,7 @@ def _models(
         raise UserError(
             f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
         )
-    manifest = _parse(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
+    manifest = parse_file(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense := dense or config["model"]["init_args"].get("teacher"):
         models["dense"] = load_model(dense, task, labels, key="--dense").eval()
@@ -118,25 +117,3 @@ def _models(
     name = "compressed" if len(manifest) > 1 else "model"
     models[name] = load_model(str(exported), task, labels, key="--run").eval()
     return models, manifest
-
-
-def _parse(path: Path, parse: Callable[[str], Any], keys: list[str]) -> dict[str, Any]:
-    """A YAML or JSON file of a run, with the entries that a report needs."""
-    if not path.is_file():
-        raise UserError(f"--run: {str(path.parent)!r} has no {path.name}; give the run folder of a finished `fit`")
-    try:
-        content = parse(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--run: {str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or any(key not in content for key in keys):
-        raise UserError(f"--run: {str(path)!r} lacks {' or '.join(keys)}; it was not written by a `fit`")
-    return content
-
-
-def _data_module(section: dict[str, Any]) -> LightningDataModule:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    data = parser.instantiate(parser.parse_object({"data": section}))["data"]
-    data.prepare_data()
-    data.setup("validate")
-    return data

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_compress.errors import UserError
 from lit_compress.functional import masks
 from lit_compress.functional.importance import magnitude
+from lit_compress.functional.permutation import neuron_order
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear, due
+from lit_compress.models.groups import permute_groups, removable_groups
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.run_length import run_length
 from lit_compress.strategies.strategy import (
@@ -21,6 +23,7 @@ from lit_compress.strategies.strategy import (
     parse_duration,
     set_mask,
     stepped,
+    student_of,
     to_steps,
 )
 
@@ -46,9 +49,12 @@ class MagnitudePruning(Strategy):
         revive: a pruned weight may come back at a later update, when those that were kept have become smaller.
         last_update: with ``revive``, masks are chosen anew at the final sparsity until then; None means ``end``.
         pattern: ``unstructured``; ``"N:M"`` keeps N of M consecutive inputs (``"2:4"``: quote it in YAML); ``"RxC"``
-            prunes blocks of R outputs by C inputs (``"1x4"``).
+            prunes blocks of R outputs by C inputs (``"1x4"``); ``"RxC/N"`` keeps equally many in every row of blocks,
+            the multiple of N nearest to the sparsity; ``tall_blocks`` is ``"128x32/4"``, which kernels skip.
         scope: every layer reaches the sparsity itself (``layer``), or all layers share one threshold (``global``).
         criterion: function from a weight to scores of the same shape, as an import path.
+        permute_neurons: with ``"RxC/N"``, before training, put feed-forward neurons beside each other that read and
+            write alike, so that whole blocks have low scores; the model computes the same as before.
         targets: globs or ``re:`` patterns; None takes every linear of the transformer layers.
         ignore: patterns to leave alone.
 
@@ -67,6 +73,7 @@ class MagnitudePruning(Strategy):
         pattern: str = "unstructured",
         scope: Literal["layer", "global"] = "layer",
         criterion: Callable[[Tensor], Tensor] = magnitude,
+        permute_neurons: bool = False,
         targets: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
     ) -> None:
@@ -104,12 +111,13 @@ class MagnitudePruning(Strategy):
             if schedule == "constant"
             else _SCHEDULES[schedule](initial=initial_sparsity, final=sparsity)
         )
-        self.kind, self.shape = _parse_pattern(pattern, type(self).__name__)
+        self.kind, self.shape, self.multiple = _parse_pattern(pattern, type(self).__name__)
         self.pattern, self.scope, self.criterion = pattern, scope, criterion
-        if self.kind == "n:m":
-            self._check_nm(sparsity)
+        self.sparsity, self.permute_neurons = sparsity, permute_neurons
+        self._check_pattern()
 
     def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
+        # A last row of blocks may be smaller where all have equally many.
         rows, columns = self.shape if self.kind == "block" else (1, self.shape[1])
         for name, layer in layers.items():
             if layer.out_features % rows or layer.in_features % columns:
@@ -117,12 +125,20 @@ class MagnitudePruning(Strategy):
                     f"{type(self).__name__}.pattern: {self.pattern!r} does not divide {name!r} of shape "
                     f"{layer.out_features} x {layer.in_features}; choose another pattern or add the layer to ignore"
                 )
+            if self.kind == "balanced" and layer.in_features // columns <= self.multiple:
+                raise UserError(
+                    f"{type(self).__name__}.pattern: {self.pattern!r} can prune nothing of {name!r}, whose "
+                    f"{layer.in_features} inputs are {layer.in_features // columns} blocks; add the layer to ignore"
+                )
             layer.add_mask()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._last_update(trainer)  # a window that does not fit this run is an error now, not an hour later
+            if self.permute_neurons:
+                # Before the optimizer exists. Weights that a resumed run loads over these were permuted already.
+                self._permute(student_of(pl_module))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -157,6 +173,8 @@ class MagnitudePruning(Strategy):
     def _mask(self, scores: Tensor, sparsity: float) -> Tensor:
         if self.kind == "block":
             return masks.block_mask(scores, sparsity, self.shape)
+        if self.kind == "balanced":
+            return masks.balanced_block_mask(scores, sparsity, self.shape, self.multiple)
         if self.kind == "n:m":
             # On the way to N:M whole zeros per group: as many as the schedule has reached, rounded down.
             group = self.shape[1]
@@ -192,29 +210,55 @@ class MagnitudePruning(Strategy):
         if due(step, start, end, every) or (step > end and due(step, end, last, every)):
             self.prune(trainer, pl_module, self.schedule(1.0 if step >= end else (step - start) / (end - start)))
 
-    def _check_nm(self, sparsity: float) -> None:
-        keep, group = self.shape
-        if abs(sparsity - (1 - keep / group)) > 1e-6:
+    @torch.no_grad()
+    def _permute(self, student: nn.Module) -> None:
+        targets, key = self._match(student), f"{type(self).__name__}.permute_neurons"
+        for groups in removable_groups(student, "neurons", key):
+            up, down = (targets.get(name) for name in (groups.producers[0], groups.consumer))
+            order = neuron_order(
+                None if up is None else self.criterion(full_weight(up)),
+                None if down is None else self.criterion(full_weight(down)),
+                neurons=groups.count,
+                sparsity=self.sparsity,
+                block=self.shape,
+                multiple=self.multiple,
+            )
+            if order is not None:
+                permute_groups(student, groups, order)
+
+    def _check_pattern(self) -> None:
+        owner, (keep, group) = type(self).__name__, self.shape
+        if self.kind == "n:m" and abs(self.sparsity - (1 - keep / group)) > 1e-6:
             raise UserError(
-                f"{type(self).__name__}.sparsity: {sparsity} does not go with pattern {self.pattern!r}; "
+                f"{owner}.sparsity: {self.sparsity} does not go with pattern {self.pattern!r}; "
                 f"it must be {1 - keep / group:g}"
             )
-        if self.scope == "global":
-            raise UserError(f"{type(self).__name__}.scope: global has no meaning for {self.pattern!r}; use layer")
+        if self.kind in ("n:m", "balanced") and self.scope == "global":
+            raise UserError(f"{owner}.scope: global has no meaning for {self.pattern!r}; use layer")
+        if self.permute_neurons and self.kind != "balanced":
+            raise UserError(
+                f"{owner}.permute_neurons: has no effect on pattern {self.pattern!r}; choose one such as tall_blocks, "
+                "or leave it out"
+            )
 
 
-def _parse_pattern(pattern: str, owner: str) -> tuple[str, tuple[int, int]]:
+def _parse_pattern(pattern: str, owner: str) -> tuple[str, tuple[int, int], int]:
+    """Kind, the two numbers of its shape, and how many blocks go together."""
     if pattern == "unstructured":
-        return "unstructured", (1, 1)
+        return "unstructured", (1, 1), 1
+    if match := re.fullmatch(r"(\d+)\s*x\s*(\d+)\s*/\s*(\d+)", "128x32/4" if pattern == "tall_blocks" else pattern):
+        rows, columns, multiple = int(match[1]), int(match[2]), int(match[3])
+        if rows * columns * multiple > 0:
+            return "balanced", (rows, columns), multiple
     if match := re.fullmatch(r"(\d+)\s*:\s*(\d+)", pattern):
         keep, group = int(match[1]), int(match[2])
         if 0 < keep < group:
-            return "n:m", (keep, group)
+            return "n:m", (keep, group), 1
     if match := re.fullmatch(r"(\d+)\s*x\s*(\d+)", pattern):
         rows, columns = int(match[1]), int(match[2])
         if rows * columns > 0:
-            return "block", (rows, columns)
+            return "block", (rows, columns), 1
     raise UserError(
         f"{owner}.pattern: {pattern!r} is not a pattern; "
-        "write unstructured, a quoted '2:4' (N of M kept) or '1x4' (blocks)"
+        "write unstructured, a quoted '2:4' (N of M kept), '1x4' (blocks) or tall_blocks"
     )

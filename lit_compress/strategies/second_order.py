@@ -78,7 +78,7 @@ class SecondOrderPruning(MagnitudePruning):
             ignore=ignore,
         )
         owner = type(self).__name__
-        if self.kind == "n:m" or (self.kind == "block" and self.shape[0] > 1):
+        if self.kind in ("n:m", "balanced") or (self.kind == "block" and self.shape[0] > 1):
             raise UserError(f"{owner}.pattern: {pattern!r} must be unstructured or groups such as '1x4'")
         self.group = self.shape[1]
         counts = {"gradients": gradients, "gradient_batch_size": gradient_batch_size, "block_size": block_size}

@@ -33,6 +33,10 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "magnitude-global": (MagnitudePruning, {"sparsity": 0.7, "scope": "global", "schedule": "linear"}),
     "magnitude-2:4": (MagnitudePruning, {"sparsity": 0.5, "pattern": "2:4", "start": "1 steps", "end": "4 steps"}),
     "magnitude-blocks": (MagnitudePruning, {"sparsity": 0.75, "pattern": "4x2", "schedule": "cosine"}),
+    "magnitude-balanced": (
+        MagnitudePruning,
+        {"sparsity": 0.6, "pattern": "8x4/2", "permute_neurons": True, "every": "1 steps"},
+    ),
     "magnitude-one-shot": (MagnitudePruning, {"sparsity": 0.6, "schedule": "constant", "start": "0%", "end": "0%"}),
     "magnitude-revive": (
         MagnitudePruning,

@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_compress.functional import (
+    balanced_block_mask,
     block_mask,
     global_group_masks,
     global_masks,
@@ -13,7 +14,7 @@ from lit_compress.functional import (
     sparsity,
     unstructured_mask,
 )
-from lit_compress.functional.masks import block_means
+from lit_compress.functional.masks import balanced_count, block_means
 
 fractions = st.floats(0, 1)
 any_shape = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple)
@@ -188,3 +189,53 @@ def test_what_is_gone_stays_gone():
 def test_fewer_groups_than_layers_are_an_error():
     with pytest.raises(ValueError, match="1 groups cannot leave one in each of 2 layers"):
         global_group_masks([torch.rand(3), torch.rand(3)], 1)
+
+
+@given(
+    st.sampled_from([((1, 1), 1), ((3, 2), 1), ((4, 2), 2), ((128, 32), 4)]),
+    st.integers(1, 300),
+    st.integers(1, 9),
+    fractions,
+    st.integers(0, 1000),
+)
+def test_balanced_blocks_keep_equally_many_everywhere(layout, out_features, across, fraction, seed):
+    (rows, columns), multiple = layout
+    shape = (out_features, columns * across)
+    scores = torch.randint(0, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
+    mask = balanced_block_mask(scores, fraction, (rows, columns), multiple)
+    assert mask.shape == shape
+    count = balanced_count(across, fraction, multiple)
+    for tile in mask.split(rows):
+        blocks = tile.reshape(len(tile), across, columns)
+        assert torch.equal(blocks.any(dim=(0, 2)), blocks.all(dim=2).all(dim=0))
+        assert int(blocks[0, :, 0].sum()) == count
+    for tile, kept in zip(scores.split(rows), mask.split(rows), strict=True):
+        sums = tile.reshape(len(tile), across, columns).sum(dim=(0, 2))
+        order = sums.argsort(stable=True)[: across - count].tolist()
+        assert pruned_positions(kept.reshape(len(tile), across, columns)[0, :, 0]) == set(order)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sparsity", "multiple", "kept"),
+    [
+        (24, 0.5, 4, 12),  # BERT-base, 768 inputs
+        (24, 0.667, 4, 8),
+        (24, 0.75, 4, 8),  # between 4 and 8: the one that prunes less
+        (24, 0.8, 4, 4),
+        (24, 0.99, 4, 4),  # never nothing
+        (96, 0.8, 4, 20),  # 3,072 inputs
+        (96, 0.9, 4, 8),
+        (10, 0.05, 4, 10),
+        (10, 0.15, 4, 8),
+        (5, 0.7, 1, 2),
+        (3, 0.9, 4, 3),
+    ],
+)
+def test_levels_of_balanced_blocks(blocks, sparsity, multiple, kept):
+    assert balanced_count(blocks, sparsity, multiple) == kept
+
+
+@given(st.integers(1, 100), st.integers(1, 8), fractions, fractions)
+def test_more_sparsity_never_keeps_more_blocks(blocks, multiple, one, other):
+    low, high = sorted([one, other])
+    assert balanced_count(blocks, high, multiple) <= balanced_count(blocks, low, multiple)

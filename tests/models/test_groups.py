@@ -19,9 +19,9 @@ from transformers import (
 from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.models import load_classifier, remove_heads, remove_neurons
-from lit_compress.models.groups import column_mask, removable_groups, remove_groups
+from lit_compress.models.groups import column_mask, permute_groups, removable_groups, remove_groups
 from lit_compress.models.shapes import describe_shapes
-from lit_compress.nn import make_compressible
+from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 WIDE = SMALL | {"intermediate_size": 24, "max_position_embeddings": 40}
@@ -145,3 +145,42 @@ def test_a_dead_neuron_of_an_unmarked_layer_stays():
         layer.add_mask()
         layer.weight_mask[:, 3] = False
     assert describe_shapes(fold(model)) == {}
+
+
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_order_computes_the_same(family, kind):
+    model = random_model(FAMILIES[family]())
+    with torch.no_grad():
+        before = model(**INPUTS).logits
+    weights = {id(parameter) for parameter in model.parameters()}
+    for groups in removable_groups(model, kind):
+        order = torch.randperm(groups.count, generator=torch.Generator().manual_seed(1))
+        permute_groups(model, groups, order)
+    assert {id(parameter) for parameter in model.parameters()} == weights
+    with torch.no_grad():
+        assert torch.allclose(model(**INPUTS).logits, before, atol=1e-4)
+
+
+def test_masks_and_scales_move_along():
+    model = random_model(FAMILIES["bert"]())
+    (groups, *_) = removable_groups(model, "neurons")
+    layers = make_compressible(model, [groups.consumer, *groups.producers])
+    up, down = layers[groups.producers[0]], layers[groups.consumer]
+    for layer in layers.values():
+        layer.add_mask()
+        layer.add_mask_scores()
+        layer.weight_mask.copy_(torch.rand(layer.weight.shape) < 0.5)
+        layer.mask_scores.data.normal_()
+    down.add_groups(24)
+    down.group_scores.copy_(torch.arange(24.0))
+    up.weight_quantizer = MinMaxWeightQuantizer(24)
+    up.effective_weight()
+    rows, columns, scores = up.effective_weight().detach(), down.effective_weight().detach(), up.mask_scores.clone()
+    order = torch.arange(23, -1, -1)
+    permute_groups(model, groups, order)
+    up.weight_quantizer.observing = False
+    assert torch.equal(up.effective_weight(), rows[order])
+    assert torch.equal(down.effective_weight(), columns[:, order])
+    assert torch.equal(up.mask_scores, scores[order])
+    assert torch.equal(down.group_scores, torch.arange(23.0, -1, -1))

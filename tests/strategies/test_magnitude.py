@@ -3,7 +3,8 @@ from itertools import pairwise
 import pytest
 import torch
 from contracts.training import STEPS, data, fit, student
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
+from models.families import batch, build
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
@@ -92,6 +93,12 @@ WRONG = {
         f"pattern {pattern!r}": ({"pattern": pattern}, ["MagnitudePruning.pattern", repr(pattern), "'2:4'", "'1x4'"])
         for pattern in ("", "2/4", "4:2", "4:4", "0:4", "0x4", "4x", "2:4:8", "structured", "-1x4")
     },
+    "no rows of balanced blocks": ({"pattern": "0x4/2"}, ["MagnitudePruning.pattern", "'0x4/2'", "tall_blocks"]),
+    "global tall blocks": ({"pattern": "tall_blocks", "scope": "global"}, ["MagnitudePruning.scope", "'tall_blocks'"]),
+    "neurons of no blocks": (
+        {"permute_neurons": True},
+        ["MagnitudePruning.permute_neurons", "'unstructured'", "tall_blocks"],
+    ),
     "unquoted in YAML": ({"pattern": "124"}, ["MagnitudePruning.pattern", "'124'"]),  # 2:4 in base 60
     "2:4 at 80 %": ({"pattern": "2:4"}, ["MagnitudePruning.sparsity", "0.8", "'2:4'", "0.5"]),
     "1:4 at 50 %": ({"pattern": "1:4", "sparsity": 0.5}, ["MagnitudePruning.sparsity", "0.5", "'1:4'", "0.75"]),
@@ -136,6 +143,9 @@ WRONG_IN_A_RUN = {
     "more than all": ({"end": "150%"}, ["MagnitudePruning.end", "step 12", "step 8"]),
     "rows that do not divide": ({"pattern": "5x1"}, ["MagnitudePruning.pattern", "'5x1'", "32 x 32", "ignore"]),
     "columns that do not divide": ({"pattern": "1x3"}, ["MagnitudePruning.pattern", "'1x3'", "32 x 32"]),
+    "one tall block": ({"pattern": "tall_blocks"}, ["MagnitudePruning.pattern", "'tall_blocks'", "1 blocks", "ignore"]),
+    "blocks that all stay": ({"pattern": "8x8/4"}, ["MagnitudePruning.pattern", "'8x8/4'", "4 blocks", "ignore"]),
+    "balanced columns": ({"pattern": "8x5/1"}, ["MagnitudePruning.pattern", "'8x5/1'", "32 x 32", "ignore"]),
     "groups that do not divide": (
         {"pattern": "1:3", "sparsity": 1 - 1 / 3},
         ["MagnitudePruning.pattern", "'1:3'", "32 x 32"],
@@ -253,6 +263,41 @@ def test_global_blocks_share_one_threshold(pattern, prune):
         assert set(blocks.flatten().tolist()) <= {0.0, 1.0}
         pruned, total = pruned + int((blocks == 0).sum()), total + blocks.numel()
     assert pruned == round(0.5 * total)
+
+
+@pytest.mark.parametrize("permute_neurons", [False, True])
+def test_balanced_blocks_are_equally_many_everywhere(permute_neurons, prune):
+    # 12 divides neither 32 nor 64 outputs: the last row of blocks has 8 and 4.
+    _, watch = prune(sparsity=0.6, pattern="12x4/2", end="100%", every="1 steps", permute_neurons=permute_neurons)
+    for step in range(STEPS + 1):
+        for mask in watch.masks[step].values():
+            blocks = torch.stack([tile.reshape(len(tile), -1, 4).float().mean(dim=(0, 2)) for tile in mask.split(12)])
+            assert set(blocks.flatten().tolist()) <= {0.0, 1.0}
+            assert len(set(blocks.sum(1).tolist())) == 1
+            assert blocks.sum(1)[0] % 2 == 0
+    kept = {mask.shape[1]: int(mask[0].sum()) // 4 for mask in watch.masks[STEPS].values()}
+    assert kept == {32: 4, 64: 6}  # of 8 and of 16, the even numbers nearest to 40 %
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "distilbert"])
+def test_neurons_in_another_order_compute_the_same(family):
+    module = LightningModule()
+    module.student = build(family, **({"hidden_dim": 64} if family == "distilbert" else {"intermediate_size": 64}))
+    before, ups = module.student(**batch()).logits, {name: p.clone() for name, p in module.student.named_parameters()}
+    strategy = MagnitudePruning(sparsity=0.5, pattern="8x4/1", permute_neurons=True)
+    strategy._permute(module.student)  # of plain linears, or of compressible ones
+    moved = [name for name, p in module.student.named_parameters() if not torch.equal(p, ups[name])]
+    assert len(moved) >= 6
+    assert all(torch.equal(p.sort(0).values, ups[n].sort(0).values) or ".weight" in n
+               for n, p in module.student.named_parameters())  # fmt: skip
+    assert torch.allclose(module.student(**batch()).logits, before, atol=1e-5)
+
+
+def test_neurons_of_layers_that_are_left_alone_stay(tiny_teacher):
+    model = student(tiny_teacher).student
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    MagnitudePruning(0.5, pattern="8x4/1", permute_neurons=True, targets=["*.attention.*"])._permute(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_no_sparsity_prunes_nothing(prune):

@@ -1,11 +1,16 @@
 import csv
+import json
 import math
 
 import pytest
+import torch
 from torch import nn
+from transformers import AutoModel
 
 from lit_compress.nn import CompressibleLinear
 from tools.bench import measure
+from tools.bench.dispatch import dispatch
+from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
 from tools.bench.hf_trainer import hf_trainer
 from tools.bench.inverse_fisher import inverse_fisher
 from tools.bench.mask_update import PATTERNS, check, mask_update
@@ -165,3 +170,44 @@ def test_inverse_fisher(table):
     inverse_fisher(rows=1024, columns=512, gradients=9, repetitions=1, output=table.path)
     assert set(table()) == {"batched", "peak memory"}
     assert 0.9 < float(table()["peak memory"]["ratio_median"]) < 1.3
+
+
+def test_encoder(table, tmp_path):
+    encoder(
+        model="random:2x64",
+        shapes=["4x8"],
+        fills=[1.0, 0.5],
+        repetitions=1,
+        output=table.path,
+        plot=tmp_path / "bars.png",
+    )
+    assert set(table()) == {f"{variant}, 4x8, fill {fill}" for variant in TARGETS for fill in ("1", "0.5")}
+    assert all("relative_error" in row["settings"] for row in table().values())
+    assert (tmp_path / "bars.png").stat().st_size > 0
+
+
+def test_encoder_gate_sees_a_wrong_model(tiny_model):
+    right, wrong = (AutoModel.from_pretrained(tiny_model).eval() for _ in range(2))
+    wrong.encoder.layer[0].output.dense.weight.data.mul_(50)
+    batch = batches("4x8", 0.5, 30, "cpu")[0]
+    assert sorted(batch["attention_mask"].sum(1).tolist()) == [1, 3, 5, 8]
+    assert gate(Variant(name="same", folded=right, packed=right), batch) == 0
+    with pytest.raises(SystemExit, match="other differs from its folded model"):
+        gate(Variant(name="other", folded=right, packed=wrong), batch)
+
+
+def test_dispatch_table(tmp_path, capsys):
+    path = tmp_path / "measured.json"
+    dispatch(shapes=[(256, 256)], rows=[16], dtypes=["int8"], rounds=1, output=path)
+    entries = json.loads(path.read_text())["gpus"]["cpu"]
+    assert [(entry["format"], entry["density"]) for entry in entries] == [
+        ("dense", 1.0), ("tall_blocks", 0.5), ("tall_blocks", 0.5), ("tall_blocks", 0.5)
+    ]  # fmt: skip
+    assert all(entry["kernel_us"] > 0 and entry["dense_us"] > 0 for entry in entries)
+    assert "4 entries written" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
+def test_the_table_that_ships_holds_gpus_alone():
+    with pytest.raises(SystemExit, match="no GPU here"):
+        dispatch()

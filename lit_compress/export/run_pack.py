@@ -1,0 +1,139 @@
+"""`lit_compress pack`: a run's student, or an exported folder, in 8 bit and without its zeros."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+import transformers
+import yaml
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from lit_compress.data.text import load_tokenizer
+from lit_compress.errors import UserError
+from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.fold import fold, shrunk
+from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
+from lit_compress.export.pack import PackFormat, pack, packed_bytes, save_packed
+from lit_compress.export.run_folder import parse_file, validation_data
+from lit_compress.export.scales import PERCENTILE, LayerScales, calibrate, layers_of_static_inputs, scales_of
+from lit_compress.models.load import load_config
+from lit_compress.models.packed import packed_linears
+from lit_compress.modules.encoder import model_inputs
+from lit_compress.nn.manifest import Manifest
+from lit_compress.nn.packed_buffers import Precision
+
+__all__ = ["pack_command"]
+
+
+def pack_command(
+    run: str | None = None,
+    model: str | None = None,
+    output: str = "",
+    format: PackFormat = "auto",
+    dtype: Precision = "int8",
+    calibration_batches: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Pack a trained student into 8 bit without its zeros, as a folder that `from_pretrained` loads.
+
+    Args:
+        run: run folder of a `fit`; the student of its last checkpoint is packed.
+        model: exported folder instead of a run.
+        output: folder to make.
+        format: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32 zeros left
+            out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
+        dtype: `int8` runs on every GPU since Ampere; `fp8` needs Ada or Hopper.
+        calibration_batches: validation batches of the run on which the ranges of inputs are measured that
+            quantization-aware training left open; 0 measures none.
+        overwrite: replace an existing output folder.
+
+    """
+    if (run is None) == (model is None):
+        raise UserError("pack: give either --run or --model")
+    if not output:
+        raise UserError("pack: give --output, the folder to make")
+    if Path(output).exists() and not overwrite:
+        raise UserError(f"output {output!r} exists; choose another --output, or allow it with --overwrite true")
+    if calibration_batches < 0:
+        raise UserError(f"--calibration_batches: {calibration_batches} must be 0 or more")
+    if calibration_batches and run is None:
+        raise UserError(
+            "--calibration_batches: measures on the validation data of a run; give --run instead of --model"
+        )
+    folded, tokenizer, manifest = _from_run(run) if run is not None else _from_folder(model or "")
+    scales = scales_of(manifest)
+    if run is not None and calibration_batches:
+        scales = _calibrated(folded, scales, Path(run), calibration_batches, dtype)
+    packed = pack(folded, format, dtype, scales)
+    save_packed(packed, load_tokenizer(tokenizer, "tokenizer"), output, overwrite, manifest)
+    _summarize(packed, output)
+
+
+def _from_run(run: str) -> tuple[PreTrainedModel, str, Manifest]:
+    """The folded student, the source of its tokenizer, and its manifest with scales."""
+    loaded = load_checkpoint(find_checkpoint(run))
+    smaller = shrunk(student_from_checkpoint(loaded))
+    folded = fold(smaller)
+    assert isinstance(folded, PreTrainedModel)
+    return folded, loaded["lit_compress"]["tokenizer"], manifest_with_scales(smaller)
+
+
+def _from_folder(folder: str) -> tuple[PreTrainedModel, str, Manifest]:
+    """Likewise of an exported folder; one without `compression.json` has an empty manifest."""
+    architecture = (load_config(folder, "--model").architectures or [""])[0]
+    kind = getattr(transformers, architecture, None)
+    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+        raise UserError(f"--model: transformers {transformers.__version__} has no {architecture!r}")
+    try:
+        model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"--model: {folder!r} cannot be loaded: {reason}") from error
+    path = Path(folder) / MANIFEST_FILE
+    manifest = parse_file(path, json.loads, ["lit_compress"], "--model") if path.is_file() else {}
+    return model, folder, {kind: entries for kind, entries in manifest.items() if kind != "lit_compress"}
+
+
+def _calibrated(
+    model: PreTrainedModel, scales: dict[str, LayerScales], run: Path, batches: int, dtype: Precision
+) -> dict[str, LayerScales]:
+    """The scales, with measured ranges of the inputs that need one and have none."""
+    known = {name for name, layer in scales.items() if layer.largest_input is not None}
+    names = [name for name in layers_of_static_inputs(model) if name not in known]
+    if not names:
+        raise UserError(
+            "--calibration_batches: has no effect, quantization-aware training knows the ranges already; leave it out"
+        )
+    config = parse_file(run / "config.yaml", yaml.safe_load, ["data"])
+    loader = islice(validation_data(config["data"]).val_dataloader(), batches)
+    # fp8 has room for what is rare and large.
+    largest = calibrate(model, map(model_inputs, loader), names, PERCENTILE if dtype == "int8" else 1.0)
+    return scales | {
+        name: replace(scales.get(name, LayerScales()), largest_input=value) for name, value in largest.items()
+    }
+
+
+def _summarize(model: PreTrainedModel, output: str) -> None:
+    linears, sizes = packed_linears(model), packed_bytes(model)
+    formats = [linear.format for linear in linears.values()]
+    counted = ", ".join(f"{formats.count(format)} {format}" for format in dict.fromkeys(formats))
+    console = Console(soft_wrap=True)
+    console.print(
+        f"{len(linears)} linears packed ({counted}): {sizes['packed'] / 1e6:.2f} MB, "
+        f"in fp32 {sizes['dense'] / 1e6:.2f} MB; everything else {sizes['rest'] / 1e6:.2f} MB",
+        markup=False,
+    )
+    last = {name: model.get_submodule(name) for name in layers_of_static_inputs(model)}
+    open_ranges = [name for name, linear in last.items() if getattr(linear, "input_scale", None) is None]
+    if open_ranges:
+        console.print(
+            f"{len(open_ranges)} linears after attention and activation have no range of their inputs, which costs a "
+            "pass each: train with QuantAwareTraining, or give --calibration_batches",
+            markup=False,
+        )
+    console.print(f"Saved as {output}", markup=False)

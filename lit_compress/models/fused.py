@@ -1,0 +1,273 @@
+"""Encoders whose packed layers run on rows of real tokens, with fused operators.
+
+Fusing changes the classes of the encoder and of its layers and nothing else: every module keeps its name and place, so
+that files, hooks and everything around the encoder (embeddings, pooler, head) stay what Transformers made them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any, Self
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lit_compress.errors import UserError
+from lit_compress.models.fused_layer import LayerSteps, Rows, rows_for, run_layer
+from lit_compress.models.layout import LAYOUTS, Layout, encoder_layers, family_of
+from lit_compress.models.sequences import Sequences, find_sequences, pad, unpad
+from lit_compress.nn.packed import PackedLinear
+from lit_compress.nn.packed_join import join, share
+from lit_compress.ops.checks import Activation
+
+__all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "why_plain"]
+
+# An attention implementation of Transformers whose mask stays (batch, tokens); no file ever holds the name.
+ATTENTION = "lit_compress_rows"
+
+# Name of the function in a configuration -> ours. All others leave a layer plain.
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+}
+
+
+class FusedLayer(nn.Module):
+    """Comes before a layer's own class, which is used whenever no rows are given: in training."""
+
+    steps: LayerSteps
+    projections: tuple[PackedLinear, ...]  # queries, keys and values
+
+    def forward(self, hidden_states: Tensor | None, *args: Any, rows: Rows | None = None, **kwargs: Any) -> Any:
+        if rows is None:
+            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+        return self._run(rows, **kwargs)
+
+    def _run(
+        self, rows: Rows, sequences: Sequences, following: PackedLinear | None, padded: bool
+    ) -> tuple[Tensor | None, Rows]:
+        rows = run_layer(self.steps, rows, sequences, following)
+        assert rows.y is not None
+        # The first is what Transformers' hooks see when hidden states are asked for.
+        return (pad(rows.y, sequences) if padded else None), rows
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.steps.qkv._apply(fn)
+        share(self.steps.qkv, self.projections)
+        return self
+
+
+class FusedEncoder(nn.Module):
+    """Comes before an encoder's own class, which is used in training.
+
+    Attributes:
+        row_budget: rows that a captured or compiled graph computes, padding not counted; None computes all places of
+            the batch. A batch with more real tokens gives NaN.
+
+    """
+
+    layer: nn.ModuleList
+    row_budget: int | None
+    fused_config: Any
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if self.training:
+            # Dropout, and gradients through the packed linears, as in any other model.
+            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
+        if encoder_hidden_states is not None or past_key_values is not None:
+            raise UserError("past_key_values, encoder_hidden_states: a fused encoder has neither; give neither")
+        if kwargs.get("output_attentions", getattr(self.fused_config, "output_attentions", False)):
+            raise UserError(
+                "output_attentions: a fused encoder never holds the probabilities of its attention; "
+                "call lit_compress.models.fused.unfuse(model) first"
+            )
+        wanted = kwargs.get("output_hidden_states", getattr(self.fused_config, "output_hidden_states", False))
+        batch, length = hidden_states.shape[:2]
+        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.row_budget)
+        hidden = self._layers(hidden_states, attention_mask, sequences, padded=wanted not in (None, False))
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
+
+    def _layers(self, hidden: Tensor, mask: Tensor | None, sequences: Sequences, padded: bool) -> Tensor:
+        layers = list(self.layer)
+        first = [layer.steps.qkv if isinstance(layer, FusedLayer) else None for layer in layers]
+        rows, whole = rows_for(first[0], unpad(hidden, sequences)), hidden
+        for layer, following in zip(layers, [*first[1:], None], strict=True):
+            assert rows.y is not None
+            if isinstance(layer, FusedLayer):
+                whole, rows = layer(whole, rows=rows, sequences=sequences, following=following, padded=padded)
+            else:
+                whole = layer(pad(rows.y, sequences) if whole is None else whole, mask)
+                rows = rows_for(following, unpad(whole, sequences))
+        assert rows.y is not None
+        return pad(rows.y, sequences)
+
+
+def fuse(model: PreTrainedModel) -> PreTrainedModel:
+    """Let the layers whose linears are packed run on rows of real tokens, in place; the others stay as they are.
+
+    The hidden states of padding become 0. Masks between single tokens and attention probabilities are refused. A model
+    of a family that is not served is left alone; :func:`why_plain` tells the reason. Applying it twice changes nothing.
+
+    Returns:
+        The model.
+
+    """
+    if _why_model_plain(model) is not None:
+        return model
+    layout = LAYOUTS[family_of(model)]
+    for layer in encoder_layers(model):
+        if not isinstance(layer, FusedLayer) and _why_layer_plain(layout, layer) is None:
+            _fuse_layer(model, layout, layer)
+    encoder = model.base_model.get_submodule(layout.layers.rpartition(".")[0])
+    config: Any = model.config
+    if any(fused_layers(model)) and not isinstance(encoder, FusedEncoder):
+        encoder.__class__ = _with(FusedEncoder, type(encoder))
+        encoder.fused_config = config
+        encoder.row_budget = None  # type: ignore[assignment]
+        encoder.plain_attention = config._attn_implementation  # type: ignore[assignment]
+        config._attn_implementation = ATTENTION
+    return model
+
+
+def unfuse(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo :func:`fuse`, in place: packed linears one by one inside the code of Transformers, which can do everything.
+
+    Returns:
+        The model.
+
+    """
+    for module in list(model.modules()):
+        if isinstance(module, FusedLayer):
+            module.__class__ = type(module).__mro__[2]
+            del module.steps, module.projections
+        elif isinstance(module, FusedEncoder):
+            module.__class__ = type(module).__mro__[2]
+            model.config._attn_implementation = module.plain_attention  # type: ignore[assignment]
+            del module.fused_config, module.plain_attention, module.row_budget
+    return model
+
+
+def fused_layers(model: nn.Module) -> list[FusedLayer]:
+    """The layers that run fused, in model order."""
+    return [module for module in model.modules() if isinstance(module, FusedLayer)]
+
+
+def why_plain(model: PreTrainedModel) -> list[str | None]:
+    """For each layer of :func:`~lit_compress.models.layout.encoder_layers` the reason why it is not fused, or None."""
+    layers = encoder_layers(model)
+    if (reason := _why_model_plain(model)) is not None:
+        return [reason] * len(layers)
+    layout = LAYOUTS[family_of(model)]
+    return [
+        None if isinstance(layer, FusedLayer) else _why_layer_plain(layout, layer) or "fuse(model) was not called"
+        for layer in layers
+    ]
+
+
+def _why_model_plain(model: PreTrainedModel) -> str | None:
+    family, config = family_of(model), model.config
+    if family not in LAYOUTS:
+        return f"the family {family or type(model).__name__!r} is not in the table of layouts"
+    if (reason := LAYOUTS[family].cannot.get("fused")) is not None:
+        return reason
+    if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+        return "a decoder looks at earlier tokens only, or at another sequence"
+    if getattr(config, LAYOUTS[family].activation_key) not in _ACTIVATIONS:
+        return f"no kernel computes the activation {getattr(config, LAYOUTS[family].activation_key)!r}"
+    if any(hasattr(module, "_hf_hook") for module in model.base_model.modules()):
+        return "it is spread over several devices, or moved there layer by layer"
+    return None
+
+
+def _why_layer_plain(layout: Layout, layer: nn.Module) -> str | None:
+    modules = dict(layer.named_modules())
+    for name in _linear_names(layout):
+        if not isinstance(modules.get(name), PackedLinear):
+            return f"{name} is no packed linear but a {type(modules.get(name)).__name__}"
+    projections: Any = [modules[name] for name in _linear_names(layout)[:3]]
+    if len({linear.dtype for linear in projections}) > 1:
+        return "query, key and value are packed in different dtypes"
+    for name in (layout.attention_norm, layout.feed_forward_norm):
+        if type(modules.get(name or "")) is not nn.LayerNorm:
+            return f"{name} is no plain LayerNorm"
+    size = getattr(modules[layout.attention], layout.head_size)
+    if any(linear.out_features % size for linear in projections) or len({x.out_features for x in projections}) > 1:
+        return f"query, key and value are no equal numbers of heads of {size}"
+    return None
+
+
+def _linear_names(layout: Layout) -> list[str]:
+    """Query, key, value, and the linears after them, in the order in which they run."""
+    names = (layout.query, layout.key, layout.value, layout.attention_output)
+    return [name or "" for name in (*names, layout.feed_forward_in, layout.feed_forward_out)]
+
+
+def _fuse_layer(model: PreTrainedModel, layout: Layout, layer: nn.Module) -> None:
+    modules: dict[str, Any] = dict(layer.named_modules())
+    query, key, value, out, up, down = (modules[name] for name in _linear_names(layout))
+    size = getattr(modules[layout.attention], layout.head_size)
+    layer.__class__ = _with(FusedLayer, type(layer))
+    # Inside a tuple and a dataclass nothing is a module of the layer a second time.
+    layer.projections = (query, key, value)  # type: ignore[assignment]
+    layer.steps = LayerSteps(  # type: ignore[assignment]
+        qkv=join([query, key, value]),
+        heads=query.out_features // size,
+        scale=size**-0.5,
+        out=out,
+        attention_norm=modules[layout.attention_norm or ""],
+        up=up,
+        activation=_ACTIVATIONS[getattr(model.config, layout.activation_key)],
+        down=down,
+        feed_forward_norm=modules[layout.feed_forward_norm or ""],
+    )
+    layer.register_load_state_dict_post_hook(_renew)
+
+
+def _renew(layer: nn.Module, _: Any) -> None:
+    """Join the linears' buffers again, which may be no views of the joined ones."""
+    if isinstance(layer, FusedLayer):
+        layer.steps = replace(layer.steps, qkv=join(layer.projections))
+        for linear in (layer.steps.out, layer.steps.up, layer.steps.down):
+            linear.kept_dense_weight = None
+
+
+@cache
+def _with(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
+    """A class that is both; what ``isinstance`` said of ``theirs`` it says of this one."""
+    return type(f"{ours.__name__}_{theirs.__name__}", (ours, theirs), {"__module__": __name__})
+
+
+def _rows_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+    """A mask as it was given: which tokens are real, and nothing about pairs of them."""
+    return attention_mask
+
+
+def _plain_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of the layers that are not fused."""
+    if attention_mask is not None and attention_mask.dim() == 2:
+        attention_mask = attention_mask[:, None, None, :]
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _plain_attention)
+AttentionMaskInterface.register(ATTENTION, _rows_mask)

@@ -1,0 +1,188 @@
+"""The buffers of a packed weight: what a format stores, how it is described, and what no packing would have written."""
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lit_compress.errors import UserError
+from lit_compress.functional.packing import Tiles, pack_bitmap, pack_tiles, pack_two_four, unpack_tiles
+from lit_compress.functional.quantize import symmetric_qparams
+
+__all__ = [
+    "COUNTED",
+    "DTYPES",
+    "QMAX",
+    "SCALES",
+    "STORED",
+    "TILES",
+    "Format",
+    "Precision",
+    "check_bits",
+    "check_tiles",
+    "check_values",
+    "checked_description",
+    "packed_buffers",
+    "quantize_weight",
+    "stored_shapes",
+]
+
+Format = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
+Precision = Literal["int8", "fp8"]
+
+DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+# Largest number of each type that is used.
+QMAX: dict[torch.dtype, float] = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+# Format -> rows and width of its blocks, and blocks of a chunk.
+TILES: dict[str, tuple[int, int, int]] = {"tall_blocks": (128, 32, 4), "blocks": (64, 64, 1)}
+# What a format that is expanded when it is loaded stores beside `values`.
+STORED = {"bitmap": ("bits", "starts"), "two_four": ("index",)}
+# Format -> the key of a description that counts what its buffers hold.
+COUNTED = {"tall_blocks": "chunks", "blocks": "chunks", "bitmap": "nonzeros"}
+SCALES = ("input_scale", "output_scale")
+
+
+@torch.no_grad()
+def quantize_weight(
+    weight: Tensor, dtype: torch.dtype, scale: Tensor | None = None, name: str = "layer"
+) -> tuple[Tensor, Tensor]:
+    """A weight ``(out_features, in_features)`` in 8 bit, and its scales, fp32 ``(out_features,)``.
+
+    Args:
+        weight: any float type.
+        dtype: ``torch.int8`` (rounded half to even, never -128) or ``torch.float8_e4m3fn``.
+        scale: as in :meth:`PackedLinear.from_linear`.
+        name: of the layer, for errors.
+
+    Raises:
+        UserError: the weight is not finite.
+
+    Example:
+        >>> values, scale = quantize_weight(torch.tensor([[1.27, -0.5, 0.0]]), torch.int8)
+        >>> values.tolist()
+        [[127, -50, 0]]
+
+    """
+    weight = weight.detach().float()
+    if not bool(weight.isfinite().all()):
+        raise UserError(f"{name}: its weight holds a number that is not finite; train it again")
+    qmax = QMAX[dtype]
+    largest = symmetric_qparams(weight.abs().amax(dim=1), int(qmax))
+    if scale is not None:
+        given = scale.detach().to(largest).reshape(-1).expand_as(largest)
+        largest = torch.where(given > 0, given, largest)
+    # By the reciprocal, as everything that quantizes here: the two forms must agree on every tie.
+    scaled = (weight * (1.0 / largest).unsqueeze(1)).clamp(-qmax, qmax)
+    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), largest
+
+
+def packed_buffers(values: Tensor, format: str) -> dict[str, Tensor | None]:
+    """The buffers of a dense 8-bit weight in a format, as a file has them.
+
+    Raises:
+        ValueError: the format cannot hold this weight.
+
+    """
+    if format in TILES:
+        tiles = pack_tiles(values, *TILES[format])
+        return {"values": tiles.values, "columns": tiles.columns, "offsets": tiles.offsets}
+    if format == "bitmap":
+        return dict(zip(("bits", "values", "starts"), pack_bitmap(values), strict=True))
+    if format == "two_four":
+        return dict(zip(("values", "index"), pack_two_four(values), strict=True))
+    return {"values": values}
+
+
+def stored_shapes(
+    format: str, dtype: torch.dtype, rows: int, columns: int, entries: int | None
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of each buffer of a format, as a file has them; ``entries`` counts chunks or non-zeros."""
+    if format in TILES:
+        tall, width, per_chunk = TILES[format]
+        assert entries is not None
+        return {
+            "values": ((entries, tall, width * per_chunk), dtype),
+            "columns": ((entries + 1, per_chunk), torch.int32),
+            "offsets": ((math.ceil(rows / tall) + 1,), torch.int32),
+        }
+    if format == "bitmap":
+        assert entries is not None
+        return {
+            "values": ((entries,), dtype),
+            "bits": ((rows, math.ceil(columns / 8)), torch.uint8),
+            "starts": ((rows + 1,), torch.int32),
+        }
+    if format == "two_four":
+        return {"values": ((rows, columns // 2), dtype), "index": ((rows, columns // 8), torch.uint8)}
+    return {"values": ((rows, columns), dtype)}
+
+
+def checked_description(description: Any, name: str) -> tuple[Format, torch.dtype, int, int]:
+    """Format, type, rows and columns of a description in which nothing is wrong or too large.
+
+    Raises:
+        UserError: something is.
+
+    """
+    where = f"config.json: quantization_config.packed: {name!r}"
+    expected = {"format", "dtype", "shape", "bias", *SCALES}
+    if not isinstance(description, dict) or not expected <= set(description):
+        raise UserError(f"{where} must have {', '.join(sorted(expected))}")
+    format, dtype, shape = (description[key] for key in ("format", "dtype", "shape"))
+    if format not in get_args(Format) or dtype not in list(DTYPES):
+        raise UserError(
+            f"{where} is {format!r} in {dtype!r} and must be one of {', '.join(get_args(Format))} in int8 or fp8"
+        )
+    if not isinstance(shape, list) or len(shape) != 2 or not all(_is_count(size) and size for size in shape):
+        raise UserError(f"{where} has the shape {shape!r} and must have two sizes above 0")
+    rows, columns = shape
+    divisor = TILES[format][1] if format in TILES else 8 if format == "two_four" else 1
+    if columns % divisor:
+        raise UserError(f"{where} has {columns} inputs, of which {format} needs a multiple of {divisor}")
+    if format in COUNTED:
+        most, key = rows * columns, COUNTED[format]
+        if format in TILES:
+            tall, width, per_chunk = TILES[format]
+            most = math.ceil(rows / tall) * math.ceil(columns / (width * per_chunk))
+        if not _is_count(description.get(key)) or description[key] > most:
+            raise UserError(f"{where} has {key} {description.get(key)!r} and must have from 0 to {most}")
+    return format, DTYPES[dtype], rows, columns
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_values(values: Tensor) -> None:
+    """Raise ``ValueError`` for an 8-bit number that no packing writes: -128, or a NaN."""
+    raw = values.contiguous().view(torch.int8)
+    # Of fp8, both bit patterns of NaN.
+    wrong = raw == -128 if values.dtype == torch.int8 else (raw == 127) | (raw == -1)
+    if bool(wrong.any()):
+        raise ValueError("values hold a number that no packing writes")
+
+
+def check_bits(bits: Tensor | None, columns: int) -> None:
+    """Raise ``ValueError`` for bits of columns that the weight does not have."""
+    if bits is not None and columns % 8 and bool((bits[:, -1] >> columns % 8).any()):
+        raise ValueError("bits name columns after the last")
+
+
+def check_tiles(tiles: Tiles, format: str, shape: tuple[int, int]) -> None:
+    """Raise ``ValueError`` for tiles of a weight of this shape that :func:`packed_buffers` would not have made."""
+    blocks, chunks = shape[1] // TILES[format][1], len(tiles.values)
+    if bool(((tiles.columns < 0) | (tiles.columns >= blocks)).any()):
+        raise ValueError(f"columns name a block that is not one of the {blocks}")
+    steps = tiles.offsets.diff()
+    if int(tiles.offsets[0]) != 0 or int(tiles.offsets[-1]) != chunks or bool((steps < 0).any()):
+        raise ValueError(f"offsets do not divide the {chunks} chunks among the tiles")
+    # What cannot be wrong any more now: a block that comes twice, one out of order, values beside the weight.
+    again = pack_tiles(unpack_tiles(tiles, shape), *TILES[format])
+    same = (
+        torch.equal(again.columns, tiles.columns)
+        and torch.equal(again.offsets, tiles.offsets)
+        and torch.equal(again.values.view(torch.int8), tiles.values.view(torch.int8))
+    )
+    if not same:
+        raise ValueError("blocks come twice, out of order, or beside the weight")

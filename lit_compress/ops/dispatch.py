@@ -1,0 +1,238 @@
+"""What computes a packed linear: its kernel, a dense product of its dequantized weight, or the reference.
+
+The choice depends on Python integers and names alone, is made once per shape and kept, and reads no tensor: it costs
+nothing at run time, needs no synchronization, and is constant in a compiled graph. In this order:
+
+1. ``LIT_COMPRESS_DISPATCH`` (``kernel``, ``dense`` or ``reference``; read at the first import) or :func:`forced`.
+2. Times measured on this GPU, ``measured.json``, made by ``python -m tools.bench.dispatch``.
+3. Arithmetic, :mod:`lit_compress.ops.roofline`: derived, not measured.
+"""
+
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+from lit_compress.errors import UserError
+from lit_compress.ops.roofline import Device, device_named, product_us
+
+__all__ = ["ROW_BUCKETS", "VARIABLE", "Choice", "Decision", "Problem", "choose", "decide", "forced", "row_bucket"]
+
+Choice = Literal["kernel", "dense", "reference"]
+VARIABLE = "LIT_COMPRESS_DISPATCH"
+
+# Numbers of tokens that are told apart.
+ROW_BUCKETS = tuple(2**power for power in range(4, 18))
+# Devices, as a problem names them, where only torch multiplies.
+WITHOUT_KERNELS = ("cpu",)
+MEASURED = Path(__file__).with_name("measured.json")
+
+# A plain global: compiled code watches it, and traces through where it would not through a context variable.
+_override: str | None = os.environ.get(VARIABLE) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What a choice depends on, beside the number of rows.
+
+    Args:
+        outputs: ``out_features``.
+        inputs: ``in_features``.
+        format: packed format.
+        dtype: ``"int8"`` or ``"fp8"``.
+        density: fraction of the weight that is stored.
+        device: ``"cpu"``, or the GPU's name.
+
+    """
+
+    outputs: int
+    inputs: int
+    format: str
+    dtype: str
+    density: float
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """A choice and why.
+
+    Args:
+        choice: what runs.
+        reason: in words.
+        source: where it comes from.
+        kernel_us: microseconds of the kernel; None where there is none, or no figure.
+        dense_us: microseconds of the dense product in 16 bit; likewise.
+
+    """
+
+    choice: Choice
+    reason: str
+    source: Literal["forced", "fixed", "measured", "derived"]
+    kernel_us: float | None = None
+    dense_us: float | None = None
+
+
+@contextmanager
+def forced(choice: Choice | None) -> Iterator[None]:
+    """Inside the block every choice is ``choice``; None decides as if nothing were forced."""
+    global _override
+    before, _override = _override, choice
+    try:
+        yield
+    finally:
+        _override = before
+
+
+def row_bucket(rows: int) -> int:
+    """The bucket of :data:`ROW_BUCKETS` that a number of rows is treated as.
+
+    Example:
+        >>> row_bucket(1), row_bucket(100), row_bucket(10**9)
+        (16, 128, 131072)
+
+    """
+    return ROW_BUCKETS[_bucket(rows)]
+
+
+def choose(
+    rows: int, outputs: int, inputs: int, format: str, dtype: str, density: float, device: torch.device
+) -> Choice:
+    """What computes a linear of ``rows`` tokens; see :class:`Problem` for the others.
+
+    Raises:
+        UserError: the environment variable holds something else than a choice.
+
+    """
+    if _override is not None:
+        return _forced(_override)
+    return _choices(outputs, inputs, format, dtype, density, device.type, device.index)[_bucket(rows)]
+
+
+def decide(rows: int, problem: Problem) -> Decision:
+    """The same with the reason, for any device, also one that is not here.
+
+    Raises:
+        UserError: no such device, or an environment variable that holds something else than a choice.
+
+    """
+    if _override is not None:
+        return Decision(choice=_forced(_override), reason=f"forced: {VARIABLE}={_override}", source="forced")
+    return _decide(row_bucket(rows), problem)
+
+
+@cache
+def _decide(rows: int, problem: Problem) -> Decision:
+    if problem.device in WITHOUT_KERNELS:
+        reason = "no kernels for this device: the weight is dequantized once, inputs are not rounded"
+        return Decision(choice="dense", reason=reason, source="fixed")
+    if (times := _measured(rows, problem)) is not None:
+        return _faster(*times, source="measured")
+    device = _known(problem.device)
+    capability = device.capability if device is not None else _capability_here(problem.device)
+    needed = (8, 9) if problem.dtype == "fp8" else (8, 0)
+    if capability is not None and capability < needed:
+        reason = f"{problem.dtype} needs compute capability {needed[0]}.{needed[1]}, this is {capability}"
+        return Decision(choice="dense", reason=reason, source="fixed")
+    if device is None:
+        reason = "no figures of this GPU; assumed to be as of others"
+        return Decision(choice="kernel", reason=reason, source="fixed")
+    if problem.format not in device.eight:
+        return Decision(choice="dense", reason=f"no kernel for the format {problem.format}", source="fixed")
+    kernel = product_us(device, rows, problem.outputs, problem.inputs, problem.format, problem.density)
+    return _faster(kernel, product_us(device, rows, problem.outputs, problem.inputs), source="derived")
+
+
+def _faster(kernel: float, dense: float, source: Literal["measured", "derived"]) -> Decision:
+    # At equal times the kernel: its results need no pass of their own for bias, activation, residual and rounding.
+    choice: Choice = "kernel" if kernel <= dense else "dense"
+    words = source if source == "measured" else "derived, not measured"
+    return Decision(
+        choice=choice,
+        reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit ({words})",
+        source=source,
+        kernel_us=kernel,
+        dense_us=dense,
+    )
+
+
+@torch.compiler.assume_constant_result
+def _choices(
+    outputs: int, inputs: int, format: str, dtype: str, density: float, kind: str, index: int | None
+) -> tuple[Choice, ...]:
+    """One choice per bucket; a compiled graph holds the result as a constant."""
+    return _choices_of(outputs, inputs, format, dtype, density, kind, index)
+
+
+@cache
+def _choices_of(
+    outputs: int, inputs: int, format: str, dtype: str, density: float, kind: str, index: int | None
+) -> tuple[Choice, ...]:
+    device = _device_name(kind, index)
+    problem = Problem(outputs=outputs, inputs=inputs, format=format, dtype=dtype, density=density, device=device)
+    return tuple(_decide(rows, problem).choice for rows in ROW_BUCKETS)
+
+
+@cache
+def _device_name(kind: str, index: int | None) -> str:
+    if kind != "cuda" or importlib.util.find_spec("triton") is None:
+        return "cpu"
+    return torch.cuda.get_device_name(index)
+
+
+@cache
+def _known(name: str) -> Device | None:
+    try:
+        return device_named(name)
+    except UserError:
+        return None
+
+
+def _capability_here(name: str) -> tuple[int, int] | None:
+    """Compute capability of a GPU of this machine; None for another."""
+    indices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return next((torch.cuda.get_device_capability(i) for i in indices if torch.cuda.get_device_name(i) == name), None)
+
+
+def _forced(value: str) -> Choice:
+    if value not in get_args(Choice):
+        raise UserError(f"{VARIABLE}: {value!r} is not one of {', '.join(get_args(Choice))}")
+    return cast(Choice, value)
+
+
+def _bucket(rows: int) -> int:
+    # Comparisons, and no bit tricks: rows may be symbolic while a graph is traced.
+    for index, edge in enumerate(ROW_BUCKETS[:-1]):
+        if rows <= edge:
+            return index
+    return len(ROW_BUCKETS) - 1
+
+
+def _measured(rows: int, problem: Problem) -> tuple[float, float] | None:
+    """Times of the kernel and of the dense product on this GPU; of a weight at least as dense as this one."""
+    device = _known(problem.device)
+    name = device.name if device is not None else problem.device
+    alike: list[dict[str, Any]] = [
+        entry
+        for entry in _table().get(name, [])
+        if all(entry[key] == getattr(problem, key) for key in ("outputs", "inputs", "format", "dtype"))
+        and entry["rows"] == rows
+        and entry["density"] >= problem.density - 0.01
+    ]
+    if not alike:
+        return None
+    nearest = min(alike, key=lambda entry: entry["density"])
+    return nearest["kernel_us"], nearest["dense_us"]
+
+
+@cache
+def _table() -> dict[str, list[dict[str, Any]]]:
+    """GPU name to rows of ``{"rows", "outputs", "inputs", "format", "dtype", "density", "kernel_us", "dense_us"}``."""
+    return json.loads(MEASURED.read_text())["gpus"]

@@ -1,0 +1,146 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lit_compress.errors import UserError
+from lit_compress.ops import dispatch
+from lit_compress.ops.dispatch import ROW_BUCKETS, Problem, choose, decide, forced, row_bucket
+from lit_compress.ops.roofline import DEVICES, device_named, product_us
+
+
+def problem(**changed):
+    given = {"outputs": 768, "inputs": 3072, "format": "tall_blocks", "dtype": "int8", "density": 0.25}
+    return Problem(**(given | {"device": "h200"} | changed))
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Write a table of measurements and make it the one that counts."""
+
+    def write(*entries, gpu="NVIDIA H200"):
+        path = tmp_path / "measured.json"
+        path.write_text(json.dumps({"gpus": {gpu: list(entries)}}))
+        monkeypatch.setattr(dispatch, "MEASURED", path)
+        clear()
+
+    yield write
+    monkeypatch.undo()
+    clear()
+
+
+def clear():
+    for cached in (dispatch._table, dispatch._decide, dispatch._choices_of):
+        cached.cache_clear()
+
+
+def entry(**changed):
+    given = {"rows": 4096, "outputs": 768, "inputs": 3072, "format": "tall_blocks", "dtype": "int8", "density": 0.25}
+    return given | {"kernel_us": 9.0, "dense_us": 30.0} | changed
+
+
+def test_a_cpu_multiplies_dense():
+    assert choose(100, 768, 768, "dense", "int8", 1.0, torch.device("cpu")) == "dense"
+    assert decide(100, problem(device="cpu")).source == "fixed"
+
+
+def test_no_figure_is_derived_from_a_measurement_and_the_words_say_so():
+    decision = decide(4096, problem())
+    assert decision.source == "derived"
+    assert "derived, not measured" in decision.reason
+    assert decision.choice == "kernel"
+    assert decision.kernel_us < decision.dense_us
+
+
+@pytest.mark.parametrize(
+    ("changed", "device", "choice"),
+    [({"dtype": "fp8"}, "a100", "dense"), ({}, "a100", "kernel"), ({"format": "of tomorrow"}, "h200", "dense")],
+)
+def test_what_a_device_cannot_do(changed, device, choice):
+    assert decide(4096, problem(device=device, **changed)).choice == choice
+
+
+def test_a_gpu_without_figures_runs_kernels():
+    decision = decide(4096, problem(device="NVIDIA of tomorrow"))
+    assert (decision.choice, decision.source) == ("kernel", "fixed")
+
+
+def test_measurements_win_over_arithmetic(measured):
+    measured(entry(kernel_us=40.0))
+    decision = decide(3000, problem())
+    assert (decision.choice, decision.source, decision.kernel_us) == ("dense", "measured", 40.0)
+    assert decide(5000, problem()).source == "derived"  # another bucket
+    assert decide(4096, problem(outputs=3072)).source == "derived"
+    assert decide(4096, problem(device="h100")).source == "derived"
+
+
+def test_a_measurement_of_a_denser_weight_serves_and_of_a_sparser_one_does_not(measured):
+    measured(entry(density=0.5, kernel_us=20.0), entry(density=0.3, kernel_us=15.0), entry(density=0.1, kernel_us=1.0))
+    assert decide(4096, problem()).kernel_us == 15.0
+    assert decide(4096, problem(density=0.9)).source == "derived"
+
+
+def test_forced_wins_over_everything(measured):
+    measured(entry(kernel_us=40.0))
+    with forced("kernel"):
+        assert decide(4096, problem()).choice == "kernel"
+        assert choose(1, 8, 8, "dense", "int8", 1.0, torch.device("cpu")) == "kernel"
+        with forced("reference"):
+            assert choose(1, 8, 8, "dense", "int8", 1.0, torch.device("cpu")) == "reference"
+        with forced(None):
+            assert decide(4096, problem()).source == "measured"
+    assert decide(4096, problem()).choice == "dense"
+
+
+def test_a_wrong_choice_is_refused():
+    with forced("fast"), pytest.raises(UserError, match="LIT_COMPRESS_DISPATCH: 'fast' is not one of kernel, dense"):
+        choose(1, 8, 8, "dense", "int8", 1.0, torch.device("cpu"))
+
+
+def test_the_variable_is_read(tmp_path):
+    code = "from lit_compress.ops.dispatch import *; import torch;"
+    code += "print(choose(1, 8, 8, 'dense', 'int8', 1.0, torch.device('cpu')))"
+    environment = {"LIT_COMPRESS_DISPATCH": "reference", "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "reference"
+
+
+def test_buckets():
+    assert [row_bucket(rows) for rows in (1, 16, 17, 4096, 4097, 10**9)] == [16, 16, 32, 4096, 8192, ROW_BUCKETS[-1]]
+
+
+def test_choices_are_constants_of_a_compiled_graph():
+    def add(x):
+        return x + 1 if choose(x.shape[0], 8, 8, "dense", "int8", 1.0, x.device) == "dense" else x - 1
+
+    compiled = torch.compile(add, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(20)).sum() == 20
+    with forced("kernel"):  # traced anew
+        assert compiled(torch.zeros(20)).sum() == -20
+    assert compiled(torch.zeros(20)).sum() == 20
+
+
+def test_the_shipped_table_is_whole():
+    table = json.loads(dispatch.MEASURED.read_text())
+    assert table["command"] == "python -m tools.bench.dispatch"
+    for entries in table["gpus"].values():
+        assert all(set(one) == set(entry()) for one in entries)
+
+
+def test_devices_by_name():
+    assert device_named("NVIDIA A100-SXM4-40GB") is DEVICES["a100"]
+    assert device_named("H100") is DEVICES["h100"]
+    with pytest.raises(UserError, match="'NVIDIA L40' is not one of"):
+        device_named("NVIDIA L40")
+
+
+def test_a_product_computes_or_moves():
+    h200 = DEVICES["h200"]
+    assert product_us(h200, 1, 768, 768) == pytest.approx(h200.launch, abs=0.5)
+    long, short = (product_us(h200, rows, 3072, 768) - h200.launch for rows in (65536, 32768))
+    assert long == pytest.approx(2 * short, rel=0.01)
+    # Inputs and results move however sparse a weight is.
+    sparse, empty = (product_us(h200, 32768, 3072, 768, "tall_blocks", density) for density in (1 / 6, 0.01))
+    assert sparse == pytest.approx(empty, rel=0.01)
