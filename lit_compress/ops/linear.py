@@ -207,8 +207,7 @@ def _on_cpu(
 ) -> Tensor:
     """The rows are rounded to the grid that 8 bits would hold, but stay floats: fewer passes over memory."""
     rows = x.float()
-    low, high = rows.aminmax(dim=-1, keepdim=True)
-    top = torch.maximum(-low, high)
+    top = rows.abs().amax(dim=-1, keepdim=True)  # several times faster than aminmax
     scale = (top / reference.largest(values.dtype)).clamp_min(reference.MIN_SCALE)
     scale = scale.where(top.isfinite(), torch.nan)
     rows = rows * scale.reciprocal()
