@@ -142,7 +142,9 @@ def test_the_base_model_and_another_head_load(folder, model):
     expected = pack(model).bert
     with torch.no_grad():
         assert torch.equal(base(**batch()).last_hidden_state, expected(**batch()).last_hidden_state)
-    other = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=5, ignore_mismatched_sizes=True)
+    other = AutoModelForSequenceClassification.from_pretrained(
+        folder, id2label={index: str(index) for index in range(5)}, ignore_mismatched_sizes=True
+    )
     assert logits(other).shape == (2, 5)
 
 
