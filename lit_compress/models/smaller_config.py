@@ -74,6 +74,7 @@ class SmallerModel(HfQuantizer):
                 check_stored(model, checkpoint_files)
                 if entry.checksums is not None:
                     verify_checksums(checkpoint_files, entry.checksums, "config.json: quantization_config.checksums")
+        self._expected = _shapes(model)
         return model
 
     def get_weight_conversions(self) -> list[Any]:
@@ -87,6 +88,13 @@ class SmallerModel(HfQuantizer):
         return [*weight_conversions, *self.get_weight_conversions()]
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        # Transformers 5.17 takes tensors of any shape once a quantizer is there; later versions refuse them themselves.
+        for name, found in _shapes(model).items():
+            if (expected := self._expected.get(name, found)) != found:
+                raise UserError(
+                    f"{name}: its weights have the shape {list(found)} and config.json says {list(expected)}; "
+                    "load it as it was saved, or with a later Transformers, which can leave it out"
+                )
         # Transformers would treat a quantized model differently: no .half(), no training. This one is none.
         entry: Any = self.quantization_config
         shapes = entry.shapes
@@ -111,6 +119,7 @@ class SmallerModel(HfQuantizer):
         return True
 
 
+<<<<<<< HEAD
 class DecodeWeight(ConversionOps):
     """The parts of a weight to the weight, in the type that the model was asked for."""
 
@@ -136,3 +145,7 @@ class DecodeWeight(ConversionOps):
 
 def _decodes(conversion: Any) -> bool:
     return any(isinstance(operation, DecodeWeight) for operation in getattr(conversion, "operations", ()))
+=======
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+>>>>>>> packing

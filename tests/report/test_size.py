@@ -7,6 +7,8 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 from lit_compress.export import fold
 from lit_compress.export.hf import manifest_with_scales
 from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
+from lit_compress.nn.quantizers import TableQuantizer
+from lit_compress.nn.surgery import make_tables_compressible
 from lit_compress.report.size import Size, model_size, tensor_size
 
 
@@ -152,3 +154,15 @@ def test_layers_that_share_their_weights_count_once():
     linears = [m for m in model.albert.encoder.modules() if isinstance(m, nn.Linear)]
     inside = [m for m in linears if m is not model.albert.encoder.embedding_hidden_mapping_in]
     assert model_size(model, {})["encoder"].parameters == sum(m.weight.numel() for m in inside) > 0
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_a_table_as_quantization_aware_training_leaves_it(tiny_teacher, per_row):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    name = "bert.embeddings.word_embeddings"
+    table = make_tables_compressible(model, [name], "targets")[name]
+    table.weight_quantizer = TableQuantizer(table.num_embeddings, per_row)
+    manifest = manifest_with_scales(model)
+    size = model_size(fold(model), {}, manifest["embeddings"])["model"]
+    scales = table.num_embeddings if per_row else 1
+    assert size.dense_bytes - size.value_bytes == 3 * table.weight.numel() - 4 * scales
