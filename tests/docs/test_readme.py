@@ -39,9 +39,9 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def called(monkeypatch):
-    """Export and report that do nothing but say that their options were understood."""
+    """Commands that do nothing but say that their options were understood."""
     names = []
-    for name in ("export", "report"):
+    for name in ("export", "trim-vocabulary", "report"):
         function = lit_compress.cli._COMMANDS[name]
 
         def nothing(*args, _name=name, **kwargs):
