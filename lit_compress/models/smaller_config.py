@@ -119,7 +119,6 @@ class SmallerModel(HfQuantizer):
         return True
 
 
-<<<<<<< HEAD
 class DecodeWeight(ConversionOps):
     """The parts of a weight to the weight, in the type that the model was asked for."""
 
@@ -145,7 +144,7 @@ class DecodeWeight(ConversionOps):
 
 def _decodes(conversion: Any) -> bool:
     return any(isinstance(operation, DecodeWeight) for operation in getattr(conversion, "operations", ()))
-=======
+
+
 def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
->>>>>>> packing

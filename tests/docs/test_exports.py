@@ -21,7 +21,7 @@ def test_every_folder_has_a_snippet():
     assert [next(f for f in FOLDERS if f'"{f}"' in block.text) for block in PYTHON] == list(FOLDERS)
 
 
-@pytest.mark.parametrize(("block", "folder"), zip(PYTHON, FOLDERS, strict=True), ids=FOLDERS.values())
+@pytest.mark.parametrize(("block", "folder"), list(zip(PYTHON, FOLDERS, strict=True)), ids=FOLDERS.values())
 def test_a_snippet_loads_what_the_command_writes(block, folder, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

@@ -25,6 +25,8 @@ HEADS = {
     AutoModelForMaskedLM: ["logits"],
 }
 
+LIKE_BERT = ("roberta", "xlm-roberta", "camembert", "electra")
+
 
 @pytest.fixture
 def tokenizer(tmp_path):
@@ -66,9 +68,12 @@ def test_every_head_at_any_batch_and_length(head, tokenizer, tmp_path):
         assert all(close(found[name], expected[name], 1e-4) for name in found)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=[pytest.mark.slow] if family in LIKE_BERT else []) for family in FAMILIES]
+)
 def test_integers_of_the_training_compute_as_the_training_form(family, tokenizer, tmp_path):
-    model = quantized(family, tables="table", attention=True)
+    # DeBERTa-v2 uses a table without looking anything up in it, which training does not round.
+    model = quantized(family, tables=None if family == "deberta-v2" else "table", attention=True)
     write(from_student(model, tokenizer), tmp_path / "out", "onnx-int8")
     with torch.no_grad():
         expected = model(**batch(16, 3)).logits

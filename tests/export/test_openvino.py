@@ -16,7 +16,8 @@ def run(folder, name, inputs):
     inputs = inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
     given = {each.get_any_name() for each in model.inputs}
     results = model({name: value.numpy() for name, value in inputs.items() if name in given})
-    return {each.get_any_name(): torch.tensor(results[each]) for each in model.outputs}
+    names = {name for each in model.outputs for name in each.get_names() if name.endswith("logits")}
+    return {name: torch.tensor(results[name]) for name in names}
 
 
 @pytest.mark.parametrize("to", FILES)
@@ -34,7 +35,7 @@ def test_outputs_at_any_batch_and_length(to, head, tmp_path):
             assert (found - expected[name]).abs().max() <= most
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert", "xlnet"])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
 def test_integers_of_the_training_compute_as_the_training_form(family, tmp_path):
     model = quantized(family, tables="row", attention=True)
     write(from_student(model, tiny_tokenizer(tmp_path)), tmp_path / "out", "openvino-int8")
