@@ -74,7 +74,8 @@ def tensor_size(tensor: torch.Tensor, entry: dict[str, Any] | None) -> Size:
     count, nonzeros = tensor.numel(), int(torch.count_nonzero(tensor))
     quantizer = (entry or {}).get("weight_quantizer") or {}
     quantized = bool(quantizer.get("enabled"))
-    bits = quantizer["spec"]["bits"] if quantized else 8 * _FLOAT_BYTES
+    # A table's quantizer does not say its bits: it has always 8.
+    bits = quantizer["spec"].get("bits", 8) if quantized else 8 * _FLOAT_BYTES
     scales = len(entry["scales"]["weight"]) * _FLOAT_BYTES if entry and quantized else 0
     dense, sparse, bitmap = _bytes(count, bits), _bytes(nonzeros, bits), _bytes(count, 1)
     stored_sparse = entry is not None and sparse + bitmap < dense
