@@ -1,6 +1,8 @@
 """Hugging Face models: loading them, where their parts are, and making them smaller."""
 
 from lit_compress.models.attention import attention_modules
+from lit_compress.models.fused import fuse, unfuse
+from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.groups import remove_heads, remove_neurons
 from lit_compress.models.layout import (
     LayerParts,
@@ -22,9 +24,11 @@ __all__ = [
     "SmallerModel",
     "attention_modules",
     "check_compatible",
+    "describe_fused",
     "drop_layers",
     "embedding_tables",
     "encoder_layers",
+    "fuse",
     "kept_layers",
     "layer_linears",
     "layer_parts",
@@ -33,4 +37,5 @@ __all__ = [
     "load_model",
     "remove_heads",
     "remove_neurons",
+    "unfuse",
 ]
