@@ -13,6 +13,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from lit_compress.errors import UserError
 from lit_compress.models.checksums import verify_checksums
 from lit_compress.models.fused import fuse
 from lit_compress.models.packed import check_packed, check_stored, install_packed
@@ -54,9 +55,17 @@ class SmallerModel(HfQuantizer):
                 check_stored(model, checkpoint_files)
                 if entry.checksums is not None:
                     verify_checksums(checkpoint_files, entry.checksums, "config.json: quantization_config.checksums")
+        self._expected = _shapes(model)
         return model
 
     def postprocess_model(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        # Transformers 5.17 takes tensors of any shape once a quantizer is there; later versions refuse them themselves.
+        for name, found in _shapes(model).items():
+            if (expected := self._expected.get(name, found)) != found:
+                raise UserError(
+                    f"{name}: its weights have the shape {list(found)} and config.json says {list(expected)}; "
+                    "load it as it was saved, or with a later Transformers, which can leave it out"
+                )
         # Transformers would treat a quantized model differently: no .half(), no training. This one is none.
         self.remove_quantization_config(model)
         entry: Any = self.quantization_config
@@ -74,3 +83,7 @@ class SmallerModel(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
