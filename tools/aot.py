@@ -22,6 +22,7 @@ from typing import Any, Literal
 os.environ.pop("TRITON_INTERPRET", None)
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
+import torch
 import triton
 from jsonargparse import auto_cli
 from triton.backends.compiler import GPUTarget
@@ -117,6 +118,7 @@ def jobs(epilogues: str) -> Iterator[Job]:
                 for epilogue in EPILOGUES if epilogues == "all" else chosen:
                     yield product(dtype, target, tile, shape, epilogue)
             yield from rows(dtype, target)
+            yield from unusual_products(dtype, target)
     for target in (90, 80):
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
             yield attend(target, head_dim, shape)
@@ -157,6 +159,33 @@ def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.P
         epilogue=epilogue,
         stage_bytes=shape.shared_bytes // shape.stages,
     )
+
+
+def unusual_products(dtype: str, target: int) -> Iterator[Job]:
+    """Everything that the others are not: one static scale, no bias, error function, inputs that fill no step.
+
+    240 inputs can be copied 16 at a time; 100 cannot, and there is one output.
+    """
+    for rows, outputs, inputs in ((8192, 768, 240), (8192, 1, 100)):
+        shape = launch.product_launch(rows, outputs, inputs, launch.DENSE, torch.device("cpu"))
+        constants = quantized_linear.settings(shape, launch.DENSE, inputs, False, "gelu")
+        options = {key: constants.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
+        used = {"q": dtype, "values": dtype, "q_scale": "fp32", "w_scale": "fp32", "out": "fp32"}
+        types: dict[str, Any] = {name: pointer(kind) for name, kind in used.items()}
+        types |= {"rows": ("i32", False), "inputs": ("i32", inputs % 16 == 0)}
+        if outputs == 1:
+            constants["outputs"] = 1
+        else:
+            types["outputs"] = ("i32", True)
+        yield Job(
+            name=f"unusual product of {inputs} inputs",
+            target=target,
+            dtype=dtype,
+            kernel=quantized_linear.kernel,
+            types=types,
+            constants=constants,
+            options=options,
+        )
 
 
 def rows(dtype: str, target: int) -> Iterator[Job]:

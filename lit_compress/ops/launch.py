@@ -164,6 +164,9 @@ def _chosen(
     for entry in _measured().get(name, []):
         if entry["shape"] == [bucket, outputs, inputs, *tile]:
             return Product(**entry["launch"])
+    if inputs % 16:
+        # Rows begin anywhere, and are read byte by byte: more bytes than these would not fit the registers.
+        return Product(32, 32, 32, 4, 2)
     return _rule(bucket, outputs, tile, capability, processors)
 
 
