@@ -24,7 +24,7 @@ check: install
 	$(BIN)/mkdocs build --strict --quiet
 
 test: install
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: install
 	$(BIN)/python -m pytest -m "slow"

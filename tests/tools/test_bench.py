@@ -89,7 +89,7 @@ def test_model_source_passes_names_on_and_makes_random_models(tmp_path):
 
 def test_distillation_is_compared_less_the_teacher():
     seconds = {"plain": [1.0, 2.0], "distillation": [1.5, 3.0], "teacher forward": [0.4, 1.0]}
-    seconds |= {"masks": [1.0, 2.0], "masks + qat": [1.0, 2.0]}
+    seconds |= {"masks": [1.0, 2.0], "masks + qat": [1.0, 2.0], "structured": [1.0, 2.0]}
     beyond = {row.case: row for row in rows(seconds, {})}["distillation - teacher"]
     assert beyond.ratios == pytest.approx([1.1, 1.0])
     assert beyond.target == 1.05
