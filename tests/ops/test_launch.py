@@ -42,6 +42,7 @@ def test_a_measured_configuration_replaces_the_rule(tmp_path, monkeypatch):
     }
     (tmp_path / "launches.json").write_text(json.dumps({"gpus": {"": [entry]}}))
     monkeypatch.setattr(launch, "MEASURED", tmp_path / "launches.json")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # another test may have asked for the interpreter's small tiles
     caches = (launch._measured, launch._chosen)
     for cached in caches:
         cached.cache_clear()
