@@ -42,16 +42,19 @@ def test_a_measured_configuration_replaces_the_rule(tmp_path, monkeypatch):
     }
     (tmp_path / "launches.json").write_text(json.dumps({"gpus": {"": [entry]}}))
     monkeypatch.setattr(launch, "MEASURED", tmp_path / "launches.json")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # another test may have asked for the interpreter's small tiles
     caches = (launch._measured, launch._chosen)
     for cached in caches:
         cached.cache_clear()
 
     assert launch.product_launch(100, 768, 768, launch.DENSE, CPU).block_n == 32
-    assert launch.product_launch(100, 768, 769, launch.DENSE, CPU).block_n == 64
+    assert launch.product_launch(100, 768, 784, launch.DENSE, CPU).block_n == 64
 
     for cached in caches:
         cached.cache_clear()
+
+
+def test_inputs_that_no_wide_read_divides_take_small_tiles():
+    assert launch.product_launch(100, 768, 769, launch.DENSE, CPU) == launch.Product(32, 32, 32, 4, 2)
 
 
 def test_rows_that_no_program_holds_are_refused():
