@@ -1,10 +1,12 @@
 """The plan of reproduction: every recipe on every data set resolves, and the changes it makes arrive."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import yaml
 
+import lit_compress.data
 from lit_compress.recipe import load_recipe
 from tools import reproduce
 
@@ -26,6 +28,13 @@ def test_every_recipe_resolves_on_every_data_set(name, dataset, tmp_path):
         )
         load_recipe(file)
         made |= {f"stage:{stage}": str(tmp_path / stage) for stage in group}
+
+
+@pytest.mark.parametrize("dataset", PLAN["data"])
+def test_every_option_of_a_data_set_exists(dataset):
+    given = PLAN["data"][dataset]["data"]
+    known = inspect.signature(getattr(lit_compress.data, given["class_path"])).parameters
+    assert set(given["init_args"]) <= set(known)
 
 
 def test_the_dense_model_is_shared_by_all_recipes_of_a_data_set():
