@@ -15,6 +15,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold, shrunk
 from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
+from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.attention import ATTENTION_SLOTS
 from lit_compress.nn.manifest import Manifest
@@ -78,6 +79,8 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
         raise UserError("export: give one of --run, --checkpoint and --model")
     if model is not None:
         loaded = load_whole_model(model, "--model")
+        if packed_linears(loaded):
+            raise UserError(f"--model: {model!r} is packed already; give the run or the folder that it was made from")
         tokenizer = load_tokenizer(model, "--model")
         return Folded(model=loaded, manifest=_read_manifest(Path(model), loaded), tokenizer=tokenizer)
     content = load_checkpoint(checkpoint if checkpoint is not None else find_checkpoint(run or ""))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
 from lit_compress.export.fold import fold, shrunk
+from lit_compress.export.folded import Folded
 from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
 from lit_compress.export.scales import LayerScales, scales_of
 from lit_compress.files import atomic_folder
@@ -26,7 +27,7 @@ from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.packed_buffers import DTYPES, QMAX, TILES, Format, Precision, quantize_weight
 from lit_compress.nn.surgery import compressible_layers
 
-__all__ = ["PackFormat", "choose_format", "pack", "packed_bytes", "save_packed"]
+__all__ = ["PackFormat", "choose_format", "pack", "packed_bytes", "save_packed", "write_packed"]
 
 PackFormat = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 
@@ -125,20 +126,14 @@ def save_packed(
     """
     if not packed_linears(model):
         raise UserError("save_packed: the model has no packed linear; pack it first")
-    config: Any = model.config
-    entry = config.quantization_config
     with atomic_folder(output, overwrite) as staging:
-        model.save_pretrained(staging)
-        try:
-            config.quantization_config = entry | {"checksums": checksums(sorted(staging.glob("*.safetensors")))}
-            config.save_pretrained(staging)
-        finally:
-            config.quantization_config = entry
-        tokenizer.save_pretrained(staging)
-        about = {"lit_compress": version("lit_compress")} | (manifest or {})
-        (staging / MANIFEST_FILE).write_text(json.dumps(about, indent=1) + "\n")
-        (staging / "README.md").write_text(_card(model))
+        _fill(staging, model, tokenizer, manifest or {})
     return Path(output)
+
+
+def write_packed(folded: Folded, folder: Path) -> None:
+    """Fill an empty folder with what :func:`save_packed` writes: int8, the format of each linear chosen for it."""
+    _fill(folder, pack(folded.model, scales=scales_of(folded.manifest)), folded.tokenizer, folded.manifest)
 
 
 def packed_bytes(model: nn.Module) -> dict[str, int]:
@@ -171,6 +166,21 @@ def _pack_linear(
                 packed, slot, torch.tensor([largest / QMAX[kind]], dtype=torch.float32, device=linear.weight.device)
             )
     return packed
+
+
+def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
+    config: Any = model.config
+    entry = config.quantization_config
+    model.save_pretrained(folder)
+    try:
+        config.quantization_config = entry | {"checksums": checksums(sorted(folder.glob("*.safetensors")))}
+        config.save_pretrained(folder)
+    finally:
+        config.quantization_config = entry
+    tokenizer.save_pretrained(folder)
+    about = {"lit_compress": version("lit_compress")} | manifest
+    (folder / MANIFEST_FILE).write_text(json.dumps(about, indent=1) + "\n")
+    (folder / "README.md").write_text(_card(model))
 
 
 def _is_two_four(values: Tensor) -> bool:

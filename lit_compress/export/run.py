@@ -11,12 +11,13 @@ from lit_compress.files import atomic_folder
 
 __all__ = ["Format", "export", "write"]
 
-Format = Literal["hf", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
+Format = Literal["hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
 
 # Where each format's function is, which takes what to write and an empty folder. Modules, because some of them import
 # a runtime that need not be installed.
 _WRITERS: dict[str, tuple[str, str]] = {
     "hf": ("hf", "write_hf"),
+    "packed": ("pack", "write_packed"),
     "sparse": ("sparse_file", "write_sparse"),
     "onnx": ("onnx", "write_onnx"),
     "onnx-int8": ("onnx", "write_onnx_int8"),

@@ -1,28 +1,20 @@
 """`lit_compress pack`: a run's student, or an exported folder, in 8 bit and without its zeros."""
 
-import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import torch
-import transformers
 import yaml
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
-from lit_compress.export.fold import fold, shrunk
-from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
+from lit_compress.export.folded import from_source
 from lit_compress.export.pack import PackFormat, pack, packed_bytes, save_packed
 from lit_compress.export.run_folder import parse_file, validation_data
 from lit_compress.export.scales import PERCENTILE, LayerScales, calibrate, layers_of_static_inputs, scales_of
-from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_linears
 from lit_compress.modules.encoder import model_inputs
-from lit_compress.nn.manifest import Manifest
 from lit_compress.nn.packed_buffers import Precision
 
 __all__ = ["pack_command"]
@@ -63,40 +55,13 @@ def pack_command(
         raise UserError(
             "--calibration_batches: measures on the validation data of a run; give --run instead of --model"
         )
-    folded, tokenizer, manifest = _from_run(run) if run is not None else _from_folder(model or "")
-    scales = scales_of(manifest)
+    folded = from_source(run=run, model=model)
+    scales = scales_of(folded.manifest)
     if run is not None and calibration_batches:
-        scales = _calibrated(folded, scales, Path(run), calibration_batches, dtype)
-    packed = pack(folded, format, dtype, scales)
-    save_packed(packed, load_tokenizer(tokenizer, "tokenizer"), output, overwrite, manifest)
+        scales = _calibrated(folded.model, scales, Path(run), calibration_batches, dtype)
+    packed = pack(folded.model, format, dtype, scales)
+    save_packed(packed, folded.tokenizer, output, overwrite, folded.manifest)
     _summarize(packed, output)
-
-
-def _from_run(run: str) -> tuple[PreTrainedModel, str, Manifest]:
-    """The folded student, the source of its tokenizer, and its manifest with scales."""
-    loaded = load_checkpoint(find_checkpoint(run))
-    smaller = shrunk(student_from_checkpoint(loaded))
-    folded = fold(smaller)
-    assert isinstance(folded, PreTrainedModel)
-    return folded, loaded["lit_compress"]["tokenizer"], manifest_with_scales(smaller)
-
-
-def _from_folder(folder: str) -> tuple[PreTrainedModel, str, Manifest]:
-    """Likewise of an exported folder; one without `compression.json` has an empty manifest."""
-    architecture = (load_config(folder, "--model").architectures or [""])[0]
-    kind = getattr(transformers, architecture, None)
-    if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-        raise UserError(f"--model: transformers {transformers.__version__} has no {architecture!r}")
-    try:
-        model = kind.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"--model: {folder!r} cannot be loaded: {reason}") from error
-    path = Path(folder) / MANIFEST_FILE
-    manifest = parse_file(path, json.loads, ["lit_compress"], "--model") if path.is_file() else {}
-    return model, folder, {kind: entries for kind, entries in manifest.items() if kind != "lit_compress"}
 
 
 def _calibrated(

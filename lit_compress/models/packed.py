@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.models.checksums import StoredTensor, stored_tensors
+from lit_compress.models.shapes import METHOD
 from lit_compress.nn.packed import PackedLinear
 
-__all__ = ["check_packed", "check_stored", "describe_packed", "install_packed", "packed_linears"]
+__all__ = ["check_packed", "check_stored", "describe_packed", "install_packed", "packed_linears", "packed_of"]
 
 _WHERE = "config.json: quantization_config.packed"
 _STORED_NAMES = {
@@ -33,6 +34,12 @@ def packed_linears(model: nn.Module) -> dict[str, PackedLinear]:
 def describe_packed(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Name inside the base model to :meth:`~lit_compress.nn.packed.PackedLinear.describe`."""
     return {name: linear.describe() for name, linear in packed_linears(model).items()}
+
+
+def packed_of(config: PretrainedConfig) -> Any:
+    """What a configuration says of packed linears; None when it says nothing."""
+    entry = getattr(config, "quantization_config", None)
+    return entry.get("packed") if isinstance(entry, dict) and entry.get("quant_method") == METHOD else None
 
 
 def install_packed(model: PreTrainedModel, packed: Any) -> None:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
 from lit_compress.models.load import first_line, load_config
+from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.shapes import apply_shapes, shapes_of
 
 __all__ = ["load_whole_model"]
@@ -131,6 +132,8 @@ def _check_size(architecture: Any, config: PretrainedConfig, files: list[Path], 
             skeleton = architecture(config)
             if (shapes := shapes_of(config)) is not None:
                 apply_shapes(skeleton, shapes)
+            if (packed := packed_of(config)) is not None:
+                install_packed(skeleton, packed)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except Exception as error:

@@ -16,6 +16,7 @@ import torch
 
 from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
+from lit_compress.models.packed import packed_of
 from lit_compress.report.benchmark_table import print_results, save_results
 from lit_compress.report.machine import machine
 from lit_compress.serve.engines import (
@@ -24,7 +25,6 @@ from lit_compress.serve.engines import (
     Form,
     forms,
     installed,
-    is_packed,
     local_folder,
 )
 from lit_compress.serve.worker_process import WorkerProcess
@@ -169,7 +169,7 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
     for name, source in _named(models):
         folder = local_folder(source, "models")
         config: Any = load_config(str(folder), "models")
-        found = forms(folder, is_packed(config.to_dict()))
+        found = forms(folder, packed_of(config) is not None)
         usable = [form for form in found if form.engine in wanted and installed(form.engine)]
         if not usable:
             there = ", ".join(sorted({form.engine for form in found})) or "none"

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from lit_compress.errors import UserError
 from lit_compress.export.extras import optional
 from lit_compress.files import resolve_source
-from lit_compress.models.shapes import METHOD
 from lit_compress.models.whole import load_whole_model
 
-__all__ = ["ENGINES", "Engine", "EngineName", "Form", "forms", "installed", "is_packed", "local_folder", "open_engine"]
+__all__ = ["ENGINES", "Engine", "EngineName", "Form", "forms", "installed", "local_folder", "open_engine"]
 
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("eager", "compile", "onnxruntime", "openvino")
@@ -193,9 +192,3 @@ class _OpenVino:
 def _given(batch: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
     """An input; token types that a tokenizer does not make are 0."""
     return batch[name] if name in batch else np.zeros_like(batch["input_ids"])
-
-
-def is_packed(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration says that the weights are in this package's packed form."""
-    entry = config.get("quantization_config")
-    return isinstance(entry, dict) and entry.get("quant_method") == METHOD and "packed" in entry

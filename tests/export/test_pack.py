@@ -8,6 +8,7 @@ import torch
 import transformers
 from contracts.training import data, fit, student
 from models.families import FAMILIES, batch, build
+from models.packing import wide
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -16,15 +17,18 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from lit_compress.errors import UserError
 from lit_compress.export import fold, pack, save_folder, save_packed
 from lit_compress.export.pack import choose_format, packed_bytes
+from lit_compress.export.run import export
 from lit_compress.export.scales import LayerScales, scales_of
 from lit_compress.functional import nm_mask, unstructured_mask
 from lit_compress.functional.masks import expand_blocks
+from lit_compress.models import layer_linears
 from lit_compress.models.fused import unfuse
 from lit_compress.models.groups import remove_heads, remove_neurons
 from lit_compress.models.packed import packed_linears
 from lit_compress.models.shapes import update_config
 from lit_compress.models.shrink import drop_layers
 from lit_compress.models.smaller_config import SmallerConfig, SmallerModel
+from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.ops.dispatch import forced
@@ -440,3 +444,31 @@ def test_only_packed_models_are_saved_as_such(model, tokenizer, folder, tmp_path
     with pytest.raises(UserError, match="--overwrite true"):
         save_packed(pack(model), tokenizer, folder)
     save_packed(pack(model), tokenizer, folder, overwrite=True)
+
+
+@pytest.mark.parametrize("format", ["dense", "tall_blocks", "blocks", "bitmap", "two_four"])
+def test_a_packed_folder_holds_what_its_configuration_asks_for(format, tokenizer, tmp_path):
+    model = wide()
+    with torch.no_grad():
+        for linear in layer_linears(model).values():
+            linear.weight[:, 64:128] = 0
+            if format == "two_four":
+                linear.weight.mul_(nm_mask(linear.weight, 2, 4))
+    save_packed(pack(model, format), tokenizer, tmp_path / "out")
+    loaded = load_whole_model(str(tmp_path / "out"), "--model")
+    assert {linear.format for linear in packed_linears(loaded).values()} == {format}
+
+    content = config(tmp_path / "out")
+    content["intermediate_size"] = 2**20
+    for description in content["quantization_config"]["packed"].values():
+        description["shape"] = [2**20 if size == 256 else size for size in description["shape"]]
+    (tmp_path / "out" / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"^--model: .* describes a model of \d+ elements, and its files hold \d+"):
+        load_whole_model(str(tmp_path / "out"), "--model")
+
+
+def test_a_packed_folder_is_no_source_of_another_format(model, tokenizer, tmp_path):
+    save_packed(pack(model), tokenizer, tmp_path / "packed")
+    with pytest.raises(UserError, match=r"^--model: .*packed already"):
+        export(model=str(tmp_path / "packed"), output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
 from lit_compress.export.run import write
 from lit_compress.serve import engines
-from lit_compress.serve.engines import Form, forms, is_packed, local_folder, open_engine
+from lit_compress.serve.engines import Form, forms, local_folder, open_engine
 from lit_compress.serve.worker import batch_of
 
 BATCH = batch_of(3, 9, 40, padded=True)
@@ -56,13 +56,6 @@ def test_every_form_of_a_folder(tmp_path, tiny_teacher):
     assert [form.bytes for form in found[2:]] == [6, 3]
     assert [form.packed for form in found] == [True, True, False, False]
     assert forms(tmp_path) == []
-
-
-def test_packed_weights_are_recognised():
-    assert is_packed({"quantization_config": {"quant_method": "lit_compress", "packed": {}}})
-    assert not is_packed({"quantization_config": {"quant_method": "lit_compress", "shapes": {}}})
-    assert not is_packed({"quantization_config": {"quant_method": "gptq", "packed": {}}})
-    assert not is_packed({})
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
