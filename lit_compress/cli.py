@@ -31,6 +31,7 @@ from lit_compress.recipe import recipe
 from lit_compress.report.benchmark import benchmark
 from lit_compress.report.compare import compare_runs
 from lit_compress.report.explain import explain
+from lit_compress.report.formats import formats
 from lit_compress.report.run import report
 from lit_compress.report.tensorboard import experiment
 from lit_compress.serve import predict
@@ -50,6 +51,7 @@ _COMMANDS = {
     "report": report,
     "compare": compare_runs,
     "benchmark": benchmark,
+    "formats": formats,
     "recipe": recipe,
     "migrate": migrate,
 }
@@ -59,9 +61,9 @@ _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names; without
---config predict takes a run or a model folder, and a file. export, pack and report take the run folder that fit leaves;
-compare takes several runs, explain a packed folder, trim-vocabulary a model folder, benchmark several; recipe runs
-several fits in a row; migrate makes a YAML file of another tool's."""
+--config predict takes a run or a model folder, and a file. export, formats, pack and report take the run folder that
+fit leaves; compare takes several runs, explain a packed folder, trim-vocabulary a model folder, benchmark several;
+recipe runs several fits in a row; migrate makes a YAML file of another tool's."""
 
 
 class AppendingConfigFile(ActionConfigFile):

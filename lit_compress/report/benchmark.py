@@ -29,7 +29,7 @@ from lit_compress.serve.engines import (
 )
 from lit_compress.serve.worker_process import WorkerProcess
 
-__all__ = ["Case", "agreement", "benchmark", "cases_of", "measure"]
+__all__ = ["Case", "agreement", "benchmark", "cases_of", "check_sizes", "measure", "row", "run_cases", "runtimes"]
 
 Ask = Callable[..., dict[str, Any]]
 # Batches that show whether two engines compute the same: rows and tokens, with padding.
@@ -94,7 +94,8 @@ def benchmark(
 
     """
     sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads or 1]}
-    _check(sizes, warmup, tolerance, device, output)
+    check_sizes(sizes)
+    _check(warmup, tolerance, device, output)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     cases = cases_of(models, engines)
     for case in cases:
@@ -102,41 +103,27 @@ def benchmark(
             raise UserError(f"--lengths: {max(lengths)} is above {case.longest}, the longest input of {case.source!r}")
     threads = threads or torch.get_num_threads()
     settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
-    with ExitStack() as stack:
-        asks: list[Ask] = []
-        for case in cases:
-            ask = stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")).ask
-            form = case.form
-            ask(
-                "open",
-                engine=form.engine,
-                file=str(form.file),
-                size=form.bytes,
-                packed=form.packed,
-                threads=threads,
-                device=chosen,
-            )
-            asks.append(ask)
-        agreement(cases, asks, tolerance)
-        shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
-        measure(cases, asks, shapes, warmup, repetitions)
-        for case, ask in zip(cases, asks, strict=True):
-            case.results["memory_bytes"] = ask("memory")["bytes"]
+    shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
+    run_cases(cases, shapes, warmup, repetitions, threads, chosen, tolerance)
     results = {
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
-        "machine": machine() | {"threads": str(threads), "torch_device": chosen} | _runtimes(cases),
+        "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases),
         "settings": settings | {"tolerance": tolerance},
-        "cases": [_row(case) for case in cases],
+        "cases": [row(case) for case in cases],
     }
     print_results(results)
     if output:
         save_results(results, Path(output))
 
 
-def _check(sizes: Mapping[str, Sequence[int]], warmup: int, tolerance: float, device: str, output: str | None) -> None:
+def check_sizes(sizes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ``UserError`` for an option, named without its dashes, that has no number or one below 1."""
     for key, values in sizes.items():
         if not values or min(values) < 1:
             raise UserError(f"--{key}: {values} must be 1 or more")
+
+
+def _check(warmup: int, tolerance: float, device: str, output: str | None) -> None:
     if warmup < 0 or not tolerance > 0:
         raise UserError(f"--warmup, --tolerance: {warmup} and {tolerance} must be at least 0, and above 0")
     if output and Path(output).suffix not in (".json", ".csv"):
@@ -184,6 +171,49 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
         if not any(case.form.engine == engine for case in cases):
             raise UserError(f"--engines: {engine} has nothing to run; no model has files for it")
     return cases
+
+
+def run_cases(
+    cases: Sequence[Case],
+    shapes: Sequence[tuple[int, int]],
+    warmup: int,
+    repetitions: int,
+    threads: int,
+    device: str,
+    tolerance: float | None,
+) -> None:
+    """Load every case in a process of its own, compare what they compute, time them, and ask for their memory.
+
+    Args:
+        cases: see :func:`cases_of`; get results.
+        shapes: as in :func:`measure`.
+        warmup: likewise.
+        repetitions: likewise.
+        threads: of the processor.
+        device: of PyTorch.
+        tolerance: as in :func:`agreement`; None compares nothing.
+
+    """
+    with ExitStack() as stack:
+        asks: list[Ask] = []
+        for case in cases:
+            ask = stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")).ask
+            form = case.form
+            ask(
+                "open",
+                engine=form.engine,
+                file=str(form.file),
+                size=form.bytes,
+                packed=form.packed,
+                threads=threads,
+                device=device,
+            )
+            asks.append(ask)
+        if tolerance is not None:
+            agreement(cases, asks, tolerance)
+        measure(cases, asks, shapes, warmup, repetitions)
+        for case, ask in zip(cases, asks, strict=True):
+            case.results["memory_bytes"] = ask("memory")["bytes"]
 
 
 def agreement(cases: Sequence[Case], asks: Sequence[Ask], tolerance: float) -> None:
@@ -254,7 +284,7 @@ def measure(
             }
 
 
-def _runtimes(cases: Sequence[Case]) -> dict[str, str]:
+def runtimes(cases: Sequence[Case]) -> dict[str, str]:
     """Versions of the runtimes that were used, and what the processor has for 8-bit integers."""
     used = {case.form.engine for case in cases}
     versions = {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
@@ -298,6 +328,7 @@ def _difference(case: Case, expected: Mapping[str, Any], found: Mapping[str, Any
     return worst
 
 
-def _row(case: Case) -> dict[str, Any]:
+def row(case: Case) -> dict[str, Any]:
+    """Figures of a case; JSON types only."""
     engine = {"model": case.model, "source": case.source, "engine": case.label, "bytes": case.form.bytes}
     return json.loads(json.dumps(engine | case.results))

@@ -25,10 +25,17 @@ _CSV = (
 
 
 def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A header, then a row for each case and shape; what does not depend on the shape is said once."""
+    """A header, then a row for each case and shape; what does not depend on the shape is said once.
+
+    Args:
+        results: of a benchmark; with a ``score``, the metric of that name of each case is a column.
+
+    """
     first = results["cases"][0]["times"]
+    score = results.get("score")
+    scored = (score,) if score else ()
     table: list[tuple[str, ...]] = [
-        ("model", "engine", "file", "memory", "differs", "size", "ms", "p90", "rows/s", "x")
+        ("model", "engine", "file", "memory", *scored, "differs", "size", "ms", "p90", "rows/s", "x")
     ]
     for case in results["cases"]:
         memory, difference = case["memory_bytes"], case["difference"]
@@ -37,6 +44,7 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             case["engine"],
             f"{case['bytes'] / 1e6:.1f} MB",
             "" if memory is None else f"{memory / 1e6:.0f} MB",
+            *((f"{case['metrics'][score]:.4f}",) if score else ()),
             "" if difference is None else f"{difference:.1e}",
         )
         for shape, times in case["times"].items():

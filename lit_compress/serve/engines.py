@@ -1,9 +1,10 @@
 """One way to call any export: arrays by name in, arrays by name out, whatever runtime computes them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from lit_compress.export.extras import optional
 from lit_compress.files import resolve_source
 from lit_compress.models.whole import load_whole_model
 
-__all__ = ["ENGINES", "Engine", "EngineName", "Form", "forms", "installed", "local_folder", "open_engine"]
+__all__ = ["ENGINES", "Engine", "EngineName", "Form", "answers", "forms", "installed", "local_folder", "open_engine"]
 
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("eager", "compile", "onnxruntime", "openvino")
@@ -125,6 +126,16 @@ def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> 
     except Exception as error:  # whatever a foreign file makes a runtime raise is that file's fault
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{str(form.file)!r} cannot be loaded: {reason}") from error
+
+
+def answers(engine: Engine) -> Callable[[Mapping[str, torch.Tensor]], SimpleNamespace]:
+    """A function that takes tensors by name and gives what an engine computes, as attributes like Transformers'."""
+
+    def answer(batch: Mapping[str, torch.Tensor]) -> SimpleNamespace:
+        arrays = engine({name: tensor.numpy() for name, tensor in batch.items()})
+        return SimpleNamespace(**{name: torch.as_tensor(array) for name, array in arrays.items()})
+
+    return answer
 
 
 class _Torch:

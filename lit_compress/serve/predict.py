@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -19,7 +18,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config, load_model
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import make_task
-from lit_compress.serve.engines import EngineName, forms, open_engine
+from lit_compress.serve.engines import EngineName, answers, forms, open_engine
 from lit_compress.serve.prediction_file import PredictionFile
 from lit_compress.serve.records import Records, schema_of
 
@@ -109,13 +108,8 @@ def _loaded(
     if form is None:
         there = ", ".join(sorted({form.engine for form in found})) or "none"
         raise UserError(f"--engine: {engine!r} has nothing to run in {folder!r}; it is made for: {there}")
-    opened = open_engine(form, None, device)
-
-    def run(batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        arrays = opened({name: tensor.numpy() for name, tensor in model_inputs(batch).items()})
-        return SimpleNamespace(**{name: torch.as_tensor(array) for name, array in arrays.items()}), batch
-
-    return run
+    answer = answers(open_engine(form, None, device))
+    return lambda batch: (answer(model_inputs(batch)), batch)
 
 
 def fingerprint(path: str) -> list[Any]:

@@ -1,0 +1,157 @@
+"""`lit_compress formats`: a run's student in every format, loaded back, and how good, large and fast each is."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule
+from rich.console import Console
+
+from lit_compress.errors import UserError
+from lit_compress.export.folded import from_source
+from lit_compress.export.run import Format, write
+from lit_compress.export.run_folder import parse_file, validation_data
+from lit_compress.modules.encoder import model_inputs
+from lit_compress.modules.tasks import Task, make_task
+from lit_compress.report.benchmark import Case, cases_of, check_sizes, row, run_cases, runtimes
+from lit_compress.report.benchmark_table import print_results, save_results
+from lit_compress.report.machine import machine
+from lit_compress.serve.engines import answers, open_engine
+
+__all__ = ["evaluate_cases", "formats"]
+
+FIGURES = "formats.json"
+
+
+def formats(
+    run: str,
+    output: str,
+    to: list[Format] | None = None,
+    dense: str | None = None,
+    batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
+    lengths: list[int] | None = None,
+    threads: int | None = None,
+    warmup: int = 3,
+    repetitions: int = 10,
+    overwrite: bool = False,
+) -> None:
+    """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
+
+    Args:
+        run: run folder of a `fit`.
+        output: folder for one folder of each format, and formats.json with the figures.
+        to: formats; by default every one whose extra is installed. One that cannot hold the model is said and left
+            out.
+        dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default.
+        batch_sizes: rows of a batch.
+        lengths: tokens of a row; the run's `max_length` by default.
+        threads: of the processor; all by default.
+        warmup: calls before the first that counts, for each size.
+        repetitions: calls that count; formats take turns.
+        overwrite: replace existing folders of formats.
+
+    """
+    config = parse_file(Path(run) / "config.yaml", yaml.safe_load, ["data", "model"])
+    lengths = lengths or [config["data"]["init_args"]["max_length"]]
+    threads = threads or torch.get_num_threads()
+    settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
+    sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads]}
+    check_sizes(sizes)
+    if warmup < 0:
+        raise UserError(f"--warmup: {warmup} must be 0 or more")
+    places = {name: Path(output) / name for name in to or get_args(Format)}
+    if existing := [] if overwrite else [place for place in places.values() if place.exists()]:
+        raise UserError(
+            f"output {str(existing[0])!r} exists; choose another --output, or allow it with --overwrite true"
+        )
+    Path(output).mkdir(parents=True, exist_ok=True)
+    left_out = _write_all(run, places, overwrite)
+    dense = dense or config["model"]["init_args"].get("teacher")
+    cases = cases_of(
+        [*([f"dense={dense}"] if dense else []), *(f"{name}={place}" for name, place in places.items())], None
+    )
+    data = validation_data(config["data"])
+    task = make_task(getattr(data, "task", None), getattr(data, "labels", None))
+    evaluate_cases(cases, data, task, threads, reference="hf")
+    shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
+    run_cases(cases, shapes, warmup, repetitions, threads, "cpu", None)
+    results: dict[str, Any] = {
+        "command": shlex.join(["lit_compress", *sys.argv[1:]]),
+        "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases),
+        "settings": settings,
+        "score": next(iter(cases[0].results["metrics"])),
+        "validation_rows": len(data.val_dataloader().dataset),
+        "left_out": left_out,
+        "cases": [row(case) for case in cases],
+    }
+    print_results(results)
+    for name, reason in left_out.items():
+        Console(soft_wrap=True).print(f"{name} left out: {reason}", markup=False, highlight=False)
+    save_results(results, Path(output) / FIGURES)
+
+
+def _write_all(run: str, places: dict[str, Path], overwrite: bool) -> dict[str, str]:
+    """Write every format; what could not be is taken out of ``places``, and returned with the reason.
+
+    Raises:
+        UserError: no format holds this model.
+
+    """
+    left_out: dict[str, str] = {}
+    for name, place in list(places.items()):
+        folded = from_source(run=run)  # each format uses it up
+        try:
+            write(folded, place, name, overwrite)  # type: ignore[arg-type]
+        except UserError as error:
+            left_out[name] = str(error)
+            del places[name]
+    if not places:
+        raise UserError(next(iter(left_out.values())))
+    return left_out
+
+
+@torch.inference_mode()
+def evaluate_cases(
+    cases: Sequence[Case], data: LightningDataModule, task: Task, threads: int, reference: str | None = None
+) -> None:
+    """Metrics of every case on the validation data, and how far its outputs are from those of a reference.
+
+    Each case gets ``results["metrics"]``, by name, and ``results["difference"]``: the largest difference of an output
+    at a token that is no padding, as a share of the reference's largest; None without a reference, and of the dense
+    model before it.
+
+    Args:
+        cases: see :func:`~lit_compress.report.benchmark.cases_of`.
+        data: after ``setup``.
+        task: metrics.
+        threads: of the processor.
+        reference: name of the case whose outputs the later ones are compared with.
+
+    """
+    expected: list[dict[str, torch.Tensor]] = []
+    for case in cases:
+        answer = answers(open_engine(case.form, threads))
+        metrics, outputs = task.metrics(""), []
+        for batch in data.val_dataloader():
+            output = answer(model_inputs(batch))
+            task.update(metrics, output, batch)
+            outputs.append({name: _of_tokens(value, batch["attention_mask"]) for name, value in vars(output).items()})
+        case.results["metrics"] = {name: float(value) for name, value in metrics.compute().items()}
+        case.results["difference"] = _difference(expected, outputs) if expected else None
+        if case.model == reference and not expected:
+            expected = outputs
+
+
+def _of_tokens(output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Without what a model computes of padding, where the output has a value of each token."""
+    return output[mask.bool()] if output.shape[:2] == mask.shape else output
+
+
+def _difference(expected: list[dict[str, torch.Tensor]], found: list[dict[str, torch.Tensor]]) -> float:
+    pairs = [(ours[name], theirs[name]) for ours, theirs in zip(expected, found, strict=True) for name in ours]
+    largest = max(float(ours.abs().max()) for ours, _ in pairs)
+    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) / max(largest, 1e-6)
