@@ -28,6 +28,8 @@ PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- reproduce: begin -->", "<!-- reproduce: end -->"
 TEACHER = "teacher"
 MASKED_WORDS = "MaskedLanguageModeling"
+# Points in a unit of a metric: most are shares, some are percentages, and of a perplexity there are none.
+POINTS = {"exact_match": 1, "perplexity": None}
 
 
 def main(
@@ -232,14 +234,15 @@ def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[
         for (_, dataset, stage), lines in own.items():
             value = statistics.mean(float(line["value"]) for line in lines)
             dense = statistics.mean(float(line["dense"] or line["value"]) for line in lines)
+            points = POINTS.get(lines[0]["metric"], 100) if lines[0]["dense"] else None
             cells = (
                 dataset,
                 stage,
                 lines[0]["metric"],
                 _spread([float(line["value"]) for line in lines]),
                 f"{dense:.4f}" if lines[0]["dense"] else "",
-                f"{value / dense:.1%}" if lines[0]["dense"] and dense else "",
-                f"{100 * (dense - value):.2f}" if lines[0]["dense"] else "",
+                f"{value / dense:.1%}" if points and dense else "",
+                f"{points * (dense - value):.2f}" if points else "",
                 f"{int(lines[0]['parameters']) / 1e6:.1f} M",
                 f"{float(lines[0]['encoder_sparsity']):.0%}",
                 f"{float(lines[0]['encoder_compression']):.1f}x",
