@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_compress.functional.bitmap import pack_bits, unpack_bits
+
 __all__ = [
     "Tiles",
     "pack_bitmap",
@@ -129,8 +131,8 @@ def pack_bitmap(weight_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight_q: 8-bit ``(out_features, in_features)``.
 
     Returns:
-        ``(bits, values, starts)``: uint8 ``(out_features, ceil(in_features / 8))``, of which bit ``j`` of byte ``i``,
-        counted from the lowest, stands for column ``8 * i + j``; the values ``(nonzeros,)``, row by row; and int32
+        ``(bits, values, starts)``: uint8 ``(out_features, ceil(in_features / 8))`` of
+        :func:`~lit_compress.functional.bitmap.pack_bits`; the values ``(nonzeros,)``, row by row; and int32
         ``(out_features + 1,)``, where each row's values start.
 
     Example:
@@ -143,16 +145,14 @@ def pack_bitmap(weight_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     used = flat.ne(0)
     counts = used.sum(dim=1)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
-    eights = torch.nn.functional.pad(used, (0, -used.shape[1] % 8)).reshape(len(used), -1, 8)
-    bits = (eights.to(torch.uint8) << _bit_numbers(used.device)).sum(dim=2, dtype=torch.uint8)
-    return bits, flat[used].view(weight_q.dtype), starts
+    return pack_bits(used), flat[used].view(weight_q.dtype), starts
 
 
 def unpack_bitmap(bits: Tensor, values: Tensor, starts: Tensor, columns: int) -> Tensor:
     """The dense 8-bit weight ``(out_features, columns)`` that :func:`pack_bitmap` was given.
 
     Raises:
-        ValueError: there are more or fewer values than bits.
+        ValueError: there are more or fewer values than bits, or bits of other columns.
 
     Example:
         >>> weight = torch.tensor([[0, 7, 0], [5, 0, 6]], dtype=torch.int8)
@@ -160,7 +160,7 @@ def unpack_bitmap(bits: Tensor, values: Tensor, starts: Tensor, columns: int) ->
         True
 
     """
-    used = ((bits.unsqueeze(2) >> _bit_numbers(bits.device)) & 1).bool().reshape(len(bits), -1)[:, :columns]
+    used = unpack_bits(bits, columns)
     if starts[0] != 0 or starts[-1] != len(values) or not torch.equal(used.sum(dim=1), starts.diff()):
         raise ValueError("the bits of some row are more or fewer than its values")
     dense = torch.zeros(used.shape, dtype=torch.int8, device=bits.device)
@@ -238,7 +238,3 @@ def _blocks(flat: Tensor, rows: int, width: int) -> Tensor:
         raise ValueError(f"blocks of {width} columns do not divide {in_features} inputs")
     padded = torch.nn.functional.pad(flat, (0, 0, 0, -out_features % rows))
     return padded.reshape(-1, rows, in_features // width, width)
-
-
-def _bit_numbers(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)

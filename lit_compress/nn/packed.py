@@ -17,7 +17,6 @@ from lit_compress.nn.packed_buffers import (
     STORED,
     TILES,
     Format,
-    check_bits,
     check_tiles,
     check_values,
     checked_description,
@@ -214,7 +213,6 @@ class PackedLinear(nn.Module):
                     (self.out_features, self.in_features),
                 )
             else:
-                check_bits(self.bits, self.in_features)
                 self.quantized()  # what its index cannot mean is an error there
         except ValueError as error:
             raise UserError(f"{name}: the packed weight is damaged: {error}; pack or download it again") from error

@@ -19,7 +19,6 @@ __all__ = [
     "TILES",
     "Format",
     "Precision",
-    "check_bits",
     "check_tiles",
     "check_values",
     "checked_description",
@@ -161,12 +160,6 @@ def check_values(values: Tensor) -> None:
     wrong = raw == -128 if values.dtype == torch.int8 else (raw == 127) | (raw == -1)
     if bool(wrong.any()):
         raise ValueError("values hold a number that no packing writes")
-
-
-def check_bits(bits: Tensor | None, columns: int) -> None:
-    """Raise ``ValueError`` for bits of columns that the weight does not have."""
-    if bits is not None and columns % 8 and bool((bits[:, -1] >> columns % 8).any()):
-        raise ValueError("bits name columns after the last")
 
 
 def check_tiles(tiles: Tiles, format: str, shape: tuple[int, int]) -> None:
