@@ -15,6 +15,7 @@ from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import Activations, GraphForm, graph_form, has_grids, round_weights
 from lit_compress.export.hf import write_beside
+from lit_compress.export.onnx_session import open_session
 
 __all__ = [
     "TOLERANCE",
@@ -71,7 +72,7 @@ def write_onnx_int8(folded: Folded, folder: Path) -> None:
 def _write(
     source: Folded, folder: Path, name: str, activations: Activations, tolerance: float, described: Folded
 ) -> None:
-    runtime = optional("onnxruntime", "onnx")
+    optional("onnxruntime", "onnx")  # before minutes of work
     model = source.model
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -82,27 +83,11 @@ def _write(
     trace(form, path)
     expected = reference(form)
     form.to("meta")  # gives its memory back before the runtime takes as much
-    session = _session(runtime, path, "ORT_ENABLE_BASIC")
+    session = open_session(path, torch.get_num_threads(), "ORT_ENABLE_BASIC")
     check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), tolerance)
     del session
-    session = _session(runtime, path, "ORT_ENABLE_ALL")
+    session = open_session(path, torch.get_num_threads())
     check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), TOLERANCE_KERNELS)
-
-
-def _session(runtime: Any, path: Path, optimization: str) -> Any:
-    def session(precise: bool) -> Any:
-        options = runtime.SessionOptions()
-        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, optimization)
-        options.log_severity_level = 4
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Without it, processors that lack 8-bit dot products add pairs in 16 bits, and some overflow.
-        options.add_session_config_entry("session.x64quantprecision", str(int(precise)))
-        return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-    try:
-        return session(precise=True)
-    except Exception:  # ONNX Runtime 1.31 cannot do it for a weight that is used in several places, as ALBERT's are
-        return session(precise=False)
 
 
 def input_names(folded: Folded) -> list[str]:

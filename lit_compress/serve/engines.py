@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from lit_compress.errors import UserError
 from lit_compress.export.extras import optional
+from lit_compress.export.onnx_session import open_session
 from lit_compress.files import resolve_source
 from lit_compress.models.whole import load_whole_model
 
@@ -22,7 +23,6 @@ __all__ = ["ENGINES", "Engine", "EngineName", "Form", "answers", "forms", "insta
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("eager", "compile", "onnxruntime", "openvino")
 
-_PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "openvino")}
 _FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "*.model", "merges.txt"]
 
 
@@ -103,7 +103,7 @@ def forms(folder: Path, packed: bool = False) -> list[Form]:
 
 def installed(engine: EngineName) -> bool:
     """Whether what an engine needs is there."""
-    return engine not in _PACKAGES or find_spec(_PACKAGES[engine][0]) is not None
+    return engine in ("eager", "compile") or find_spec(engine) is not None
 
 
 def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> Engine:
@@ -120,9 +120,10 @@ def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> 
     """
     if form.engine in ("eager", "compile"):
         return _Torch(form, threads, device)
-    runtime = optional(*_PACKAGES[form.engine])
     try:
-        return (_Onnx if form.engine == "onnxruntime" else _OpenVino)(runtime, form.file, threads)
+        return (_Onnx if form.engine == "onnxruntime" else _OpenVino)(form.file, threads)
+    except UserError:
+        raise
     except Exception as error:  # whatever a foreign file makes a runtime raise is that file's fault
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{str(form.file)!r} cannot be loaded: {reason}") from error
@@ -159,24 +160,10 @@ class _Torch:
 
 
 class _Onnx:
-    def __init__(self, runtime: Any, file: Path, threads: int | None) -> None:
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4
-        if threads:
-            options.intra_op_num_threads = threads
-        # Without it, processors that lack 8-bit dot products add pairs in 16 bits, and some overflow.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        try:
-            self._session = self._open(runtime, file, options)
-        except Exception:  # ONNX Runtime 1.31 cannot do it for a weight that several layers share, as ALBERT's do
-            options.add_session_config_entry("session.x64quantprecision", "0")
-            self._session = self._open(runtime, file, options)
+    def __init__(self, file: Path, threads: int | None) -> None:
+        self._session = open_session(file, threads)
         self.inputs = [each.name for each in self._session.get_inputs()]
         self._outputs = [each.name for each in self._session.get_outputs()]
-
-    @staticmethod
-    def _open(runtime: Any, file: Path, options: Any) -> Any:
-        return runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         found = self._session.run(self._outputs, {name: _given(batch, name) for name in self.inputs})
@@ -184,7 +171,8 @@ class _Onnx:
 
 
 class _OpenVino:
-    def __init__(self, runtime: Any, file: Path, threads: int | None) -> None:
+    def __init__(self, file: Path, threads: int | None) -> None:
+        runtime = optional("openvino", "openvino")
         # fp32 also where the processor has bfloat16: every engine computes the same.
         settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads:
