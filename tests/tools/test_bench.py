@@ -9,6 +9,7 @@ from transformers import AutoModel
 
 from lit_compress.nn import CompressibleLinear
 from tools.bench import measure
+from tools.bench.deployment import HALF, ROSITA, deployment
 from tools.bench.dispatch import dispatch
 from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
 from tools.bench.hf_trainer import hf_trainer
@@ -220,3 +221,16 @@ def test_dispatch_table(tmp_path, capsys):
 def test_the_table_that_ships_holds_gpus_alone():
     with pytest.raises(SystemExit, match="no GPU here"):
         dispatch()
+
+
+def test_deployment(table):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    deployment(model="random:3x64", batch_sizes=[1], tokens=8, repetitions=2, output=table.path)
+    found = table()
+    assert list(found) == [
+        f"{name}, 1 x 8" for name in (f"{ROSITA}: onnxruntime", f"{ROSITA}: openvino", f"{HALF}: onnxruntime")
+    ]
+    settings = json.loads(found[f"{HALF}: onnxruntime, 1 x 8"]["settings"])
+    assert settings["engines"][0] == "dense: eager"
+    assert set(settings["ms"]) == set(settings["engines"])
