@@ -168,6 +168,13 @@ def test_teacher_cache(table, tiny_model, tiny_data):
     assert "seconds_until_first_step" in written["cached teacher"]["settings"]
 
 
+def test_teacher_cache_with_more_labels_than_the_model(table, tiny_model, tmp_path):
+    (tmp_path / "three.tsv").write_text("".join(["text\tlabel\n", *(f"a good film {i}\t{i % 3}\n" for i in range(30))]))
+    options = {"batch_size": 4, "tokens": 16, "steps": 4, "repetitions": 1, "output": table.path}
+    teacher_cache(model=str(tiny_model), train_file=str(tmp_path / "three.tsv"), **options)
+    assert "cached teacher" in table()
+
+
 @pytest.mark.skipif(not measure.Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_memory(table):
     memory(model=TINY, batch_size=2, tokens=8, steps=1, repetitions=1, output=table.path)

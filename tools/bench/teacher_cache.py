@@ -24,6 +24,8 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from lit_compress.data import TextClassification
+from lit_compress.data.text import load_tokenizer
+from lit_compress.models import load_classifier
 from lit_compress.modules import LitEncoder, LitStudent, LitTeacher
 from lit_compress.nn import FrozenTeacher
 from tools.bench.measure import (
@@ -83,7 +85,7 @@ def teacher_cache(
 
     Args:
         model: hub name, folder, ``package:...`` or ``random:LAYERSxWIDTH``.
-        teacher: likewise; None takes the model.
+        teacher: likewise, with the labels of the texts; None takes the model with a new head.
         tokenizer: hub name, folder or ``package:...``; None takes the model's.
         train_file: text with labels, as in ``TextClassification``; ``batch_size * steps`` rows are drawn from it.
         text_columns: as in ``TextClassification``.
@@ -120,7 +122,8 @@ def teacher_cache(
             batch_size=batch_size,
             limit=batch_size * steps,
         )
-        epochs = Epochs(source, model_source(teacher or model, Path(folder)), data, steps, Path(folder))
+        asked = model_source(teacher, Path(folder)) if teacher else with_labels(source, data, Path(folder))
+        epochs = Epochs(source, asked, data, steps, Path(folder))
         settings["seconds_until_first_step"] = epochs.gate()
         seconds = interleave(
             {case: lambda case=case: epochs.timed(case, skip) for case in (PLAIN, CACHED, ASKED)}, repetitions
@@ -139,6 +142,17 @@ def teacher_cache(
     ]
     publish(rows, output)
     return rows
+
+
+def with_labels(source: str, data: TextClassification, folder: Path) -> str:
+    """The folder of a model with a random head for the labels of the data."""
+    data.prepare_data()
+    data.setup("fit")
+    seed_everything(0, verbose=False)
+    path = folder / "teacher"
+    load_classifier(source, data.labels, "model").save_pretrained(path)
+    load_tokenizer(source, "model").save_pretrained(path)
+    return str(path)
 
 
 class Epochs:
