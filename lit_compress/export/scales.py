@@ -16,7 +16,7 @@ __all__ = ["LayerScales", "calibrate", "layers_of_static_inputs", "scales_of"]
 
 # Share of an activation's magnitudes that a calibrated int8 range holds. Of BERT's feed-forward activations a handful
 # are many times larger than all others, and a grid that reaches them has no steps left for the rest (Wu et al. 2020,
-# arXiv 2004.09602, section 4.2).
+# arXiv 2004.09602, section 4.2, from memory).
 PERCENTILE = 0.9999
 
 

@@ -32,7 +32,7 @@ class Device:
 
 
 def _device(name: str, capability: tuple[int, int], half: float, eight: float, bandwidth: float) -> Device:
-    """A device from its data sheet: dense tera-operations/s in 16 and in 8 bit, TB/s of its memory.
+    """A device from its data sheet (from memory): dense tera-operations/s in 16 and in 8 bit, TB/s of its memory.
 
     The shares that are reached are those of the H200: 600 of 989 and 1050 of 1979 tera-operations/s at inner sizes
     near 1000, 4.3 of 4.8 TB/s. A tile of 128 outputs reads 128 operations' worth per byte and one of 64 outputs 85, so

@@ -1,6 +1,9 @@
 """`lit_compress predict` on all tasks: the file's order, the model's own answers, going on after an interruption."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -125,6 +128,31 @@ def test_an_interruption_costs_no_row_twice(tiny_teacher, texts, tmp_path, monke
     monkeypatch.undo()
     assert got == columns(texts, tmp_path / "whole.parquet", tiny_teacher, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.tsv", "whole.parquet"]
+
+
+def test_a_killed_process_leaves_nothing_half_written(tiny_teacher, tmp_path):
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("sentence\n" + "\n".join(TEXTS * 60) + "\n")
+    output, parts = tmp_path / "out.parquet", tmp_path / ".out.parquet.parts"
+    arguments = [f"--file={rows}", f"--model={tiny_teacher}", f"--output={output}", "--part_rows=16"]
+    data = ["--data.text_columns=[sentence]", "--data.batch_size=16"]
+    process = subprocess.Popen([sys.executable, "-m", "lit_compress", "predict", *arguments, *data])
+    try:
+        while len(list(parts.glob("part-*"))) < 3:
+            assert process.poll() is None, "it was done before it could be killed"
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert not output.exists()
+    main(["predict", *arguments, *data])
+    got = parquet.read_table(output).to_pydict()
+    assert got["row"] == list(range(len(TEXTS) * 60))
+    assert not parts.exists()
+    again = columns(
+        rows, tmp_path / "whole.parquet", tiny_teacher, data={"text_columns": ["sentence"], "batch_size": 16}
+    )
+    assert got == again
 
 
 def test_a_changed_file_is_not_gone_on_with(tiny_teacher, texts, tmp_path, monkeypatch):
