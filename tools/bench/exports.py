@@ -1,8 +1,7 @@
 """What it takes to export a model to each format, and how large the files are.
 
-Measured: `lit_compress export --model` of a BERT of the size of ``--model`` with random weights, of which a tenth is kept
-in every layer, in a process of its own; and the same of a toy model, whose peak and time are those of Python and its
-imports:
+Measured: `lit_compress export --model` of a BERT of the size of ``--model`` with random weights, nine tenths of each
+layer zero, in a process of its own; and the same of a toy model, whose peak and time are those of Python alone:
 
 - *memory*: (peak - peak of the toy) / bytes of the fp32 weights;
 - *time*: seconds, less those of the toy, / 60 s;
