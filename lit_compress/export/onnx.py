@@ -31,12 +31,13 @@ __all__ = [
 ]
 
 OPSET = 17
-# Largest difference from PyTorch, as a share of the largest output. Floating point differs by the order of sums; in an
-# integer model that can move a value between two grid points to the other one. Integer kernels round differently again,
-# so a model is compared twice: as the file says it, and as it is run.
-TOLERANCE = 1e-3
-TOLERANCE_INT8 = 1e-2
-TOLERANCE_KERNELS = 1e-1
+# Difference from PyTorch, as a share of the largest output: of the median row, and of the worst. Floating point differs
+# by the order of sums. In an integer model that moves a value between two grid points to the other one once in a while,
+# and what follows is computed from another number: such a row is off by a part of what rounding costs, all others by
+# nothing. Integer kernels round differently again, so a model is compared twice: as the file says it, and as it is run.
+TOLERANCE = (1e-3, 1e-3)
+TOLERANCE_INT8 = (1e-2, 1e-1)
+TOLERANCE_KERNELS = (1e-1, 3e-1)
 
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -70,7 +71,7 @@ def write_onnx_int8(folded: Folded, folder: Path) -> None:
 
 
 def _write(
-    source: Folded, folder: Path, name: str, activations: Activations, tolerance: float, described: Folded
+    source: Folded, folder: Path, name: str, activations: Activations, tolerance: tuple[float, float], described: Folded
 ) -> None:
     optional("onnxruntime", "onnx")  # before minutes of work
     model = source.model
@@ -121,29 +122,42 @@ def reference(form: GraphForm) -> list[tuple[Tensor, ...]]:
     return [form(*inputs) for inputs in sample_inputs(form)]
 
 
-def check_outputs(form: GraphForm, expected: list[tuple[Tensor, ...]], run: Any, tolerance: float) -> None:
+def check_outputs(
+    form: GraphForm, expected: list[tuple[Tensor, ...]], run: Any, tolerance: tuple[float, float]
+) -> None:
     """Compare a runtime with PyTorch on :func:`sample_inputs`.
 
     Args:
         form: the model.
         expected: outputs of :func:`reference`.
         run: inputs by name, as NumPy arrays, to the outputs in the order of the model's.
-        tolerance: largest difference, as a share of the largest output.
+        tolerance: largest difference of the median row and of any row, as shares of the largest output of its batch.
 
     Raises:
         UserError: an output differs by more.
 
     """
+    found: dict[str, list[float]] = {name: [] for name in form.outputs}
     for inputs, outputs in zip(sample_inputs(form), expected, strict=True):
-        found = run({name: tensor.numpy() for name, tensor in zip(form.inputs, inputs, strict=True)})
-        for name, ours, theirs in zip(form.outputs, outputs, found, strict=True):
+        results = run({name: tensor.numpy() for name, tensor in zip(form.inputs, inputs, strict=True)})
+        for name, ours, theirs in zip(form.outputs, outputs, results, strict=True):
             largest = max(float(ours.abs().max()), 1e-6)
-            difference = float((ours - torch.as_tensor(theirs)).abs().max()) / largest
-            if not difference <= tolerance:  # also for NaN
+            rows = (ours - torch.as_tensor(theirs)).abs().flatten(1).amax(1) / largest
+            found[name] += rows.tolist()
+    for name, differences in found.items():
+        for which, difference, most in zip(
+            ("most rows", "a row"), _median_and_worst(differences), tolerance, strict=True
+        ):
+            if not difference <= most:  # also for NaN
                 raise UserError(
-                    f"export: {name} of the runtime differs from PyTorch by {difference:.2g} of its size, and may by "
-                    f"{tolerance:g}; nothing was written"
+                    f"export: {name} of {which} differs from PyTorch in the runtime by {difference:.2g} of its size, "
+                    f"and may by {most:g}; nothing was written"
                 )
+
+
+def _median_and_worst(values: list[float]) -> tuple[float, float]:
+    given = torch.tensor(values)
+    return float(given.median()), float(given.max())  # NaN when there is one
 
 
 @torch.no_grad()

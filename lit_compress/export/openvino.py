@@ -44,7 +44,7 @@ def write_openvino_int8(folded: Folded, folder: Path) -> None:
 
 
 def _write(
-    source: Folded, folder: Path, name: str, activations: Activations, tolerance: float, described: Folded
+    source: Folded, folder: Path, name: str, activations: Activations, tolerance: tuple[float, float], described: Folded
 ) -> None:
     openvino = optional("openvino", "openvino")
     model = source.model

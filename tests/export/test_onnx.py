@@ -1,4 +1,7 @@
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import onnxruntime
@@ -16,6 +19,7 @@ from transformers import (
 import lit_compress.export.onnx
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
+from lit_compress.export.onnx import TOLERANCE, TOLERANCE_INT8, check_outputs, sample_inputs
 from lit_compress.nn.factorized import FactorizedEmbedding
 
 HEADS = {
@@ -151,3 +155,24 @@ def test_outputs_that_differ_are_refused_and_nothing_is_left(tokenizer, tmp_path
         write(from_student(build("bert"), tokenizer), tmp_path / "new/out", "onnx")
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "off", "words"),
+    [
+        (TOLERANCE, {}, None),
+        (TOLERANCE, {0: 0.002}, "a row"),
+        (TOLERANCE_INT8, {0: 0.09}, None),
+        (TOLERANCE_INT8, {0: 0.09, 1: 0.09}, None),
+        (TOLERANCE_INT8, {0: 0.11}, "a row"),
+        (TOLERANCE_INT8, dict.fromkeys(range(4), 0.02), "most rows"),
+        (TOLERANCE_INT8, {5: float("nan")}, "nan"),
+    ],
+)
+def test_a_row_may_fall_on_the_next_grid_point_but_not_most(tolerance, off, words):
+    form: Any = SimpleNamespace(model=build("bert"), inputs=["input_ids"], outputs=["logits"])
+    expected = [(torch.tensor([[1.0, -0.5]]).repeat(len(ids), 1),) for (ids,) in sample_inputs(form)]
+    row = iter(range(6))
+    results = iter([torch.stack([one + off.get(next(row), 0.0) for one in rows]) for (rows,) in expected])
+    with nullcontext() if words is None else pytest.raises(UserError, match=words):
+        check_outputs(form, expected, lambda inputs: [next(results).numpy()], tolerance)

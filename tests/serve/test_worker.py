@@ -1,5 +1,7 @@
 """The process that runs one model: its answers, its errors and its end."""
 
+from pathlib import Path
+
 import pytest
 
 from lit_compress.errors import UserError
@@ -36,3 +38,13 @@ def test_a_process_answers_and_its_end_is_one_line(tmp_path):
         worker._process.kill()
         with pytest.raises(UserError, match="mine: the process ended"):
             worker.ask("memory")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_is_that_of_the_process_and_not_of_who_started_it(tiny_teacher):
+    large = bytearray(2**30)
+    large[::4096] = b"x" * len(large[::4096])
+    with WorkerProcess("mine") as worker:
+        worker.ask("open", **open_request(tiny_teacher))
+        assert worker.ask("memory")["bytes"] < 2**28
+    del large

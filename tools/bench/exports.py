@@ -12,7 +12,6 @@ layer zero, in a process of its own; and the same of a toy model, whose peak and
 Gate: every export exits with 0; it compares its outputs with PyTorch's itself.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,14 @@ from lit_compress.export.run import Format, write
 from lit_compress.serve.engines import forms
 from tools.bench.deployment import prune
 from tools.bench.measure import MINILM, RESULTS, Row, model_source, publish, quiet
+
+_PROGRAM = """
+import sys
+from lit_compress.cli import main
+from lit_compress.serve.worker import peak_memory
+main(sys.argv[1:])
+print(peak_memory())
+"""
 
 FORMATS: tuple[Format, ...] = (
     *("hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"),
@@ -103,13 +110,12 @@ def _make(model: str, folder: Path, sparsity: float, quantized: bool) -> int:
 
 def _export(source: Path, to: Format, output: Path) -> tuple[float, int, int]:
     """Seconds, peak memory of the process, and bytes of the weights in the folder."""
-    command = [sys.executable, "-m", "lit_compress", "export", f"--model={source}", f"--to={to}", f"--output={output}"]
+    arguments = ["export", f"--model={source}", f"--to={to}", f"--output={output}", "--overwrite=true"]
     started = time.perf_counter()
-    process = subprocess.Popen([*command, "--overwrite=true"], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"exports: the export to {to} ended with status {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024, forms(output)[0].bytes
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"exports: the export to {to} ended with status {done.returncode}: {done.stderr.strip()}")
+    return time.perf_counter() - started, int(done.stdout.split()[-1]), forms(output)[0].bytes
 
 
 if __name__ == "__main__":
