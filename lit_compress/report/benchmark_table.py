@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lit_compress.files import atomic_file
 
-__all__ = ["NOTES", "print_results", "rows", "save_results"]
+__all__ = ["NOTES", "markdown", "print_results", "rows", "save_results"]
 
 NOTES = (
     "*ms*, *p90*: median and 90th percentile of a call; models took turns, each in a process of its own. "
@@ -79,6 +79,16 @@ def print_results(results: dict[str, Any]) -> None:
     machine = results["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("device", "threads"))
     console.print(f"{machine['device']}, {machine['threads']} threads; {versions}", style="dim", markup=False)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table and the machine as Markdown."""
+    header, *lines = rows(results)
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
+    table = [header, ("---",) * len(header), *lines]
+    return "\n".join(
+        [*("| " + " | ".join(line) + " |" for line in table), "", f"`{results['command']}` on {machine}", ""]
+    )
 
 
 def save_results(results: dict[str, Any], path: Path) -> None:

@@ -15,16 +15,17 @@ from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
 from lit_compress.export.run import Format, write
 from lit_compress.export.run_folder import parse_file, validation_data
+from lit_compress.files import atomic_file
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Case, cases_of, check_sizes, row, run_cases, runtimes
-from lit_compress.report.benchmark_table import print_results, save_results
+from lit_compress.report.benchmark_table import markdown, print_results, save_results
 from lit_compress.report.machine import machine
 from lit_compress.serve.engines import answers, open_engine
 
 __all__ = ["evaluate_cases", "formats"]
 
-FIGURES = "formats.json"
+FIGURES, TABLE = "formats.json", "formats.md"
 
 
 def formats(
@@ -43,7 +44,7 @@ def formats(
 
     Args:
         run: run folder of a `fit`.
-        output: folder for one folder of each format, and formats.json with the figures.
+        output: folder for one folder of each format, and the figures as formats.json and formats.md.
         to: formats; by default every one whose extra is installed. One that cannot hold the model is said and left
             out.
         dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default.
@@ -92,6 +93,8 @@ def formats(
     for name, reason in left_out.items():
         Console(soft_wrap=True).print(f"{name} left out: {reason}", markup=False, highlight=False)
     save_results(results, Path(output) / FIGURES)
+    with atomic_file(Path(output) / TABLE) as staging:
+        staging.write_text(markdown(results))
 
 
 def _write_all(run: str, places: dict[str, Path], overwrite: bool) -> dict[str, str]:

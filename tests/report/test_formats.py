@@ -47,6 +47,8 @@ def test_every_format_side_by_side(run, tmp_path, capsys):
     said = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "formats.json").read_text())
     assert results["left_out"] == {}
+    table = (tmp_path / "out" / "formats.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:] if line.startswith("|")] == ["dense", *_WRITERS]
     cases = {case["model"]: case for case in results["cases"]}
     assert list(cases) == ["dense", *_WRITERS]
     assert [name for name in cases if name not in said] == []
@@ -71,7 +73,7 @@ def test_a_format_that_cannot_hold_the_model_is_said(run, tmp_path, capsys, monk
     given = {"run": str(run), "repetitions": 1, "batch_sizes": [1]}
     formats(output=str(tmp_path / "out"), to=["sparse", "packed"], **given)
     assert "sparse left out: no room for this model" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["formats.json", "packed"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["formats.json", "formats.md", "packed"]
     with pytest.raises(UserError, match="no room"):
         formats(output=str(tmp_path / "none"), to=["sparse"], **given)
 
