@@ -4,8 +4,8 @@ import json
 import shlex
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from lit_compress.serve.engines import (
 )
 from lit_compress.serve.worker_process import WorkerProcess
 
-__all__ = ["Case", "agreement", "benchmark", "cases_of", "check_sizes", "measure", "row", "run_cases", "runtimes"]
+__all__ = ["Ask", "Case", "agreement", "benchmark", "cases_of", "check_sizes", "measure", "opened", "row", "runtimes"]
 
 Ask = Callable[..., dict[str, Any]]
 # Batches that show whether two engines compute the same: rows and tokens, with padding.
@@ -104,7 +104,9 @@ def benchmark(
     threads = threads or torch.get_num_threads()
     settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
-    run_cases(cases, shapes, warmup, repetitions, threads, chosen, tolerance)
+    with opened(cases, threads, chosen) as asks:
+        agreement(cases, asks, tolerance)
+        measure(cases, asks, shapes, warmup, repetitions)
     results = {
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
         "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases),
@@ -173,25 +175,16 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
     return cases
 
 
-def run_cases(
-    cases: Sequence[Case],
-    shapes: Sequence[tuple[int, int]],
-    warmup: int,
-    repetitions: int,
-    threads: int,
-    device: str,
-    tolerance: float | None,
-) -> None:
-    """Load every case in a process of its own, compare what they compute, time them, and ask for their memory.
+@contextmanager
+def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[Ask]]:
+    """Every case loaded in a process of its own, and how to ask each; at the end they are asked for their memory.
+
+    Every case gets ``results["memory_bytes"]``.
 
     Args:
-        cases: see :func:`cases_of`; get results.
-        shapes: as in :func:`measure`.
-        warmup: likewise.
-        repetitions: likewise.
+        cases: see :func:`cases_of`.
         threads: of the processor.
         device: of PyTorch.
-        tolerance: as in :func:`agreement`; None compares nothing.
 
     """
     with ExitStack() as stack:
@@ -209,9 +202,7 @@ def run_cases(
                 device=device,
             )
             asks.append(ask)
-        if tolerance is not None:
-            agreement(cases, asks, tolerance)
-        measure(cases, asks, shapes, warmup, repetitions)
+        yield asks
         for case, ask in zip(cases, asks, strict=True):
             case.results["memory_bytes"] = ask("memory")["bytes"]
 

@@ -2,14 +2,18 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule
 from rich.console import Console
+from torch import Tensor
 
 from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
@@ -18,10 +22,9 @@ from lit_compress.export.run_folder import parse_file, validation_data
 from lit_compress.files import atomic_file
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
-from lit_compress.report.benchmark import Case, cases_of, check_sizes, row, run_cases, runtimes
+from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import markdown, print_results, save_results
 from lit_compress.report.machine import machine
-from lit_compress.serve.engines import answers, open_engine
 
 __all__ = ["evaluate_cases", "formats"]
 
@@ -77,9 +80,10 @@ def formats(
     )
     data = validation_data(config["data"])
     task = make_task(getattr(data, "task", None), getattr(data, "labels", None))
-    evaluate_cases(cases, data, task, threads, reference="hf")
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
-    run_cases(cases, shapes, warmup, repetitions, threads, "cpu", None)
+    with opened(cases, threads, "cpu") as asks:
+        evaluate_cases(cases, asks, data, task, reference="hf")
+        measure(cases, asks, shapes, warmup, repetitions)
     results: dict[str, Any] = {
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
         "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases),
@@ -117,9 +121,8 @@ def _write_all(run: str, places: dict[str, Path], overwrite: bool) -> dict[str, 
     return left_out
 
 
-@torch.inference_mode()
 def evaluate_cases(
-    cases: Sequence[Case], data: LightningDataModule, task: Task, threads: int, reference: str | None = None
+    cases: Sequence[Case], asks: Sequence[Ask], data: LightningDataModule, task: Task, reference: str | None = None
 ) -> None:
     """Metrics of every case on the validation data, and how far its outputs are from those of a reference.
 
@@ -129,32 +132,41 @@ def evaluate_cases(
 
     Args:
         cases: see :func:`~lit_compress.report.benchmark.cases_of`.
+        asks: how to ask the process of each.
         data: after ``setup``.
         task: metrics.
-        threads: of the processor.
         reference: name of the case whose outputs the later ones are compared with.
 
     """
-    expected: list[dict[str, torch.Tensor]] = []
-    for case in cases:
-        answer = answers(open_engine(case.form, threads))
-        metrics, outputs = task.metrics(""), []
-        for batch in data.val_dataloader():
-            output = answer(model_inputs(batch))
-            task.update(metrics, output, batch)
-            outputs.append({name: _of_tokens(value, batch["attention_mask"]) for name, value in vars(output).items()})
-        case.results["metrics"] = {name: float(value) for name, value in metrics.compute().items()}
-        case.results["difference"] = _difference(expected, outputs) if expected else None
-        if case.model == reference and not expected:
-            expected = outputs
+    expected: list[dict[str, Tensor]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case, ask in zip(cases, asks, strict=True):
+            metrics, outputs = task.metrics(""), []
+            for batch in data.val_dataloader():
+                found = _asked(ask, model_inputs(batch), Path(folder))
+                task.update(metrics, SimpleNamespace(**found), batch)
+                outputs.append({name: _of_tokens(value, batch["attention_mask"]) for name, value in found.items()})
+            case.results["metrics"] = {name: float(value) for name, value in metrics.compute().items()}
+            case.results["difference"] = _difference(expected, outputs) if expected else None
+            if case.model == reference and not expected:
+                expected = outputs
 
 
-def _of_tokens(output: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _asked(ask: Ask, batch: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Outputs of a process for a batch; the arrays go through files."""
+    given, found = folder / "inputs.npz", folder / "outputs.npz"
+    np.savez(given, **{name: tensor.numpy() for name, tensor in batch.items()})  # type: ignore[arg-type]  (names of inputs)
+    ask("run", inputs=str(given), outputs=str(found))
+    with np.load(found) as arrays:
+        return {name: torch.as_tensor(arrays[name]) for name in arrays.files}
+
+
+def _of_tokens(output: Tensor, mask: Tensor) -> Tensor:
     """Without what a model computes of padding, where the output has a value of each token."""
     return output[mask.bool()] if output.shape[:2] == mask.shape else output
 
 
-def _difference(expected: list[dict[str, torch.Tensor]], found: list[dict[str, torch.Tensor]]) -> float:
+def _difference(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> float:
     pairs = [(ours[name], theirs[name]) for ours, theirs in zip(expected, found, strict=True) for name in ours]
     largest = max(float(ours.abs().max()) for ours, _ in pairs)
     return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) / max(largest, 1e-6)
