@@ -71,9 +71,9 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
         for path in staging.rglob("*"):
             # Some writers make their files private; a model folder is for whoever may read its parent.
             path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-        if target.exists() and _exchange(staging, target):
-            pass  # the old folder is the temporary one now
-        elif target.exists():
+        if not target.exists():
+            staging.rename(target)
+        elif not _exchange(staging, target):  # where it can, the old folder is the temporary one then
             # rename() cannot replace a non-empty folder: move the old one aside, so that it is never half gone.
             retired = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-")) / target.name
             target.rename(retired)
@@ -84,8 +84,6 @@ def atomic_folder(target: str | Path, overwrite: bool = False) -> Iterator[Path]
                 raise
             finally:
                 shutil.rmtree(retired.parent)
-        else:
-            staging.rename(target)
     except Exception as error:
         if (number := _error_number(error)) not in _FULL:
             raise

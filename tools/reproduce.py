@@ -20,6 +20,8 @@ from jsonargparse import auto_cli
 
 from lit_compress.recipe import recipe
 from lit_compress.report.compare import compare
+from lit_compress.report.sections import own_name
+from lit_compress.report.words import points_of
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "tools" / "reproduce.yaml"
@@ -27,9 +29,7 @@ RESULTS = ROOT / "tools" / "results.csv"
 PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- reproduce: begin -->", "<!-- reproduce: end -->"
 TEACHER = "teacher"
-MASKED_WORDS = "MaskedLanguageModeling"
-# Points in a unit of a metric: most are shares, some are percentages, and of a perplexity there are none.
-POINTS = {"exact_match": 1, "perplexity": None}
+MASKED_WORDS, QUESTIONS = "MaskedLanguageModeling", "QuestionAnswering"
 
 
 def main(
@@ -161,7 +161,7 @@ def _append(name: str, dataset: str, seed: int, results: dict[str, dict[str, Any
 def row(name: str, stage: str, dataset: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
     """One line of the CSV from one report."""
     models = result["models"]
-    own, dense = models.get("compressed") or models["model"], models.get("dense")
+    own, dense = models[own_name(result)], models.get("dense")
     metric, value = next(iter(own["accuracy"].items()))
     encoder, whole = own["size"]["encoder"], own["size"]["model"]
     # What a dense model of the original shape would take: physically removed parts count as saved.
@@ -234,7 +234,9 @@ def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[
         for (_, dataset, stage), lines in own.items():
             value = statistics.mean(float(line["value"]) for line in lines)
             dense = statistics.mean(float(line["dense"] or line["value"]) for line in lines)
-            points = POINTS.get(lines[0]["metric"], 100) if lines[0]["dense"] else None
+            answers = plan["data"][dataset]["data"]["class_path"] == QUESTIONS
+            points = points_of("question_answering" if answers else "", lines[0]["metric"])
+            points = points if lines[0]["dense"] else None
             cells = (
                 dataset,
                 stage,

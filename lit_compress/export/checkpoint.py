@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lit_compress.errors import UserError
+from lit_compress.models.load import first_line
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
@@ -47,7 +48,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint: {str(path)!r} does not exist") from error
     except Exception as error:  # random bytes make the unpickler raise almost anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"checkpoint: {str(path)!r} is damaged or no checkpoint ({reason}); use an earlier one"
         ) from error

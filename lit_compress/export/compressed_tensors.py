@@ -14,14 +14,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
 from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded, IntegerWeight, integer_weight, stored_state
 from lit_compress.export.graph_form import round_weights
 from lit_compress.export.hf import write_beside
-from lit_compress.models.load import first_line
+from lit_compress.models.load import first_line, quiet_transformers
 from lit_compress.models.shapes import describe_shapes
 
 __all__ = ["write_compressed_tensors"]
@@ -144,16 +143,12 @@ def _config(schemes: dict[str, dict[str, Any]], model: PreTrainedModel, version:
 
 def _check(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
     """Load the folder as its users do; the package decompresses with the first forward pass."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # four progress bars of the package
+        with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # four progress bars of the package
             loaded: Any = type(model).from_pretrained(folder, dtype=torch.float32)
             loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:
         raise UserError(f"export: compressed-tensors does not read the folder: {first_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     for name, weight in weights.items():
         if not torch.equal(loaded.get_submodule(name).weight, weight):
             raise UserError(f"export: compressed-tensors reads other weights of {name!r}; nothing was written")

@@ -15,6 +15,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold, shrunk
 from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
+from lit_compress.models.load import first_line
 from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.attention import ATTENTION_SLOTS
@@ -145,7 +146,7 @@ def _read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         if isinstance(error, UserError):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"--model: {str(path)!r} is damaged: {reason}; export the model again") from error
     return manifest
 

@@ -37,7 +37,7 @@ OPSET = 17
 # nothing. Integer kernels round differently again, so a model is compared twice: as the file says it, and as it is run.
 TOLERANCE = (1e-3, 1e-3)
 TOLERANCE_INT8 = (1e-2, 1e-1)
-TOLERANCE_KERNELS = (1e-1, 3e-1)
+TOLERANCE_KERNELS = (1e-1, 1e-1)
 
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -1,6 +1,7 @@
 """Build a student or teacher from a hub name, a folder or an installed package; safetensors only, no remote code."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "load_classifier",
     "load_config",
     "load_model",
+    "quiet_transformers",
     "transformers_progress",
 ]
 
@@ -129,24 +131,21 @@ def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: str) ->
 def _from_pretrained(source: str, config: PretrainedConfig, key: str, head: _Head) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
-    verbosity = transformers_logging.get_verbosity()
-    # The report about the new head would be the loudest line of every run, and it is what was asked for.
-    transformers_logging.set_verbosity_error()
     try:
-        model, info = head.model.from_pretrained(
-            path,
-            config=config,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        # The report about the new head would be the loudest line of every run, and it is what was asked for.
+        with quiet_transformers():
+            model, info = head.model.from_pretrained(
+                path,
+                config=config,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except SafetensorError as error:
         raise UserError(f"{key}: the weights in {source!r} are damaged ({error}); download them again") from error
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         raise UserError(f"{key}: {source!r} cannot be loaded: {first_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     # Transformers 5.17 goes on with random weights where later versions raise.
     if mismatched := sorted(str(entry) for entry in info.get("mismatched_keys") or ()):
         raise UserError(
@@ -266,6 +265,17 @@ def _vocabulary(path: str) -> dict[str, int] | None:
 def transformers_progress(show: bool) -> None:
     """Show or hide Transformers' own bars for reading and writing weights."""
     (transformers_logging.enable_progress_bar if show else transformers_logging.disable_progress_bar)()
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Transformers says nothing but errors inside the block."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def first_line(error: BaseException) -> str:

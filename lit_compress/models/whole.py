@@ -14,10 +14,9 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
-from lit_compress.models.load import first_line, load_config
+from lit_compress.models.load import first_line, load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.shapes import apply_shapes, shapes_of
 
@@ -58,18 +57,15 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
     config = load_config(folder, key)
     architecture = _architecture(config, folder, key)
     _check_size(architecture, config, files, folder, key)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
     try:
-        model, info = architecture.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
-        )
+        with quiet_transformers():
+            model, info = architecture.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False, dtype=torch.float32, output_loading_info=True
+            )
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         raise UserError(f"{key}: {folder!r} cannot be loaded: {first_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     for what in ("missing_keys", "mismatched_keys"):
         if wrong := sorted(str(entry) for entry in info.get(what) or ()):
             raise UserError(f"{key}: {folder!r} has no {wrong[0]} of the shape that its configuration says")

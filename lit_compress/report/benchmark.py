@@ -29,7 +29,19 @@ from lit_compress.serve.engines import (
 )
 from lit_compress.serve.worker_process import WorkerProcess
 
-__all__ = ["Ask", "Case", "agreement", "benchmark", "cases_of", "check_sizes", "measure", "opened", "row", "runtimes"]
+__all__ = [
+    "Ask",
+    "Case",
+    "agreement",
+    "benchmark",
+    "cases_of",
+    "check_sizes",
+    "keep_memory",
+    "measure",
+    "opened",
+    "row",
+    "runtimes",
+]
 
 Ask = Callable[..., dict[str, Any]]
 # Batches that show whether two engines compute the same: rows and tokens, with padding.
@@ -107,6 +119,7 @@ def benchmark(
     with opened(cases, threads, chosen) as asks:
         agreement(cases, asks, tolerance)
         measure(cases, asks, shapes, warmup, repetitions)
+        keep_memory(cases, asks)
     results = {
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
         "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases),
@@ -177,9 +190,7 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
 
 @contextmanager
 def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[Ask]]:
-    """Every case loaded in a process of its own, and how to ask each; at the end they are asked for their memory.
-
-    Every case gets ``results["memory_bytes"]``.
+    """Every case loaded in a process of its own, and how to ask each.
 
     Args:
         cases: see :func:`cases_of`.
@@ -203,8 +214,12 @@ def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[As
             )
             asks.append(ask)
         yield asks
-        for case, ask in zip(cases, asks, strict=True):
-            case.results["memory_bytes"] = ask("memory")["bytes"]
+
+
+def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:
+    """Give every case ``results["memory_bytes"]``: the most that its process has taken so far."""
+    for case, ask in zip(cases, asks, strict=True):
+        case.results["memory_bytes"] = ask("memory")["bytes"]
 
 
 def agreement(cases: Sequence[Case], asks: Sequence[Ask], tolerance: float) -> None:

@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, resolve_source
 from lit_compress.models.fused_report import describe_fused
-from lit_compress.models.load import load_config
+from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
 from lit_compress.ops.roofline import device_named
 
@@ -161,9 +160,5 @@ def _device(name: str | None) -> str:
 def _load(source: str) -> PreTrainedModel:
     config = load_config(source, "--model")
     kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
+    with quiet_transformers():
         return kind.from_pretrained(resolve_source(source, "--model")).eval()
-    finally:
-        transformers_logging.set_verbosity(verbosity)

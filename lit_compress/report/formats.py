@@ -22,7 +22,7 @@ from lit_compress.export.run_folder import parse_file, validation_data
 from lit_compress.files import atomic_file
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
-from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, measure, opened, row, runtimes
+from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import markdown, print_results, save_results
 from lit_compress.report.machine import machine
 
@@ -82,8 +82,9 @@ def formats(
     task = make_task(getattr(data, "task", None), getattr(data, "labels", None))
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
     with opened(cases, threads, "cpu") as asks:
-        evaluate_cases(cases, asks, data, task, reference="hf")
         measure(cases, asks, shapes, warmup, repetitions)
+        keep_memory(cases, asks)  # before batches of another size
+        evaluate_cases(cases, asks, data, task, reference="hf")
     results: dict[str, Any] = {
         "command": shlex.join(["lit_compress", *sys.argv[1:]]),
         "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases),

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_compress.report.card import cell
-from lit_compress.report.sections import verdict_lines
+from lit_compress.report.sections import own_name, verdict_lines
 
 __all__ = ["experiment", "final_metrics", "write_events"]
 
@@ -30,7 +30,7 @@ def final_metrics(results: Mapping[str, Any]) -> dict[str, float]:
     ``report/model_megabytes`` of values and index, and ``report/latency_of_dense``, a ratio at the first batch size.
     """
     models = results["models"]
-    own, dense = models.get("compressed") or models["model"], models.get("dense")
+    own, dense = models[own_name(results)], models.get("dense")
     encoder, batch = own["size"]["encoder"], next(iter(own["latency_ms"]))
     values = dict(own["accuracy"])
     if dense:

@@ -16,6 +16,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.extras import optional
 from lit_compress.export.onnx_session import open_session
 from lit_compress.files import resolve_source
+from lit_compress.models.load import first_line
 from lit_compress.models.whole import load_whole_model
 
 __all__ = ["ENGINES", "Engine", "EngineName", "Form", "answers", "forms", "installed", "local_folder", "open_engine"]
@@ -74,7 +75,7 @@ def local_folder(source: str, key: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=_FILES))
     except Exception as error:  # no such model, no network, no name at all
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(
             f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {reason}"
         ) from error
@@ -125,7 +126,7 @@ def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> 
     except UserError:
         raise
     except Exception as error:  # whatever a foreign file makes a runtime raise is that file's fault
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"{str(form.file)!r} cannot be loaded: {reason}") from error
 
 

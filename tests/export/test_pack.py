@@ -24,7 +24,7 @@ from lit_compress.functional.masks import expand_blocks
 from lit_compress.models import layer_linears
 from lit_compress.models.fused import unfuse
 from lit_compress.models.groups import remove_heads, remove_neurons
-from lit_compress.models.packed import packed_linears
+from lit_compress.models.packed import packed_linears, packed_of
 from lit_compress.models.shapes import update_config
 from lit_compress.models.shrink import drop_layers
 from lit_compress.models.smaller_config import SmallerConfig, SmallerModel
@@ -465,6 +465,19 @@ def test_a_packed_folder_holds_what_its_configuration_asks_for(format, tokenizer
     (tmp_path / "out" / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"^--model: .* describes a model of \d+ elements, and its files hold \d+"):
         load_whole_model(str(tmp_path / "out"), "--model")
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"quant_method": "lit_compress", "packed": {}}, {}),
+        ({"quant_method": "lit_compress", "shapes": {}}, None),
+        ({"quant_method": "gptq", "packed": {}}, None),
+        (None, None),
+    ],
+)
+def test_packed_weights_are_recognised(entry, expected):
+    assert packed_of(transformers.BertConfig(**({} if entry is None else {"quantization_config": entry}))) == expected
 
 
 def test_a_packed_folder_is_no_source_of_another_format(model, tokenizer, tmp_path):

@@ -6,47 +6,19 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
-from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.run import _WRITERS
 from lit_compress.report.formats import formats
 from lit_compress.report.run import measure_run
 
-STRATEGIES = [
-    {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "end": "50%"}},
-    {"class_path": "QuantAwareTraining", "init_args": {"start": "50%"}},
-]
 
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory, tiny_teacher, tiny_data):
-    root = tmp_path_factory.mktemp("formats")
-    files = {f"{split}_file": str(tiny_data / f"{split}.tsv") for split in ("train", "val")}
-    config = {
-        "model": {
-            "class_path": "LitStudent",
-            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher)},
-        },
-        "data": {
-            "class_path": "TextClassification",
-            "init_args": files | {"text_columns": ["sentence"], "batch_size": 16, "max_length": 16},
-        },
-        "compression": STRATEGIES,
-        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", f"--config={root / 'config.yaml'}", f"--run={root / 'run'}"])
-    return root / "run"
-
-
-def test_every_format_side_by_side(run, tmp_path):
+def test_every_format_side_by_side(finished, tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
     pytest.importorskip("compressed_tensors")
     # Three runtimes in one process are enough; that of the tests has seen more.
-    given = [f"--run={run}", f"--output={tmp_path / 'out'}", "--repetitions=2", "--batch_sizes=[2]"]
+    given = [f"--run={finished}", f"--output={tmp_path / 'out'}", "--repetitions=2", "--batch_sizes=[2]"]
     done = subprocess.run([sys.executable, "-m", "lit_compress", "formats", *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout
@@ -57,7 +29,7 @@ def test_every_format_side_by_side(run, tmp_path):
     cases = {case["model"]: case for case in results["cases"]}
     assert list(cases) == ["dense", *_WRITERS]
     assert [name for name in cases if name not in said] == []
-    report = measure_run(run, None, [1], 1)
+    report = measure_run(finished, None, [1], 1)
     for name, measured in {"dense": "dense", "hf": "compressed"}.items():
         assert cases[name]["metrics"] == pytest.approx(report["models"][measured]["accuracy"])
     assert cases["dense"]["difference"] is None
@@ -70,12 +42,12 @@ def test_every_format_side_by_side(run, tmp_path):
     assert cases["sparse"]["bytes"] < cases["hf"]["bytes"]
 
 
-def test_a_format_that_cannot_hold_the_model_is_said(run, tmp_path, capsys, monkeypatch):
+def test_a_format_that_cannot_hold_the_model_is_said(finished, tmp_path, capsys, monkeypatch):
     def refuse(folded, folder):
         raise UserError("no room for this model")
 
     monkeypatch.setattr("lit_compress.export.sparse_file.write_sparse", refuse)
-    given = {"run": str(run), "repetitions": 1, "batch_sizes": [1]}
+    given = {"run": str(finished), "repetitions": 1, "batch_sizes": [1]}
     formats(output=str(tmp_path / "out"), to=["sparse", "packed"], **given)
     assert "sparse left out: no room for this model" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["formats.json", "formats.md", "packed"]
@@ -93,10 +65,10 @@ def test_a_format_that_cannot_hold_the_model_is_said(run, tmp_path, capsys, monk
         ({"output": "{run}", "to": ["hf"]}, ["--output", "--overwrite"]),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(options, words, run, tmp_path, monkeypatch):
+def test_mistakes_are_one_line_and_write_nothing(options, words, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
+    shutil.copytree(finished, copy)
     (copy / "hf").mkdir()
     options = {name: str(copy) if value == "{run}" else value for name, value in options.items()}
     before = sorted(tmp_path.rglob("*"))

@@ -82,17 +82,17 @@ def test_words_are_replaced_at_any_depth_and_only_where_they_are():
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "dense", "cells"),
+    ("data", "metric", "value", "dense", "cells"),
     [
-        ("accuracy", 0.85, 0.9, ["0.8500", "0.9000", "94.4%", "5.00"]),
-        ("exact_match", 60.0, 64.0, ["60.0000", "64.0000", "93.8%", "4.00"]),
-        ("perplexity", 12.0, 10.0, ["12.0000", "10.0000", "", ""]),
+        ("TextClassification", "accuracy", 0.85, 0.9, ["0.8500", "0.9000", "94.4%", "5.00"]),
+        ("QuestionAnswering", "exact_match", 60.0, 64.0, ["60.0000", "64.0000", "93.8%", "4.00"]),
+        ("MaskedLanguageModeling", "perplexity", 12.0, 10.0, ["12.0000", "10.0000", "", ""]),
     ],
 )
-def test_points_are_those_of_the_metric(metric, value, dense, cells):
+def test_points_are_those_of_the_metric(data, metric, value, dense, cells):
     line = {"value": value, "dense": dense, "encoder_sparsity": 0, "encoder_compression": 1, "model_compression": 1}
     line |= {"metric": metric, "parameters": 10, "speedup_batch_1": 1, "seed": 42, "command": "c", "machine": "m"}
-    table = reproduce._table({("a", "b", "c"): [{name: str(given) for name, given in line.items()}]},
-                             {"recipes": {"a": {"title": "A", "claim": "b"}}})  # fmt: skip
+    plan = {"data": {"b": {"data": {"class_path": data}}}, "recipes": {"a": {"title": "A", "claim": "b"}}}
+    table = reproduce._table({("a", "b", "c"): [{name: str(given) for name, given in line.items()}]}, plan)
     row = next(text for text in table.splitlines() if text.startswith("| b |"))
     assert [cell.strip() for cell in row.split("|")][4:8] == cells
