@@ -74,7 +74,9 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     model.config.quantization_config = _config(schemes, model, package.__version__)
     model.config.save_pretrained(folder)
     write_beside(model, folded.tokenizer, folded.manifest, folder)
-    _check(model, {name: integers.weight() for name, integers in weights.items()}, folder)
+    del stored
+    model.to("meta")  # gives its memory back before the package takes as much
+    _check(model, weights, folder)
 
 
 def _scheme(integers: IntegerWeight, entry: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def _config(schemes: dict[str, dict[str, Any]], model: PreTrainedModel, version:
     }
 
 
-def _check(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
+def _check(model: PreTrainedModel, weights: dict[str, IntegerWeight], folder: Path) -> None:
     """Load the folder as its users do; the package decompresses with the first forward pass."""
     try:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # four progress bars of the package
@@ -149,6 +151,6 @@ def _check(model: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> 
             loaded(input_ids=torch.zeros(1, 2, dtype=torch.long))
     except Exception as error:
         raise UserError(f"export: compressed-tensors does not read the folder: {first_line(error)}") from error
-    for name, weight in weights.items():
-        if not torch.equal(loaded.get_submodule(name).weight, weight):
+    for name, integers in weights.items():
+        if not torch.equal(loaded.get_submodule(name).weight, integers.weight()):
             raise UserError(f"export: compressed-tensors reads other weights of {name!r}; nothing was written")

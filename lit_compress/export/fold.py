@@ -13,7 +13,7 @@ from lit_compress.nn.factorized import factorized_embeddings
 from lit_compress.nn.gates import gated_layers
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
-__all__ = ["fold", "shrunk"]
+__all__ = ["fold", "fold_in_place", "shrink_in_place", "shrunk"]
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -25,23 +25,31 @@ def fold(model: nn.Module) -> nn.Module:
     long as nothing is cut out of a layer; pruned heads, neurons and columns of factorised embeddings are, and then sums
     are shorter and logits differ by rounding (about 1e-6 of their size in fp32).
     """
-    folded = shrunk(model)
-    for name, layer in list(compressible_layers(folded)):
-        folded.set_submodule(name, layer.to_linear())
-    for name, table in list(compressible_tables(folded)):
-        folded.set_submodule(name, table.to_embedding())
-    restore_attention(folded)
-    return folded
+    return fold_in_place(shrunk(model))
+
+
+def fold_in_place(model: nn.Module) -> nn.Module:
+    """The model of :func:`shrunk` itself, with plain layers and tables; a weight at a time is in memory twice."""
+    for name, layer in list(compressible_layers(model)):
+        model.set_submodule(name, layer.to_linear())
+    for name, table in list(compressible_tables(model)):
+        model.set_submodule(name, table.to_embedding())
+    restore_attention(model)
+    return model
 
 
 def shrunk(model: nn.Module) -> nn.Module:
     """A copy of ``model`` without what is pruned as a whole, still in its training form; its configuration says so."""
-    smaller = copy.deepcopy(model)
-    if isinstance(smaller, PreTrainedModel) and any(gated_layers(smaller)):
-        drop_closed_layers(smaller)
-    remove_pruned(smaller)
-    for _, table in factorized_embeddings(smaller):
+    return shrink_in_place(copy.deepcopy(model))
+
+
+def shrink_in_place(model: nn.Module) -> nn.Module:
+    """The model itself, as a copy of it is in :func:`shrunk`."""
+    if isinstance(model, PreTrainedModel) and any(gated_layers(model)):
+        drop_closed_layers(model)
+    remove_pruned(model)
+    for _, table in factorized_embeddings(model):
         table.to_rank(table.kept_rank())
-    if isinstance(smaller, PreTrainedModel):
-        update_config(smaller)
-    return smaller
+    if isinstance(model, PreTrainedModel):
+        update_config(model)
+    return model

@@ -1,5 +1,6 @@
 """What every format is written from: a plain model, what its layers have become, and its tokenizer."""
 
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
-from lit_compress.export.fold import fold, shrunk
+from lit_compress.export.fold import fold_in_place, shrink_in_place
 from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
 from lit_compress.models.load import first_line
 from lit_compress.models.packed import packed_linears
@@ -63,10 +64,7 @@ class Folded:
 
 def from_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Folded:
     """Fold a student in its training form; it is not changed."""
-    smaller = shrunk(student)
-    model = fold(smaller)
-    assert isinstance(model, PreTrainedModel)
-    return Folded(model=model.eval(), manifest=manifest_with_scales(smaller), tokenizer=tokenizer)
+    return _fold_in_place(copy.deepcopy(student), tokenizer)
 
 
 def from_source(run: str | None = None, checkpoint: str | None = None, model: str | None = None) -> Folded:
@@ -86,7 +84,9 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
         return Folded(model=loaded, manifest=_read_manifest(Path(model), loaded), tokenizer=tokenizer)
     content = load_checkpoint(checkpoint if checkpoint is not None else find_checkpoint(run or ""))
     tokenizer = load_tokenizer(content["lit_compress"]["tokenizer"], "checkpoint tokenizer")
-    return from_student(student_from_checkpoint(content), tokenizer)
+    student = student_from_checkpoint(content)
+    del content  # a second copy of the weights, and the optimizer's state
+    return _fold_in_place(student, tokenizer)
 
 
 def integer_weight(name: str, weight: Tensor, entry: dict[str, Any] | None) -> IntegerWeight | None:
@@ -131,6 +131,13 @@ def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if not (name in tied and tied[name] in state and state[tied[name]].data_ptr() == tensor.data_ptr())
     }
+
+
+def _fold_in_place(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Folded:
+    shrink_in_place(student)
+    manifest = manifest_with_scales(student)  # while there are quantizers to ask
+    fold_in_place(student)
+    return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer)
 
 
 def _read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:

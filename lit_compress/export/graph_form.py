@@ -4,6 +4,7 @@ What is rounded is written as ONNX's ``QuantizeLinear`` and ``DequantizeLinear``
 by integer kernels; ranges that follow the data as ``DynamicQuantizeLinear`` and ``MatMulInteger``.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -90,14 +91,20 @@ def has_grids(folded: Folded) -> bool:
 
 
 @torch.no_grad()
-def round_weights(folded: Folded) -> None:
+def round_weights(folded: Folded, more: Sequence[str] = ()) -> None:
     """Put the weights of a model that was not quantized in training on 8-bit grids, in place, and note their scales.
 
     The linears inside the transformer layers and the embedding tables, a scale per row. Tables that a decoder shares
     stay as they are.
+
+    Args:
+        folded: model and manifest.
+        more: names of further linears.
+
     """
     tied = {id(module.weight) for name, module in folded.model.named_modules() if name in _tied(folded.model)}  # type: ignore[arg-type]
-    found: dict[str, Any] = {"linears": layer_linears(folded.model), "embeddings": embedding_tables(folded.model)}
+    linears: dict[str, Any] = layer_linears(folded.model) | {name: folded.model.get_submodule(name) for name in more}
+    found: dict[str, Any] = {"linears": linears, "embeddings": embedding_tables(folded.model)}
     for kind, modules in found.items():
         for name, module in modules.items():
             if id(module.weight) in tied or isinstance(module, FactorizedEmbedding):
@@ -217,6 +224,8 @@ class FixedGrid(FakeQuantizer):
 class _Dequantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return scale.new_zeros(()).expand(values.shape)  # a shape will do, and the tracer keeps all it sees
         return values.float() * scale
 
     @staticmethod

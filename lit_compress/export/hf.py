@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_compress.export.fold import fold, shrunk
+from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
 from lit_compress.models.groups import KINDS
@@ -43,9 +43,9 @@ def save_folder(
 
     """
     smaller = shrunk(student)  # scales and sparsity are those of what is left
-    folded = fold(smaller)
-    assert isinstance(folded, PreTrainedModel)
     manifest = manifest_with_scales(smaller)
+    folded = fold_in_place(smaller)
+    assert isinstance(folded, PreTrainedModel)
     with atomic_folder(output, overwrite) as staging:
         folded.save_pretrained(staging)
         write_beside(folded, tokenizer, manifest, staging)

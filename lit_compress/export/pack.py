@@ -70,14 +70,7 @@ def pack(
         model = smaller  # type: ignore[assignment]
     folded = fold(model)
     assert isinstance(folded, PreTrainedModel)
-    shapes, known = describe_shapes(folded), scales or {}
-    linears = layer_linears(folded)
-    if unknown := sorted(set(known) - {name for name, m in folded.named_modules() if isinstance(m, nn.Linear)}):
-        raise UserError(f"scales: {unknown[0]!r} is no linear of this model; they are of another one")
-    for name, linear in linears.items():
-        folded.set_submodule(name, _pack_linear(name, linear, format, dtype, known.get(name, LayerScales())))
-    config: Any = folded.config
-    config.quantization_config = {"quant_method": METHOD, "shapes": shapes, "packed": describe_packed(folded)}
+    _pack_in_place(folded, format, dtype, scales or {})
     return folded
 
 
@@ -133,7 +126,8 @@ def save_packed(
 
 def write_packed(folded: Folded, folder: Path) -> None:
     """Fill an empty folder with what :func:`save_packed` writes: int8, the format of each linear chosen for it."""
-    _fill(folder, pack(folded.model, scales=scales_of(folded.manifest)), folded.tokenizer, folded.manifest)
+    _pack_in_place(folded.model, "auto", "int8", scales_of(folded.manifest))
+    _fill(folder, folded.model, folded.tokenizer, folded.manifest)
 
 
 def packed_bytes(model: nn.Module) -> dict[str, int]:
@@ -149,6 +143,21 @@ def packed_bytes(model: nn.Module) -> dict[str, int]:
         sizes["packed" if name.rpartition(".")[0] in linears else "rest"] += tensor.numel() * tensor.element_size()
     parameters = sum(m.out_features * (m.in_features + (m.bias is not None)) for m in linears.values())
     return sizes | {"dense": 4 * parameters}
+
+
+def _pack_in_place(
+    folded: PreTrainedModel, format: PackFormat, dtype: Precision, scales: Mapping[str, LayerScales]
+) -> None:
+    """Pack a plain model itself, so that no fp32 weight is in memory twice."""
+    if unknown := sorted(set(scales) - {name for name, m in folded.named_modules() if isinstance(m, nn.Linear)}):
+        raise UserError(f"scales: {unknown[0]!r} is no linear of this model; they are of another one")
+    shapes, names = describe_shapes(folded), list(layer_linears(folded))
+    for name in names:
+        linear = folded.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        folded.set_submodule(name, _pack_linear(name, linear, format, dtype, scales.get(name, LayerScales())))
+    config: Any = folded.config
+    config.quantization_config = {"quant_method": METHOD, "shapes": shapes, "packed": describe_packed(folded)}
 
 
 def _pack_linear(

@@ -73,7 +73,7 @@ class MaskedTokenScore(Metric):
 
 
 class EntityScore(Metric):
-    """Entity-level ``precision``, ``recall`` and ``f1`` (micro average), and ``accuracy`` of single tags.
+    """Entity-level ``f1``, ``precision`` and ``recall`` (micro average), and ``accuracy`` of single tags.
 
     An entity counts when its kind and both its ends are right, as CoNLL's script counts. Labels that are no entity
     tags (parts of speech) have an accuracy only.
@@ -111,16 +111,17 @@ class EntityScore(Metric):
             self.true += len(true)
 
     def compute(self) -> dict[str, Tensor]:
-        scores = {"accuracy": self.correct / self.count.clamp_min(1)}
-        if self.has_entities:
+        scores: dict[str, Tensor] = {}
+        if self.has_entities:  # first what tables show: most tags are "O", so that every model has them right
+            scores["f1"] = 2 * self.right / (self.found + self.true).clamp_min(1)
             scores["precision"] = self.right / self.found.clamp_min(1)
             scores["recall"] = self.right / self.true.clamp_min(1)
-            scores["f1"] = 2 * self.right / (self.found + self.true).clamp_min(1)
+        scores["accuracy"] = self.correct / self.count.clamp_min(1)
         return {name: value.float() for name, value in scores.items()}
 
 
 class AnswerScore(Metric):
-    """SQuAD's ``exact_match`` and ``f1`` in percent, version 1.1 or 2.0, from the windows of each question.
+    """SQuAD's ``f1`` and ``exact_match`` in percent, version 1.1 or 2.0, from the windows of each question.
 
     Windows of one question may be scored by several ranks; each leaves a line of text (as bytes, which ranks can
     gather) with its best span, and the best of a question's windows is its answer. Where a question may have no answer
@@ -149,7 +150,8 @@ class AnswerScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         lines = bytes(dim_zero_cat(self.lines).tolist()).decode().splitlines()
-        return squad(*self.pairs([json.loads(line) for line in lines]))
+        scores = squad(*self.pairs([json.loads(line) for line in lines]))
+        return {name: scores[name] for name in ("f1", "exact_match")}
 
     def pairs(self, windows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Predictions and targets as torchmetrics' ``squad`` takes them, one of each question, from all windows."""

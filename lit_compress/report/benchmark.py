@@ -1,9 +1,7 @@
 """`lit_compress benchmark`: models and their exports side by side, on every engine that runs them."""
 
 import json
-import shlex
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +16,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.report.benchmark_table import print_results, save_results
-from lit_compress.report.machine import machine
+from lit_compress.report.machine import command_line, machine
 from lit_compress.serve.engines import (
     ENGINES,
     EngineName,
@@ -121,7 +119,7 @@ def benchmark(
         measure(cases, asks, shapes, warmup, repetitions)
         keep_memory(cases, asks)
     results = {
-        "command": shlex.join(["lit_compress", *sys.argv[1:]]),
+        "command": command_line(),
         "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases),
         "settings": settings | {"tolerance": tolerance},
         "cases": [row(case) for case in cases],

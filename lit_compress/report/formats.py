@@ -1,7 +1,5 @@
 """`lit_compress formats`: a run's student in every format, loaded back, and how good, large and fast each is."""
 
-import shlex
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +22,7 @@ from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import markdown, print_results, save_results
-from lit_compress.report.machine import machine
+from lit_compress.report.machine import command_line, machine
 
 __all__ = ["evaluate_cases", "formats"]
 
@@ -86,7 +84,7 @@ def formats(
         keep_memory(cases, asks)  # before batches of another size
         evaluate_cases(cases, asks, data, task, reference="hf")
     results: dict[str, Any] = {
-        "command": shlex.join(["lit_compress", *sys.argv[1:]]),
+        "command": command_line(),
         "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases),
         "settings": settings,
         "score": next(iter(cases[0].results["metrics"])),

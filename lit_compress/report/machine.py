@@ -1,13 +1,15 @@
-"""What a figure was measured on."""
+"""What a figure was measured on, and by which command."""
 
 import os
 import platform
+import shlex
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-__all__ = ["machine"]
+__all__ = ["command_line", "machine"]
 
 
 def machine() -> dict[str, str]:
@@ -19,6 +21,13 @@ def machine() -> dict[str, str]:
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
         "python": platform.python_version(),
     } | packages
+
+
+def command_line() -> str:
+    """What was typed to make a report: `lit_compress ...`, or the script that called it."""
+    program = Path(sys.argv[0])
+    ours = "lit_compress" in (program.stem, program.parent.name)  # the command, or `python -m lit_compress`
+    return shlex.join([*(["lit_compress"] if ours else ["python", program.name]), *sys.argv[1:]])
 
 
 def _processor() -> str:

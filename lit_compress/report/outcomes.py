@@ -166,13 +166,13 @@ def _tags(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
 
     def score(weights: np.ndarray) -> Scores:
         total = weights @ sums
-        scores = {"accuracy": _divide(total[:, -2], np.maximum(total[:, -1], 1))}
+        scores: Scores = {}
         if kinds != recorder.labels:
             hits, found, true = (part.sum(1) for part in np.split(total[:, :-2], 3, axis=1))
+            scores["f1"] = 2 * hits / np.maximum(found + true, 1)
             scores["precision"] = hits / np.maximum(found, 1)
             scores["recall"] = hits / np.maximum(true, 1)
-            scores["f1"] = 2 * hits / np.maximum(found + true, 1)
-        return scores
+        return scores | {"accuracy": _divide(total[:, -2], np.maximum(total[:, -1], 1))}
 
     true = np.split(sums[:, :-2].sum(0), 3)[2]
     return Outcomes(
@@ -207,7 +207,7 @@ def _answers(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
 
     def score(weights: np.ndarray) -> Scores:
         means = _divide(weights @ sums, weights.sum(1)[:, None])
-        return {"exact_match": means[:, 0], "f1": means[:, 1]}
+        return {"f1": means[:, 1], "exact_match": means[:, 0]}
 
     both = {"with an answer": answered, "without an answer": ~answered} if 0 < answered.mean() < 1 else {}
     return Outcomes(

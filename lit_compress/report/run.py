@@ -1,9 +1,7 @@
 """`lit_compress report`: a run's compressed model beside the dense one."""
 
 import json
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from lit_compress.report.calibration import calibration
 from lit_compress.report.card import print_table
 from lit_compress.report.latency import latencies
 from lit_compress.report.layers import describe_layers
-from lit_compress.report.machine import machine
+from lit_compress.report.machine import command_line, machine
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.outcomes import Outcomes
 from lit_compress.report.save import save_report
@@ -102,7 +100,7 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
         "schema": SCHEMA,
         "run": str(folder),
         "config": str(folder / "config.yaml"),
-        "command": shlex.join(["lit_compress", *sys.argv[1:]]),
+        "command": command_line(),
         "machine": machine(),
         "task": name,
         "labels": labels,

@@ -94,6 +94,15 @@ def test_a_truncated_checkpoint(share, trained, tmp_path):
     assert str(path) in message
 
 
+def test_a_flipped_bit_of_a_weight(trained, tmp_path):
+    _, path = trained
+    content, weight = bytearray(path.read_bytes()), trained[0].student.get_input_embeddings().weight
+    at = content.index(weight.detach().numpy().tobytes())
+    content[at + 100] ^= 1
+    (tmp_path / "changed.ckpt").write_bytes(content)
+    assert "is damaged" in error_of(load_checkpoint, tmp_path / "changed.ckpt")
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_bytes(seed, tmp_path):
     path, draw = tmp_path / "random.ckpt", random.Random(seed)

@@ -1,11 +1,13 @@
 import platform
+import sys
 
 import lightning
+import pytest
 import torch
 import transformers
 
 import lit_compress
-from lit_compress.report.machine import machine
+from lit_compress.report.machine import command_line, machine
 
 
 def test_what_a_figure_was_measured_on():
@@ -18,3 +20,16 @@ def test_what_a_figure_was_measured_on():
     assert {name: version.partition("+")[0] for name, version in facts.items() if name in expected} == {
         name: version.partition("+")[0] for name, version in expected.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"),
+    [
+        (["/env/bin/lit_compress", "report", "--run", "my run"], "lit_compress report --run 'my run'"),
+        (["/src/lit_compress/__main__.py", "report"], "lit_compress report"),
+        (["/src/tools/reproduce.py", "--only", "[rosita]"], "python reproduce.py --only '[rosita]'"),
+    ],
+)
+def test_the_command_is_the_one_that_ran(arguments, typed, monkeypatch):
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert command_line() == typed

@@ -12,6 +12,7 @@ from tools.bench import measure
 from tools.bench.deployment import HALF, ROSITA, deployment
 from tools.bench.dispatch import dispatch
 from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
+from tools.bench.exports import exports
 from tools.bench.hf_trainer import hf_trainer
 from tools.bench.inverse_fisher import inverse_fisher
 from tools.bench.mask_update import PATTERNS, check, mask_update
@@ -241,3 +242,11 @@ def test_deployment(table):
     settings = json.loads(found[f"{HALF}: onnxruntime, 1 x 8"]["settings"])
     assert settings["engines"][0] == "dense: eager"
     assert set(settings["ms"]) == set(settings["engines"])
+
+
+def test_exports(table):
+    exports(model="random:2x64", to=["sparse"], output=table.path)
+    found = table()
+    assert set(found) == {"memory, sparse", "time, sparse", "file, sparse"}
+    # A tenth of the layers' weights in a byte, a bit for each, tables in a byte.
+    assert 0.2 < float(found["file, sparse"]["ratio_median"]) < 0.3

@@ -21,7 +21,7 @@ DeepSparse's up to 1e-3 of the largest.
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,9 +145,9 @@ def shrink(model: PreTrainedModel, layers: int, heads: int, neurons: int) -> Pre
 
 
 @torch.no_grad()
-def prune(model: PreTrainedModel, sparsity: float) -> PreTrainedModel:
-    """Zero the smallest weights of every layer's linears, in place."""
-    for linear in layer_linears(model).values():
+def prune(model: PreTrainedModel, sparsity: float, more: Sequence[str] = ()) -> PreTrainedModel:
+    """Zero the smallest weights of every layer's linears, and of those named, in place."""
+    for linear in (*layer_linears(model).values(), *map(model.get_submodule, more)):
         magnitudes = linear.weight.abs().flatten()
         smallest = magnitudes.kthvalue(int(sparsity * magnitudes.numel())).values
         linear.weight.mul_(linear.weight.abs() > smallest)
