@@ -75,7 +75,7 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     model.config.save_pretrained(folder)
     write_beside(model, folded.tokenizer, folded.manifest, folder)
     del stored
-    model.to("meta")  # gives its memory back before the package takes as much
+    nn.Module.to(model, "meta")  # gives its memory back before the package takes as much
     _check(model, weights, folder)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from lit_compress.ops import reference
 from tools.bench import kernels as bench
+from tools.bench.derived_curves import derived_curves
 from tools.bench.kernel_plots import Curve, break_even, roofline
 
 
@@ -49,6 +50,14 @@ def test_pictures_are_drawn(tmp_path):
 
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert (tmp_path / "b.png").stat().st_size > 1000
+
+
+def test_derived_curves_cross_where_the_page_says(tmp_path):
+    (curve,) = derived_curves(tmp_path / "a.png", rows=(4096,), shapes=("down",))
+    dense = curve.baselines["dense, 8 bit"]
+    first = {name: min(share for share, time in points if time < dense) for name, points in curve.formats.items()}
+    assert first == {"tall_blocks": 0.14, "blocks": 0.43}
+    assert (tmp_path / "a.png").stat().st_size > 1000
 
 
 def test_bounds_of_the_project_are_in_the_table():
