@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from contracts.training import differences
+from contracts.training import differences, student_config
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.cli import main
@@ -24,24 +24,7 @@ QUANTIZE = REPOSITORY / "configs/compression/qat_int8.yaml"
 def task(tmp_path_factory, tiny_teacher, tiny_data) -> Path:
     """A complete small configuration of a student, without strategies."""
     path = tmp_path_factory.mktemp("task") / "task.yaml"
-    config = {
-        "model": {
-            "class_path": "LitStudent",
-            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher)},
-        },
-        "data": {
-            "class_path": "TextClassification",
-            "init_args": {
-                "train_file": str(tiny_data / "train.tsv"),
-                "val_file": str(tiny_data / "val.tsv"),
-                "text_columns": ["sentence"],
-                "batch_size": 16,
-                "max_length": 16,
-            },
-        },
-        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
-    }
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(student_config(tiny_teacher, tiny_data)))
     return path
 
 

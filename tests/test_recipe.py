@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from contracts.training import differences
+from contracts.training import data_config, differences
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
@@ -26,16 +26,7 @@ PRUNE = {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.5}}
 @pytest.fixture(scope="session")
 def content(tiny_model, tiny_data) -> dict:
     """Two stages: a teacher, and a pruned student that starts from it."""
-    data = {
-        "class_path": "TextClassification",
-        "init_args": {
-            "train_file": str(tiny_data / "train.tsv"),
-            "val_file": str(tiny_data / "val.tsv"),
-            "text_columns": ["sentence"],
-            "batch_size": 16,
-            "max_length": 16,
-        },
-    }
+    data = data_config(tiny_data)
     trainer = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
     student = {"pretrained": "stage:teacher", "teacher": "stage:teacher"}
     return {

@@ -21,6 +21,7 @@ from jsonargparse import auto_cli
 from lit_compress.recipe import recipe
 from lit_compress.report.compare import compare
 from lit_compress.report.sections import own_name
+from lit_compress.report.size import sparsity_of
 from lit_compress.report.words import points_of
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +177,7 @@ def row(name: str, stage: str, dataset: str, seed: int, result: dict[str, Any]) 
         "metric": metric,
         "value": round(value, 5),
         "dense": round(dense["accuracy"][metric], 5) if dense else "",
-        "encoder_sparsity": round(1 - encoder["nonzeros"] / max(encoder["parameters"], 1), 4),
+        "encoder_sparsity": round(sparsity_of(encoder), 4),
         "encoder_compression": round(reference["encoder"]["dense_bytes"] / max(encoder["compressed_bytes"], 1), 2),
         "model_compression": round(reference["model"]["dense_bytes"] / whole["compressed_bytes"], 2),
         "parameters": whole["parameters"],

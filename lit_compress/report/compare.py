@@ -20,6 +20,7 @@ from lit_compress.report.page import render
 from lit_compress.report.run import SCHEMA, measure_run
 from lit_compress.report.save import save_report
 from lit_compress.report.sections import Section, Table, own_name
+from lit_compress.report.size import sparsity_of
 from lit_compress.report.words import number, points_of, settings_text, verdict
 
 __all__ = ["compare", "compare_runs", "comparison_rows"]
@@ -96,7 +97,7 @@ def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ..
                 metric,
                 f"{value:.4f}",
                 f"{value / dense['accuracy'][metric]:.2%}" if dense and dense["accuracy"][metric] else "",
-                f"{1 - encoder['nonzeros'] / max(encoder['parameters'], 1):.1%}",
+                f"{sparsity_of(encoder):.1%}",
                 f"{size['parameters']:,}",
                 f"{size['compressed_bytes'] / 1e6:.2f} MB",
                 f"{own['latency_ms'][batch] / dense['latency_ms'][batch]:.2f}x" if dense else "",

@@ -1,5 +1,6 @@
 """How large a model is: parameters, non-zeros, and bytes without any general-purpose compression."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from lit_compress.errors import UserError
 from lit_compress.models.layout import layer_linears
 
-__all__ = ["Size", "model_size"]
+__all__ = ["Size", "model_size", "sparsity_of"]
 
 _FLOAT_BYTES = 4
 
@@ -41,6 +42,17 @@ class Size:
 
     def __add__(self, other: "Size") -> "Size":
         return Size(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+def sparsity_of(size: Mapping[str, int]) -> float:
+    """The fraction of zeros in a size as reports store it.
+
+    Example:
+        >>> sparsity_of({"parameters": 10, "nonzeros": 2})
+        0.8
+
+    """
+    return 1 - size["nonzeros"] / max(size["parameters"], 1)
 
 
 def model_size(

@@ -16,6 +16,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from lit_compress.report.card import cell
 from lit_compress.report.sections import own_name, verdict_lines
+from lit_compress.report.size import sparsity_of
 
 __all__ = ["experiment", "final_metrics", "write_events"]
 
@@ -36,7 +37,7 @@ def final_metrics(results: Mapping[str, Any]) -> dict[str, float]:
     if dense:
         values |= {f"{name}_dense": value for name, value in dense["accuracy"].items()}
         values["latency_of_dense"] = own["latency_ms"][batch] / dense["latency_ms"][batch]
-    values["encoder_sparsity"] = 1 - encoder["nonzeros"] / max(encoder["parameters"], 1)
+    values["encoder_sparsity"] = sparsity_of(encoder)
     values["model_megabytes"] = own["size"]["model"]["compressed_bytes"] / 1e6
     return {f"report/{name}": float(value) for name, value in values.items()}
 

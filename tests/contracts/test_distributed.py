@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from contracts.training import data_config, student_config
 
 from lit_compress.data.logit_store import LogitStore
 from lit_compress.export import load_checkpoint
@@ -103,25 +104,14 @@ def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_d
     if asked == "each step":
         terms["hidden"] = {"class_path": "HiddenDistillation", "init_args": {"projection": True}}
     cache = {"teacher_cache": "answers"} if asked == "once" else {}
-    config = {
-        "run": "run",
-        "model": {
-            "class_path": "LitStudent",
-            "init_args": {"pretrained": str(tiny_teacher), "teacher": str(tiny_teacher), "distillation": terms} | cache,
-        },
-        "data": {
-            "class_path": "TextClassification",
-            "init_args": {
-                "train_file": str(tiny_data / "train.tsv"),
-                "val_file": str(tiny_data / "val.tsv"),
-                "text_columns": ["sentence"],
-                "batch_size": 8,
-                "max_length": 16,
-            },
-        },
-        "compression": STRATEGIES[strategy],
-        "trainer": {"max_epochs": 2, "accelerator": "cpu"},
-    }
+    config = student_config(
+        tiny_teacher,
+        tiny_data,
+        run="run",
+        data=data_config(tiny_data, batch_size=8),
+        compression=STRATEGIES[strategy],
+    )
+    config["model"]["init_args"] |= {"distillation": terms} | cache
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "lit_compress", "fit", "--config=task.yaml"]
     command += [f"--config={REPOSITORY / 'configs/trainer' / engine}.yaml", "--trainer.devices=2"]

@@ -34,6 +34,20 @@ def data(folder: Path, tokenizer: Path, **kwargs: Any) -> TextClassification:
     )
 
 
+def data_config(folder: Path, **kwargs: Any) -> dict[str, Any]:
+    """The `data` section of a configuration for what :func:`data` makes."""
+    options = {"text_columns": ["sentence"], "batch_size": 16, "max_length": 16} | kwargs
+    files = {"train_file": str(folder / "train.tsv"), "val_file": str(folder / "val.tsv")}
+    return {"class_path": "TextClassification", "init_args": files | options}
+
+
+def student_config(teacher: Path, folder: Path, **sections: Any) -> dict[str, Any]:
+    """A complete small configuration of a student that starts from its teacher, without strategies."""
+    model = {"class_path": "LitStudent", "init_args": {"pretrained": str(teacher), "teacher": str(teacher)}}
+    trained = {"max_epochs": 2, "accelerator": "cpu"}
+    return {"model": model, "data": data_config(folder), "trainer": trained} | sections
+
+
 def trainer(root: Path, callbacks: list[Callback], **kwargs: Any) -> Trainer:
     options: dict[str, Any] = {
         "max_epochs": 2,

@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from lit_compress.errors import UserError
 from lit_compress.export import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.nn import describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
@@ -20,13 +20,6 @@ def trained(tmp_path_factory, tiny_teacher, tiny_data):
     module = student(tiny_teacher)
     fit(module, data(tiny_data, tiny_teacher), [MagnitudePruning(), QuantAwareTraining()], root)
     return module, root / f"step={STEPS}.ckpt"
-
-
-def error_of(call, *args):
-    with pytest.raises(UserError) as caught:
-        call(*args)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_last_checkpoint_of_a_run(tmp_path):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from contracts import tasks
+from contracts.errors import error_of
 from contracts.training import STEPS, data, differences, fit
 from datasets import Dataset
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
 from lit_compress.models import load_model
 from lit_compress.modules import (
@@ -82,13 +82,6 @@ def run(tmp_path, tiny_model, tiny_data, tiny_teacher):
 
 def stores(tmp_path):
     return sorted(path.name for path in (tmp_path / "cache").iterdir())
-
-
-def error_of(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_the_teacher_is_asked_once_and_the_loss_is_the_same(run, asked, tmp_path):

@@ -2,10 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import data, fit, trainer
 from lightning.pytorch import seed_everything
 
-from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint, student_from_checkpoint
 from lit_compress.functional import attention_kl, attention_mse, hidden_mse, relation_kl
 from lit_compress.modules import (
@@ -36,13 +36,6 @@ def batch():
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
     return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 1, 0])}
-
-
-def error_of(call, *args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # Hidden states

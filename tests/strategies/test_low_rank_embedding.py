@@ -1,12 +1,12 @@
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import data, fit, student
 from lightning.pytorch import Callback
 from models.families import FAMILIES, build
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.nn import FactorizedEmbedding
 from lit_compress.strategies import FreezeEmbeddings, LowRankEmbedding
@@ -23,13 +23,6 @@ class Watch(Callback):
 
     def on_train_end(self, run, module):
         self.ranks[run.global_step] = module.student.get_input_embeddings().kept_rank()
-
-
-def error_of(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def setup(model, **arguments):

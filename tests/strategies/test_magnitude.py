@@ -2,12 +2,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback, LightningModule
 from models.families import batch, build
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.errors import UserError
 from lit_compress.functional import Cubic
 from lit_compress.nn import compressible_layers
 from lit_compress.strategies import MagnitudePruning, PatternLock
@@ -63,13 +63,6 @@ def prune(tiny_teacher, tiny_data, tmp_path):
         return module, watch
 
     return run
-
-
-def error_of(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 WRONG = {

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
 
-from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.functional import Cubic
 from lit_compress.modules import L1Penalty, ScorePenalty
@@ -50,13 +50,6 @@ def prune(tiny_teacher, tiny_data, tmp_path):
         return module, watch
 
     return run
-
-
-def error_of(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 WRONG = {

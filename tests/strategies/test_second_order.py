@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import data, fit, student
 from lightning.pytorch import Callback
 
-from lit_compress.errors import UserError
 from lit_compress.modules import LitStudent, Optimization
 from lit_compress.nn import compressible_layers
 from lit_compress.strategies import MagnitudePruning, SecondOrderPruning
@@ -55,13 +55,6 @@ def prune(tiny_teacher, tiny_data, tmp_path, monkeypatch):
         return module, watch
 
     return run
-
-
-def error_of(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 WRONG = {

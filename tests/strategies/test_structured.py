@@ -1,11 +1,11 @@
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
 from models.families import build as build_family
 from torch import nn
 
-from lit_compress.errors import UserError
 from lit_compress.functional import head_scores, neuron_scores
 from lit_compress.nn import compressible_layers
 from lit_compress.strategies import MovementPruning, QuantAwareTraining, StructuredPruning
@@ -42,13 +42,6 @@ def prune(tiny_teacher, tiny_data, tmp_path):
         return module, watch
 
     return run
-
-
-def error_of(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 WRONG = {
