@@ -21,9 +21,9 @@ def fold(model: nn.Module) -> nn.Module:
 
     Weights are exact: pruned ones are 0, quantized ones lie on their grid. Layers whose gate is closed are removed.
     Quantizers of inputs, outputs and attention have no place in a plain model and are left out; their ranges are in
-    :func:`lit_compress.export.hf.quantization_scales`. Without them the logits of both forms are equal, bit for bit, as
-    long as nothing is cut out of a layer; pruned heads, neurons and columns of factorised embeddings are, and then sums
-    are shorter and logits differ by rounding (about 1e-6 of their size in fp32).
+    :func:`lit_compress.export.manifest_file.quantization_scales`. Without them the logits of both forms are equal, bit
+    for bit, as long as nothing is cut out of a layer; pruned heads, neurons and columns of factorised embeddings are,
+    and then sums are shorter and logits differ by rounding (about 1e-6 of their size in fp32).
     """
     return fold_in_place(shrunk(model))
 

@@ -1,30 +1,24 @@
 """What every format is written from: a plain model, what its layers have become, and its tokenizer."""
 
 import copy
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold_in_place, shrink_in_place
-from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
-from lit_compress.models.load import first_line
+from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, read_manifest
 from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
-from lit_compress.nn.attention import ATTENTION_SLOTS
 from lit_compress.nn.manifest import Manifest
 
 __all__ = ["Folded", "IntegerWeight", "from_source", "from_student", "integer_weight", "stored_state"]
-
-_MOST_BYTES = 2**28  # of a compression.json; BERT-large with a scale per row of every table has about 2 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +75,7 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
         if packed_linears(loaded):
             raise UserError(f"--model: {model!r} is packed already; give the run or the folder that it was made from")
         tokenizer = load_tokenizer(model, "--model")
-        return Folded(model=loaded, manifest=_read_manifest(Path(model), loaded), tokenizer=tokenizer)
+        return Folded(model=loaded, manifest=read_manifest(Path(model), loaded), tokenizer=tokenizer)
     content = load_checkpoint(checkpoint if checkpoint is not None else find_checkpoint(run or ""))
     tokenizer = load_tokenizer(content["lit_compress"]["tokenizer"], "checkpoint tokenizer")
     student = student_from_checkpoint(content)
@@ -138,63 +132,3 @@ def _fold_in_place(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     manifest = manifest_with_scales(student)  # while there are quantizers to ask
     fold_in_place(student)
     return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer)
-
-
-def _read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        return {}
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        manifest = {kind: content[kind] for kind in ("linears", "embeddings", "attention") if kind in content}
-        _check_manifest(manifest, model)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = first_line(error)
-        raise UserError(f"--model: {str(path)!r} is damaged: {reason}; export the model again") from error
-    return manifest
-
-
-def _check_manifest(manifest: Manifest, model: PreTrainedModel) -> None:
-    """Refuse entries of modules that do not exist or with scales that no module of theirs can have."""
-    modules = dict(model.named_modules())
-    kinds = {"linears": nn.Linear, "embeddings": nn.Embedding, "attention": nn.Module}
-    for kind, entries in manifest.items():
-        for name, entry in entries.items():
-            if not isinstance(modules.get(name), kinds[kind]):
-                raise ValueError(f"the model has no {name!r} among its {kind}")
-            scales = dict(entry.get("scales", {}))
-            if weight := scales.pop("weight", None):
-                _check_weight_scales(name, weight, modules[name], entry)
-                _check_integer(name, scales.pop("weight_zero_point", 0), 0, 255)
-            slots = ATTENTION_SLOTS if kind == "attention" else ("input", "output")
-            if unknown := sorted(set(scales) - set(slots)):
-                raise ValueError(f"{name!r} has scales of an unknown {unknown[0]!r}")
-            for slot, grid in scales.items():
-                if not _is_scale(grid["scale"]):
-                    raise ValueError(f"{slot} of {name!r} has the scale {grid['scale']!r}")
-                _check_integer(name, grid["zero_point"], 0, 255)
-                _check_integer(name, _spec(entry, slot, kind).get("bits"), 2, 8)
-
-
-def _check_weight_scales(name: str, scales: Any, module: nn.Module, entry: dict[str, Any]) -> None:
-    rows = module.get_parameter("weight").shape[0]
-    if len(scales) not in (1, rows) or not all(_is_scale(scale) for scale in scales):
-        raise ValueError(f"{name!r} must have 1 or {rows} scales, all finite and above 0")
-    _check_integer(name, entry["weight_quantizer"]["spec"].get("bits", 8), 2, 8)
-
-
-def _spec(entry: dict[str, Any], slot: str, kind: str) -> dict[str, Any]:
-    return entry[slot if kind == "attention" else f"{slot}_quantizer"]["spec"]
-
-
-def _is_scale(value: Any) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and value > 0
-
-
-def _check_integer(name: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{name!r} has {value!r} where a whole number from {low} to {high} belongs")

@@ -4,27 +4,19 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.export.fold import fold_in_place, shrunk
+from lit_compress.export.folded import Folded
+from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales
 from lit_compress.files import atomic_folder
-from lit_compress.functional.masks import sparsity
 from lit_compress.models.groups import KINDS
 from lit_compress.models.shapes import describe_shapes
-from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
-from lit_compress.nn.manifest import Manifest, describe
-from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
-from lit_compress.nn.surgery import compressible_layers, compressible_tables
+from lit_compress.nn.manifest import Manifest
 
-if TYPE_CHECKING:
-    from lit_compress.export.folded import Folded
-
-__all__ = ["MANIFEST_FILE", "manifest_with_scales", "quantization_scales", "save_folder", "write_beside", "write_hf"]
-
-MANIFEST_FILE = "compression.json"
+__all__ = ["save_folder", "write_beside", "write_hf"]
 
 
 def save_folder(
@@ -52,7 +44,7 @@ def save_folder(
     return Path(output)
 
 
-def write_hf(folded: "Folded", folder: Path) -> None:
+def write_hf(folded: Folded, folder: Path) -> None:
     """Fill an empty folder with what :func:`save_folder` writes."""
     folded.model.save_pretrained(folder)
     write_beside(folded.model, folded.tokenizer, folded.manifest, folder)
@@ -82,51 +74,6 @@ def write_beside(
         json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
     )
     (folder / "README.md").write_text(_card(model, manifest, describe_shapes(model), usage, needs_import))
-
-
-def manifest_with_scales(student: nn.Module) -> Manifest:
-    """The manifest, with each layer's sparsity and the scales of everything that is quantized."""
-    manifest, scales = describe(student), quantization_scales(student)
-    for name, layer in compressible_layers(student):
-        manifest["linears"][name]["sparsity"] = sparsity(layer.effective_weight().detach())
-    for kind in ("linears", "embeddings", "attention"):
-        for name, entry in manifest.get(kind, {}).items():
-            entry["scales"] = scales.get(name, {})
-    return manifest
-
-
-def quantization_scales(student: nn.Module) -> dict[str, dict[str, Any]]:
-    """Module name to the grids of its enabled quantizers.
-
-    A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
-    ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
-    """
-    scales: dict[str, dict[str, Any]] = {}
-    for name, layer in compressible_layers(student):
-        weight = layer.weight_quantizer
-        if isinstance(weight, MinMaxWeightQuantizer) and weight.enabled:
-            layer.effective_weight()  # a range that still follows the weights is brought up to date by use
-            scales[name] = {"weight": weight.scale.reshape(-1).tolist()}
-        grids = {"input": layer.input_quantizer, "output": layer.output_quantizer}
-        scales[name] = scales.get(name, {}) | _activation_grids(grids)
-    for name, table in compressible_tables(student):
-        weight = table.weight_quantizer
-        if isinstance(weight, TableQuantizer) and weight.enabled:
-            weight.observe(table.weight)
-            zero_point = {} if weight.per_row else {"weight_zero_point": weight.zero_point.item()}
-            scales[name] = {"weight": weight.scale.reshape(-1).tolist()} | zero_point
-    for name, quantizers in attention_quantizers(student):
-        scales[name] = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
-    return {name: grids for name, grids in scales.items() if grids}
-
-
-def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    grids = {}
-    for name, quantizer in quantizers.items():
-        if isinstance(quantizer, MovingAverageQuantizer) and quantizer.enabled:
-            scale, zero_point = quantizer.qparams()
-            grids[name] = {"scale": scale.item(), "zero_point": zero_point.item()}
-    return grids
 
 
 def _card(

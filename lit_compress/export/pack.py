@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.errors import UserError
 from lit_compress.export.fold import fold, shrunk
 from lit_compress.export.folded import Folded
-from lit_compress.export.hf import MANIFEST_FILE, manifest_with_scales
+from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales
 from lit_compress.export.scales import LayerScales, scales_of
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
@@ -111,7 +111,7 @@ def save_packed(
         tokenizer: saved beside the weights.
         output: folder to make.
         overwrite: replace an existing folder.
-        manifest: what was done to which layer, as of :func:`~lit_compress.export.hf.manifest_with_scales`.
+        manifest: what was done to which layer, as of :func:`~lit_compress.export.manifest_file.manifest_with_scales`.
 
     Raises:
         UserError: nothing is packed, or the folder exists or cannot be written.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
-from lit_compress.export.hf import MANIFEST_FILE
+from lit_compress.export.manifest_file import MANIFEST_FILE
 from lit_compress.export.run_folder import parse_file, validation_data
 from lit_compress.models.load import load_model
 from lit_compress.modules.tasks import make_task

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import lit_compress
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder
-from lit_compress.export.hf import quantization_scales
+from lit_compress.export.manifest_file import quantization_scales
 from lit_compress.nn import compressible_layers, describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 

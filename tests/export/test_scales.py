@@ -6,7 +6,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from lit_compress.errors import UserError
-from lit_compress.export.hf import manifest_with_scales
+from lit_compress.export.manifest_file import manifest_with_scales
 from lit_compress.export.scales import LayerScales, calibrate, layers_of_static_inputs, scales_of
 from lit_compress.strategies import QuantAwareTraining
 

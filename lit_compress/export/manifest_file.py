@@ -1,0 +1,133 @@
+"""``compression.json``: what each layer has become and its scales, as a folder has it and read back from one."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from lit_compress.errors import UserError
+from lit_compress.functional.masks import sparsity
+from lit_compress.models.load import first_line
+from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
+from lit_compress.nn.manifest import Manifest, describe
+from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
+from lit_compress.nn.surgery import compressible_layers, compressible_tables
+
+__all__ = ["MANIFEST_FILE", "manifest_with_scales", "quantization_scales", "read_manifest"]
+
+MANIFEST_FILE = "compression.json"
+_MOST_BYTES = 2**28  # of a compression.json; BERT-large with a scale per row of every table has about 2 MB
+
+
+def manifest_with_scales(student: nn.Module) -> Manifest:
+    """The manifest, with each layer's sparsity and the scales of everything that is quantized."""
+    manifest, scales = describe(student), quantization_scales(student)
+    for name, layer in compressible_layers(student):
+        manifest["linears"][name]["sparsity"] = sparsity(layer.effective_weight().detach())
+    for kind in ("linears", "embeddings", "attention"):
+        for name, entry in manifest.get(kind, {}).items():
+            entry["scales"] = scales.get(name, {})
+    return manifest
+
+
+def quantization_scales(student: nn.Module) -> dict[str, dict[str, Any]]:
+    """Module name to the grids of its enabled quantizers.
+
+    A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
+    ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
+    """
+    scales: dict[str, dict[str, Any]] = {}
+    for name, layer in compressible_layers(student):
+        weight = layer.weight_quantizer
+        if isinstance(weight, MinMaxWeightQuantizer) and weight.enabled:
+            layer.effective_weight()  # a range that still follows the weights is brought up to date by use
+            scales[name] = {"weight": weight.scale.reshape(-1).tolist()}
+        grids = {"input": layer.input_quantizer, "output": layer.output_quantizer}
+        scales[name] = scales.get(name, {}) | _activation_grids(grids)
+    for name, table in compressible_tables(student):
+        weight = table.weight_quantizer
+        if isinstance(weight, TableQuantizer) and weight.enabled:
+            weight.observe(table.weight)
+            zero_point = {} if weight.per_row else {"weight_zero_point": weight.zero_point.item()}
+            scales[name] = {"weight": weight.scale.reshape(-1).tolist()} | zero_point
+    for name, quantizers in attention_quantizers(student):
+        scales[name] = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
+    return {name: grids for name, grids in scales.items() if grids}
+
+
+def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    grids = {}
+    for name, quantizer in quantizers.items():
+        if isinstance(quantizer, MovingAverageQuantizer) and quantizer.enabled:
+            scale, zero_point = quantizer.qparams()
+            grids[name] = {"scale": scale.item(), "zero_point": zero_point.item()}
+    return grids
+
+
+def read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:
+    """The manifest of a folder; empty where there is none.
+
+    Raises:
+        UserError: damaged, or of another model.
+
+    """
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        manifest = {kind: content[kind] for kind in ("linears", "embeddings", "attention") if kind in content}
+        _check_manifest(manifest, model)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = first_line(error)
+        raise UserError(f"--model: {str(path)!r} is damaged: {reason}; export the model again") from error
+    return manifest
+
+
+def _check_manifest(manifest: Manifest, model: PreTrainedModel) -> None:
+    """Refuse entries of modules that do not exist or with scales that no module of theirs can have."""
+    modules = dict(model.named_modules())
+    kinds = {"linears": nn.Linear, "embeddings": nn.Embedding, "attention": nn.Module}
+    for kind, entries in manifest.items():
+        for name, entry in entries.items():
+            if not isinstance(modules.get(name), kinds[kind]):
+                raise ValueError(f"the model has no {name!r} among its {kind}")
+            scales = dict(entry.get("scales", {}))
+            if weight := scales.pop("weight", None):
+                _check_weight_scales(name, weight, modules[name], entry)
+                _check_integer(name, scales.pop("weight_zero_point", 0), 0, 255)
+            slots = ATTENTION_SLOTS if kind == "attention" else ("input", "output")
+            if unknown := sorted(set(scales) - set(slots)):
+                raise ValueError(f"{name!r} has scales of an unknown {unknown[0]!r}")
+            for slot, grid in scales.items():
+                if not _is_scale(grid["scale"]):
+                    raise ValueError(f"{slot} of {name!r} has the scale {grid['scale']!r}")
+                _check_integer(name, grid["zero_point"], 0, 255)
+                _check_integer(name, _spec(entry, slot, kind).get("bits"), 2, 8)
+
+
+def _check_weight_scales(name: str, scales: Any, module: nn.Module, entry: dict[str, Any]) -> None:
+    rows = module.get_parameter("weight").shape[0]
+    if len(scales) not in (1, rows) or not all(_is_scale(scale) for scale in scales):
+        raise ValueError(f"{name!r} must have 1 or {rows} scales, all finite and above 0")
+    _check_integer(name, entry["weight_quantizer"]["spec"].get("bits", 8), 2, 8)
+
+
+def _spec(entry: dict[str, Any], slot: str, kind: str) -> dict[str, Any]:
+    return entry[slot if kind == "attention" else f"{slot}_quantizer"]["spec"]
+
+
+def _is_scale(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+def _check_integer(name: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name!r} has {value!r} where a whole number from {low} to {high} belongs")
