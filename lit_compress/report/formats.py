@@ -137,18 +137,29 @@ def evaluate_cases(
         reference: name of the case whose outputs the later ones are compared with.
 
     """
-    expected: list[dict[str, Tensor]] = []
+    metrics = [task.metrics("") for _ in cases]
+    after = next((index for index, case in enumerate(cases) if case.model == reference), len(cases))
+    sizes: list[float] = []
+    differences: list[list[float]] = [[] for _ in cases]
     with tempfile.TemporaryDirectory() as folder:
-        for case, ask in zip(cases, asks, strict=True):
-            metrics, outputs = task.metrics(""), []
-            for batch in data.val_dataloader():
+        # Batch by batch: scores of all words at all tokens of all texts fit into no memory.
+        for batch in data.val_dataloader():
+            expected: dict[str, Tensor] = {}
+            for index, ask in enumerate(asks):
                 found = _asked(ask, model_inputs(batch), Path(folder))
-                task.update(metrics, SimpleNamespace(**found), batch)
-                outputs.append({name: _of_tokens(value, batch["attention_mask"]) for name, value in found.items()})
-            case.results["metrics"] = {name: float(value) for name, value in metrics.compute().items()}
-            case.results["difference"] = _difference(expected, outputs) if expected else None
-            if case.model == reference and not expected:
-                expected = outputs
+                task.update(metrics[index], SimpleNamespace(**found), batch)
+                outputs = {name: _of_tokens(value, batch["attention_mask"]) for name, value in found.items()}
+                if index == after:
+                    expected = outputs
+                    sizes += [float(value.abs().max()) for value in expected.values()]
+                differences[index] += [float((expected[name] - outputs[name]).abs().max()) for name in expected]
+    for index, case in enumerate(cases):
+        case.results["metrics"] = {name: float(value) for name, value in metrics[index].compute().items()}
+        case.results["difference"] = _largest(differences[index]) / _largest([*sizes, 1e-6]) if index > after else None
+
+
+def _largest(values: list[float]) -> float:
+    return float(torch.tensor(values, dtype=torch.float64).max())  # NaN when there is one
 
 
 def _asked(ask: Ask, batch: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -163,9 +174,3 @@ def _asked(ask: Ask, batch: Mapping[str, Tensor], folder: Path) -> dict[str, Ten
 def _of_tokens(output: Tensor, mask: Tensor) -> Tensor:
     """Without what a model computes of padding, where the output has a value of each token."""
     return output[mask.bool()] if output.shape[:2] == mask.shape else output
-
-
-def _difference(expected: list[dict[str, Tensor]], found: list[dict[str, Tensor]]) -> float:
-    pairs = [(ours[name], theirs[name]) for ours, theirs in zip(expected, found, strict=True) for name in ours]
-    largest = max(float(ours.abs().max()) for ours, _ in pairs)
-    return max(float((ours - theirs).abs().max()) for ours, theirs in pairs) / max(largest, 1e-6)

@@ -1,16 +1,24 @@
 """A tiny run in every format that is installed, by the command; what each line says is checked against another way."""
 
 import json
+import math
+import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lit_compress.errors import UserError
 from lit_compress.export.run import _WRITERS
-from lit_compress.report.formats import formats
+from lit_compress.modules.tasks import make_task
+from lit_compress.report.benchmark import Case
+from lit_compress.report.formats import evaluate_cases, formats
 from lit_compress.report.run import measure_run
+from lit_compress.serve.engines import Form
 
 
 def test_every_format_side_by_side(finished, tmp_path):
@@ -40,6 +48,38 @@ def test_every_format_side_by_side(finished, tmp_path):
     assert max(case["difference"] or 0 for case in cases.values()) < 0.1
     assert set(cases["packed"]["times"]) == {"2x16"}
     assert cases["sparse"]["bytes"] < cases["hf"]["bytes"]
+
+
+def resident():
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_outputs_of_one_batch_at_a_time_are_in_memory(tmp_path):
+    rows, tokens, words, batches = 8, 16, 20000, 20
+    size, seen = rows * tokens * words * 4, []
+
+    class Texts:
+        def val_dataloader(self):
+            ids = torch.ones(rows, tokens, dtype=torch.long)
+            return [{"input_ids": ids, "attention_mask": ids, "labels": ids} for _ in range(batches)]
+
+    def answering(value):
+        def ask(command, inputs, outputs):
+            np.savez(outputs, logits=np.full((rows, tokens, words), value, np.float32))
+            seen.append(resident())
+
+        return ask
+
+    form = Form(engine="eager", file=tmp_path, bytes=0)
+    cases = [Case(model=name, source="", form=form, vocabulary=words, longest=None) for name in ("hf", "b", "c")]
+    asks = [answering(value) for value in (0.5, 0.75, math.nan)]
+    evaluate_cases(cases, asks, Texts(), make_task("masked_lm", None), "hf")
+    assert max(seen) - seen[0] < 10 * size  # of 60 that passed by
+    assert [case.results["difference"] for case in cases[:2]] == [None, 0.5]
+    assert math.isnan(cases[2].results["difference"])
 
 
 def test_a_format_that_cannot_hold_the_model_is_said(finished, tmp_path, capsys, monkeypatch):
