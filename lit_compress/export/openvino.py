@@ -6,9 +6,9 @@ import torch
 
 from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
-from lit_compress.export.graph_form import Activations, graph_form, has_grids, round_weights
+from lit_compress.export.graph_form import Activations, has_grids, round_weights
 from lit_compress.export.hf import write_beside
-from lit_compress.export.onnx import TOLERANCE, TOLERANCE_KERNELS, check_outputs, input_names, reference, trace
+from lit_compress.export.onnx import TOLERANCE, TOLERANCE_KERNELS, check_outputs, graph_and_plain, reference, trace
 
 __all__ = ["write_openvino", "write_openvino_int8"]
 
@@ -51,7 +51,7 @@ def _write(
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     write_beside(model, described.tokenizer, described.manifest, folder, usage=_usage(name))
-    form = graph_form(source, input_names(source), activations)
+    form, plain = graph_and_plain(source, activations)
     path = folder / _FOLDER / f"{name}.xml"
     path.parent.mkdir()
     graph = path.with_suffix(".onnx")
@@ -72,7 +72,7 @@ def _write(
         results = request.infer(inputs)
         return [results[name].copy() for name in form.outputs]
 
-    check_outputs(form, expected, run, tolerance)
+    check_outputs(form, expected, run, tolerance, plain)
 
 
 def _usage(name: str) -> list[str]:

@@ -176,3 +176,13 @@ def test_a_row_may_fall_on_the_next_grid_point_but_not_most(tolerance, off, word
     results = iter([torch.stack([one + off.get(next(row), 0.0) for one in rows]) for (rows,) in expected])
     with nullcontext() if words is None else pytest.raises(UserError, match=words):
         check_outputs(form, expected, lambda inputs: [next(results).numpy()], tolerance)
+
+
+@pytest.mark.parametrize(("cost", "off", "allowed"), [(0.03, 0.05, True), (0.03, 0.07, False), (0.4, 0.6, False)])
+def test_runtimes_may_be_as_far_apart_as_two_roundings(cost, off, allowed):
+    form: Any = SimpleNamespace(model=build("bert"), inputs=["input_ids"], outputs=["logits"])
+    expected = [(torch.tensor([[1.0, -0.5]]).repeat(len(ids), 1),) for (ids,) in sample_inputs(form)]
+    plain = [(rows + cost,) for (rows,) in expected]
+    results = iter([(rows - off).numpy() for (rows,) in expected])
+    with nullcontext() if allowed else pytest.raises(UserError, match="most rows"):
+        check_outputs(form, expected, lambda inputs: [next(results)], TOLERANCE_INT8, plain)
