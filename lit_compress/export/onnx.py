@@ -95,8 +95,10 @@ def _write(
     check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), TOLERANCE_KERNELS, plain)
 
 
-def graph_and_plain(source: Folded, activations: Activations) -> tuple[GraphForm, list[tuple[Tensor, ...]]]:
+def graph_and_plain(source: Folded, activations: Activations) -> tuple[GraphForm, list[tuple[Tensor, ...]] | None]:
     """The form that is traced, and what the model gave for :func:`sample_inputs` before its activations were rounded.
+
+    The latter is None for a model without grids, of which nothing is rounded.
 
     Args:
         source: model and manifest; used up.
@@ -104,7 +106,7 @@ def graph_and_plain(source: Folded, activations: Activations) -> tuple[GraphForm
 
     """
     names = input_names(source)
-    plain = reference(GraphForm(source.model, names))
+    plain = reference(GraphForm(source.model, names)) if has_grids(source) else None
     return graph_form(source, names, activations), plain
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
-from lit_compress.export.fold import fold, shrunk
+from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales
 from lit_compress.export.scales import LayerScales, scales_of
@@ -64,11 +64,10 @@ def pack(
             raise UserError(f"--{key}: {value!r} must be one of {', '.join(allowed)}")
     if packed_linears(model):
         raise UserError("pack: the model is packed already; pack the one that it was made from")
-    if any(compressible_layers(model)):
-        smaller = shrunk(model)
-        scales = scales_of(manifest_with_scales(smaller)) if scales is None else scales
-        model = smaller  # type: ignore[assignment]
-    folded = fold(model)
+    smaller = shrunk(model)
+    if scales is None and any(compressible_layers(smaller)):
+        scales = scales_of(manifest_with_scales(smaller))
+    folded = fold_in_place(smaller)
     assert isinstance(folded, PreTrainedModel)
     _pack_in_place(folded, format, dtype, scales or {})
     return folded

@@ -28,14 +28,11 @@ def student(pretrained: Path, teacher: Path | None = None, **kwargs: Any) -> Lit
 
 
 def data(folder: Path, tokenizer: Path, **kwargs: Any) -> TextClassification:
-    options = {"text_columns": ["sentence"], "batch_size": 16, "max_length": 16} | kwargs
-    return TextClassification(
-        train_file=str(folder / "train.tsv"), val_file=str(folder / "val.tsv"), tokenizer=str(tokenizer), **options
-    )
+    return TextClassification(tokenizer=str(tokenizer), **data_config(folder, **kwargs)["init_args"])
 
 
 def data_config(folder: Path, **kwargs: Any) -> dict[str, Any]:
-    """The `data` section of a configuration for what :func:`data` makes."""
+    """The `data` section of a configuration."""
     options = {"text_columns": ["sentence"], "batch_size": 16, "max_length": 16} | kwargs
     files = {"train_file": str(folder / "train.tsv"), "val_file": str(folder / "val.tsv")}
     return {"class_path": "TextClassification", "init_args": files | options}

@@ -33,15 +33,15 @@ TOLERANCES = {
 }
 
 
+# Transformers has no masked language model of XLNet, which learns by permutations.
+MODELS = [(head, family) for head in HEADS for family in FAMILIES if (head, family) != ("words", "xlnet")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", TOLERANCES)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("head", "family"), MODELS)
 def test_export_load_and_the_same_predictions(head, family, to, tmp_path):
-    try:
-        model = build(family, HEADS[head], initializer_range=0.3)
-    except ValueError:
-        pytest.skip(f"Transformers has no {head} of {family}")
+    model = build(family, HEADS[head], initializer_range=0.3)
     given = batch(3, 9)
     given["token_type_ids"] = torch.zeros_like(given["input_ids"])
     plain = {name: given[name] for name in ("input_ids", "attention_mask")}

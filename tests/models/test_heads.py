@@ -1,8 +1,10 @@
 """Every head: what is loaded, what is new, what is refused; for BERT, RoBERTa and DistilBERT."""
 
+from functools import partial
+
 import pytest
 import torch
-from contracts import tasks
+from contracts import errors, tasks
 from contracts.training import fit
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -35,11 +37,7 @@ HEADS = {
 }
 
 
-def error_of(*arguments):
-    with pytest.raises(UserError) as caught:
-        load_model(*arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+error_of = partial(errors.error_of, load_model)
 
 
 @pytest.mark.parametrize("task", HEADS)

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from contracts import errors
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -26,10 +27,7 @@ def copy(tmp_path, tiny_teacher):
 
 
 def error_of(source, labels=("0", "1"), key="model.pretrained"):
-    with pytest.raises(UserError) as caught:
-        load_classifier(str(source), list(labels) if labels else None, key)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = errors.error_of(load_classifier, str(source), list(labels) if labels else None, key)
     assert message.startswith(f"{key}: ")
     return message
 

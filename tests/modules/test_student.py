@@ -1,13 +1,14 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from contracts import errors
 from contracts.training import data, fit, student
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.errors import UserError
 from lit_compress.modules import Distillation, HiddenDistillation, LitStudent, LogitDistillation, Optimization
 
 
@@ -31,11 +32,7 @@ def altered(tmp_path, tiny_teacher):
     return alter
 
 
-def error_of(*args, **kwargs):
-    with pytest.raises(UserError) as caught:
-        LitStudent(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+error_of = partial(errors.error_of, LitStudent)
 
 
 def test_a_teacher_never_learns(tiny_model, tiny_teacher, tiny_data, tmp_path):

@@ -2,11 +2,9 @@
 
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from lit_compress.report.benchmark import Case
 from lit_compress.report.formats import evaluate_cases, formats
 from lit_compress.report.run import measure_run
 from lit_compress.serve.engines import Form
+from lit_compress.serve.worker import memory_now
 
 
 def test_every_format_side_by_side(finished, tmp_path):
@@ -50,16 +49,9 @@ def test_every_format_side_by_side(finished, tmp_path):
     assert cases["sparse"]["bytes"] < cases["hf"]["bytes"]
 
 
-def resident():
-    """Bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
-def test_outputs_of_one_batch_at_a_time_are_in_memory(tmp_path):
-    rows, tokens, words, batches = 8, 16, 20000, 20
-    size, seen = rows * tokens * words * 4, []
+def evaluated(values, words, batches, folder, seen):
+    """Results of models that give one value each for every word, and the memory of this process at each call."""
+    rows, tokens = 8, 16
 
     class Texts:
         def val_dataloader(self):
@@ -69,17 +61,28 @@ def test_outputs_of_one_batch_at_a_time_are_in_memory(tmp_path):
     def answering(value):
         def ask(command, inputs, outputs):
             np.savez(outputs, logits=np.full((rows, tokens, words), value, np.float32))
-            seen.append(resident())
+            seen.append(memory_now())
 
         return ask
 
-    form = Form(engine="eager", file=tmp_path, bytes=0)
-    cases = [Case(model=name, source="", form=form, vocabulary=words, longest=None) for name in ("hf", "b", "c")]
-    asks = [answering(value) for value in (0.5, 0.75, math.nan)]
-    evaluate_cases(cases, asks, Texts(), make_task("masked_lm", None), "hf")
-    assert max(seen) - seen[0] < 10 * size  # of 60 that passed by
-    assert [case.results["difference"] for case in cases[:2]] == [None, 0.5]
-    assert math.isnan(cases[2].results["difference"])
+    form = Form(engine="eager", file=folder, bytes=0)
+    cases = [Case(model=name, source="", form=form, vocabulary=words, longest=None) for name in values]
+    evaluate_cases(cases, [answering(value) for value in values.values()], Texts(), make_task("masked_lm", None), "hf")
+    return {case.model: case.results["difference"] for case in cases}
+
+
+def test_differences_are_shares_of_the_reference_and_nan_stays_nan(tmp_path):
+    values = {"dense": 0.1, "hf": 0.5, "other": 0.75, "broken": math.nan}
+    found = evaluated(values, 10, 2, tmp_path, [])
+    assert math.isnan(found.pop("broken"))
+    assert found == {"dense": None, "hf": None, "other": 0.5}
+
+
+@pytest.mark.skipif(memory_now() == 0, reason="this system does not say how much memory a process has")
+def test_outputs_of_one_batch_at_a_time_are_in_memory(tmp_path):
+    words, batches, seen = 20000, 20, []
+    evaluated({"hf": 0.5, "other": 0.75}, words, batches, tmp_path, seen)
+    assert max(seen) - seen[0] < 10 * (8 * 16 * words * 4)  # of 40 that passed by
 
 
 def test_a_format_that_cannot_hold_the_model_is_said(finished, tmp_path, capsys, monkeypatch):

@@ -1,14 +1,15 @@
 import inspect
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 import yaml
+from contracts import errors
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.cli import main
-from lit_compress.errors import UserError
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.card import rows
 from lit_compress.report.figures import FIGURES
@@ -33,11 +34,7 @@ def reported(finished, tmp_path_factory):
     return run, results_of(run)
 
 
-def error_of(**arguments):
-    with pytest.raises(UserError) as caught:
-        report(**{"batch_sizes": [1], "repetitions": 1} | arguments)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+error_of = partial(errors.error_of, report, batch_sizes=[1], repetitions=1)
 
 
 def test_a_report_is_complete(run, capsys):

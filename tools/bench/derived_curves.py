@@ -12,7 +12,7 @@ from lit_compress.ops.roofline import device_named, product_us
 from tools.bench.kernel_plots import Curve, break_even
 from tools.bench.kernels import SHAPES
 
-SPARSITIES = [step / 100 for step in range(0, 98)]
+SPARSITIES = [step / 20 for step in range(20)]
 
 
 def derived_curves(

@@ -43,13 +43,7 @@ def break_even(curves: list[Curve], path: Path) -> None:
     for panel, curve in zip(panels.flat, curves, strict=False):
         for name, measured in curve.formats.items():
             sparsity, micro = zip(*sorted(measured), strict=True)
-            panel.plot(
-                [100 * share for share in sparsity],
-                micro,
-                "o-" if len(measured) < 30 else "-",
-                markersize=3,
-                label=name,
-            )
+            panel.plot([100 * share for share in sparsity], micro, "o-", markersize=3, label=name)
         for number, (name, micro) in enumerate(curve.baselines.items()):
             panel.axhline(micro, linestyle="--", linewidth=1, color=f"C{number + len(curve.formats)}", label=name)
         panel.set(title=curve.title, xlabel="zeros, %", ylabel="us", ylim=(0, None), xlim=(-2, 100))
