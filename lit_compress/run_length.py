@@ -6,7 +6,7 @@ from lightning.pytorch import Trainer
 
 from lit_compress.errors import UserError
 
-__all__ = ["run_length"]
+__all__ = ["run_length", "stepped"]
 
 
 def run_length(trainer: Trainer) -> tuple[int, float]:
@@ -23,3 +23,8 @@ def run_length(trainer: Trainer) -> tuple[int, float]:
         raise UserError("trainer.max_epochs: -1 is a run without an end; give trainer.max_epochs or trainer.max_steps")
     # Lightning also steps at the last batch of an epoch, so an epoch is a whole number of steps.
     return int(total), batches if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def stepped(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch that just ended also ended an optimizer step (gradient accumulation skips some)."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch

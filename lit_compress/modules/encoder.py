@@ -15,6 +15,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
 from lit_compress.models.shrink import kept_layers, restore_layers
+from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.metrics import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.tasks import make_task
@@ -25,6 +26,7 @@ __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
+_GRADIENTS_KEY = "accumulated_gradients"
 
 # Tensors of a batch that say what is right, where a token came from, or which example a row is.
 _NO_INPUTS = {
@@ -72,6 +74,7 @@ class LitEncoder(LightningModule):
         self.eval_loss = MeanLoss()
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")
+        self._gradients: list[dict[str, Tensor]] = []
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named parts of the training loss, their sum under ``loss``: the one place where gradients come from."""
@@ -142,6 +145,11 @@ class LitEncoder(LightningModule):
         if self.compile_student:
             self.student.compile()
 
+    def on_train_start(self) -> None:
+        # Not when the checkpoint is loaded: Lightning clears all gradients after that.
+        restore_gradients(self, self._gradients)
+        self._gradients = []
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of the seed and the step: a resumed run needs no random state to continue exactly,
         # and validation in between or another number of workers changes nothing.
@@ -155,6 +163,8 @@ class LitEncoder(LightningModule):
             "manifest": describe(self.student),
             "kept_layers": kept_layers(self.student),
         }
+        if "optimizer_states" in checkpoint:  # to be continued, not weights alone
+            checkpoint[_GRADIENTS_KEY] = partial_gradients(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:
@@ -168,6 +178,7 @@ class LitEncoder(LightningModule):
                 "resume with the same compression: it was made with"
             )
         rebuild(self.student, manifest)
+        self._gradients = checkpoint.get(_GRADIENTS_KEY, [])
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Tensor]:

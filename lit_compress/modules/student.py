@@ -109,6 +109,7 @@ class LitStudent(LitEncoder):
         return parts | {"loss": loss}
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if self.teacher_cache is None:
             return
         for name, held in self.teachers.items():

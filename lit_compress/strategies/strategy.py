@@ -13,7 +13,7 @@ from lit_compress.functional.schedules import Duration
 from lit_compress.models.layout import LAYOUTS, family_of, layer_linears, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import make_compressible, match_modules
-from lit_compress.run_length import run_length
+from lit_compress.run_length import run_length, stepped
 
 __all__ = [
     "ENCODER_LINEARS",
@@ -129,11 +129,6 @@ def to_steps(duration: Duration, trainer: Trainer, owner: str = "duration") -> i
         raise
     except ValueError as error:
         raise UserError(f"{owner}: {error}") from error
-
-
-def stepped(trainer: Trainer, batch_idx: int) -> bool:
-    """Whether the batch that just ended also ended an optimizer step (gradient accumulation skips some)."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from contracts.training import data_config, student_config
+from contracts.training import data_config, differences, student_config
 
 from lit_compress.data.logit_store import LogitStore
 from lit_compress.export import load_checkpoint
@@ -224,3 +224,45 @@ def test_metrics_of_two_ranks_are_those_of_one(tmp_path, tiny_model):
             assert found == pytest.approx(metrics, rel=1e-5), task
     assert len(ranks[0]["stream"]) == len(ranks[1]["stream"]) == 5
     assert ranks[0]["stream"] != ranks[1]["stream"]
+
+
+ACCUMULATE = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+
+from contracts.training import ACCUMULATED, data, fit, fit_through_kills, student
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+
+StrategyRegistry.register(
+    "fsdp2", ModelParallelStrategy, data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
+)
+
+
+def make():
+    return student(sys.argv[2]), data(Path(sys.argv[3]), sys.argv[2], batch_size=4), []
+
+
+if __name__ == "__main__":
+    options = {"devices": 2, "strategy": sys.argv[4]}
+    module, datamodule, callbacks = make()
+    fit(module, datamodule, callbacks, Path("whole"), **ACCUMULATED, **options)
+    fit_through_kills(make, Path("killed"), (4, 5, 12), **options)
+"""
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_ranks_resume_in_the_middle_of_an_accumulation(engine, tmp_path, tiny_teacher, tiny_data):
+    (tmp_path / "accumulate.py").write_text(ACCUMULATE)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment |= {"MASTER_PORT": str(20000 + (os.getpid() + 13) % 20000)}
+    command = [sys.executable, "accumulate.py", str(REPOSITORY / "tests"), str(tiny_teacher), str(tiny_data), engine]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected, got = (load_checkpoint(tmp_path / name / "step=8.ckpt") for name in ("whole", "killed"))
+    for part in ("state_dict", "optimizer_states"):
+        assert differences(expected[part], got[part]) == []

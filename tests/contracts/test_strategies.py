@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 from contracts.table import ROWS, build, module_options
-from contracts.training import STEPS, StopAt, data, differences, fit, student
+from contracts.training import ACCUMULATED, STEPS, StopAt, data, differences, fit, fit_through_kills, student
 from transformers import AutoModelForSequenceClassification
 
 import lit_compress.strategies
@@ -100,6 +100,22 @@ def test_resume_is_exact(case, trained, sparse_model, tiny_teacher, tiny_data, t
         got = load_checkpoint(root / "resumed" / f"step={STEPS}.ckpt")
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "TextClassification"):
             assert differences(expected[part], got[part]) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resume_in_the_middle_of_an_accumulation_is_exact(case, sparse_model, tiny_teacher, tiny_data, tmp_path):
+    def make():
+        torch.rand(17)
+        module = student(sparse_model, tiny_teacher, **module_options(case))
+        return module, data(tiny_data, sparse_model, batch_size=8), [build(case)]
+
+    module, datamodule, strategies = make()
+    run = fit(module, datamodule, strategies, tmp_path / "whole", **ACCUMULATED)
+    assert run.global_step == STEPS
+    fit_through_kills(make, tmp_path / "killed", (4, 5, 12))
+    expected, got = (load_checkpoint(tmp_path / name / f"step={STEPS}.ckpt") for name in ("whole", "killed"))
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "TextClassification"):
+        assert differences(expected[part], got[part]) == []
 
 
 @pytest.mark.parametrize("case", CASES)

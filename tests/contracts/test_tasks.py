@@ -7,7 +7,7 @@ import torch
 import transformers
 import yaml
 from contracts import tasks
-from contracts.training import StopAt, differences, fit, trainer
+from contracts.training import ACCUMULATED, StopAt, differences, fit, fit_through_kills, trainer
 from transformers import AutoTokenizer
 
 from lit_compress.cli import main
@@ -81,6 +81,25 @@ def test_resume_in_the_middle_of_an_epoch_is_exact(task, trained, files, tiny_mo
     states = [load_checkpoint(folder / f"step={whole.global_step}.ckpt") for folder in (root, tmp_path / "resumed")]
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress"):
         assert differences(states[0][part], states[1][part]) == []
+
+
+@pytest.mark.parametrize("task", [*tasks.TASKS, "stream"])
+def test_resume_in_the_middle_of_an_accumulation_is_exact(task, files, tiny_model, tmp_path):
+    kind, options = ("masked_lm", {"streaming": True}) if task == "stream" else (task, {})
+    length = {"max_steps": 7, "max_epochs": None} if task == "stream" else {}
+
+    def make():
+        torch.rand(17)
+        datamodule = tasks.data(kind, files, tiny_model, **options)
+        return tasks.student(kind, tiny_model, datamodule), datamodule, strategies()
+
+    module, datamodule, callbacks = make()
+    whole = fit(module, datamodule, callbacks, tmp_path / "whole", **ACCUMULATED, **length)
+    fit_through_kills(make, tmp_path / "killed", (2, 3, 8), **length)
+    names = [tmp_path / name / f"step={whole.global_step}.ckpt" for name in ("whole", "killed")]
+    expected, got = (load_checkpoint(name) for name in names)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress"):
+        assert differences(expected[part], got[part]) == []
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

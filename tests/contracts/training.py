@@ -1,5 +1,7 @@
 """Short fits of a tiny student, for the contract tests."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,39 @@ def fit(
     return run
 
 
+ACCUMULATED = {"accumulate_grad_batches": 2, "val_check_interval": 3}
+
+
+def fit_through_kills(
+    make: Callable[[], tuple[Any, Any, list[Callback]]], root: Path, kills: tuple[int, int, int], **kwargs: Any
+) -> Trainer:
+    """A fit with :data:`ACCUMULATED` gradients that is killed three times, and resumed from what it left behind.
+
+    Args:
+        make: a fresh module, its data and strategies.
+        root: folder for checkpoints: ``last.ckpt`` of each step, ``validated.ckpt`` of each validation.
+        kills: batches after which it is killed. The second should come right after the first, before another step;
+            after the third a validation is gone back to.
+        kwargs: for the trainer.
+
+    """
+    once: dict[str, Any] = {"dirpath": root, "enable_version_counter": False}
+    found = None
+    for batches, left in zip((*kills, None), ("last.ckpt", "last.ckpt", "validated.ckpt", ""), strict=True):
+        module, datamodule, strategies = make()
+        # Another mode tells it apart from the one of every fit here.
+        last = ModelCheckpoint(filename="last", every_n_train_steps=1, mode="max", **once)
+        validated = ModelCheckpoint(filename="validated", monitor="val/loss", save_top_k=-1, **once)
+        callbacks = [*strategies, last, validated]
+        options = {"ckpt_path": found} | ACCUMULATED | kwargs
+        if batches is None:
+            return fit(module, datamodule, callbacks, root, **options)
+        with suppress(StopAt.Killed):
+            fit(module, datamodule, [*callbacks, StopAt(batches=batches)], root, **options)
+        found = root / left
+    raise AssertionError
+
+
 def differences(first: Any, second: Any, path: str = "") -> list[str]:
     """Paths at which two nested structures differ in any bit."""
     if isinstance(first, torch.Tensor):
@@ -85,14 +120,15 @@ def differences(first: Any, second: Any, path: str = "") -> list[str]:
 
 
 class StopAt(Callback):
-    """Ends a fit as if the process had died, after a step and its checkpoint."""
+    """Ends a fit as if the process had died: after a step and its checkpoint, or after so many batches."""
 
     class Killed(Exception):
         pass
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int | None = None, batches: int | None = None) -> None:
         self.step = step
+        self.batches = batches
 
     def on_train_batch_start(self, run: Trainer, module: Any, batch: Any, batch_idx: int) -> None:
-        if run.global_step == self.step:
+        if self.step == run.global_step or self.batches == run.fit_loop.total_batch_idx:
             raise self.Killed
