@@ -28,7 +28,8 @@ class TokenClassification(TextData):
     """Sentences of words with a tag each, from CoNLL column files, tables with list columns, or the hub.
 
     The tag of a word is learned and predicted at its first token. A sentence longer than ``max_length`` becomes
-    several rows, or is cut.
+    several rows, or is cut. Where it is divided follows from its tags in training alone: validation and test divide it
+    as prediction does, which has no tags.
 
     Args:
         train_file: a column file (a word a line, blank lines between sentences, ``-DOCSTART-`` lines left out; any
@@ -44,8 +45,8 @@ class TokenClassification(TextData):
             None is 0 or ``tokens``.
         tag_column: likewise for the tags; None is -1 or ``tags``.
         scheme: ``keep`` the tags as they are written, or write their entities as ``IOB2`` or ``BIOES``.
-        long_sentences: ``window`` makes several rows, between entities where that is possible; ``cut`` leaves the
-            rest out of training and of the metrics.
+        long_sentences: of training; ``window`` makes several rows, between entities where that is possible; ``cut``
+            leaves the rest out. Metrics and predictions are always of whole sentences.
         encoding: of text files.
         encoding_errors: ``strict`` or ``replace``.
         max_length: longest row in tokens.
@@ -193,11 +194,12 @@ class TokenClassification(TextData):
             made = []
             for number, words in zip(numbers, rows[words_column], strict=True):
                 tags = tags_of[number] if tags_of is not None else None
-                made += self._windows(number, [str(word) for word in words], tags, ids)
+                made += self._windows(number, [str(word) for word in words], tags, ids, split == "train")
             return {name: [row[name] for row in made] for name in _COLUMNS}
 
-        settings = [self.scheme, self.long_sentences, self.max_length, self._names(split), split == "predict"]
-        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-1"], f"Tokenising {split}", True)
+        kind = split if split in ("train", "predict") else "evaluation"
+        settings = [self.scheme, self.long_sentences, self.max_length, self._names(split), kind]
+        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-2"], f"Tokenising {split}", True)
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
             what = f"{lost} words beyond them are left out" if lost else f"they became {long} rows more"
@@ -224,21 +226,22 @@ class TokenClassification(TextData):
         return batch
 
     def _windows(
-        self, number: int, words: list[str], tags: list[str] | None, ids: dict[str, int]
+        self, number: int, words: list[str], tags: list[str] | None, ids: dict[str, int], training: bool
     ) -> list[dict[str, Any]]:
-        """The rows of a sentence."""
+        """The rows of a sentence; only in training may its tags say where it is divided."""
         room = self.max_length - self.special_tokens
         pieces = self._pieces(words, room)
         sizes = np.cumsum([0, *(len(piece) for piece in pieces)])
+        cut = training and self.long_sentences == "cut"
         begin, made = 0, []
         while begin < len(words):
             end = int(np.searchsorted(sizes, sizes[begin] + room, side="right")) - 1
-            if tags is not None and end < len(words) and self.long_sentences == "window":
+            if training and tags is not None and end < len(words) and not cut:
                 end = _between_entities(tags, begin, end)
             row = self._row(pieces[begin:end], [ids[tag] for tag in tags[begin:end]] if tags is not None else None)
-            lost = len(words) - end if self.long_sentences == "cut" else 0
+            lost = len(words) - end if cut else 0
             made.append(row | {"sentence": number, "first_word": begin, "lost": lost})
-            if self.long_sentences == "cut":
+            if cut:
                 break
             begin = end
         return made

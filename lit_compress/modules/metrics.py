@@ -1,22 +1,32 @@
 """Metrics of token and text tasks: sums and texts that are gathered over all ranks before anything is divided."""
 
 import json
-import re
-import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.functional.text import squad
+from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
+from lit_compress.functional.answers import answer_scores, words_of
 from lit_compress.functional.entities import entities, is_entity_tag
 from lit_compress.functional.spans import best_spans
 
-__all__ = ["IGNORED", "AnswerScore", "EntityScore", "MaskedTokenScore", "MeanLoss"]
+__all__ = [
+    "IGNORED",
+    "AnswerScore",
+    "ClassScore",
+    "EntityScore",
+    "MaskedTokenScore",
+    "MeanLoss",
+    "gold_answers",
+    "whole_sentences",
+    "word_tags",
+]
 
 # Label of tokens that are not part of a loss or a metric: F.cross_entropy's default.
 IGNORED = -100
@@ -46,6 +56,27 @@ class MeanLoss(Metric):
         return (self.total / self.count).float()
 
 
+class ClassScore(MulticlassConfusionMatrix):
+    """``accuracy``, ``f1`` and ``matthews`` correlation of classes, in float64.
+
+    F1 is of class 1 when there are two classes (GLUE's convention for MRPC and QQP), and otherwise the mean over the
+    classes that occur. The Matthews correlation is 0 when predictions or labels are all of one class; torchmetrics'
+    own gives such a collapsed model up to 0.58 (version 1.9, labels 0, 0, 0, 1).
+    """
+
+    def compute(self) -> dict[str, Tensor]:
+        matrix = self.confmat.double()
+        right, true, found, total = matrix.diag(), matrix.sum(1), matrix.sum(0), matrix.sum()
+        f1 = 2 * right / (true + found)
+        covariance = right.sum() * total - true @ found
+        scale = ((total**2 - true @ true) * (total**2 - found @ found)).sqrt()
+        return {
+            "accuracy": right.sum() / total,
+            "f1": f1[1].nan_to_num() if len(right) == 2 else f1.nanmean(),
+            "matthews": torch.where(scale > 0, covariance / scale, torch.zeros_like(scale)),
+        }
+
+
 class MaskedTokenScore(Metric):
     """``perplexity`` and top-1 ``accuracy`` over the tokens with a label, every token weighing the same."""
 
@@ -69,14 +100,14 @@ class MaskedTokenScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         count = self.count.clamp_min(1)
-        return {"perplexity": (self.loss / count).exp().float(), "accuracy": (self.correct / count).float()}
+        return {"perplexity": (self.loss / count).exp(), "accuracy": self.correct / count}
 
 
 class EntityScore(Metric):
     """Entity-level ``f1``, ``precision`` and ``recall`` (micro average), and ``accuracy`` of single tags.
 
-    An entity counts when its kind and both its ends are right, as CoNLL's script counts. Labels that are no entity
-    tags (parts of speech) have an accuracy only.
+    An entity counts when its kind and both its ends are right, as CoNLL's script counts. The rows of a long sentence
+    are joined first, whichever rank saw them. Labels that are no entity tags (parts of speech) have an accuracy only.
 
     Args:
         labels: tags in the order of their ids.
@@ -84,40 +115,61 @@ class EntityScore(Metric):
     """
 
     full_state_update = False
-    right: Tensor
-    found: Tensor
-    true: Tensor
-    correct: Tensor
-    count: Tensor
+    words: list[Tensor]
 
     def __init__(self, labels: Sequence[str]) -> None:
         super().__init__()
         self.labels = list(labels)
         self.has_entities = all(is_entity_tag(label) for label in labels)
-        for name in ("right", "found", "true", "correct", "count"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("words", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: Tensor, labels: Tensor) -> None:
-        """Add tag ids ``(batch, tokens)``; only tokens whose label counts are looked at."""
-        counted = labels != IGNORED
-        self.correct += (predictions[counted] == labels[counted]).sum()
-        self.count += counted.sum()
-        if not self.has_entities:
-            return
-        for guess, truth, mask in zip(predictions.cpu(), labels.cpu(), counted.cpu(), strict=True):
-            found, true = (set(entities([self.labels[i] for i in row[mask].tolist()])) for row in (guess, truth))
-            self.right += len(found & true)
-            self.found += len(found)
-            self.true += len(true)
+    def update(self, predictions: Tensor, batch: Mapping[str, Any]) -> None:
+        """Add tag ids ``(batch, tokens)``, and the batch of a token classification data module."""
+        self.words.append(word_tags(predictions, batch))
 
     def compute(self) -> dict[str, Tensor]:
+        words = dim_zero_cat(self.words)
         scores: dict[str, Tensor] = {}
         if self.has_entities:  # first what tables show: most tags are "O", so that every model has them right
-            scores["f1"] = 2 * self.right / (self.found + self.true).clamp_min(1)
-            scores["precision"] = self.right / self.found.clamp_min(1)
-            scores["recall"] = self.right / self.true.clamp_min(1)
-        scores["accuracy"] = self.correct / self.count.clamp_min(1)
-        return {name: value.float() for name, value in scores.items()}
+            right, found, true = words.new_tensor(self._entity_counts(words), dtype=torch.float64)
+            scores["f1"] = 2 * right / (found + true).clamp_min(1)
+            scores["precision"] = right / found.clamp_min(1)
+            scores["recall"] = right / true.clamp_min(1)
+        return scores | {"accuracy": (words[:, 2] == words[:, 3]).double().mean()}
+
+    def _entity_counts(self, words: Tensor) -> tuple[int, int, int]:
+        """Entities that are right, predicted, and true."""
+        right = found = true = 0
+        for tags in whole_sentences(words):
+            guess, truth = (set(entities([self.labels[tag] for tag in column.tolist()])) for column in tags.unbind(1))
+            right, found, true = right + len(guess & truth), found + len(guess), true + len(truth)
+        return right, found, true
+
+
+def word_tags(predictions: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Sentence, place in it, predicted and true tag of every labelled word, int64 ``(words, 4)``.
+
+    Args:
+        predictions: tag ids ``(batch, tokens)``.
+        batch: of a token classification data module.
+
+    """
+    counted = batch["labels"] != IGNORED
+    place = counted.cumsum(1) - 1 + _column(batch, "first_word")
+    columns = (_column(batch, "sentence").expand_as(place), place, predictions, batch["labels"])
+    return torch.stack([column[counted] for column in columns], dim=1)
+
+
+def _column(batch: Mapping[str, Any], name: str) -> Tensor:
+    return batch["labels"].new_tensor([[example[name]] for example in batch["examples"]])
+
+
+def whole_sentences(words: Tensor) -> list[Tensor]:
+    """Predicted and true tag ids ``(words, 2)`` of each sentence, in order, from rows of :func:`word_tags` in any."""
+    words = words.cpu()
+    words = words[torch.from_numpy(np.lexsort((words[:, 1], words[:, 0])))]
+    _, counts = words[:, 0].unique_consecutive(return_counts=True)
+    return list(words[:, 2:].split(counts.tolist()))
 
 
 class AnswerScore(Metric):
@@ -150,21 +202,18 @@ class AnswerScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         lines = bytes(dim_zero_cat(self.lines).tolist()).decode().splitlines()
-        scores = squad(*self.pairs([json.loads(line) for line in lines]))
-        return {name: scores[name] for name in ("f1", "exact_match")}
+        scores = list(self.scores([json.loads(line) for line in lines]).values())
+        means = torch.tensor(scores, dtype=torch.float64, device=self.device).mean(0)
+        return {"f1": means[1], "exact_match": means[0]}
 
-    def pairs(self, windows: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Predictions and targets as torchmetrics' ``squad`` takes them, one of each question, from all windows."""
+    def scores(self, windows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+        """Question to exact match and F1 in percent, from all windows."""
         truths = {window["question"]: window for window in windows}
-        predictions, targets = [], []
+        found = {}
         for question, text in self.answers(windows).items():
-            gold = truths[question]["answers"]
-            if truths[question]["no_answer"]:
-                gold = [answer for answer in gold if _is_said(answer)]
-            gold = gold or [""]
-            predictions.append({"prediction_text": text, "id": question})
-            targets.append({"answers": {"text": gold, "answer_start": [0] * len(gold)}, "id": question})
-        return predictions, targets
+            exact, f1 = answer_scores(text, gold_answers(truths[question]), truths[question]["no_answer"])
+            found[question] = 100 * exact, 100 * f1
+        return found
 
     def best_of_windows(self, start_logits: Tensor, end_logits: Tensor, batch: dict[str, Any]) -> list[dict[str, Any]]:
         """Each window's question, best text with its characters and score, and score of no answer, as JSON types."""
@@ -203,7 +252,8 @@ class AnswerScore(Metric):
         return best["text"]
 
 
-def _is_said(answer: str) -> bool:
-    """Whether anything is left without articles and punctuation; SQuAD 2.0's script drops other gold answers."""
-    bare = "".join(character for character in answer.lower() if character not in string.punctuation)
-    return bool(re.sub(r"\b(a|an|the)\b", " ", bare).strip())
+def gold_answers(window: Mapping[str, Any]) -> list[str]:
+    """Right answers to the question of a window, an empty one where there is none."""
+    # SQuAD 2.0's script drops what is only articles and punctuation.
+    kept = [answer for answer in window["answers"] if not window["no_answer"] or words_of(answer)]
+    return kept or [""]

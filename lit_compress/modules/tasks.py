@@ -8,15 +8,13 @@ import torchmetrics
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from lit_compress.errors import UserError
-from lit_compress.modules.metrics import IGNORED, AnswerScore, EntityScore, MaskedTokenScore
+from lit_compress.modules.metrics import IGNORED, AnswerScore, ClassScore, EntityScore, MaskedTokenScore
 
 __all__ = [
     "Classification",
     "MaskedLanguageModel",
-    "MatthewsCorrCoef",
     "Pretraining",
     "QuestionAnswering",
     "Regression",
@@ -82,25 +80,8 @@ def make_task(name: str | None, labels: Sequence[str] | None) -> Task:
     return tasks[name]()
 
 
-class MatthewsCorrCoef(MulticlassConfusionMatrix):
-    """Matthews correlation from the confusion matrix, 0 when predictions or labels are all of one class.
-
-    torchmetrics' own gives such a collapsed model up to 0.58 (version 1.9, labels 0, 0, 0, 1).
-    """
-
-    def compute(self) -> Tensor:
-        matrix = self.confmat.double()
-        total, truth, predicted = matrix.sum(), matrix.sum(1), matrix.sum(0)
-        covariance = matrix.trace() * total - truth @ predicted
-        scale = ((total**2 - truth @ truth) * (total**2 - predicted @ predicted)).sqrt()
-        return torch.where(scale > 0, covariance / scale, torch.zeros_like(scale)).float()
-
-
 class Classification:
-    """One of several classes: cross-entropy; accuracy, F1 and Matthews correlation; predicts probabilities.
-
-    F1 is of class 1 when there are two classes (GLUE's convention for MRPC and QQP) and the macro average otherwise.
-    """
+    """One of several classes: cross-entropy; accuracy, F1 and Matthews correlation; predicts probabilities."""
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels
@@ -112,21 +93,14 @@ class Classification:
         return len(batch["labels"])
 
     def predictions(self, output: Any, batch: Batch) -> Tensor:
-        return output.logits.softmax(-1)
+        # float32 also under bf16, where different logits have equal probabilities.
+        return output.logits.float().softmax(-1)
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
-        metrics.update(output.logits.argmax(-1), batch["labels"])
+        metrics.update(self.predictions(output, batch).argmax(-1), batch["labels"])
 
     def metrics(self, prefix: str) -> MetricCollection:
-        task = "binary" if self.num_labels == 2 else "multiclass"
-        return MetricCollection(
-            {
-                "accuracy": torchmetrics.Accuracy(task=task, num_classes=self.num_labels, average="micro"),
-                "f1": torchmetrics.F1Score(task=task, num_classes=self.num_labels, average="macro"),
-                "matthews": MatthewsCorrCoef(self.num_labels),
-            },
-            prefix=prefix,
-        )
+        return MetricCollection({"classes": ClassScore(self.num_labels)}, prefix=prefix)
 
 
 class Regression:
@@ -143,12 +117,12 @@ class Regression:
         return output.logits.squeeze(-1).float()
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
-        metrics.update(self.predictions(output, batch), batch["labels"])
+        metrics.update(self.predictions(output, batch).double(), batch["labels"].double())
 
     def metrics(self, prefix: str) -> MetricCollection:
-        return MetricCollection(
-            {"pearson": torchmetrics.PearsonCorrCoef(), "spearman": torchmetrics.SpearmanCorrCoef()}, prefix=prefix
-        )
+        # float64: of predictions that are nearly the same the correlation's fourth digit is wrong in float32.
+        pearson = torchmetrics.PearsonCorrCoef().set_dtype(torch.float64)
+        return MetricCollection({"pearson": pearson, "spearman": torchmetrics.SpearmanCorrCoef()}, prefix=prefix)
 
 
 class TokenClassification:
@@ -179,7 +153,7 @@ class TokenClassification:
         ]
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
-        metrics.update(output.logits.argmax(-1), batch["labels"])
+        metrics.update(output.logits.argmax(-1), batch)
 
     def metrics(self, prefix: str) -> MetricCollection:
         return MetricCollection({"entities": EntityScore(self.labels)}, prefix=prefix)

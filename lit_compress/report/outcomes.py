@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torchmetrics.functional.text import squad
 
 from lit_compress.functional.entities import entities, is_entity_tag
-from lit_compress.modules.metrics import IGNORED, AnswerScore
+from lit_compress.modules.metrics import IGNORED, AnswerScore, gold_answers, whole_sentences, word_tags
 from lit_compress.modules.tasks import (
     Classification,
     MaskedLanguageModel,
@@ -136,33 +135,18 @@ def _values(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
 
 
 def _record_tags(recorder: Recorder, output: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    names, kinds = recorder.labels, _tag_kinds(recorder.labels)
-    numbers, as_entities = {kind: number for number, kind in enumerate(kinds)}, kinds != recorder.labels
-    counts = np.zeros((len(batch["labels"]), 3, len(kinds)))
-    correct = np.zeros((len(counts), 2))
-    for row, (guess, truth) in enumerate(zip(_array(output.logits.argmax(-1)), _array(batch["labels"]), strict=True)):
-        found, true = (ids[truth != IGNORED] for ids in (guess, truth))
-        correct[row] = (found == true).sum(), len(true)
-        spans = [
-            set(entities([names[tag] for tag in ids])) if as_entities else {(names[t], i, i) for i, t in enumerate(ids)}
-            for ids in (found, true)
-        ]
-        for index, group in enumerate((spans[0] & spans[1], *spans)):
-            for kind, *_ in group:
-                counts[row, index, numbers[kind]] += 1
-    return {
-        "counts": np.concatenate([counts.reshape(len(counts), -1), correct], axis=1),
-        "sentence": np.array([example["sentence"] for example in batch["examples"]]),
-    }
+    words = word_tags(output.logits.argmax(-1), batch)
+    return {"words": _array(words), "sentence": np.array([example["sentence"] for example in batch["examples"]])}
 
 
 def _tags(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
     kinds = _tag_kinds(recorder.labels)
-    # Windows of one sentence are drawn together.
+    # Rows of one sentence are joined, and drawn together.
     _, owner = np.unique(columns["sentence"], return_inverse=True)
-    sums = np.zeros((owner.max() + 1, columns["counts"].shape[1]))
-    np.add.at(sums, owner, columns["counts"])
     lengths = np.bincount(owner, columns["lengths"]).astype(int)
+    sums = np.stack(
+        [_tag_counts(tags, recorder.labels, kinds) for tags in whole_sentences(torch.tensor(columns["words"]))]
+    )
 
     def score(weights: np.ndarray) -> Scores:
         total = weights @ sums
@@ -184,6 +168,22 @@ def _tags(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
     )
 
 
+def _tag_counts(tags: torch.Tensor, names: list[str], kinds: list[str]) -> np.ndarray:
+    """Right, predicted and true entities of a sentence ``(3 * kinds,)``, right tags, all tags; ids ``(words, 2)``."""
+    numbers = {kind: number for number, kind in enumerate(kinds)}
+    counts, correct = np.zeros((3, len(kinds))), (tags[:, 0] == tags[:, 1]).sum()
+    found, true = (
+        set(entities([names[tag] for tag in ids]))
+        if kinds != names
+        else {(names[tag], place, place) for place, tag in enumerate(ids)}
+        for ids in tags.T.tolist()
+    )
+    for index, group in enumerate((found & true, found, true)):
+        for kind, *_ in group:
+            counts[index, numbers[kind]] += 1
+    return np.array([*counts.reshape(-1), int(correct), len(tags)])
+
+
 def _tag_kinds(labels: list[str]) -> list[str]:
     """Kinds of entities, or the tags themselves where they are no entity tags."""
     if not all(is_entity_tag(label) for label in labels):
@@ -198,12 +198,10 @@ def _record_answers(recorder: Recorder, output: Any, batch: Mapping[str, Any]) -
 
 
 def _answers(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
-    pairs = AnswerScore().pairs(columns["windows"])
-    # One call for each question, because torchmetrics gives means only.
-    scores = [squad([guess], [truth]) for guess, truth in zip(*pairs, strict=True)]
-    sums = np.array([[float(score["exact_match"]), float(score["f1"])] for score in scores])
-    context = {window["question"]: window["context"] for window in columns["windows"]}
-    answered = np.array([truth["answers"]["text"] != [""] for truth in pairs[1]])
+    windows = {window["question"]: window for window in columns["windows"]}
+    scores = AnswerScore().scores(columns["windows"])
+    sums = np.array(list(scores.values()))
+    answered = np.array([gold_answers(windows[question]) != [""] for question in scores])
 
     def score(weights: np.ndarray) -> Scores:
         means = _divide(weights @ sums, weights.sum(1)[:, None])
@@ -212,7 +210,7 @@ def _answers(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
     both = {"with an answer": answered, "without an answer": ~answered} if 0 < answered.mean() < 1 else {}
     return Outcomes(
         unit="questions",
-        lengths=np.array([context[guess["id"]] for guess in pairs[0]]),
+        lengths=np.array([windows[question]["context"] for question in scores]),
         length_unit="characters of context",
         score=score,
         right=sums[:, 0] > 0,

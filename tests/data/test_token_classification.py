@@ -127,20 +127,31 @@ def long_sentence(count=30):
 
 def test_a_long_sentence_becomes_windows_between_entities(make):
     data = make(long_sentence(), long_sentence(), max_length=12)
-    rows = [[tag for _, tag in row] for row in tagged(data, data.val_dataloader())]
+    rows = [[tag for _, tag in row] for row in tagged(data, data.train_dataloader())]
     assert sum(map(len, rows)) == 30
     assert all(row[0] != "I-LOC" for row in rows)
-    starts = [example["first_word"] for batch in data.val_dataloader() for example in batch["examples"]]
+    starts = [example["first_word"] for batch in data.train_dataloader() for example in batch["examples"]]
     assert sorted(starts) == [0, 9, 18, 27]
+
+
+@pytest.mark.parametrize("long_sentences", ["window", "cut"])
+def test_evaluation_divides_a_sentence_as_prediction_does(make, tmp_path, long_sentences):
+    path = tmp_path / "all.txt"
+    path.write_text(long_sentence())
+    files = {"test_file": str(path), "predict_file": str(path)}
+    data = make(long_sentence(), long_sentence(), max_length=12, long_sentences=long_sentences, **files)
+    for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
+        starts = [example["first_word"] for batch in loader for example in batch["examples"]]
+        assert sorted(starts) == [0, 10, 20]
 
 
 def test_an_entity_longer_than_a_window_is_cut(make):
     rows = "film B-LOC\n" + "is I-LOC\n" * 20
     data = make(rows + "\na O\n", rows, max_length=8)
-    assert [len(row) for row in tagged(data, data.val_dataloader())].count(6) == 3
+    assert [len(row) for row in tagged(data, data.train_dataloader())].count(6) == 3
 
 
-def test_a_long_sentence_can_be_cut(make, caplog):
+def test_a_long_training_sentence_can_be_cut(make, caplog):
     data = make(long_sentence(), long_sentence(), max_length=12, long_sentences="cut")
     assert [len(row) for row in tagged(data, data.train_dataloader())] == [10]
     assert "20 words" in caplog.text

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_compress.modules.tasks import MatthewsCorrCoef
+from lit_compress.modules.metrics import ClassScore
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,6 @@ from lit_compress.modules.tasks import MatthewsCorrCoef
     ],
 )
 def test_matthews_correlation(predictions, labels, expected):
-    metric = MatthewsCorrCoef(2)
+    metric = ClassScore(2)
     metric.update(torch.tensor(predictions), torch.tensor(labels))
-    assert metric.compute().item() == pytest.approx(expected)
+    assert metric.compute()["matthews"].item() == pytest.approx(expected)

@@ -46,10 +46,12 @@ def tag_scores(*rows):
     """Metrics of rows of (predicted, true) tags; None has no label."""
     task = TokenClassification(LABELS)
     metrics = task.metrics("val/")
-    for predicted, true in rows:
+    for row, (predicted, true) in enumerate(rows):
         logits = one_hot([[LABELS.index(tag) for tag in predicted]], len(LABELS))
         labels = torch.tensor([[-100 if tag is None else LABELS.index(tag) for tag in true]])
-        task.update(metrics, output(logits=logits), {"labels": labels})
+        task.update(
+            metrics, output(logits=logits), {"labels": labels, "examples": [{"sentence": row, "first_word": 0}]}
+        )
     return values(metrics)
 
 
@@ -79,6 +81,25 @@ def test_the_first_score_is_the_one_that_tables_show():
     assert next(iter(answer_scores(window("q", (4, 4), ["York"])))) == "f1"
 
 
+def test_an_entity_over_two_rows_of_a_sentence_is_one():
+    task, rows = TokenClassification(LABELS), []
+    for sentence, first, tags in ((4, 2, ["I-PER", "O"]), (5, 0, ["B-LOC"]), (4, 0, ["O", "B-PER"])):
+        ids = [[LABELS.index(tag) for tag in tags]]
+        batch = {"labels": torch.tensor(ids), "examples": [{"sentence": sentence, "first_word": first}]}
+        rows.append((output(logits=one_hot(ids, len(LABELS))), batch))
+    metrics = task.metrics("val/")
+    for row in rows:
+        task.update(metrics, *row)
+    assert values(metrics) == {"f1": 1, "precision": 1, "recall": 1, "accuracy": 1}
+    # The second word of the person is said to be a place: one of two entities, and one that is not there.
+    rows[0][0].logits[0, 0] = rows[1][0].logits[0, 0]
+    metrics = task.metrics("val/")
+    for row in rows:
+        task.update(metrics, *row)
+    assert values(metrics)["recall"] == 1 / 2
+    assert values(metrics)["precision"] == pytest.approx(1 / 3)
+
+
 def test_no_entities_at_all():
     assert tag_scores((["O"], ["O"])) == {"accuracy": 1, "precision": 0, "recall": 0, "f1": 0}
 
@@ -86,7 +107,8 @@ def test_no_entities_at_all():
 def test_parts_of_speech_have_an_accuracy_only():
     task = TokenClassification(["NN", "VB"])
     metrics = task.metrics("val/")
-    task.update(metrics, output(logits=one_hot([[0, 1]], 2)), {"labels": torch.tensor([[0, 0]])})
+    batch = {"labels": torch.tensor([[0, 0]]), "examples": [{"sentence": 0, "first_word": 0}]}
+    task.update(metrics, output(logits=one_hot([[0, 1]], 2)), batch)
     assert values(metrics) == {"accuracy": 0.5}
 
 
