@@ -19,11 +19,14 @@ from lightning.pytorch.utilities import rank_zero_only
 import lit_compress.data
 import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
 from lit_compress.export.run import export
+from lit_compress.export.run_folder import TOKENIZER, absolute_paths
 from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
+from lit_compress.files import atomic_folder
 from lit_compress.migrate import migrate
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
@@ -77,19 +80,28 @@ class AppendingConfigFile(ActionConfigFile):
         ActionConfigFile.apply_config(parser, cfg, dest, value)
         if "compression" in cfg:
             cfg["compression"] = [*earlier, *(cfg["compression"] or [])]
+        path = Path(value)
+        if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir() and "run" in cfg:
+            cfg["run"] = str(path.parent)  # a run's own: it may have been moved since
 
 
 class RunRecord(SaveConfigCallback):
-    """Keeps what made a run beside it: `config.yaml`, the same as text in TensorBoard, and hyper-parameters."""
+    """Keeps what made a run in it: `config.yaml`, the same as text in TensorBoard, hyper-parameters, the tokenizer."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # a later `validate` must not replace the configuration that made the model
             # Where a run was resumed from is no part of how to repeat it.
             self.config = self.config.clone()
             self.config["ckpt_path"] = None
+            absolute_paths(self.config)
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data: Any = trainer.datamodule
+        tokenizer = Path(trainer.default_root_dir) / TOKENIZER
+        if isinstance(data, TextData) and not tokenizer.exists():
+            with atomic_folder(tokenizer) as staging:
+                data.tokenizer.save_pretrained(staging)
         if isinstance(trainer.logger, TensorBoardLogger):
             text = self.parser.dump(self.config, skip_none=False)
             indented = "\n".join(f"    {line}" for line in text.splitlines())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_compress.errors import UserError
 
-__all__ = ["atomic_file", "atomic_folder", "resolve_source"]
+__all__ = ["absolute_source", "atomic_file", "atomic_folder", "resolve_source"]
 
 _PACKAGE = "package:"
 # No room on the disk, in a quota or in a file; and a disk that turned read-only.
@@ -47,6 +47,11 @@ def resolve_source(source: str, key: str) -> str:
     if not path.exists():
         raise UserError(f"{key}: {source!r}: the package {name!r} has no {inner!r}")
     return str(path)
+
+
+def absolute_source(source: str) -> str:
+    """A path that exists as an absolute one, for whoever reads it elsewhere; hub names and ``package:`` as they are."""
+    return os.path.abspath(source) if Path(source).exists() else source
 
 
 @contextmanager

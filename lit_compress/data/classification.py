@@ -129,6 +129,10 @@ class TextClassification(TextData):
                 )
         return self._labels
 
+    def use_labels(self, labels: Sequence[str]) -> None:
+        """Take a trained model's classes, in the order of their ids, instead of those of the training file."""
+        self._labels = list(labels)
+
     def load(self, source: str, key: str) -> Dataset:
         return load_table(source, key, self.columns, self.encoding, self.encoding_errors, self.cache_dir)
 

@@ -1,5 +1,6 @@
 """Text whose masked words are to be guessed: language modelling for encoders."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -142,10 +143,8 @@ class MaskedLanguageModeling(TextData):
         if not any((text or "").strip() for text in table[self._column(split)]):
             raise UserError(f"data.{split}_file: {self.source(split)!r} has no text")
 
-    def prepare_data(self) -> None:
-        for split in self.files:
-            if not (self.streaming and split == "train"):
-                self._dataset(split)
+    def open_splits(self, splits: Sequence[str]) -> None:
+        super().open_splits([split for split in splits if not (self.streaming and split == "train")])
 
     def hold_out_order(self, table: Dataset) -> np.ndarray:
         """The last lines come first: lines that belong together stay together."""

@@ -1,6 +1,7 @@
 """What the data modules share: sources, splits, caching, batches, ranks, and continuing in the middle of an epoch."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,12 +137,16 @@ class TextData(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Read and tokenise every split into the cache, on one process of each machine."""
-        for split in self.files:
-            self._dataset(split)
+        self.open_splits(list(self.files))
 
     def setup(self, stage: str) -> None:
-        """Open the cached splits."""
-        self.prepare_data()
+        """Open the cached splits; to validate no other file needs to be there."""
+        self.open_splits(["val"] if stage == "validate" else list(self.files))
+
+    def open_splits(self, splits: Sequence[str]) -> None:
+        """Read and tokenise splits, from the cache when they are in it."""
+        for split in splits:
+            self._dataset(split)
 
     def train_dataloader(self) -> Any:
         loader = self._loader("train", shuffle=True)

@@ -143,6 +143,10 @@ class TokenClassification(TextData):
                 )
         return self._labels
 
+    def use_labels(self, labels: Sequence[str]) -> None:
+        """Take a trained model's tags, in the order of their ids, instead of those of the training file."""
+        self._labels = list(labels)
+
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith(_TABLES):
             return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)

@@ -14,6 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold_in_place, shrink_in_place
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, read_manifest
+from lit_compress.export.run_folder import run_tokenizer
 from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.manifest import Manifest
@@ -76,8 +77,10 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
             raise UserError(f"--model: {model!r} is packed already; give the run or the folder that it was made from")
         tokenizer = load_tokenizer(model, "--model")
         return Folded(model=loaded, manifest=read_manifest(Path(model), loaded), tokenizer=tokenizer)
-    content = load_checkpoint(checkpoint if checkpoint is not None else find_checkpoint(run or ""))
-    tokenizer = load_tokenizer(content["lit_compress"]["tokenizer"], "checkpoint tokenizer")
+    path = Path(checkpoint) if checkpoint is not None else find_checkpoint(run or "")
+    content = load_checkpoint(path)
+    kept = run_tokenizer(path.parent.parent) if path.parent.name == "checkpoints" else None
+    tokenizer = load_tokenizer(kept or content["lit_compress"]["tokenizer"], "checkpoint tokenizer")
     student = student_from_checkpoint(content)
     del content  # a second copy of the weights, and the optimizer's state
     return _fold_in_place(student, tokenizer)

@@ -1,17 +1,18 @@
 """`lit_compress pack`: a run's student, or an exported folder, in 8 bit and without its zeros."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-import yaml
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
 from lit_compress.export.pack import PackFormat, pack, packed_bytes, save_packed
-from lit_compress.export.run_folder import parse_file, validation_data
+from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.export.scales import PERCENTILE, LayerScales, calibrate, layers_of_static_inputs, scales_of
 from lit_compress.models.packed import packed_linears
 from lit_compress.modules.encoder import model_inputs
@@ -27,6 +28,7 @@ def pack_command(
     format: PackFormat = "auto",
     dtype: Precision = "int8",
     calibration_batches: int = 0,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     overwrite: bool = False,
 ) -> None:
     """Pack a trained student into 8 bit without its zeros, as a folder that `from_pretrained` loads.
@@ -40,6 +42,7 @@ def pack_command(
         dtype: `int8` runs on every GPU since Ampere; `fp8` needs Ada or Hopper.
         calibration_batches: validation batches of the run on which the ranges of inputs are measured that
             quantization-aware training left open; 0 measures none.
+        data: options of the run's data to change for that: `--data.val_file other.tsv`.
         overwrite: replace an existing output folder.
 
     """
@@ -55,17 +58,20 @@ def pack_command(
         raise UserError(
             "--calibration_batches: measures on the validation data of a run; give --run instead of --model"
         )
+    if data and not calibration_batches:
+        raise UserError(f"--data: {data} has no effect without --calibration_batches; leave it out")
     folded = from_source(run=run, model=model)
     scales = scales_of(folded.manifest)
     if run is not None and calibration_batches:
-        scales = _calibrated(folded.model, scales, Path(run), calibration_batches, dtype)
+        loader = validation_data(run_config(run, data)["data"], folded.model.config).val_dataloader()
+        scales = _calibrated(folded.model, scales, islice(loader, calibration_batches), dtype)
     packed = pack(folded.model, format, dtype, scales)
     save_packed(packed, folded.tokenizer, output, overwrite, folded.manifest)
     _summarize(packed, output)
 
 
 def _calibrated(
-    model: PreTrainedModel, scales: dict[str, LayerScales], run: Path, batches: int, dtype: Precision
+    model: PreTrainedModel, scales: dict[str, LayerScales], batches: Iterable[dict[str, Any]], dtype: Precision
 ) -> dict[str, LayerScales]:
     """The scales, with measured ranges of the inputs that need one and have none."""
     known = {name for name, layer in scales.items() if layer.largest_input is not None}
@@ -74,10 +80,8 @@ def _calibrated(
         raise UserError(
             "--calibration_batches: has no effect, quantization-aware training knows the ranges already; leave it out"
         )
-    config = parse_file(run / "config.yaml", yaml.safe_load, ["data"])
-    loader = islice(validation_data(config["data"]).val_dataloader(), batches)
     # fp8 has room for what is rare and large.
-    largest = calibrate(model, map(model_inputs, loader), names, PERCENTILE if dtype == "int8" else 1.0)
+    largest = calibrate(model, map(model_inputs, batches), names, PERCENTILE if dtype == "int8" else 1.0)
     return scales | {
         name: replace(scales.get(name, LayerScales()), largest_input=value) for name, value in largest.items()
     }

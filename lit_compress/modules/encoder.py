@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
+from lit_compress.files import absolute_source
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
 from lit_compress.models.shrink import kept_layers, restore_layers
@@ -159,7 +160,7 @@ class LitEncoder(LightningModule):
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": type(self.student).__name__.removeprefix("FSDP"),
             "config": self.student.config.to_json_string(use_diff=False),
-            "tokenizer": self.tokenizer,
+            "tokenizer": absolute_source(self.tokenizer),
             "manifest": describe(self.student),
             "kept_layers": kept_layers(self.student),
         }

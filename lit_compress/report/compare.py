@@ -17,7 +17,7 @@ from lit_compress.report.drawing import svg
 from lit_compress.report.fronts import Group, groups_of, pareto_figure
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.page import render
-from lit_compress.report.run import SCHEMA, measure_run
+from lit_compress.report.run import SCHEMA, has_dense, measure_run
 from lit_compress.report.save import save_report
 from lit_compress.report.sections import Section, Table, own_name
 from lit_compress.report.size import sparsity_of
@@ -35,13 +35,20 @@ NOTES = (
 )
 
 
-def compare_runs(runs: list[str], output: str, dense: str | None = None) -> None:
+def compare_runs(
+    runs: list[str],
+    output: str,
+    dense: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+) -> None:
     """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
 
     Args:
         runs: run folders of `fit`s.
         output: folder that gets report.html, report.md and report.json.
-        dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default.
+        dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
+            as long as there is one.
+        data: options of the data of such a run to change: `--data.val_file other.tsv`.
 
     """
     if len(set(map(os.path.abspath, runs))) < len(runs):
@@ -50,18 +57,21 @@ def compare_runs(runs: list[str], output: str, dense: str | None = None) -> None
     if len(set(names)) < len(names):
         # As long as they must be, so that no two are the same.
         names = [os.path.normpath(run) for run in runs]
-    compare({name: (Path(run), dense) for name, run in zip(names, runs, strict=True)}, output)
+    compare({name: (Path(run), dense) for name, run in zip(names, runs, strict=True)}, output, data)
 
 
-def compare(runs: Mapping[str, tuple[Path, str | None]], output: str | Path) -> dict[str, dict[str, Any]]:
+def compare(
+    runs: Mapping[str, tuple[Path, str | None]], output: str | Path, data: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Report every run that has no report newer than its model, then print and save all of them side by side.
 
     Args:
         runs: name to run folder and the model it is compared with (None for its teacher).
         output: folder that gets report.html, report.md and report.json.
+        data: options of the runs' data to change for those that are reported now.
 
     """
-    results = {name: _report(folder, dense) for name, (folder, dense) in runs.items()}
+    results = {name: _report(folder, dense, data) for name, (folder, dense) in runs.items()}
     groups = groups_of(results)
     for group in groups:
         for name in group.names:
@@ -165,7 +175,7 @@ def _verdict(result: Mapping[str, Any], metric: str) -> str:
     return verdict(difference, result["task"], metric) if difference else ""
 
 
-def _report(run: Path, dense: str | None) -> dict[str, Any]:
+def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None) -> dict[str, Any]:
     saved, model = run / "report" / "report.json", run / "model" / "config.json"
     if saved.is_file() and model.is_file() and saved.stat().st_mtime >= model.stat().st_mtime:
         try:
@@ -175,8 +185,9 @@ def _report(run: Path, dense: str | None) -> dict[str, Any]:
         # A report of an earlier version lacks figures, and is made again.
         if isinstance(results, dict) and results.get("schema") == SCHEMA:
             return results
-    results = measure_run(run, dense, batch_sizes=[1, 32], repetitions=10)
-    save_report(results, run / "report")
+    results = measure_run(run, dense, batch_sizes=[1, 32], repetitions=10, data_options=data)
+    if not has_dense(run / "report") or "dense" in results["models"]:  # else it has what cannot be measured any more
+        save_report(results, run / "report")
     update_model_card(run / "model" / "README.md", results)
     return results
 

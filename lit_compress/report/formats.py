@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch import Tensor
@@ -16,13 +15,14 @@ from torch import Tensor
 from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
 from lit_compress.export.run import Format, write
-from lit_compress.export.run_folder import parse_file, validation_data
+from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_file
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
+from lit_compress.report.run import dense_of
 
 __all__ = ["evaluate_cases", "formats"]
 
@@ -34,6 +34,7 @@ def formats(
     output: str,
     to: list[Format] | None = None,
     dense: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
     lengths: list[int] | None = None,
     threads: int | None = None,
@@ -48,7 +49,9 @@ def formats(
         output: folder for one folder of each format, and the figures as formats.json and formats.md.
         to: formats; by default every one whose extra is installed. One that cannot hold the model is said and left
             out.
-        dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default.
+        dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default, as long as
+            there is one.
+        data: options of the run's data to change: `--data.val_file other.tsv`.
         batch_sizes: rows of a batch.
         lengths: tokens of a row; the run's `max_length` by default.
         threads: of the processor; all by default.
@@ -57,7 +60,7 @@ def formats(
         overwrite: replace existing folders of formats.
 
     """
-    config = parse_file(Path(run) / "config.yaml", yaml.safe_load, ["data", "model"])
+    config = run_config(run, data)
     lengths = lengths or [config["data"]["init_args"]["max_length"]]
     threads = threads or torch.get_num_threads()
     settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
@@ -70,29 +73,31 @@ def formats(
         raise UserError(
             f"output {str(existing[0])!r} exists; choose another --output, or allow it with --overwrite true"
         )
+    validation = validation_data(config["data"], from_source(run=run).model.config)
+    dense, missing = dense_of(config, dense)
     Path(output).mkdir(parents=True, exist_ok=True)
     left_out = _write_all(run, places, overwrite)
-    dense = dense or config["model"]["init_args"].get("teacher")
     cases = cases_of(
         [*([f"dense={dense}"] if dense else []), *(f"{name}={place}" for name, place in places.items())], None
     )
-    data = validation_data(config["data"])
-    task = make_task(getattr(data, "task", None), getattr(data, "labels", None))
+    task = make_task(getattr(validation, "task", None), getattr(validation, "labels", None))
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
     with opened(cases, threads, "cpu") as asks:
         measure(cases, asks, shapes, warmup, repetitions)
         keep_memory(cases, asks)  # before batches of another size
-        evaluate_cases(cases, asks, data, task, reference="hf")
+        evaluate_cases(cases, asks, validation, task, reference="hf")
     results: dict[str, Any] = {
         "command": command_line(),
         "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases),
         "settings": settings,
         "score": next(iter(cases[0].results["metrics"])),
-        "validation_rows": len(data.val_dataloader().dataset),
+        "validation_rows": len(validation.val_dataloader().dataset),
         "left_out": left_out,
         "cases": [row(case) for case in cases],
     }
     print_results(results)
+    if missing:
+        Console(soft_wrap=True).print(missing, markup=False, highlight=False)
     for name, reason in left_out.items():
         Console(soft_wrap=True).print(f"{name} left out: {reason}", markup=False, highlight=False)
     save_results(results, Path(output) / FIGURES)

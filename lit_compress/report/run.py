@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from rich.console import Console
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE
-from lit_compress.export.run_folder import parse_file, validation_data
-from lit_compress.models.load import load_model
+from lit_compress.export.run_folder import parse_file, run_config, validation_data
+from lit_compress.models.load import load_config, load_model
 from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate_units
@@ -29,7 +29,7 @@ from lit_compress.report.outcomes import Outcomes
 from lit_compress.report.save import save_report
 from lit_compress.report.size import model_size
 
-__all__ = ["SCHEMA", "measure_run", "report"]
+__all__ = ["SCHEMA", "dense_of", "has_dense", "measure_run", "report"]
 
 # Of report.json; grows when a figure is added, so that `compare` measures runs with an older report again.
 SCHEMA = 2
@@ -39,6 +39,7 @@ def report(
     run: str,
     dense: str | None = None,
     output: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     batch_sizes: list[int] = [1, 32],  # noqa: B006 (jsonargparse shows and never changes it)
     repetitions: int = 10,
 ) -> None:
@@ -46,21 +47,57 @@ def report(
 
     Args:
         run: run folder of a `fit`.
-        dense: folder or hub name to compare with; the run's teacher by default.
+        dense: folder or hub name to compare with; the run's teacher by default, as long as there is one.
         output: folder for report.html, report.md, report.json, pictures and TensorBoard's file; `report` in the run
             folder by default. Replaced.
+        data: options of the run's data to change: `--data.val_file other.tsv`.
         batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
         repetitions: forward passes per latency.
 
     """
-    results = measure_run(run, dense, batch_sizes, repetitions)
-    folder = save_report(results, output or Path(run) / "report")
+    folder = Path(output or Path(run) / "report")
+    compared, missing = dense_of(run_config(run, data), dense)
+    if compared is None and has_dense(folder):
+        raise UserError(f"{missing}; {str(folder)!r} has it and is kept; write one without it to another --output")
+    results = measure_run(run, dense, batch_sizes, repetitions, data)
+    save_report(results, folder)
     print_table(results, folder)
     # Last: whoever may not write into the model's folder has the report all the same.
     update_model_card(Path(run) / "model" / "README.md", results)
 
 
-def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], repetitions: int) -> dict[str, Any]:
+def dense_of(config: Mapping[str, Any], asked: str | None) -> tuple[str | None, str]:
+    """What a run is compared with, and why nothing when its teacher is gone.
+
+    Args:
+        config: of the run.
+        asked: model to compare with; None for the run's teacher.
+
+    """
+    teacher = config["model"]["init_args"].get("teacher")
+    if asked is None and teacher is not None:
+        try:
+            load_config(teacher, "--dense")
+        except UserError as error:
+            return None, f"no dense model to compare with; {error}"
+    return asked or teacher, ""
+
+
+def has_dense(folder: Path) -> bool:
+    """Whether a folder has a report that compares with a dense model."""
+    try:
+        return "dense" in json.loads((folder / "report.json").read_text())["models"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def measure_run(
+    run: str | Path,
+    dense: str | None,
+    batch_sizes: Sequence[int],
+    repetitions: int,
+    data_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The figures of a report, see :func:`report`; JSON types only.
 
     Every model answers the validation data once; all figures about its answers follow from that.
@@ -70,12 +107,16 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
             raise UserError(f"--{key}: {values} must be 1 or more")
     folder = Path(run)
     checkpoint = load_checkpoint(find_checkpoint(folder))
-    config = parse_file(folder / "config.yaml", yaml.safe_load, ["data", "model"])
-    data = validation_data(config["data"])
+    config = run_config(folder, data_options or {})
+    exported = _exported(folder)
+    data = validation_data(config["data"], load_config(str(exported), "--run"))
     labels = getattr(data, "labels", None)
     name = getattr(data, "task", None) or ("classification" if labels else "regression")
     task = make_task(name, labels)
-    models, manifest = _models(folder, config, dense, name, labels)
+    dense, missing = dense_of(config, dense)
+    if missing:
+        Console(soft_wrap=True).print(missing, markup=False, highlight=False)
+    models, manifest = _models(exported, dense, name, labels)
     layers = manifest.get("linears", {})
     tokens = config["data"]["init_args"]["max_length"]
     times = {batch: latencies(models, batch, tokens, repetitions) for batch in batch_sizes}
@@ -109,7 +150,7 @@ def measure_run(run: str | Path, dense: str | None, batch_sizes: Sequence[int], 
             "max_length": tokens,
             "source": _source(config["data"]["init_args"]),
         },
-        "dense": dense or config["model"]["init_args"].get("teacher"),
+        "dense": dense,
         "settings": _settings(config),
         "config_text": (folder / "config.yaml").read_text(),
         "sparsity": {name: entry["sparsity"] for name, entry in layers.items() if entry["mask"]},
@@ -175,17 +216,21 @@ def _short(class_path: str | None) -> str:
     return str(class_path or "").rpartition(".")[2]
 
 
-def _models(
-    run: Path, config: dict[str, Any], dense: str | None, task: str, labels: list[str] | None
-) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
+def _exported(run: Path) -> Path:
     exported = run / "model"
     if not (exported / "config.json").is_file():
         raise UserError(
             f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
         )
+    return exported
+
+
+def _models(
+    exported: Path, dense: str | None, task: str, labels: list[str] | None
+) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     manifest = parse_file(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
-    if dense := dense or config["model"]["init_args"].get("teacher"):
+    if dense is not None:
         models["dense"] = load_model(dense, task, labels, key="--dense").eval()
     # Beside the version, one entry for each kind of compression.
     name = "compressed" if len(manifest) > 1 else "model"
