@@ -1,5 +1,6 @@
 """The command line: `lit_compress` and a command; `lit_compress --help` lists them."""
 
+import json
 import logging
 import os
 import shutil
@@ -28,7 +29,7 @@ from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
 from lit_compress.files import atomic_folder
 from lit_compress.migrate import migrate
-from lit_compress.models.load import transformers_progress
+from lit_compress.models.load import load_config, transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
 from lit_compress.report.benchmark import benchmark
@@ -196,7 +197,7 @@ class LitCompressCLI(LightningCLI):
         self.run_folder = Path(config.run)
         resuming = bool(config.get("ckpt_path"))
         if config.get("ckpt_path") == "last":
-            load_checkpoint(find_checkpoint(self.run_folder))
+            _keep_names(config, load_checkpoint(find_checkpoint(self.run_folder)))
         self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
         if self.new_run:
             _check_new(self.run_folder)
@@ -246,7 +247,7 @@ class LitCompressCLI(LightningCLI):
         # Lightning would overwrite the configuration with the checkpoint's; here the YAML beside it says it all.
         path = self.config[self.config.subcommand].get("ckpt_path")
         if path and path not in ("last", "best", "hpc", "registry"):
-            load_checkpoint(path)
+            _keep_names(self.config[self.config.subcommand], load_checkpoint(path))
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train; a fit that fails before its first step leaves no run folder behind."""
@@ -356,6 +357,8 @@ def _function_parser(name: str) -> Parser:
 def _quieten() -> None:
     """Leave out what Lightning and Transformers say at every start and a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    if rank_zero_only.rank:  # what is said is said once
+        logging.getLogger("lit_compress").setLevel(logging.ERROR)
     transformers_progress(False)
     for message in (
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -370,6 +373,18 @@ def _quieten() -> None:
 
 def _as_list(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _keep_names(config: Namespace, checkpoint: dict[str, Any]) -> None:
+    """Let a run go on that began with a model of other class names than the data's, before these were compared."""
+    arguments = config.model.init_args
+    if arguments.get("label_map") or not isinstance(arguments.get("pretrained"), str):
+        return
+    began = load_config(arguments.pretrained, "model.pretrained").id2label or {}
+    names = json.loads(checkpoint["lit_compress"]["config"]).get("id2label") or {}
+    foreign = {*began.values()} - {*names.values(), *(f"LABEL_{index}" for index in began)}
+    if foreign and len(began) == len(names):
+        arguments.label_map = {name: names[str(index)] for index, name in began.items()}
 
 
 def _check_new(run: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: runs, composition, resumption, and every kind of wrong input."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from contracts.labels import swapped
 from contracts.training import differences, student_config
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -229,6 +231,60 @@ def test_a_teacher_with_other_labels_or_vocabulary(task, tmp_path, capsys, tiny_
         capsys, "fit", f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.teacher={tmp_path / 'words'}"
     )
     assert (code, "vocabulary of 200" in line) == (1, True)
+
+
+MAPPED = ["--model.label_map", "{HIGH: 1, LOW: 0}"]
+
+
+@pytest.mark.parametrize(("names", "options"), [(("1", "0"), []), (("HIGH", "LOW"), MAPPED)])
+def test_a_model_with_its_classes_in_another_order(names, options, task, tmp_path, capsys, caplog, tiny_teacher):
+    """Validated, and as student and teacher of a fit, it is the model that it is."""
+    other = swapped(tiny_teacher, tmp_path / "other", names)
+    shown = []
+    for model, given in ((tiny_teacher, []), (other, options)):
+        models = [f"--model.pretrained={model}", f"--model.teacher={model}"]
+        main(["validate", f"--config={task}", f"--run={tmp_path / 'run'}", *models, *given])
+        lines = capsys.readouterr().out.splitlines()
+        shown.append([line for line in lines if "val/" in line])
+        run = tmp_path / f"run-{model.name}"
+        main(["fit", "--trainer.max_epochs=1", f"--config={task}", f"--run={run}", *models, *given])
+        capsys.readouterr()
+    assert shown[0]
+    assert shown[0] == shown[1]
+    runs = [tmp_path / f"run-{model.name}" for model in (tiny_teacher, other)]
+    first, second = (load_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in runs)
+    assert differences(first, second) == []
+    said = [record.getMessage() for record in caplog.records if str(other) in record.getMessage()]
+    assert [message.split(":")[0] for message in said] == ["model.pretrained", "model.teacher"] * 2
+
+
+def test_a_model_with_other_names_for_its_classes(task, tmp_path, capsys, tiny_teacher):
+    other = swapped(tiny_teacher, tmp_path / "other", ("HIGH", "LOW"))
+    for command, key in (("validate", "pretrained"), ("fit", "pretrained"), ("fit", "teacher")):
+        code, line = fails(capsys, command, f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.{key}={other}")
+        assert code == 1
+        assert [word for word in (f"model.{key}", "HIGH", "'0'", "model.label_map") if word not in line] == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_before_names_were_compared_goes_on(finished, tmp_path, tiny_teacher, capsys):
+    run = shutil.copytree(finished, tmp_path / "run")
+    other = swapped(tiny_teacher, tmp_path / "other", ("HIGH", "LOW"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["init_args"]["pretrained"] = str(other)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    shown = []
+    for folder in (finished, run):
+        main(["validate", f"--config={folder / 'config.yaml'}", f"--run={folder}", "--ckpt_path=last"])
+        shown.append([line for line in capsys.readouterr().out.splitlines() if "val/" in line])
+    assert shown[0]
+    assert shown[0] == shown[1]
+
+
+def test_a_map_of_labels_without_labels(task, tmp_path, capsys, tiny_model):
+    options = ["--data.task=regression", f"--model.pretrained={tiny_model}", "--model.teacher=null", *MAPPED]
+    code, line = fails(capsys, "fit", f"--config={task}", f"--run={tmp_path / 'run'}", *options)
+    assert (code, "model.label_map" in line) == (1, True)
 
 
 def test_truncated_weights(task, tmp_path, capsys, tiny_teacher):

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
+from lit_compress.models.labels import LabelMap, label_order, reorder_head
 
 __all__ = [
     "check_compatible",
@@ -59,11 +60,13 @@ _HEADS = {
 _NEXT_SENTENCE = "seq_relationship"
 
 
-def load_model(source: str, task: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
+def load_model(
+    source: str, task: str, labels: Sequence[str] | None, key: str, label_map: LabelMap | None = None
+) -> PreTrainedModel:
     """Load an encoder with the head of a task in fp32; a head that the source lacks is new and random.
 
     The decoder of a new masked language model head is tied to the word embeddings. Weights of the encoder are never
-    made up.
+    made up. A head whose classes are in another order than the labels is brought into theirs, which is said.
 
     Args:
         source: hub name, folder, or ``package:name/inner/folder``.
@@ -71,15 +74,17 @@ def load_model(source: str, task: str, labels: Sequence[str] | None, key: str) -
             ``pretraining`` (masked words and next sentence).
         labels: names of classes or tags in the order of their ids; None where there are none.
         key: config key named in errors.
+        label_map: names of the model's classes -> labels, where they differ.
 
     Raises:
-        UserError: nothing loadable there, a head with another number of labels, or a family without such a head.
+        UserError: nothing loadable there, a head for other labels, or a family without such a head.
 
     """
     head, config = _HEADS[task], load_config(source, key)
     has_head = _has_head(config, head)
+    order = None
     if head is _CLASSIFIER or task == "token_classification":
-        _set_labels(config, labels, has_head, source, key)
+        order = _set_labels(config, labels, has_head, source, key, label_map)
     elif task == "question_answering":
         config.num_labels = 2  # start and end, whatever the source counted
     elif not has_head:
@@ -93,6 +98,8 @@ def load_model(source: str, task: str, labels: Sequence[str] | None, key: str) -
         )
     if lacking := [name for name in missing if not _may_be_new(name, model, has_head, task)]:
         raise UserError(f"{key}: the weights in {source!r} lack {lacking[0]!r}; download or export them again")
+    if order is not None:
+        reorder_head(model, order)
     return model
 
 
@@ -105,17 +112,25 @@ def _has_head(config: PretrainedConfig, head: _Head) -> bool:
     return any(name.endswith(head.architectures) for name in config.architectures or [])
 
 
-def _set_labels(config: PretrainedConfig, labels: Sequence[str] | None, has_head: bool, source: str, key: str) -> None:
+def _set_labels(
+    config: PretrainedConfig,
+    labels: Sequence[str] | None,
+    has_head: bool,
+    source: str,
+    key: str,
+    label_map: LabelMap | None,
+) -> list[int] | None:
+    """Make a configuration that of the data's labels; which class of the head each of them is, if the order differs."""
     wanted = len(labels) if labels else 1
-    if has_head and config.num_labels != wanted:
-        raise UserError(
-            f"{key}: {source!r} has {config.num_labels} labels and the data has {wanted}; "
-            f"give a model fine-tuned on the same labels"
-        )
+    # A configuration that names no architecture may be that of a head all the same.
+    order = None
+    if has_head or (not config.architectures and config.num_labels == wanted):
+        order = label_order(config, labels, label_map, source, key)
     config.num_labels = wanted
     if labels:
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+    return order
 
 
 def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: str) -> bool:
@@ -181,7 +196,7 @@ def check_compatible(
     task: str = "classification",
     key: str = "model.teacher",
 ) -> None:
-    """A teacher must have no head of another task, answer about the same labels and read the same token ids.
+    """A teacher must have no head of another task, answer about as many labels and read the same token ids.
 
     A bare encoder can be a teacher of hidden states.
 
@@ -193,7 +208,7 @@ def check_compatible(
         key: config key named in the error.
 
     Raises:
-        UserError: another head, other labels or another vocabulary.
+        UserError: another head, another number of labels or another vocabulary.
 
     """
     head = _HEADS[task]
@@ -202,28 +217,16 @@ def check_compatible(
         raise UserError(
             f"{key}: {source!r} is a {other} without a head for {head.described}; give a teacher trained on this task"
         )
-    if head is _CLASSIFIER or task == "token_classification":
-        _check_labels(student, teacher, source, key)
-    if teacher.vocab_size != student.vocab_size:
-        raise UserError(
-            f"{key}: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
-            f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
-        )
-
-
-def _check_labels(student: PretrainedConfig, teacher: PretrainedConfig, source: str, key: str) -> None:
-    if teacher.num_labels != student.num_labels:
+    counts_labels = head is _CLASSIFIER or task == "token_classification"
+    if counts_labels and teacher.num_labels != student.num_labels:
         raise UserError(
             f"{key}: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
             "give a teacher fine-tuned on the same labels"
         )
-    theirs, ours = dict(teacher.id2label or {}), dict(student.id2label or {})
-    # A teacher saved by this package names its labels; the generic LABEL_0, LABEL_1 of older models say nothing.
-    named = not all(str(name).startswith("LABEL_") for name in theirs.values())
-    if len(ours) > 1 and named and theirs != ours:
+    if teacher.vocab_size != student.vocab_size:
         raise UserError(
-            f"{key}: {source!r} orders its labels {list(theirs.values())} and the data "
-            f"{list(ours.values())}; give a teacher fine-tuned on the same labels"
+            f"{key}: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
+            f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
         )
 
 

@@ -50,6 +50,7 @@ class LitEncoder(LightningModule):
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile`` (after all structure is in place).
         task: what the head is for, as in :func:`lit_compress.modules.tasks.make_task`; comes from the data likewise.
+        label_map: where a model names its classes otherwise than the data: its names, and the data's label for each.
 
     """
 
@@ -61,8 +62,11 @@ class LitEncoder(LightningModule):
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
         task: str | None = None,
+        label_map: dict[str, str | int] | None = None,
     ) -> None:
         super().__init__()
+        if label_map and not labels:
+            raise UserError("model.label_map: the task has no classes; leave it out")
         # Only JSON types go into a checkpoint. On the command line Lightning saves the whole configuration instead.
         self.save_hyperparameters(ignore=["optimization", "distillation", "penalties"])
         self.labels = labels
@@ -71,7 +75,7 @@ class LitEncoder(LightningModule):
         self.compile_student = compile
         self.task = make_task(task, labels)
         self.task_name = task or ("classification" if labels else "regression")
-        self.student = load_model(pretrained, self.task_name, labels, key="model.pretrained").train()
+        self.student = load_model(pretrained, self.task_name, labels, "model.pretrained", label_map).train()
         self.eval_loss = MeanLoss()
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")

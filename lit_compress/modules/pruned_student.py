@@ -94,6 +94,7 @@ class LitPrunedStudent(LitStudent):
         teachers: likewise.
         teacher_cache: likewise.
         teacher_cache_dtype: likewise.
+        label_map: likewise.
 
     """
 
@@ -111,6 +112,7 @@ class LitPrunedStudent(LitStudent):
         teachers: dict[str, str] | None = None,
         teacher_cache: str | None = None,
         teacher_cache_dtype: CacheDtype = "float32",
+        label_map: dict[str, str | int] | None = None,
     ) -> None:
         super().__init__(
             pretrained,
@@ -124,6 +126,7 @@ class LitPrunedStudent(LitStudent):
             teachers,
             teacher_cache,
             teacher_cache_dtype,
+            label_map,
         )
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())

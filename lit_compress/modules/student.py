@@ -38,6 +38,8 @@ class LitStudent(LitEncoder):
         teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
             training, and never again in this run or any other; None asks at every step.
         teacher_cache_dtype: of the stored logits.
+        label_map: where a model, the teacher for example, names its classes otherwise than the data: its names, and the
+            data's label for each.
 
     """
 
@@ -54,6 +56,7 @@ class LitStudent(LitEncoder):
         teachers: dict[str, str] | None = None,
         teacher_cache: str | None = None,
         teacher_cache_dtype: CacheDtype = "float32",
+        label_map: dict[str, str | int] | None = None,
     ) -> None:
         if teacher is not None and teachers:
             raise UserError("model.teachers: there is a model.teacher, too; give one or the other")
@@ -66,12 +69,12 @@ class LitStudent(LitEncoder):
         _check_listening(terms, sources)
         _check_cache(terms, sources, teacher_cache, teacher_cache_dtype)
         configs = {name: load_config(source, keys[name]) for name, source in sources.items()}
-        super().__init__(pretrained, labels, tokenizer, optimization, compile, task)
+        super().__init__(pretrained, labels, tokenizer, optimization, compile, task, label_map)
         held = {}
         for name, source in sources.items():
             check_compatible(self.student.config, configs[name], source, self.task_name, keys[name])
             check_same_vocabulary(self.tokenizer, source, keys[name])
-            held[name] = FrozenTeacher(load_model(source, self.task_name, labels, key=keys[name]))
+            held[name] = FrozenTeacher(load_model(source, self.task_name, labels, keys[name], label_map))
         self.teachers = named_terms(held, "model.teachers")
         for term in terms.values():
             heard = [name for name in sources if term.teacher in (None, name)]

@@ -58,6 +58,7 @@ class Case:
         vocabulary: size, from the configuration.
         longest: input in tokens; None without a limit.
         results: figures by name.
+        order: which of its classes each label of the data is; None where the order is the same.
 
     """
 
@@ -67,6 +68,7 @@ class Case:
     vocabulary: int
     longest: int | None
     results: dict[str, Any] = field(default_factory=dict)
+    order: list[int] | None = None
 
     @property
     def label(self) -> str:

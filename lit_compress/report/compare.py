@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
+from lit_compress.models.labels import LabelMap
 from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
 from lit_compress.report.fronts import Group, groups_of, pareto_figure
@@ -40,6 +41,7 @@ def compare_runs(
     output: str,
     dense: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    label_map: dict[str, str | int] | None = None,
 ) -> None:
     """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
 
@@ -49,6 +51,7 @@ def compare_runs(
         dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
             as long as there is one.
         data: options of the data of such a run to change: `--data.val_file other.tsv`.
+        label_map: as in `report`.
 
     """
     if len(set(map(os.path.abspath, runs))) < len(runs):
@@ -57,11 +60,14 @@ def compare_runs(
     if len(set(names)) < len(names):
         # As long as they must be, so that no two are the same.
         names = [os.path.normpath(run) for run in runs]
-    compare({name: (Path(run), dense) for name, run in zip(names, runs, strict=True)}, output, data)
+    compare({name: (Path(run), dense) for name, run in zip(names, runs, strict=True)}, output, data, label_map)
 
 
 def compare(
-    runs: Mapping[str, tuple[Path, str | None]], output: str | Path, data: Mapping[str, Any] | None = None
+    runs: Mapping[str, tuple[Path, str | None]],
+    output: str | Path,
+    data: Mapping[str, Any] | None = None,
+    label_map: LabelMap | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Report every run that has no report newer than its model, then print and save all of them side by side.
 
@@ -69,9 +75,10 @@ def compare(
         runs: name to run folder and the model it is compared with (None for its teacher).
         output: folder that gets report.html, report.md and report.json.
         data: options of the runs' data to change for those that are reported now.
+        label_map: as in :func:`~lit_compress.report.run.report`.
 
     """
-    results = {name: _report(folder, dense, data) for name, (folder, dense) in runs.items()}
+    results = {name: _report(folder, dense, data, label_map) for name, (folder, dense) in runs.items()}
     groups = groups_of(results)
     for group in groups:
         for name in group.names:
@@ -175,7 +182,7 @@ def _verdict(result: Mapping[str, Any], metric: str) -> str:
     return verdict(difference, result["task"], metric) if difference else ""
 
 
-def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None) -> dict[str, Any]:
+def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None, label_map: LabelMap | None) -> dict[str, Any]:
     saved, model = run / "report" / "report.json", run / "model" / "config.json"
     if saved.is_file() and model.is_file() and saved.stat().st_mtime >= model.stat().st_mtime:
         try:
@@ -185,7 +192,7 @@ def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None) -> dic
         # A report of an earlier version lacks figures, and is made again.
         if isinstance(results, dict) and results.get("schema") == SCHEMA:
             return results
-    results = measure_run(run, dense, batch_sizes=[1, 32], repetitions=10, data_options=data)
+    results = measure_run(run, dense, batch_sizes=[1, 32], repetitions=10, data_options=data, label_map=label_map)
     if not has_dense(run / "report") or "dense" in results["models"]:  # else it has what cannot be measured any more
         save_report(results, run / "report")
     update_model_card(run / "model" / "README.md", results)

@@ -17,6 +17,8 @@ from lit_compress.export.folded import from_source
 from lit_compress.export.run import Format, write
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_file
+from lit_compress.models.labels import label_order
+from lit_compress.models.load import load_config
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
@@ -41,6 +43,7 @@ def formats(
     warmup: int = 3,
     repetitions: int = 10,
     overwrite: bool = False,
+    label_map: dict[str, str | int] | None = None,
 ) -> None:
     """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
 
@@ -58,6 +61,8 @@ def formats(
         warmup: calls before the first that counts, for each size.
         repetitions: calls that count; formats take turns.
         overwrite: replace existing folders of formats.
+        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
+            for each; the run's by default.
 
     """
     config = run_config(run, data)
@@ -74,13 +79,20 @@ def formats(
             f"output {str(existing[0])!r} exists; choose another --output, or allow it with --overwrite true"
         )
     validation = validation_data(config["data"], from_source(run=run).model.config)
+    labels = getattr(validation, "labels", None)
     dense, missing = dense_of(config, dense)
+    label_map = label_map or config["model"]["init_args"].get("label_map")
+    order = (
+        label_order(load_config(dense, "--dense"), labels, label_map, dense, "--dense") if dense and labels else None
+    )
     Path(output).mkdir(parents=True, exist_ok=True)
     left_out = _write_all(run, places, overwrite)
     cases = cases_of(
         [*([f"dense={dense}"] if dense else []), *(f"{name}={place}" for name, place in places.items())], None
     )
-    task = make_task(getattr(validation, "task", None), getattr(validation, "labels", None))
+    for case in cases:
+        case.order = order if case.model == "dense" else None
+    task = make_task(getattr(validation, "task", None), labels)
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
     with opened(cases, threads, "cpu") as asks:
         measure(cases, asks, shapes, warmup, repetitions)
@@ -152,6 +164,8 @@ def evaluate_cases(
             expected: dict[str, Tensor] = {}
             for index, ask in enumerate(asks):
                 found = _asked(ask, model_inputs(batch), Path(folder))
+                if (order := cases[index].order) is not None:
+                    found["logits"] = found["logits"][..., order]
                 task.update(metrics[index], SimpleNamespace(**found), batch)
                 outputs = {name: _of_tokens(value, batch["attention_mask"]) for name, value in found.items()}
                 if index == after:

@@ -14,6 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE
 from lit_compress.export.run_folder import parse_file, run_config, validation_data
+from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
 from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
@@ -42,6 +43,7 @@ def report(
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     batch_sizes: list[int] = [1, 32],  # noqa: B006 (jsonargparse shows and never changes it)
     repetitions: int = 10,
+    label_map: dict[str, str | int] | None = None,
 ) -> None:
     """Measure accuracy, size, sparsity and latency of a run's model, beside the dense one; print and save them.
 
@@ -53,13 +55,15 @@ def report(
         data: options of the run's data to change: `--data.val_file other.tsv`.
         batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
         repetitions: forward passes per latency.
+        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
+            for each; the run's by default.
 
     """
     folder = Path(output or Path(run) / "report")
     compared, missing = dense_of(run_config(run, data), dense)
     if compared is None and has_dense(folder):
         raise UserError(f"{missing}; {str(folder)!r} has it and is kept; write one without it to another --output")
-    results = measure_run(run, dense, batch_sizes, repetitions, data)
+    results = measure_run(run, dense, batch_sizes, repetitions, data, label_map)
     save_report(results, folder)
     print_table(results, folder)
     # Last: whoever may not write into the model's folder has the report all the same.
@@ -97,6 +101,7 @@ def measure_run(
     batch_sizes: Sequence[int],
     repetitions: int,
     data_options: Mapping[str, Any] | None = None,
+    label_map: LabelMap | None = None,
 ) -> dict[str, Any]:
     """The figures of a report, see :func:`report`; JSON types only.
 
@@ -116,7 +121,8 @@ def measure_run(
     dense, missing = dense_of(config, dense)
     if missing:
         Console(soft_wrap=True).print(missing, markup=False, highlight=False)
-    models, manifest = _models(exported, dense, name, labels)
+    label_map = label_map or config["model"]["init_args"].get("label_map")
+    models, manifest = _models(exported, dense, name, labels, label_map)
     layers = manifest.get("linears", {})
     tokens = config["data"]["init_args"]["max_length"]
     times = {batch: latencies(models, batch, tokens, repetitions) for batch in batch_sizes}
@@ -226,12 +232,12 @@ def _exported(run: Path) -> Path:
 
 
 def _models(
-    exported: Path, dense: str | None, task: str, labels: list[str] | None
+    exported: Path, dense: str | None, task: str, labels: list[str] | None, label_map: LabelMap | None
 ) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     manifest = parse_file(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense is not None:
-        models["dense"] = load_model(dense, task, labels, key="--dense").eval()
+        models["dense"] = load_model(dense, task, labels, "--dense", label_map).eval()
     # Beside the version, one entry for each kind of compression.
     name = "compressed" if len(manifest) > 1 else "model"
     models[name] = load_model(str(exported), task, labels, key="--run").eval()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from contracts import tasks
 from contracts.errors import error_of
+from contracts.labels import swapped
 from contracts.training import STEPS, data, differences, fit
 from datasets import Dataset
 from lightning.pytorch import Callback
@@ -127,6 +128,15 @@ def test_other_things_to_answer_make_another_store(run, asked, other_teacher, tm
     asked.clear()
     # Another batch size pads differently and asks nothing new.
     run("again", settings={"batch_size": 32})
+    assert asked == []
+
+
+def test_classes_in_another_order_are_the_same_answers(run, asked, tiny_teacher, tmp_path):
+    expected = run("first")
+    asked.clear()
+    assert run("permuted", teacher=swapped(tiny_teacher, tmp_path / "permuted")) == expected
+    names = swapped(tiny_teacher, tmp_path / "renamed", ("HIGH", "LOW"))
+    assert run("renamed", teacher=names, label_map={"HIGH": 1, "LOW": 0}) == expected
     assert asked == []
 
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from contracts.labels import swapped
 
 from lit_compress.errors import UserError
 from lit_compress.export.run import _WRITERS
@@ -120,3 +121,17 @@ def test_mistakes_are_one_line_and_write_nothing(options, words, finished, tmp_p
     assert "\n" not in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == []
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dense_model_with_its_classes_in_another_order(finished, tiny_teacher, tmp_path):
+    given = {"run": str(finished), "to": ["hf"], "repetitions": 1, "batch_sizes": [1]}
+    renamed = swapped(tiny_teacher, tmp_path / "renamed", ("HIGH", "LOW"))
+    with pytest.raises(UserError, match="--label_map"):
+        formats(output=str(tmp_path / "refused"), dense=str(renamed), **given)
+    assert not (tmp_path / "refused").exists()
+    formats(output=str(tmp_path / "out"), dense=str(renamed), label_map={"HIGH": 1, "LOW": 0}, **given)
+    cases = json.loads((tmp_path / "out" / "formats.json").read_text())["cases"]
+    expected = measure_run(finished, None, [1], 1)["models"]
+    assert [case["metrics"] for case in cases] == [
+        pytest.approx(expected[name]["accuracy"]) for name in ("dense", "compressed")
+    ]

@@ -7,13 +7,14 @@ import pytest
 import torch
 import yaml
 from contracts import errors
+from contracts.labels import swapped
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.cli import main
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.card import rows
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.run import report
+from lit_compress.report.run import measure_run, report
 
 
 @pytest.fixture
@@ -332,3 +333,13 @@ def test_a_dense_model_with_other_labels(run, tiny_teacher, tmp_path):
 def test_every_argument_is_explained():
     text = inspect.getdoc(report)
     assert [name for name in inspect.signature(report).parameters if f"{name}:" not in text] == []
+
+
+def test_a_dense_model_with_its_classes_in_another_order(finished, tiny_teacher, tmp_path):
+    expected = measure_run(finished, None, [1], 1)["models"]["dense"]["accuracy"]
+    permuted = swapped(tiny_teacher, tmp_path / "permuted")
+    assert measure_run(finished, str(permuted), [1], 1)["models"]["dense"]["accuracy"] == expected
+    renamed = swapped(tiny_teacher, tmp_path / "renamed", ("HIGH", "LOW"))
+    assert "--label_map" in error_of(run=str(finished), dense=str(renamed))
+    results = measure_run(finished, str(renamed), [1], 1, label_map={"HIGH": 1, "LOW": 0})
+    assert results["models"]["dense"]["accuracy"] == expected
