@@ -20,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import lit_compress.data
 import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
+from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
@@ -98,11 +99,12 @@ class RunRecord(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = Path(trainer.default_root_dir) / TOKENIZER
         if isinstance(data, TextData) and not tokenizer.exists():
             with atomic_folder(tokenizer) as staging:
                 data.tokenizer.save_pretrained(staging)
+                check_tokenizer(staging, data)
         if isinstance(trainer.logger, TensorBoardLogger):
             text = self.parser.dump(self.config, skip_none=False)
             indented = "\n".join(f"    {line}" for line in text.splitlines())

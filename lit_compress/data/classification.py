@@ -1,7 +1,7 @@
 """Sentences or sentence pairs with a label: classification and regression."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -167,6 +167,13 @@ class TextClassification(TextData):
                 rows["labels"], dtype=torch.float32 if self.task == "regression" else torch.long
             )
         return batch
+
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        table: Any = self.table("val")
+        encoded: Any = self._dataset("val")
+        for row, seen in zip(table or (), encoded or (), strict=True):
+            texts = dict(zip(("text", "text_pair"), (str(row[column]) for column in self.text_columns), strict=False))
+            yield texts | {"truncation": True, "max_length": self.max_length}, self.inputs_of(seen)
 
     def _label(self, table: Dataset, split: str) -> tuple[str, Callable[[Any], int | float], Any]:
         """The label column, what turns its values into targets, and what that depends on; every value is checked."""

@@ -1,6 +1,6 @@
 """Text whose masked words are to be guessed: language modelling for encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,6 +197,13 @@ class MaskedLanguageModeling(TextData):
 
     def view(self, dataset: Dataset, batches: LengthGroupedBatches) -> Any:
         return _Keyed(dataset, batches, run_seed() if batches.shuffle else self.split_seed)
+
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        """Lines by themselves, whatever they are packed to."""
+        table: Any = self.table("val")
+        for row in table or ():
+            call = {"text": row[self._column("val")] or "", "truncation": True, "max_length": self.max_length}
+            yield call, self.inputs_of(dict(self.tokenizer(**call)))
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Masked ids, masks and ``labels`` (-100 where nothing is to guess), all ``(batch, tokens)``.

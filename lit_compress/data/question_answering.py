@@ -176,6 +176,17 @@ class QuestionAnswering(TextData):
     def predict_rows(self) -> np.ndarray:
         return np.asarray(self._require("predict")["row"])
 
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        table: Any = self.table("val")
+        encoded: Any = self._dataset("val")
+        rows, question = iter(table or ()), None
+        for window in encoded or ():
+            if window["id"] == question:
+                continue  # the first window of each question is what a call without overflow gives
+            row, question = next(rows), window["id"]
+            texts = {"text": row["question"].lstrip(), "text_pair": row["context"]}
+            yield texts | {"truncation": "only_second", "max_length": self.max_length}, self.inputs_of(window)
+
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Ids, masks ``(batch, tokens)`` and positions ``(batch,)``; for metrics characters and texts, too."""
         batch: dict[str, Any] = self.pad(rows)

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -10,6 +11,7 @@ import pandas
 from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
@@ -96,8 +98,13 @@ def _all_text(path: Path, source: str, key: str, options: dict[str, Any]) -> Fea
     return Features({name: Value("string") for name in head.columns})
 
 
-def load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer from a hub name, a folder or a package.
+
+    Args:
+        source: where it is.
+        key: config key named in errors.
+        words: read words that come one by one as words of a sentence, with a space before each (byte-level BPE).
 
     Raises:
         UserError: there is none.
@@ -105,10 +112,24 @@ def load_tokenizer(source: str, key: str) -> PreTrainedTokenizerBase:
     """
     path = resolve_source(source, key)
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if words and getattr(tokenizer, "add_prefix_space", None) is False:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, add_prefix_space=True)
+            _put_spaces(tokenizer)
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error
+    return tokenizer
+
+
+def _put_spaces(tokenizer: Any) -> None:
+    """Do what ``add_prefix_space`` says where Transformers (5.23) does not: in its class for any tokenizer.json."""
+    backend = tokenizer.backend_tokenizer
+    content = json.loads(backend.to_str())
+    before = content["pre_tokenizer"] or {}
+    if before.get("type") == "ByteLevel" and not before["add_prefix_space"]:
+        before["add_prefix_space"] = True
+        backend.pre_tokenizer = Tokenizer.from_str(json.dumps(content)).pre_tokenizer
 
 
 def tokenize(

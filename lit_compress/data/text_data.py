@@ -1,7 +1,7 @@
 """What the data modules share: sources, splits, caching, batches, ranks, and continuing in the middle of an epoch."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -203,10 +203,17 @@ class TextData(LightningDataModule):
         table = self.rows("predict")
         return 0 if table is None else len(table)
 
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        """Validation rows, each as the call of a tokenizer and the columns that the model sees; none by default."""
+        yield from ()
+
+    def inputs_of(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """The columns, of one row or of several, that are inputs of the model."""
+        return {name: columns[name] for name in self.tokenizer.model_input_names if name in columns}
+
     def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """The model's inputs ``(batch, tokens)``, padded to the longest row, and in training ``index`` ``(batch,)``."""
-        inputs = {name: rows[name] for name in self.tokenizer.model_input_names if name in rows}
-        batch = dict(self.tokenizer.pad(inputs, return_tensors="pt"))
+        batch = dict(self.tokenizer.pad(self.inputs_of(rows), return_tensors="pt"))
         if "index" in rows:
             batch["index"] = torch.tensor(rows["index"])
         return batch

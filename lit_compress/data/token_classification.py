@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, Features, List, Value
 from lightning.pytorch.utilities import rank_zero_only
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from lit_compress.data.text import cached_map, generate_table, load_table, open_text
+from lit_compress.data.text import cached_map, generate_table, load_table, load_tokenizer, open_text
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -120,10 +120,8 @@ class TokenClassification(TextData):
             raise UserError(f"data.max_length: {max_length} leaves no room for a word; give more")
         if not self.tokenizer.is_fast:
             raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which words need")
-        if getattr(self.tokenizer, "add_prefix_space", None) is False:
-            # RoBERTa's: words that come one by one are words of a sentence, with a space before them.
-            folder = resolve_source(str(tokenizer), "data.tokenizer")
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, add_prefix_space=True)
+        self.tokenizer = load_tokenizer(str(tokenizer), "data.tokenizer", words=True)
+        self._ends = _special_ends(self.tokenizer)
         self._labels: list[str] | None = None
 
     @property
@@ -203,7 +201,7 @@ class TokenClassification(TextData):
 
         kind = split if split in ("train", "predict") else "evaluation"
         settings = [self.scheme, self.long_sentences, self.max_length, self._names(split), kind]
-        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-2"], f"Tokenising {split}", True)
+        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-3"], f"Tokenising {split}", True)
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
             what = f"{lost} words beyond them are left out" if lost else f"they became {long} rows more"
@@ -212,6 +210,17 @@ class TokenClassification(TextData):
 
     def predict_rows(self) -> np.ndarray:
         return np.asarray(self._require("predict")["sentence"])
+
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        table: Any = self.table("val")
+        encoded: Any = self._dataset("val")
+        column = self._names("val")[0]
+        for row in encoded or ():
+            words = [str(word) for word in table[row["sentence"]][column]]
+            whole = len(row["tags"]) == len(words) and row["length"] < self.max_length
+            # Words that a tokenizer drops are unknown ones here, so that they keep their place.
+            if whole and self.tokenizer.unk_token_id not in row["input_ids"]:
+                yield {"text": words, "is_split_into_words": True}, self.inputs_of(row)
 
     def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
         """Ids and masks ``(batch, tokens)``; ``labels``, -100 where no word begins; where words begin; row numbers."""
@@ -263,10 +272,11 @@ class TokenClassification(TextData):
         return [piece[:room] if piece else [unknown] for piece in pieces]  # type: ignore[list-item]
 
     def _row(self, pieces: list[list[int]], tags: list[int] | None) -> dict[str, Any]:
-        tokenizer = self.tokenizer
-        begins = 1 + np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
-        ids = [tokenizer.cls_token_id, *(token for piece in pieces for token in piece), tokenizer.sep_token_id]
-        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
+        (first, last), (first_types, last_types) = self._ends["input_ids"], self._ends["token_type_ids"]
+        begins = len(first) + np.cumsum([0, *(len(piece) for piece in pieces[:-1])])
+        words = [token for piece in pieces for token in piece]
+        ids, types = [*first, *words, *last], [*first_types, *[0] * len(words), *last_types]
+        row = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
         unlabelled = [_IGNORED] * len(pieces)
         return row | {"length": len(ids), "word_starts": begins.tolist(), "tags": tags or unlabelled}
 
@@ -305,6 +315,15 @@ _COLUMNS = (
 @rank_zero_only
 def _tell(message: str) -> None:
     logging.getLogger(__name__).warning(message)
+
+
+def _special_ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[list[int], list[int]]]:
+    """What a tokenizer puts before and after the words of a text: ids, and their types (XLNet's are all at the end)."""
+    encoded = tokenizer(["a"], is_split_into_words=True, return_token_type_ids=True, return_special_tokens_mask=True)
+    words = [place for place, special in enumerate(encoded["special_tokens_mask"]) if not special]
+    return {
+        name: (encoded[name][: words[0]], encoded[name][words[-1] + 1 :]) for name in ("input_ids", "token_type_ids")
+    }
 
 
 def _between_entities(tags: Sequence[str], begin: int, end: int) -> int:

@@ -80,7 +80,9 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
     path = Path(checkpoint) if checkpoint is not None else find_checkpoint(run or "")
     content = load_checkpoint(path)
     kept = run_tokenizer(path.parent.parent) if path.parent.name == "checkpoints" else None
-    tokenizer = load_tokenizer(kept or content["lit_compress"]["tokenizer"], "checkpoint tokenizer")
+    source = content["lit_compress"]
+    words = source["architecture"].endswith("ForTokenClassification")  # as the data module reads it
+    tokenizer = load_tokenizer(kept or source["tokenizer"], "checkpoint tokenizer", words)
     student = student_from_checkpoint(content)
     del content  # a second copy of the weights, and the optimizer's state
     return _fold_in_place(student, tokenizer)

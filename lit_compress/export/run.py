@@ -5,8 +5,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
+from rich.console import Console
+
+from lit_compress.data.same_tokens import check_tokenizer
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
+from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder
 
 __all__ = ["Format", "export", "write"]
@@ -50,10 +55,31 @@ def export(
         raise UserError("export: give one of --run, --checkpoint and --model")
     if not output:
         raise UserError("export: give --output, the folder to make")
-    writer = _writer(to)
+    writer: Callable[[Folded, Path], None] = _writer(to)
     if Path(output).exists() and not overwrite:  # before minutes of work; it is looked at again at the end
         raise UserError(f"output {output!r} exists; choose another --output, or allow it with --overwrite true")
-    write(from_source(run, checkpoint, model), output, writer, overwrite)
+    folded = from_source(run, checkpoint, model)
+    if run is not None:
+        writer = _reading_as_trained(writer, run, folded)
+    write(folded, output, writer, overwrite)
+
+
+def _reading_as_trained(
+    writer: Callable[[Folded, Path], None], run: str, folded: Folded
+) -> Callable[[Folded, Path], None]:
+    """The writer, after which the folder's tokenizer must read validation rows as the run's did."""
+    try:
+        data = validation_data(run_config(run, {})["data"], folded.model.config)
+    except UserError as error:
+        Console(soft_wrap=True).print(f"The tokenizer is not compared with the run's: {error}", markup=False)
+        return writer
+
+    def write_and_check(folded: Folded, folder: Path) -> None:
+        writer(folded, folder)
+        if isinstance(data, TextData):
+            check_tokenizer(folder, data)
+
+    return write_and_check
 
 
 def write(
