@@ -31,6 +31,7 @@ from lit_compress.export.trim import trim_vocabulary
 from lit_compress.files import atomic_folder
 from lit_compress.migrate import migrate
 from lit_compress.models.load import load_config, transformers_progress
+from lit_compress.models.positions import check_length
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
 from lit_compress.report.benchmark import benchmark
@@ -203,6 +204,7 @@ class LitCompressCLI(LightningCLI):
         self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
         if self.new_run:
             _check_new(self.run_folder)
+        _check_lengths(config)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
             config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
@@ -375,6 +377,16 @@ def _quieten() -> None:
 
 def _as_list(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _check_lengths(config: Namespace) -> None:
+    """Before anything is read: every model has positions for the longest input of the data."""
+    length, arguments = config.data.init_args.get("max_length"), config.model.init_args
+    sources = {f"model.{name}": arguments.get(name) for name in ("pretrained", "teacher")}
+    sources |= {f"model.teachers.{name}": source for name, source in dict(arguments.get("teachers") or {}).items()}
+    for key, source in sources.items() if isinstance(length, int) else ():
+        if isinstance(source, str):
+            check_length(load_config(source, key), length, f"{key} {source!r}")
 
 
 def _keep_names(config: Namespace, checkpoint: dict[str, Any]) -> None:

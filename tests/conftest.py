@@ -22,7 +22,14 @@ os.environ |= {
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertModel, BertTokenizerFast  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    RobertaConfig,
+)
 
 # The same examples in every run, and no folder of them in the repository.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=60)
@@ -95,6 +102,19 @@ def tiny_teacher(tmp_path_factory, tiny_model) -> Path:
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, id2label={0: "0", 1: "1"})
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def short_teacher(tmp_path_factory, tiny_teacher) -> Path:
+    """A two-class RoBERTa with positions for 12 tokens, of which its tokenizer says nothing."""
+    folder = tmp_path_factory.mktemp("short-teacher")
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = RobertaConfig(vocab_size=len(_VOCABULARY), pad_token_id=0, max_position_embeddings=13, **sizes)
+    config.id2label = {0: "0", 1: "1"}
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(folder)
     return folder
 
 

@@ -233,6 +233,17 @@ def test_a_teacher_with_other_labels_or_vocabulary(task, tmp_path, capsys, tiny_
     assert (code, "vocabulary of 200" in line) == (1, True)
 
 
+@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("key", ["pretrained", "teacher", "teachers.one"])
+def test_a_model_without_positions_for_the_longest_input(command, key, task, tmp_path, capsys, short_teacher):
+    """Said before any file is read."""
+    given = [f"--run={tmp_path / 'run'}", "--data.train_file=missing.tsv", f"--model.{key}={short_teacher}"]
+    code, line = fails(capsys, command, f"--config={task}", *given)
+    assert code == 1
+    assert f"data.max_length: 16 is above 12, the longest input of model.{key}" in line
+    assert not (tmp_path / "run").exists()
+
+
 MAPPED = ["--model.label_map", "{HIGH: 1, LOW: 0}"]
 
 

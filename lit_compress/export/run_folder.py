@@ -14,6 +14,7 @@ from lit_compress.data import TextClassification, TokenClassification
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
+from lit_compress.models.positions import check_length
 
 __all__ = ["TOKENIZER", "absolute_paths", "parse_file", "run_config", "run_tokenizer", "validation_data"]
 
@@ -109,6 +110,8 @@ def validation_data(section: dict[str, Any], model: PretrainedConfig) -> Lightni
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
         data = parser.instantiate(parser.parse_object({"data": section}))["data"]
+        if isinstance(data, TextData):
+            check_length(model, data.max_length, "the run's model")
         if isinstance(data, TextClassification | TokenClassification):
             names: Any = model.id2label or {}
             data.use_labels([str(names[index]) for index in sorted(names)])

@@ -15,6 +15,7 @@ from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
+from lit_compress.models.positions import check_length
 from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.metrics import MeanLoss
@@ -76,10 +77,19 @@ class LitEncoder(LightningModule):
         self.task = make_task(task, labels)
         self.task_name = task or ("classification" if labels else "regression")
         self.student = load_model(pretrained, self.task_name, labels, "model.pretrained", label_map).train()
+        # Config key -> source and configuration of every model that reads the data.
+        self.read_from: dict[str, tuple[str, Any]] = {"model.pretrained": (pretrained, self.student.config)}
         self.eval_loss = MeanLoss()
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")
         self._gradients: list[dict[str, Tensor]] = []
+
+    def setup(self, stage: str) -> None:
+        length = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
+        if length is None:
+            return
+        for key, (source, config) in self.read_from.items():
+            check_length(config, length, f"{key} {source!r}")
 
     def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named parts of the training loss, their sum under ``loss``: the one place where gradients come from."""

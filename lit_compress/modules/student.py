@@ -75,6 +75,7 @@ class LitStudent(LitEncoder):
             check_compatible(self.student.config, configs[name], source, self.task_name, keys[name])
             check_same_vocabulary(self.tokenizer, source, keys[name])
             held[name] = FrozenTeacher(load_model(source, self.task_name, labels, keys[name], label_map))
+        self.read_from |= {keys[name]: (source, configs[name]) for name, source in sources.items()}
         self.teachers = named_terms(held, "model.teachers")
         for term in terms.values():
             heard = [name for name in sources if term.teacher in (None, name)]

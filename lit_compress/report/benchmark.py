@@ -15,6 +15,7 @@ import torch
 from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
+from lit_compress.models.positions import longest_input
 from lit_compress.report.benchmark_table import print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.serve.engines import (
@@ -176,9 +177,7 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
         if not usable:
             there = ", ".join(sorted({form.engine for form in found})) or "none"
             raise UserError(f"models: {source!r} runs on none of {', '.join(wanted)} here; it is made for: {there}")
-        longest = getattr(config, "max_position_embeddings", None)
-        # RoBERTa's positions begin after the padding's.
-        longest = longest - (config.pad_token_id + 1 if "roberta" in config.model_type else 0) if longest else None
+        longest = longest_input(config)
         cases += [
             Case(model=name, source=source, form=f, vocabulary=config.vocab_size, longest=longest) for f in usable
         ]

@@ -19,6 +19,7 @@ from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_file
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
+from lit_compress.models.positions import check_length
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
@@ -78,13 +79,18 @@ def formats(
         raise UserError(
             f"output {str(existing[0])!r} exists; choose another --output, or allow it with --overwrite true"
         )
-    validation = validation_data(config["data"], from_source(run=run).model.config)
+    own = from_source(run=run).model.config
+    check_length(own, max(lengths), f"--run {run!r}", "--lengths")
+    validation = validation_data(config["data"], own)
     labels = getattr(validation, "labels", None)
     dense, missing = dense_of(config, dense)
-    label_map = label_map or config["model"]["init_args"].get("label_map")
-    order = (
-        label_order(load_config(dense, "--dense"), labels, label_map, dense, "--dense") if dense and labels else None
-    )
+    order = None
+    if dense:
+        theirs = load_config(dense, "--dense")
+        check_length(theirs, max(lengths), f"--dense {dense!r}", "--lengths")
+        check_length(theirs, config["data"]["init_args"]["max_length"], f"--dense {dense!r}", "--data.max_length")
+        label_map = label_map or config["model"]["init_args"].get("label_map")
+        order = label_order(theirs, labels, label_map, dense, "--dense") if labels else None
     Path(output).mkdir(parents=True, exist_ok=True)
     left_out = _write_all(run, places, overwrite)
     cases = cases_of(

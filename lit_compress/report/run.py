@@ -16,6 +16,7 @@ from lit_compress.export.manifest_file import MANIFEST_FILE
 from lit_compress.export.run_folder import parse_file, run_config, validation_data
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
+from lit_compress.models.positions import check_length
 from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate_units
@@ -122,9 +123,9 @@ def measure_run(
     if missing:
         Console(soft_wrap=True).print(missing, markup=False, highlight=False)
     label_map = label_map or config["model"]["init_args"].get("label_map")
-    models, manifest = _models(exported, dense, name, labels, label_map)
-    layers = manifest.get("linears", {})
     tokens = config["data"]["init_args"]["max_length"]
+    models, manifest = _models(exported, dense, name, labels, label_map, tokens)
+    layers = manifest.get("linears", {})
     times = {batch: latencies(models, batch, tokens, repetitions) for batch in batch_sizes}
     entries: dict[str, Any] = {}
     outcomes: dict[str, Outcomes] = {}
@@ -232,11 +233,12 @@ def _exported(run: Path) -> Path:
 
 
 def _models(
-    exported: Path, dense: str | None, task: str, labels: list[str] | None, label_map: LabelMap | None
+    exported: Path, dense: str | None, task: str, labels: list[str] | None, label_map: LabelMap | None, tokens: int
 ) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     manifest = parse_file(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense is not None:
+        check_length(load_config(dense, "--dense"), tokens, f"--dense {dense!r}", "--data.max_length")
         models["dense"] = load_model(dense, task, labels, "--dense", label_map).eval()
     # Beside the version, one entry for each kind of compression.
     name = "compressed" if len(manifest) > 1 else "model"

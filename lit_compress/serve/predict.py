@@ -16,6 +16,7 @@ from lit_compress.data import TextClassification
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.models.load import load_config, load_model
+from lit_compress.models.positions import check_length
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import make_task
 from lit_compress.serve.engines import EngineName, answers, forms, open_engine
@@ -71,6 +72,7 @@ def predict(
     if name == "TextClassification" and config.num_labels == 1:
         settings["task"] = "regression"
     module = _data_module(name, {**settings, **data, "predict_file": file, "tokenizer": folder})
+    check_length(config, module.max_length, f"{key} {folder!r}", "--data.max_length")
     labels = [config.id2label[index] for index in range(config.num_labels)] if _has_labels(module) else None
     answer = _loaded(folder, engine, module.task, labels, key, _device(device))
     task = make_task(module.task, labels)

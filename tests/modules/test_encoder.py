@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from contracts import tasks
+from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student, trainer
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
@@ -233,3 +235,22 @@ def test_hyperparameters_are_plain_and_complete(tiny_teacher):
 def test_a_module_is_in_training_mode_from_the_start(tiny_teacher):
     module = student(tiny_teacher, tiny_teacher)
     assert all(child.training for child in module.student.modules() if isinstance(child, nn.Dropout))
+
+
+@pytest.mark.parametrize("task", ["classification", "masked_lm", "question_answering", "token_classification"])
+def test_a_longest_input_beyond_the_positions_is_refused_before_training(
+    task, tmp_path, tiny_model, tiny_data, short_teacher
+):
+    if task == "classification":
+        datamodule = data(tiny_data, tiny_model, max_length=24)
+    else:
+        datamodule = tasks.data(task, tmp_path, tiny_model, max_length=24)
+    module = LitEncoder(str(short_teacher), labels=datamodule.labels, task=task)
+    message = error_of(trainer(tmp_path, []).fit, module, datamodule)
+    assert message == f"data.max_length: 24 is above 12, the longest input of model.pretrained {str(short_teacher)!r}"
+
+
+def test_a_longest_input_beyond_the_positions_of_the_teacher(tmp_path, tiny_model, tiny_data, short_teacher):
+    module = LitStudent(str(tiny_model), str(short_teacher), labels=["0", "1"])
+    message = error_of(trainer(tmp_path, []).fit, module, data(tiny_data, tiny_model))
+    assert message == f"data.max_length: 16 is above 12, the longest input of model.teacher {str(short_teacher)!r}"

@@ -106,6 +106,7 @@ def test_a_format_that_cannot_hold_the_model_is_said(finished, tmp_path, capsys,
         ({"batch_sizes": [0]}, ["--batch_sizes"]),
         ({"repetitions": 0}, ["--repetitions"]),
         ({"warmup": -1}, ["--warmup", "-1"]),
+        ({"lengths": [8, 129]}, ["--lengths: 129 is above 128", "--run"]),
         ({"output": "{run}", "to": ["hf"]}, ["--output", "--overwrite"]),
     ],
 )

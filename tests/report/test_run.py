@@ -335,6 +335,11 @@ def test_every_argument_is_explained():
     assert [name for name in inspect.signature(report).parameters if f"{name}:" not in text] == []
 
 
+def test_a_dense_model_without_positions_for_the_longest_input(finished, short_teacher):
+    message = error_of(run=str(finished), dense=str(short_teacher))
+    assert f"--data.max_length: 16 is above 12, the longest input of --dense {str(short_teacher)!r}" in message
+
+
 def test_a_dense_model_with_its_classes_in_another_order(finished, tiny_teacher, tmp_path):
     expected = measure_run(finished, None, [1], 1)["models"]["dense"]["accuracy"]
     permuted = swapped(tiny_teacher, tmp_path / "permuted")

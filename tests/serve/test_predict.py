@@ -54,6 +54,13 @@ def test_classification_from_a_folder(tiny_teacher, texts, tmp_path):
     assert got["label"] == [str(label) for label in expected.argmax(-1).tolist()]
 
 
+def test_a_longest_input_beyond_the_positions(short_teacher, texts, tmp_path):
+    with pytest.raises(UserError, match=r"^--data\.max_length: 128 is above 12, the longest input of --model"):
+        columns(texts, tmp_path / "out.parquet", short_teacher)
+    options = {"text_columns": ["sentence"], "max_length": 12}
+    assert len(columns(texts, tmp_path / "out.parquet", short_teacher, data=options)["row"]) == 24
+
+
 @pytest.mark.parametrize(("to", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
 def test_from_the_export_for_a_runtime(tiny_teacher, texts, tmp_path, to, package):
     pytest.importorskip(package)
