@@ -3,10 +3,10 @@
 import json
 import logging
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +29,7 @@ from lit_compress.export.run_folder import TOKENIZER, absolute_paths
 from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
 from lit_compress.files import atomic_folder
+from lit_compress.fit.claim import claim, discard
 from lit_compress.migrate import migrate
 from lit_compress.models.load import load_config, transformers_progress
 from lit_compress.models.positions import check_length
@@ -160,6 +161,10 @@ class Parser(LightningArgumentParser):
 class LitCompressCLI(LightningCLI):
     """LightningCLI with a run folder, a `compression` list, and what every run needs switched on."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as self._held:  # what a run has for itself until it ends
+            super().__init__(*args, **kwargs)
+
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = super().init_parser(**kwargs)
         for action in parser._actions:
@@ -202,8 +207,8 @@ class LitCompressCLI(LightningCLI):
         if config.get("ckpt_path") == "last":
             _keep_names(config, load_checkpoint(find_checkpoint(self.run_folder)))
         self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
-        if self.new_run:
-            _check_new(self.run_folder)
+        if self.subcommand == "fit" and rank_zero_only.rank == 0:
+            self._held.enter_context(claim(self.run_folder, self.new_run))
         _check_lengths(config)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
@@ -259,7 +264,7 @@ class LitCompressCLI(LightningCLI):
             self.trainer.fit(model, **kwargs)
         except BaseException:
             if self.new_run and self.trainer.global_step == 0:
-                shutil.rmtree(self.run_folder, ignore_errors=True)
+                discard(self.run_folder)
             raise
 
     def after_fit(self) -> None:
@@ -399,11 +404,3 @@ def _keep_names(config: Namespace, checkpoint: dict[str, Any]) -> None:
     foreign = {*began.values()} - {*names.values(), *(f"LABEL_{index}" for index in began)}
     if foreign and len(began) == len(names):
         arguments.label_map = {name: names[str(index)] for index, name in began.items()}
-
-
-def _check_new(run: Path) -> None:
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"run: {str(run)!r} exists; choose another --run, or continue it with --ckpt_path last")
-    parent = next(p for p in [run, *run.absolute().parents] if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"run: {str(run)!r} cannot be written; choose another --run")

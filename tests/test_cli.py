@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,38 @@ def test_an_existing_run_is_not_touched(task, finished, capsys):
     code, line = fails(capsys, "fit", f"--config={task}", f"--run={finished}")
     assert (code, "--ckpt_path last" in line) == (1, True)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+WAIT = """
+import time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+
+class Wait(Callback):
+    def on_train_start(self, trainer, module):
+        Path("started").touch()
+        while not Path("go").exists():
+            time.sleep(0.05)
+"""
+
+
+def test_the_same_fit_started_twice(task, tmp_path, capsys):
+    (tmp_path / "waiting.py").write_text(WAIT)
+    command = [sys.executable, "-m", "lit_compress", "fit", f"--config={task}", "--run=run", "--trainer.max_epochs=1"]
+    with subprocess.Popen([*command, "--trainer.callbacks+=waiting.Wait"], cwd=tmp_path) as first:
+        while not (tmp_path / "started").exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        run = tmp_path / "run"
+        for options in ([], ["--ckpt_path=last"]):
+            code, line = fails(capsys, "fit", f"--config={task}", f"--run={run}", *options)
+            assert (code, f"process {first.pid} on" in line, "in use" in line) == (1, not options, not options)
+        (tmp_path / "go").touch()
+        assert first.wait(60) == 0
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "checkpoints", "model"} <= names
+    assert "fit.lock" not in names
 
 
 def test_a_run_folder_below_a_file(task, tmp_path, capsys):
