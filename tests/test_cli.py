@@ -1,5 +1,6 @@
 """The command line as a user meets it: runs, composition, resumption, and every kind of wrong input."""
 
+import json
 import os
 import shutil
 import signal
@@ -242,6 +243,18 @@ def test_a_model_without_positions_for_the_longest_input(command, key, task, tmp
     code, line = fails(capsys, command, f"--config={task}", *given)
     assert code == 1
     assert f"data.max_length: 16 is above 12, the longest input of model.{key}" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_without_a_padding_token(task, tmp_path, capsys, tiny_teacher):
+    model = shutil.copytree(tiny_teacher, tmp_path / "model")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": None}))
+    fit = ["fit", f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.pretrained={model}"]
+    answer = ["predict", f"--model={model}", "--file=rows.tsv", f"--output={tmp_path / 'out.csv'}"]
+    for command in (fit, answer):
+        code, line = fails(capsys, *command)
+        assert (code, "data.tokenizer" in line, "no padding token" in line) == (1, True, True)
     assert not (tmp_path / "run").exists()
 
 

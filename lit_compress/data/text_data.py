@@ -99,6 +99,11 @@ class TextData(LightningDataModule):
         self.limit, self.val_fraction, self.split_seed = limit, val_fraction, split_seed
         self.num_workers, self.cache_dir = num_workers, cache_dir
         self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
+        if self.tokenizer.pad_token_id is None:
+            raise UserError(
+                f"data.tokenizer: {tokenizer!r} has no padding token, which texts of several lengths in a batch need; "
+                'give one that has, or name it in its tokenizer_config.json: "pad_token"'
+            )
         self.special_tokens = self.tokenizer.num_special_tokens_to_add(pair=pair)
         if max_length < self.special_tokens:
             raise UserError(

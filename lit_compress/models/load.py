@@ -196,7 +196,7 @@ def check_compatible(
     task: str = "classification",
     key: str = "model.teacher",
 ) -> None:
-    """A teacher must have no head of another task, answer about as many labels and read the same token ids.
+    """A teacher must have no head of another task and answer about as many labels.
 
     A bare encoder can be a teacher of hidden states.
 
@@ -208,7 +208,7 @@ def check_compatible(
         key: config key named in the error.
 
     Raises:
-        UserError: another head, another number of labels or another vocabulary.
+        UserError: another head, or another number of labels.
 
     """
     head = _HEADS[task]
@@ -223,29 +223,32 @@ def check_compatible(
             f"{key}: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
             "give a teacher fine-tuned on the same labels"
         )
-    if teacher.vocab_size != student.vocab_size:
-        raise UserError(
-            f"{key}: {source!r} has a vocabulary of {teacher.vocab_size} and the student one of "
-            f"{student.vocab_size}; both read the same token ids, so give a teacher with the same tokenizer"
-        )
 
 
-def check_same_vocabulary(student: str, teacher: str, key: str) -> None:
-    """Every token of the student's tokenizer has the same id in the teacher's; silent when either has no tokenizer.
+def check_same_vocabulary(student: str, teacher: str, rows: tuple[int, int], key: str) -> None:
+    """Every token of the student's tokenizer has the same id in the teacher's, and a row in the teacher's table.
+
+    Tables are often filled up to a round number, so their sizes say something only where either has no tokenizer.
 
     Args:
         student: hub name, folder or ``package:`` of the student's tokenizer.
         teacher: likewise of the teacher.
+        rows: of the tables of word embeddings, the student's and the teacher's.
         key: config key named in the error.
 
     Raises:
-        UserError: a token has another id, or none.
+        UserError: a token has another id, or none, or no row; or without tokenizers, the tables differ in size.
 
     """
-    if student == teacher:
+    if student == teacher and rows[0] == rows[1]:
         return
     ours, theirs = (_vocabulary(resolve_source(source, key)) for source in (student, teacher))
     if ours is None or theirs is None:
+        if rows[0] != rows[1]:
+            raise UserError(
+                f"{key}: {teacher!r} has a vocabulary of {rows[1]} and the student one of {rows[0]}; both read the "
+                "same token ids, so give a teacher with the same tokenizer beside it"
+            )
         return
     for token, index in sorted(ours.items(), key=lambda entry: entry[1]):
         if theirs.get(token) != index:
@@ -253,6 +256,11 @@ def check_same_vocabulary(student: str, teacher: str, key: str) -> None:
                 f"{key}: {teacher!r} has another vocabulary: {token!r} is {index} for the student and "
                 f"{theirs.get(token, 'nothing')} for the teacher; give a teacher with the same tokenizer"
             )
+    if rows[1] < rows[0] and (largest := max(ours.values(), default=0)) >= rows[1]:
+        raise UserError(
+            f"{key}: {teacher!r} has {rows[1]} word embeddings and the tokenizer ids up to {largest}; "
+            "give a teacher with the same tokenizer"
+        )
 
 
 def _vocabulary(path: str) -> dict[str, int] | None:
@@ -261,7 +269,7 @@ def _vocabulary(path: str) -> dict[str, int] | None:
         if cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is None:
             return None
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False).get_vocab()
-    except Exception:  # a teacher need not come with a tokenizer; the sizes of the vocabularies were compared
+    except Exception:  # a teacher need not come with a tokenizer; then the sizes of the tables are compared
         return None
 
 

@@ -19,9 +19,17 @@ def longest_input(config: PretrainedConfig) -> int | None:
     The model's own modules say so, whatever its family: the table of positions has an end, and where the table has a
     padding index (RoBERTa's, MPNet's), positions begin after it. Models that rotate by position are taken at the word
     of their configuration.
+
+    Raises:
+        UserError: the configuration describes no model.
+
     """
-    with torch.device("meta"), quiet_transformers():
-        modules = dict(AutoModel.from_config(config).named_modules())
+    try:
+        with torch.device("meta"), quiet_transformers():
+            modules = dict(AutoModel.from_config(config).named_modules())
+    except Exception as error:  # whatever a foreign configuration makes Transformers raise is its fault
+        what = config.name_or_path or config.model_type
+        raise UserError(f"config.json of {what!r} describes no model: {first_line(error)}") from error
     said = getattr(config, "max_position_embeddings", None)
     tables = [
         module
@@ -49,9 +57,6 @@ def check_length(config: PretrainedConfig, length: int, whose: str, setting: str
         UserError: it has not.
 
     """
-    try:
-        longest = longest_input(config)
-    except Exception as error:  # whatever a foreign configuration makes Transformers raise is its fault
-        raise UserError(f"{whose} cannot be loaded: {first_line(error)}") from error
+    longest = longest_input(config)
     if longest is not None and length > longest:
         raise UserError(f"{setting}: {length} is above {longest}, the longest input of {whose}")

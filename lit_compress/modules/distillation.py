@@ -135,6 +135,9 @@ class LogitDistillation(Distillation):
                 # One output is a regression: a softmax over it is constant, its imitation is the squared error.
                 return (student - torch.stack(teachers).mean(0)).square().mean()
             return self._loss(student, teachers, None)
+        # Tables of words that were filled up to a round number differ in what lies beyond the tokenizer.
+        words = min(logits.shape[-1] for logits in (student, *teachers))
+        student, *teachers = (logits[..., :words] for logits in (student, *teachers))
         if self.tokens == "all":
             return self._loss(student, teachers, None)
         mask = batch["labels"] != -100 if self.tokens == "masked" else batch["attention_mask"]

@@ -73,7 +73,8 @@ class LitStudent(LitEncoder):
         held = {}
         for name, source in sources.items():
             check_compatible(self.student.config, configs[name], source, self.task_name, keys[name])
-            check_same_vocabulary(self.tokenizer, source, keys[name])
+            rows = self.student.config.vocab_size, configs[name].vocab_size
+            check_same_vocabulary(self.tokenizer, source, rows, keys[name])
             held[name] = FrozenTeacher(load_model(source, self.task_name, labels, keys[name], label_map))
         self.read_from |= {keys[name]: (source, configs[name]) for name, source in sources.items()}
         self.teachers = named_terms(held, "model.teachers")

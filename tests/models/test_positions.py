@@ -62,4 +62,4 @@ def test_a_roberta_of_the_usual_size():
 
 def test_a_configuration_that_describes_no_model():
     config = AutoConfig.for_model("bert", hidden_size=33, num_attention_heads=2)
-    assert error_of(check_length, config, 10, "model.pretrained 'm'").startswith("model.pretrained 'm' cannot be")
+    assert error_of(longest_input, config).startswith("config.json of 'bert' describes no model: ")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from contracts import errors
+from contracts import errors, tasks
 from contracts.training import data, fit, student
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.modules import Distillation, HiddenDistillation, LitStudent, LogitDistillation, Optimization
 
@@ -144,6 +144,44 @@ def test_a_teacher_with_another_vocabulary(tiny_model, tiny_teacher, tmp_path):
     assert message.startswith("model.teacher: ")
     assert "vocabulary of 100" in message
     assert "same tokenizer" in message
+
+
+def padded(source, folder, rows, auto=AutoModelForSequenceClassification):
+    """A copy with another number of word embeddings, and its tokenizer."""
+    model = auto.from_pretrained(source)
+    model.resize_token_embeddings(rows)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_table_of_words_that_was_filled_up_is_no_other_vocabulary(tiny_model, tiny_teacher, tmp_path, batch):
+    larger = padded(tiny_teacher, tmp_path / "larger", 128)
+    smaller = padded(tiny_teacher, tmp_path / "smaller", 20)
+    found = [
+        LitStudent(pretrained, teacher=teacher, labels=["0", "1"]).eval().losses(batch)["kd"]
+        for pretrained, teacher in ((str(tiny_teacher), larger), (larger, str(tiny_teacher)))
+    ]
+    assert max(loss.abs() for loss in found) < 1e-6
+    message = error_of(str(tiny_model), teacher=smaller, labels=["0", "1"])
+    assert "has 20 word embeddings" in message
+
+
+def test_words_beyond_the_tokenizer_are_not_imitated(tiny_model, tmp_path):
+    datamodule = tasks.data("masked_lm", tmp_path, tiny_model)
+    datamodule.setup("fit")
+    words = next(iter(datamodule.train_dataloader()))
+    AutoModelForMaskedLM.from_pretrained(tiny_model).save_pretrained(tmp_path / "teacher")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "teacher")
+    larger = padded(tmp_path / "teacher", tmp_path / "larger", 128, AutoModelForMaskedLM)
+    for tokens in ("all", "attended"):
+        losses = []
+        for teacher in (str(tmp_path / "teacher"), larger):
+            torch.manual_seed(1)
+            terms = {"kd": LogitDistillation(tokens=tokens)}
+            student = LitStudent(str(tiny_model), teacher=teacher, distillation=terms, task="masked_lm").eval()
+            losses.append(student.losses(words)["kd"])
+        torch.testing.assert_close(*losses)
 
 
 def test_distillation_without_a_teacher(tiny_model):

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_wrong_outputs_stop_everything(outputs, words):
     asks = [Player("1", []), Player("2", [], outputs=outputs)]
     with pytest.raises(UserError, match=words):
         agreement([case(), case(engine="openvino")], asks, tolerance=0.1)
+
+
+def test_scores_of_words_beyond_the_smaller_table_are_left_out():
+    cases = [case(), replace(case(engine="onnxruntime"), vocabulary=32)]
+    scores = [float(word) for word in range(32)]
+    agreement(cases, [Player("1", [], outputs=(scores[:30],)), Player("2", [], outputs=(scores,))], tolerance=0.01)
+    assert cases[1].results["difference"] == 0
 
 
 def test_the_gate_has_padding():
