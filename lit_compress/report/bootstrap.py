@@ -1,20 +1,35 @@
-"""How far a metric could be off, and a difference of two models on the same units: the paired bootstrap.
+"""How far a metric could be off, and a difference of two models on the same units: bootstrap and exact test, paired.
 
 Efron and Tibshirani 1993, chapter 13 (percentile interval). Units are drawn with replacement; each resample is scored
 for every model, so that what makes a unit hard for all of them cancels in the difference. scipy has the interval too,
 but for one statistic at a time; here one set of draws serves all metrics, classes, slices and models.
+
+Where few answers changed, resampling knows too little: with none that became worse it never draws one. There
+McNemar's exact test decides (a sign test of the changed units), and the share of right answers gets the interval that
+is its inversion.
 """
 
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from scipy.stats import binomtest
 
 from lit_compress.report.outcomes import Outcomes, Scores
 from lit_compress.report.slices import slices_of
 
-__all__ = ["CONFIDENCE", "RESAMPLES", "SEED", "compare_outcomes", "interval", "resamples"]
+__all__ = [
+    "CONFIDENCE",
+    "FEW_CHANGES",
+    "RESAMPLES",
+    "SEED",
+    "compare_outcomes",
+    "exact_interval",
+    "interval",
+    "resamples",
+]
 
 CONFIDENCE = 0.95
+FEW_CHANGES = 25  # below which McNemar's test is usually made exact
 RESAMPLES = 2000
 SEED = 0
 
@@ -53,6 +68,30 @@ def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float 
     return float(low), float(high)
 
 
+def exact_interval(worse: int, better: int, units: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Between which values the difference of two shares of right answers lies, by the answers that changed.
+
+    The share of the changed answers that became better, and the share of all that changed, each with its exact
+    interval (Clopper and Pearson 1934). It leaves out 0 exactly where McNemar's exact test rejects equal shares.
+
+    Example:
+        >>> [round(bound, 3) for bound in exact_interval(worse=0, better=0, units=60)]
+        [-0.06, 0.06]
+        >>> [round(bound, 3) for bound in exact_interval(worse=9, better=1, units=300)]
+        [-0.06, -0.002]
+
+    """
+    changed = worse + better
+    least, most = _share(changed, units, confidence)
+    low, high = (2 * bound - 1 for bound in (_share(better, changed, confidence) if changed else (0.0, 1.0)))
+    return low * (most if low < 0 else least), high * (most if high > 0 else least)
+
+
+def _share(count: int, units: int, confidence: float) -> tuple[float, float]:
+    bounds = binomtest(count, units).proportion_ci(confidence)
+    return float(bounds.low), float(bounds.high)
+
+
 def compare_outcomes(outcomes: Mapping[str, Outcomes], count: int = RESAMPLES, seed: int = SEED) -> dict:
     """Every metric of every model with its interval, and the differences to the model named ``dense``.
 
@@ -64,7 +103,8 @@ def compare_outcomes(outcomes: Mapping[str, Outcomes], count: int = RESAMPLES, s
     Returns:
         ``{"unit", "units", "confidence", "resamples", "seed", "metrics", "classes", "slices"}``. An entry of metrics
         is ``{"models": {model: {"value", "low", "high"}}, "differences": {model: likewise}}``; classes and slices have
-        ``{"units": how many, "metrics": likewise}`` by name.
+        ``{"units": how many, "metrics": likewise}`` by name. The differences of metrics say how many units became
+        ``worse`` and ``better``, with the ``p`` of McNemar's exact test, and whether those are ``few``.
 
     """
     first = next(iter(outcomes.values()))
@@ -82,6 +122,8 @@ def compare_outcomes(outcomes: Mapping[str, Outcomes], count: int = RESAMPLES, s
         if model != "dense" and dense in values:
             difference = resampled - np.concatenate([scores[dense] for scores in drawn])
             entry["differences"][model] = _estimate(values[key] - values[dense], difference)
+            if part == "metrics":
+                entry["differences"][model] |= _changes(metric, outcomes["dense"], outcomes[model])
     counts = {"classes": first.class_units, "slices": {name: int(mask.sum()) for name, mask in masks.items()}}
     return {
         "unit": first.unit,
@@ -112,6 +154,22 @@ def _scores(
             keep("classes", name, model, scores)
         for name, mask in masks.items():
             keep("slices", name, model, outcome.score(weights * mask))
+    return found
+
+
+def _changes(metric: str, dense: Outcomes, own: Outcomes) -> Estimate:
+    """How many units changed, what that says, and the exact interval of a share of right answers where they are few."""
+    is_share = dense.share is not None and dense.share[0] == metric
+    before, after = (outcome.right if is_share else outcome.goodness for outcome in (dense, own))
+    if before is None or after is None:
+        return {}
+    worse, better = int((after < before).sum()), int((after > before).sum())
+    p = float(binomtest(worse, worse + better).pvalue) if worse + better else 1.0
+    found: Estimate = {"worse": worse, "better": better, "p": p, "few": worse + better < FEW_CHANGES}
+    if is_share and found["few"]:
+        assert dense.share is not None
+        low, high = exact_interval(worse, better, len(before))
+        found |= {"low": low * dense.share[1], "high": high * dense.share[1]}
     return found
 
 

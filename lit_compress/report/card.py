@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.sections import Section, basis, sections, verdict_lines
+from lit_compress.report.sections import Section, basis, cautions, sections, verdict_lines
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 
@@ -136,7 +136,8 @@ def print_table(results: dict[str, Any], folder: Path) -> None:
         shown.add_row(*row)
     console = Console()
     console.print(shown)
-    for line in [*verdict_lines(results), basis(results)] if "comparison" in results else ():
+    said = [*verdict_lines(results), basis(results), *cautions(results)] if "comparison" in results else []
+    for line in said:
         console.print(line, markup=False)
     console.print("\n".join(notes(results)), style="dim", markup=False)
     console.print(f"Saved as {folder / 'report.html'}, report.md and report.json", markup=False)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.sections import own_name, title_of
-from lit_compress.report.words import bytes_text, points_of, ratio
+from lit_compress.report.words import bytes_text, direction, points_of, ratio
 
 __all__ = ["FIGURES", "figures"]
 
@@ -67,7 +67,7 @@ def _differences(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure | No
     with chart(height=0.8 + 0.32 * len(rows)) as (figure, (axes,)):
         for y, (_, entry) in enumerate(rows):
             low, value, high = (entry["points"] * entry[key] for key in ("low", "value", "high"))
-            color = GOOD if low >= 0 else BAD if high < 0 else MUTED
+            color = (MUTED, GOOD, BAD)[direction(entry)]
             axes.plot([low, high], [y, y], color=color, linewidth=4, alpha=0.35, solid_capstyle="round")
             axes.plot([value], [y], "o", color=color, markersize=5.5)
         axes.axvline(0, color=INK, linewidth=1)

@@ -40,6 +40,10 @@ class Outcomes:
         class_units: how many units (or entities) each class has.
         confidence: of the predicted class, ``(units,)``; None where there are no probabilities.
         right: bool ``(units,)``, whether the answer is right; None where answers are not right or wrong.
+        share: the metric that is the share of right answers, and its value when all are; None where there is none.
+        goodness: how good each answer is, ``(units,)``, more is better; what says whether it became better or worse.
+        constant: what every unit is answered with, when that is the same thing although it should not be.
+        majority: the most frequent class and its share, the accuracy of a model that knows nothing.
         slices: name to bool ``(units,)``, beside the slices by length.
 
     """
@@ -52,6 +56,10 @@ class Outcomes:
     class_units: Mapping[str, int] = field(default_factory=dict)
     confidence: np.ndarray | None = None
     right: np.ndarray | None = None
+    share: tuple[str, float] | None = None
+    goodness: np.ndarray | None = None
+    constant: str | None = None
+    majority: tuple[str, float] | None = None
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -117,6 +125,10 @@ def _classes(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
         class_units={label: int((truth == index).sum()) for index, label in enumerate(labels)},
         confidence=columns["confidence"],
         right=right,
+        share=("accuracy", 1.0),
+        goodness=right.astype(float),
+        constant=labels[guess[0]] if len(set(guess)) == 1 < len(set(truth)) else None,
+        majority=(labels[most := int(np.bincount(truth).argmax())], float((truth == most).mean())),
     )
 
 
@@ -131,7 +143,15 @@ def _values(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
         ranks = _ranks(guess, weights), _ranks(truth, weights)
         return {"pearson": _correlation(guess, truth, weights), "spearman": _correlation(*ranks, weights)}
 
-    return Outcomes(unit="rows", lengths=columns["lengths"], score=score)
+    # Values within a hundredth of what they should differ by are one value.
+    same = len(guess) > 1 and np.ptp(guess) < 0.01 * truth.std()
+    return Outcomes(
+        unit="rows",
+        lengths=columns["lengths"],
+        score=score,
+        goodness=-np.abs(guess - truth),
+        constant=f"about {guess.mean():.4g}" if same else None,
+    )
 
 
 def _record_tags(recorder: Recorder, output: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,10 +179,14 @@ def _tags(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
         return scores | {"accuracy": _divide(total[:, -2], np.maximum(total[:, -1], 1))}
 
     true = np.split(sums[:, :-2].sum(0), 3)[2]
+    hits, found, wanted = (part.sum(1) for part in np.split(sums[:, :-2], 3, axis=1))
+    guesses, truths = (set(columns["words"][:, column].tolist()) for column in (2, 3))
     return Outcomes(
         unit="sentences",
         lengths=lengths,
         score=score,
+        goodness=2 * hits - found - wanted,  # minus the entities that are missing, and those that are not there
+        constant=recorder.labels[guesses.pop()] if len(guesses) == 1 < len(truths) else None,
         score_classes=_classes_from(sums[:, :-2], kinds),
         class_units={kind: int(count) for kind, count in zip(kinds, true, strict=True)},
     )
@@ -207,6 +231,7 @@ def _answers(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
         means = _divide(weights @ sums, weights.sum(1)[:, None])
         return {"f1": means[:, 1], "exact_match": means[:, 0]}
 
+    said = set(AnswerScore().answers(columns["windows"]).values())
     both = {"with an answer": answered, "without an answer": ~answered} if 0 < answered.mean() < 1 else {}
     return Outcomes(
         unit="questions",
@@ -214,6 +239,9 @@ def _answers(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
         length_unit="characters of context",
         score=score,
         right=sums[:, 0] > 0,
+        share=("exact_match", 100.0),
+        goodness=sums[:, 1],
+        constant=(said.pop() or "no answer") if len(said) == 1 < len(scores) else None,
         slices=both,
     )
 
@@ -242,7 +270,7 @@ def _words(recorder: Recorder, columns: dict[str, Any]) -> Outcomes:
             scores["next_sentence"] = _divide(follows, weights.sum(1))
         return scores
 
-    return Outcomes(unit="sequences", lengths=columns["lengths"], score=score)
+    return Outcomes(unit="sequences", lengths=columns["lengths"], score=score, goodness=-sums[:, 0])
 
 
 def _classes_from(sums: np.ndarray, names: list[str]) -> Callable[[np.ndarray], dict[str, Scores]]:

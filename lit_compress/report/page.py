@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lit_compress.report.sections import Section, basis, highlights, sections, verdict_lines
+from lit_compress.report.sections import Section, basis, cautions, highlights, sections, verdict_lines
 
 __all__ = ["page", "render"]
 
@@ -63,6 +63,9 @@ def render(
 
 
 def _lead(results: Mapping[str, Any]) -> str:
-    """The verdict on the first metric, which is what most readers came for."""
+    """The verdict on the first metric, which is what most readers came for, and what to doubt about it."""
+    if "comparison" not in results:
+        return ""
     lines = verdict_lines(results)
-    return f"{lines[0][0].upper()}{lines[0][1:]} ({basis(results)})." if lines else ""
+    said = f"{lines[0][0].upper()}{lines[0][1:]} ({basis(results)})." if lines else ""
+    return " ".join([said, *cautions(results)]).strip()

@@ -34,7 +34,7 @@ from lit_compress.report.size import model_size
 __all__ = ["SCHEMA", "dense_of", "has_dense", "measure_run", "report"]
 
 # Of report.json; grows when a figure is added, so that `compare` measures runs with an older report again.
-SCHEMA = 2
+SCHEMA = 3
 
 
 def report(
@@ -169,7 +169,13 @@ def measure_run(
             if outcome.confidence is not None and outcome.right is not None
         },
         "changes": _changes(outcomes, own),
+        "constant": {name: outcome.constant for name, outcome in outcomes.items() if outcome.constant is not None},
+        "majority": _majority(outcomes[own]),
     } | describe_layers(models[own], manifest, models.get("dense"))
+
+
+def _majority(outcome: Outcomes) -> dict[str, Any] | None:
+    return None if outcome.majority is None else dict(zip(("answer", "share"), outcome.majority, strict=True))
 
 
 def _changes(outcomes: Mapping[str, Outcomes], own: str) -> dict[str, int] | None:

@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from lit_compress.report.bootstrap import FEW_CHANGES
 from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
 
-__all__ = ["Section", "Table", "basis", "highlights", "own_name", "sections", "title_of", "verdict_lines"]
+__all__ = ["Section", "Table", "basis", "cautions", "highlights", "own_name", "sections", "title_of", "verdict_lines"]
+
+_ENOUGH_UNITS = 300  # of which an accuracy of 0.9 is known to 3.4 points up or down
+_WHO = {
+    "dense": "The dense model",
+    "compressed": "The compressed model",
+    "compressed_quantized_inputs": "The compressed model with quantized inputs",
+    "model": "The model",
+}
 
 Results = Mapping[str, Any]
 
@@ -68,6 +77,26 @@ def verdict_lines(results: Results) -> list[str]:
     return lines
 
 
+def cautions(results: Results) -> list[str]:
+    """What makes the figures worth less than they look: few units, and models that answer without looking."""
+    comparison, own = results["comparison"], own_name(results)
+    unit, constant, lines = comparison["unit"], results.get("constant", {}), []
+    for name, answer in constant.items():
+        lines.append(f"{_WHO[name]} answers all {unit} alike, with {answer!r}: it has learned nothing.")
+    known, accuracy = results.get("majority"), results["models"][own]["accuracy"].get("accuracy")
+    if known and accuracy is not None and own not in constant and accuracy <= known["share"]:
+        lines.append(
+            f"{_WHO[own]} is right no more often than the answer {known['answer']!r} to everything would be: "
+            f"{100 * known['share']:.1f} % of the {unit}."
+        )
+    if comparison["units"] < _ENOUGH_UNITS:
+        lines.append(
+            f"Only {comparison['units']:,} {unit}: fewer than {_ENOUGH_UNITS} cannot tell a few points from chance; "
+            "measure on more before you rely on this."
+        )
+    return lines
+
+
 def basis(results: Results) -> str:
     """What the intervals are made from, in words."""
     comparison = results["comparison"]
@@ -111,11 +140,9 @@ def cost(results: Results) -> Section:
         *(title_of(name) for name in models),
         *("difference" if name == own_name(results) else f"difference, {title_of(name)}" for name in compared),
     )
-    lines = [*verdict_lines(results)]
-    if lines:
-        lines.append(
-            f'{basis(results)[0].upper()}{basis(results)[1:]}; "no loss" only where the interval leaves one out.'
-        )
+    lines = [*cautions(results), *verdict_lines(results)]
+    if compared:
+        lines.append(f"{basis(results)[0].upper()}{basis(results)[1:]}; undecided wherever it touches 0.")
     if changes := results.get("changes"):
         lines.append(
             f"{changes['lost']} {comparison['unit']} that dense answers right became wrong, {changes['gained']} became "
@@ -285,8 +312,9 @@ def again(results: Results) -> Section:
         title="How to repeat it",
         lines=(
             f"Intervals: paired bootstrap, {comparison['resamples']:,} resamples of {comparison['units']:,} "
-            f"{comparison['unit']}, seed {comparison['seed']}, percentiles. They are about other data of this kind, "
-            "not about other seeds of the training.",
+            f"{comparison['unit']}, seed {comparison['seed']}, percentiles. Where fewer than {FEW_CHANGES} answers "
+            "changed, McNemar's exact test decides, and shares of right answers have the exact interval that belongs "
+            "to it. They are about other data of this kind, not about other seeds of the training.",
         ),
         tables=(Table(header=("", ""), rows=[(key, str(value)) for key, value in facts if value is not None]),),
         code=(("Train again", fit), ("This report", results["command"]), ("Configuration", results["config_text"])),

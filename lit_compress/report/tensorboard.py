@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from lit_compress.report.card import cell
-from lit_compress.report.sections import own_name, verdict_lines
+from lit_compress.report.sections import cautions, own_name, verdict_lines
 from lit_compress.report.size import sparsity_of
 
 __all__ = ["experiment", "final_metrics", "write_events"]
@@ -76,4 +76,5 @@ def write_events(folder: Path, results: Mapping[str, Any], pictures: Mapping[str
         for tag, value in final_metrics(results).items():
             writer.add_scalar(tag, value)
         if "comparison" in results:
-            writer.add_text("report/verdict", "\n".join(f"- {cell(line)}" for line in verdict_lines(results)))
+            said = [*cautions(results), *verdict_lines(results)]
+            writer.add_text("report/verdict", "\n".join(f"- {cell(line)}" for line in said))

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["amount", "bytes_text", "higher_is_better", "number", "points_of", "ratio", "settings_text", "verdict"]
+__all__ = [
+    "amount",
+    "bytes_text",
+    "direction",
+    "higher_is_better",
+    "number",
+    "points_of",
+    "ratio",
+    "settings_text",
+    "verdict",
+]
 
 
 def points_of(task: str, metric: str) -> float | None:
@@ -24,29 +34,60 @@ def higher_is_better(metric: str) -> bool:
     return metric != "perplexity"
 
 
-def verdict(difference: Mapping[str, float | None], task: str, metric: str) -> str:
-    """What the interval of a difference to the dense model says; "no loss" only when it excludes a loss.
+def direction(difference: Mapping[str, Any], confidence: float = 0.95) -> int:
+    """1 where a metric is surely above the dense model's, -1 where it is surely below, 0 where that is not decided.
+
+    Decided is what the interval leaves 0 out of and, where few answers changed, an exact test agrees with.
+
+    Example:
+        >>> direction({"low": 0.0, "high": 0.1}), direction({"low": -0.2, "high": -0.1})
+        (0, -1)
+        >>> direction({"low": 0.01, "high": 0.1, "few": True, "p": 0.125})
+        0
+
+    """
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None or (difference.get("few") and difference["p"] >= 1 - confidence):
+        return 0
+    return int(low > 0) - int(high < 0)
+
+
+def verdict(difference: Mapping[str, Any], task: str, metric: str) -> str:
+    """What the interval of a difference to the dense model says; a side only when it leaves 0 out.
 
     Example:
         >>> verdict({"value": -0.02, "low": -0.031, "high": -0.008}, "classification", "accuracy")
         'loses between 0.8 and 3.1 points'
         >>> verdict({"value": -0.02, "low": -0.031, "high": 0.004}, "classification", "accuracy")
         'undecided, between a loss of 3.1 points and a gain of 0.4'
+        >>> changes = {"few": True, "worse": 0, "better": 4, "p": 0.125}
+        >>> verdict({"value": 0.07, "low": -0.031, "high": 0.12} | changes, "classification", "accuracy")
+        'undecided, between a loss of 3.1 points and a gain of 12.0: only 4 answers changed, 0 for the worse'
 
     """
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "not defined on this data"
-    points = points_of(task, metric)
-    worst, best = (-low, -high) if higher_is_better(metric) else (high, low)  # as losses
-    worst, best = ((points or 1) * loss for loss in (worst, best))
+    points, sign = points_of(task, metric), 1 if higher_is_better(metric) else -1
     unit = "" if points is None else " points"
-    if worst <= 0:
-        return "no loss" if best == 0 else f"no loss: gains between {amount(-worst)} and {amount(-best)}{unit}"
-    if best > 0:
-        return f"loses between {amount(best)} and {amount(worst)}{unit}"
-    gain = "no change" if best == 0 else f"a gain of {amount(-best)}"
-    return f"undecided, between a loss of {amount(worst)}{unit} and {gain}"
+    worst, best = sorted((sign * low, sign * high))
+    loss, gain = ((points or 1) * change for change in (0 - worst, best))
+    side = sign * direction(difference)
+    if side > 0:
+        return f"gains between {amount(-loss)} and {amount(gain)}{unit}"
+    if side < 0:
+        return f"loses between {amount(-gain)} and {amount(loss)}{unit}"
+    why = _few_changes(difference) if difference.get("few") else ""
+    if loss < 0 or gain < 0:  # the interval alone would decide
+        return f"undecided: {why}"
+    return f"undecided, between a loss of {amount(loss)}{unit} and a gain of {amount(gain)}{why and f': {why}'}"
+
+
+def _few_changes(difference: Mapping[str, Any]) -> str:
+    changed = difference["worse"] + difference["better"]
+    if not changed:
+        return "no answer changed"
+    return f"only {changed} answer{'s' * (changed > 1)} changed, {difference['worse']} for the worse"
 
 
 def amount(value: float) -> str:

@@ -41,7 +41,7 @@ def results(**changes: Any) -> dict[str, Any]:
     labels = ["good", HOSTILE, IMAGE, MATH]
     layer = {"heads": 1, "dense_heads": 2, "neurons": 10, "dense_neurons": 64, "sparsity": 0.75}
     made = {
-        "schema": 2,
+        "schema": 3,
         "run": f"runs/{IMAGE}",
         "config": "runs/x/config.yaml",
         "command": f"lit_compress report --run '{HOSTILE}'",
@@ -92,6 +92,8 @@ def results(**changes: Any) -> dict[str, Any]:
             for name in ("dense", "compressed")
         },
         "changes": {"both_right": 350, "lost": 14, "gained": 6, "both_wrong": 30},
+        "constant": {},
+        "majority": {"answer": "good", "share": 0.3},
         "layers": [{"layer": number, "weights": "int8 per channel", "inputs": "uint8"} | layer for number in (0, 1)],
         "dense_layers": 3,
         "matrices": matrices,

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lit_compress.report.bootstrap import compare_outcomes, interval, resamples
+from lit_compress.report.bootstrap import compare_outcomes, exact_interval, interval, resamples
 from lit_compress.report.outcomes import Outcomes
 from lit_compress.report.words import verdict
 
 
-def answers(right, **options):
+def answers(correct, **options):
     """A model that is right on these units."""
-    right = np.asarray(right, dtype=float)
+    right = np.asarray(correct, dtype=float)
     return Outcomes(
         unit="rows",
         lengths=np.full(len(right), 5),
@@ -81,10 +81,77 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert 0.87 <= held / 120 <= 1.0
 
 
-def test_the_same_answers_are_no_loss():
-    found = difference([1, 0, 1, 1], [1, 0, 1, 1])
-    assert (found["low"], found["high"]) == (0, 0)
-    assert verdict(found, "classification", "accuracy") == "no loss"
+def paired(right, **options):
+    """A model that is right on these units, as classifications are."""
+    right = np.asarray(right, dtype=bool)
+    return answers(right, right=right, share=("accuracy", 1.0), goodness=right.astype(float), **options)
+
+
+def changed(lost, gained, units):
+    """The difference of a model that loses and gains so many answers."""
+    dense, own = np.arange(units) % 2 == 0, np.arange(units) % 2 == 0
+    own[: 2 * lost : 2], own[1 : 2 * gained : 2] = False, True
+    found = compare_outcomes({"dense": paired(dense), "compressed": paired(own)}, count=400)
+    return found["metrics"]["accuracy"]["differences"]["compressed"]
+
+
+def test_a_model_that_lost_no_answer_may_lose_some_elsewhere():
+    """Resampling answers of which none became worse shows none that did."""
+    found = changed(lost=0, gained=4, units=60)
+    assert (found["worse"], found["better"], found["few"]) == (0, 4, True)
+    assert found["p"] == stats.binomtest(0, 4).pvalue == 0.125
+    assert found["low"] < 0 < found["high"]
+    said = verdict(found, "classification", "accuracy")
+    assert said.startswith("undecided, between a loss of ")
+    assert said.endswith(": only 4 answers changed, 0 for the worse")
+
+
+def test_no_changed_answer_leaves_room_for_some():
+    found = changed(lost=0, gained=0, units=60)
+    # 0 of 60 answers changed: the rate that would show nothing in one of 40 cases is 1 - 0.025 ** (1 / 60).
+    assert found["high"] == -found["low"] == pytest.approx(1 - 0.025 ** (1 / 60))
+    assert verdict(found, "classification", "accuracy") == (
+        "undecided, between a loss of 6.0 points and a gain of 6.0: no answer changed"
+    )
+
+
+def test_few_changes_of_one_kind_decide():
+    assert verdict(changed(lost=9, gained=1, units=300), "classification", "accuracy").startswith("loses between ")
+    assert verdict(changed(lost=1, gained=9, units=300), "classification", "accuracy").startswith("gains between ")
+
+
+def test_many_changes_are_resampled():
+    found = changed(lost=40, gained=5, units=600)
+    assert not found["few"]
+    assert verdict(found, "classification", "accuracy").startswith("loses between ")
+
+
+def test_the_exact_interval_decides_as_mcnemars_test_does():
+    for lost in range(25):
+        for gained in range(25 - lost):
+            low, high = exact_interval(lost, gained, 300)
+            rejected = lost + gained > 0 and stats.binomtest(lost, lost + gained).pvalue < 0.05
+            assert rejected == (low > 0 or high < 0), (lost, gained)
+            assert low <= (gained - lost) / 300 <= high
+
+
+@pytest.mark.parametrize("rates", [(0.0, 0.01), (0.02, 0.02), (0.01, 0.05), (0.06, 0.0)])
+def test_the_exact_interval_holds_the_truth(rates):
+    draw, units = np.random.default_rng(4), 150
+    counts = draw.multinomial(units, [*rates, 1 - sum(rates)], size=200)
+    counts = counts[counts[:, :2].sum(1) < 25]
+    bounds = [exact_interval(int(lost), int(gained), units) for lost, gained, _ in counts]
+    assert np.mean([low <= rates[1] - rates[0] <= high for low, high in bounds]) >= 0.95
+
+
+def test_a_metric_without_an_exact_interval_is_undecided_where_few_answers_changed():
+    """An F1, say: resampling is sure, and 4 changes of one kind are what a coin gives in 1 of 8 cases."""
+    dense, own = np.zeros(60), np.zeros(60)
+    own[:4] = 1
+    both = {name: answers(values, goodness=values) for name, values in (("dense", dense), ("compressed", own))}
+    found = compare_outcomes(both)["metrics"]["accuracy"]["differences"]["compressed"]
+    assert found["low"] > 0
+    assert verdict(found, "classification", "accuracy") == "undecided: only 4 answers changed, 0 for the worse"
 
 
 def test_the_same_seed_gives_the_same_interval():
@@ -139,8 +206,10 @@ def test_parts_and_models():
     [
         (-0.02, -0.01, "loses between 1.0 and 2.0 points"),
         (-0.02, 0.01, "undecided, between a loss of 2.0 points and a gain of 1.0"),
-        (-0.02, 0.0, "undecided, between a loss of 2.0 points and no change"),
-        (0.0, 0.01, "no loss: gains between 0.0 and 1.0 points"),
+        (-0.02, 0.0, "undecided, between a loss of 2.0 points and a gain of 0.0"),
+        (0.0, 0.01, "undecided, between a loss of 0.0 points and a gain of 1.0"),
+        (0.0, 0.0, "undecided, between a loss of 0.0 points and a gain of 0.0"),
+        (0.001, 0.01, "gains between 0.1 and 1.0 points"),
         (None, None, "not defined on this data"),
     ],
 )
@@ -152,7 +221,7 @@ def test_less_perplexity_is_better():
     worse = {"value": 1.0, "low": 0.5, "high": 1.5}
     assert verdict(worse, "masked_lm", "perplexity") == "loses between 0.5 and 1.5"
     better = {"value": -1.0, "low": -1.5, "high": -0.5}
-    assert verdict(better, "masked_lm", "perplexity") == "no loss: gains between 0.5 and 1.5"
+    assert verdict(better, "masked_lm", "perplexity") == "gains between 0.5 and 1.5"
 
 
 def test_squad_is_in_percent_already():

@@ -152,6 +152,37 @@ def test_classes_by_hand():
     assert found.lengths.tolist() == [4] * 5
 
 
+CONSTANT = {
+    "classification": "b",
+    "regression": "about 2",
+    "token_classification": "O",
+    "question_answering": "no answer",
+}
+
+
+@pytest.mark.parametrize("kind", CONSTANT)
+def test_a_model_that_always_answers_the_same(kind):
+    output, batch = example(kind)
+    assert outcomes(kind, output, batch).constant is None
+    if kind == "question_answering":
+        for logits in output.values():
+            logits[:, 0] = 99.0
+        batch["char_start"] = torch.where(torch.arange(7) == 0, -1, batch["char_start"])
+    elif kind == "regression":
+        output = {"logits": torch.full_like(output["logits"], 2.0)}
+    else:
+        output = {"logits": torch.zeros_like(output["logits"])}
+        output["logits"][..., 1 if kind == "classification" else 0] = 1.0
+    assert outcomes(kind, output, batch).constant == CONSTANT[kind]
+
+
+def test_one_class_of_data_with_one_class_is_no_sign_of_anything():
+    batch = {"labels": torch.zeros(3, dtype=torch.long), "input_ids": torch.ones(3, 4)}
+    found = outcomes("binary", {"logits": torch.eye(2)[[0, 0, 0]]}, batch)
+    assert found.constant is None
+    assert found.majority == ("no", 1.0)
+
+
 def test_windows_of_a_sentence_are_one_unit():
     output, batch = example("token_classification", rows=4)
     for row, sentence in enumerate((0, 0, 1, 1)):

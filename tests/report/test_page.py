@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from report.results import HOSTILE, IMAGE, MATH, results
 
-from lit_compress.report.card import markdown
+from lit_compress.report.card import cell, markdown
 from lit_compress.report.drawing import pixels, svg
 from lit_compress.report.figures import FIGURES, figures
+from lit_compress.report.model_card import with_results
 from lit_compress.report.page import page
 from lit_compress.report.sections import sections
 
@@ -167,7 +168,7 @@ def test_what_has_no_meaning_is_left_out(make, missing):
     given = make()
     figures_of = drawn(given)
     assert set(figures_of) == set(FIGURES) - missing
-    text = parsed(page(given, figures_of)).text
+    text = parsed(page(given, drawn(given))).text
     assert "None" not in text
     assert "nan" not in text
     markdown(given, list(figures_of))
@@ -177,6 +178,36 @@ def test_layers_that_say_the_same_are_one_row(whole):
     assert "0 to 1" in whole.text
     assert "1 of 2" in whole.text
     assert "2 of 3 layers are left" in whole.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"constant": {"compressed": HOSTILE}}, f"The compressed model answers all rows alike, with {HOSTILE!r}"),
+        (
+            {"constant": {"dense": "good"}},
+            "The dense model answers all rows alike, with 'good': it has learned nothing.",
+        ),
+        (
+            {"majority": {"answer": "good", "share": 0.95}},
+            "The compressed model is right no more often than the answer 'good'",
+        ),
+    ],
+)
+def test_models_that_do_not_look_are_named_first(changes, said):
+    given = results(**changes)
+    assert said in parsed(page(given, drawn(given))).text
+    assert cell(said) in markdown(given)
+    assert cell(said) in with_results("", given)
+
+
+def test_few_rows_are_said():
+    given = results()
+    given["comparison"]["units"] = 60
+    said = "Only 60 rows: fewer than 300 cannot tell a few points from chance"
+    for text in (parsed(page(given, drawn(given))).text, markdown(given), with_results("", given)):
+        assert said in text
+        assert "no loss" not in text
 
 
 def test_the_verdict_stands_first(whole):
