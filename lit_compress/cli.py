@@ -28,7 +28,7 @@ from lit_compress.export.run import export
 from lit_compress.export.run_folder import TOKENIZER, absolute_paths
 from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
-from lit_compress.files import atomic_folder
+from lit_compress.files import atomic_folder, begins, check_file, check_folder
 from lit_compress.fit.claim import claim, discard
 from lit_compress.migrate import migrate
 from lit_compress.models.load import load_config, transformers_progress
@@ -43,6 +43,7 @@ from lit_compress.report.run import report
 from lit_compress.report.tensorboard import experiment
 from lit_compress.serve import predict
 from lit_compress.serve.callback import WritePredictions
+from lit_compress.serve.prediction_file import check_predictions
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import one_line, option_names, user_error
@@ -104,7 +105,7 @@ class RunRecord(SaveConfigCallback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = Path(trainer.default_root_dir) / TOKENIZER
         if isinstance(data, TextData) and not tokenizer.exists():
-            with atomic_folder(tokenizer) as staging:
+            with atomic_folder(tokenizer, kind="tokenizer") as staging:
                 data.tokenizer.save_pretrained(staging)
                 check_tokenizer(staging, data)
         if isinstance(trainer.logger, TensorBoardLogger):
@@ -203,11 +204,17 @@ class LitCompressCLI(LightningCLI):
         if not config.get("run"):
             raise UserError("run: missing; give the folder of this run, for example --run runs/my_run")
         self.run_folder = Path(config.run)
+        if config.get("output"):
+            check_predictions(config.output, inputs=[config.data.init_args.get("predict_file") or ""])
         resuming = bool(config.get("ckpt_path"))
         if config.get("ckpt_path") == "last":
             _keep_names(config, load_checkpoint(find_checkpoint(self.run_folder)))
         self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
         if self.subcommand == "fit" and rank_zero_only.rank == 0:
+            if resuming:
+                # What it replaces, now rather than after the training.
+                check_file(self.run_folder / "config.yaml", begins("# lightning.pytorch"), key="--run")
+                check_folder(self.run_folder / "model", overwrite=True, key="--run")
             self._held.enter_context(claim(self.run_folder, self.new_run))
         _check_lengths(config)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.

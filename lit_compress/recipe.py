@@ -3,7 +3,6 @@
 import hashlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,17 @@ import yaml
 from rich.console import Console
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file
-from lit_compress.report.compare import compare
+from lit_compress.files import atomic_file, begins, check_file
+from lit_compress.fit.claim import LOCK, check_new
+from lit_compress.report.compare import check_comparison, compare
 
 __all__ = ["Stage", "load_recipe", "recipe"]
 
 _STAGE = "stage:"
 # Settings of a stage that are the recipe's own; everything else goes to `fit`.
 _OWN = ("config", "dense")
+# How the file of a stage begins.
+_MARK = "# from "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,17 @@ class Stage:
         resume = ["--ckpt_path", "last"] if self.state == "interrupted" else []
         return ["fit", *(word for file in files for word in ("--config", file)), *self.overrides, *resume]
 
+    def check(self) -> None:
+        """Refuse a place that is taken by what no fit of this stage left; for before any work.
+
+        Raises:
+            UserError: what is in the folder or in the file is no part of a fit that can begin again.
+
+        """
+        check_file(self.file, begins(_MARK), key="--run")
+        if self.state == "new":
+            check_new(self.folder, begun=(self.folder / LOCK).is_file())
+
     def write(self) -> None:
         """Keep the settings; of a stage that was begun before they must be the same.
 
@@ -77,7 +90,7 @@ class Stage:
             UserError: the stage was begun with other settings.
 
         """
-        mark = f"# from {self.fingerprint}"
+        mark = f"{_MARK}{self.fingerprint}"
         if self.file.is_file():
             known = mark in self.file.read_text().splitlines()
             if not known and self.state != "new":
@@ -116,6 +129,10 @@ def recipe(
         raise UserError(f"--only: {only!r} is no stage of {config!r}; it has {', '.join(stages)}")
     console = Console(highlight=False)
     todo = [stages[only]] if only else list(stages.values())
+    if not dry_run:
+        for stage in todo:
+            stage.check()
+        check_comparison(todo[0].folder.parent)
     for number, stage in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)}: {stage.name} ({stage.state})", align="left")
         console.print(shlex.join(["lit_compress", *stage.command()]), markup=False, soft_wrap=True)
@@ -226,9 +243,6 @@ def _short(path: Path) -> str:
 def _run(stage: Stage) -> None:
     """Run a stage in a process of its own: its memory, its seeds and its ranks end with it."""
     command = [sys.executable, "-m", "lit_compress", *stage.command()]
-    if stage.state == "new":
-        # What is there was left by a stage that was killed before its first checkpoint.
-        shutil.rmtree(stage.folder, ignore_errors=True)
     status = subprocess.run(command, check=False).returncode
     if status:
         raise UserError(

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -12,13 +13,16 @@ from lit_compress.files import atomic_file, atomic_folder, resolve_source
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    """Of all files, without the lists that say what was written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lit_compress.json"]
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
 def old_folder(tmp_path):
     old = tmp_path / "out"
-    (old / "sub").mkdir(parents=True)
-    (old / "sub" / "a.txt").write_text("old")
+    with atomic_folder(old) as staging:
+        (staging / "sub").mkdir()
+        (staging / "sub" / "a.txt").write_text("old")
     return old
 
 
@@ -76,6 +80,74 @@ def test_folder_keeps_the_old_one_when_the_new_one_cannot_take_its_place(tmp_pat
     with pytest.raises(OSError, match="no"), atomic_folder(old, overwrite=True) as staging:
         (staging / "a.txt").write_text("new")
     assert contents(tmp_path) == {"out/sub/a.txt": "old"}
+
+
+def test_folder_keeps_the_old_one_in_sight_when_it_cannot_be_put_back_either(tmp_path, monkeypatch):
+    old, rename = old_folder(tmp_path), Path.rename
+
+    def rename_away_only(self, target):
+        if Path(target) == old:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(lit_compress.files, "_exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", rename_away_only)
+    with pytest.raises(OSError, match="no"), atomic_folder(old, overwrite=True) as staging:
+        (staging / "a.txt").write_text("new")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith("out.old-")
+    assert contents(left) == {"sub/a.txt": "old"}
+
+
+def test_an_old_folder_that_cannot_be_removed_is_said(tmp_path, monkeypatch):
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise PermissionError(1, "Operation not permitted")
+
+    old = old_folder(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    said = "is written, and what it replaces is left in"
+    with pytest.raises(UserError, match=said) as caught, atomic_folder(old, overwrite=True) as staging:
+        (staging / "a.txt").write_text("new")
+    assert contents(old) == {"a.txt": "new"}
+    assert contents(Path(str(caught.value).split("'")[3])) == {"sub/a.txt": "old"}
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_what_is_put_into_the_old_folder_meanwhile_stays(tmp_path, monkeypatch, swaps):
+    if not swaps:
+        monkeypatch.setattr(lit_compress.files, "_exchange", lambda *_: False)
+    old = old_folder(tmp_path)
+    with pytest.raises(UserError, match=r"'mine\.txt'"), atomic_folder(old, overwrite=True):
+        (old / "mine.txt").write_text("mine")
+    assert contents(tmp_path) == {"out/sub/a.txt": "old", "out/mine.txt": "mine"}
+
+
+@pytest.mark.parametrize("make", [atomic_folder, atomic_file])
+@pytest.mark.parametrize("there", ["link", "pipe", "other"])
+def test_nothing_but_a_plain_folder_or_file_is_replaced(tmp_path, make, there):
+    target = tmp_path / "out"
+    if there == "link":
+        (tmp_path / "precious").write_text("mine") if make is atomic_file else (tmp_path / "precious").mkdir()
+        target.symlink_to("precious")
+    elif there == "pipe":
+        os.mkfifo(target)
+    else:
+        target.mkdir() if make is atomic_file else target.write_text("mine")
+    before = {path: path.lstat().st_mode for path in tmp_path.iterdir()}
+    options = {"overwrite": True} if make is atomic_folder else {}
+    said = r"out' is a (symbolic link|device, pipe or socket|folder|file)"
+    with pytest.raises(UserError, match=said) as caught, make(target, **options):
+        pytest.fail("the block must not run")
+    assert one_line(caught)
+    assert {path: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+
+
+def test_an_empty_folder_is_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out", overwrite=True) as staging:
+        (staging / "a.txt").write_text("new")
+    assert contents(tmp_path) == {"out/a.txt": "new"}
 
 
 def test_folder_that_exists_is_refused_before_any_work(tmp_path):

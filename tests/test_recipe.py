@@ -84,7 +84,7 @@ def test_each_stage_is_a_run_and_the_student_starts_from_the_teacher(finished):
     for stage in ("teacher", "student"):
         assert (finished / "out" / stage / "model" / "model.safetensors").is_file()
     config = yaml.safe_load((finished / "out/student/config.yaml").read_text())
-    assert config["model"]["init_args"]["teacher"] == "out/teacher/model"
+    assert config["model"]["init_args"]["teacher"] == str(finished / "out/teacher/model")
     manifest = json.loads((finished / "out/student/model/compression.json").read_text())
     assert {entry["sparsity"] for entry in manifest["linears"].values()} == {0.5}
 

@@ -28,7 +28,7 @@ def save_folder(
         student: training form; it is not changed.
         tokenizer: saved beside the weights.
         output: folder to make.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing folder that an export wrote.
 
     Raises:
         UserError: the folder exists or cannot be written.

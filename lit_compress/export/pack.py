@@ -109,7 +109,7 @@ def save_packed(
         model: of :func:`pack`.
         tokenizer: saved beside the weights.
         output: folder to make.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing folder that an export wrote.
         manifest: what was done to which layer, as of :func:`~lit_compress.export.manifest_file.manifest_with_scales`.
 
     Raises:

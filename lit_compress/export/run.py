@@ -12,7 +12,7 @@ from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.run_folder import run_config, validation_data
-from lit_compress.files import atomic_folder
+from lit_compress.files import atomic_folder, check_folder
 
 __all__ = ["Format", "export", "write"]
 
@@ -48,7 +48,7 @@ def export(
         checkpoint: a checkpoint file instead of a run.
         model: a Hugging Face folder instead of a run, of this package or any other with safetensors.
         to: format of the folder.
-        overwrite: replace an existing output folder.
+        overwrite: replace an existing output folder that an export wrote.
 
     """
     if sum(source is not None for source in (run, checkpoint, model)) != 1:
@@ -56,8 +56,7 @@ def export(
     if not output:
         raise UserError("export: give --output, the folder to make")
     writer: Callable[[Folded, Path], None] = _writer(to)
-    if Path(output).exists() and not overwrite:  # before minutes of work; it is looked at again at the end
-        raise UserError(f"output {output!r} exists; choose another --output, or allow it with --overwrite true")
+    check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
     folded = from_source(run, checkpoint, model)
     if run is not None:
         writer = _reading_as_trained(writer, run, folded)
@@ -91,7 +90,7 @@ def write(
         folded: what to write; used up.
         output: folder to make.
         writer: format, or a function that fills an empty folder.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing folder that an export wrote.
 
     Raises:
         UserError: the folder exists or cannot be written, or the format cannot hold the model.

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +13,7 @@ from lit_compress.export.folded import from_source
 from lit_compress.export.pack import PackFormat, pack, packed_bytes, save_packed
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.export.scales import PERCENTILE, LayerScales, calibrate, layers_of_static_inputs, scales_of
+from lit_compress.files import check_folder
 from lit_compress.models.packed import packed_linears
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn.packed_buffers import Precision
@@ -43,15 +43,14 @@ def pack_command(
         calibration_batches: validation batches of the run on which the ranges of inputs are measured that
             quantization-aware training left open; 0 measures none.
         data: options of the run's data to change for that: `--data.val_file other.tsv`.
-        overwrite: replace an existing output folder.
+        overwrite: replace an existing output folder that an export wrote.
 
     """
     if (run is None) == (model is None):
         raise UserError("pack: give either --run or --model")
     if not output:
         raise UserError("pack: give --output, the folder to make")
-    if Path(output).exists() and not overwrite:
-        raise UserError(f"output {output!r} exists; choose another --output, or allow it with --overwrite true")
+    check_folder(output, overwrite, inputs=(run, model))
     if calibration_batches < 0:
         raise UserError(f"--calibration_batches: {calibration_batches} must be 0 or more")
     if calibration_batches and run is None:

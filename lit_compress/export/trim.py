@@ -15,7 +15,7 @@ from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.hf import write_hf
-from lit_compress.files import atomic_folder
+from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.shapes import apply_shapes, shapes_of
 
 __all__ = ["trim_vocabulary"]
@@ -38,13 +38,14 @@ def trim_vocabulary(
         corpus: text files, one text a line, or a list of them; each also compressed (.gz).
         output: folder to make.
         characters: keep every token of one character, so that words from elsewhere can still be spelled.
-        overwrite: replace an existing output folder.
+        overwrite: replace an existing output folder that an export wrote.
 
     """
     for name, given in (("--model", model), ("--corpus", corpus), ("--output", output)):
         if not given:
             raise UserError(f"trim-vocabulary: give {name}")
     files = [corpus] if isinstance(corpus, str) else corpus
+    check_folder(output, overwrite, inputs=(model, *files))
     folded = from_source(model=model)
     tokenizer: Any = folded.tokenizer
     if getattr(tokenizer, "backend_tokenizer", None) is None:

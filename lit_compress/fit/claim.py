@@ -16,11 +16,11 @@ import yaml
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import TOKENIZER
 
-__all__ = ["check_new", "claim", "discard"]
+__all__ = ["LOCK", "check_new", "claim", "discard"]
 
-_LOCK = "fit.lock"
+LOCK = "fit.lock"
 # What a fit has written before its first checkpoint, and how its configuration is known from others.
-_FILES = (_LOCK, "config.yaml", "hparams.yaml", "events.out.tfevents.*")
+_FILES = (LOCK, "config.yaml", "hparams.yaml", "events.out.tfevents.*")
 _FOLDERS = (TOKENIZER, f".{TOKENIZER}.*")
 _KEYS = {"run", "compression", "checkpoint_every"}
 
@@ -40,7 +40,7 @@ def claim(run: Path, new: bool) -> Iterator[None]:
         UserError: another process has it, or it holds something else.
 
     """
-    lock = run / _LOCK
+    lock = run / LOCK
     if new and not lock.exists():
         check_new(run)
     made = not run.exists()
@@ -72,7 +72,7 @@ def check_new(run: Path, begun: bool = False) -> None:
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"run: {str(run)!r} is no folder; choose another --run")
-    found = [path for path in run.iterdir() if path.name != _LOCK] if run.exists() else []
+    found = [path for path in run.iterdir() if path.name != LOCK] if run.exists() else []
     ours = begun or _is_configuration(run / "config.yaml")
     if any(not (ours and _is_beginning(path)) for path in found):
         raise UserError(f"run: {str(run)!r} exists; choose another --run, or continue it with --ckpt_path last")
@@ -84,7 +84,7 @@ def check_new(run: Path, begun: bool = False) -> None:
 def discard(run: Path) -> None:
     """Remove what a fit writes before its first checkpoint, and nothing else."""
     for path in run.iterdir():
-        if path.name != _LOCK and _is_beginning(path):
+        if path.name != LOCK and _is_beginning(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -8,7 +8,7 @@ import yaml
 from rich.console import Console
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file
+from lit_compress.files import atomic_file, begins, check_file
 from lit_compress.migrate.draft import FILL_IN, Draft, TaskName
 from lit_compress.migrate.nn_pruning import from_nn_pruning, is_nn_pruning
 from lit_compress.migrate.nncf import from_nncf, is_nncf
@@ -17,6 +17,7 @@ from lit_compress.migrate.sparseml import from_sparseml
 __all__ = ["migrate", "migrated"]
 
 _LARGEST = 1_000_000
+_MARK = "# Made by `lit_compress migrate`"
 
 
 def migrate(
@@ -41,12 +42,11 @@ def migrate(
         layers: transformer layers of the model, for a recipe that drops some.
         recipe_args: values in the place of a recipe's variables, as SparseML's option of that name.
         run: folder of the run; `runs/` and the name of the file by default.
-        overwrite: replace an existing file.
+        overwrite: replace an existing file that this command made.
 
     """
     target = Path(output)
-    if target.exists() and not overwrite:
-        raise UserError(f"--output: {output!r} exists; choose another, or allow it with --overwrite true")
+    check_file(target, begins(_MARK), overwrite, inputs=[file])
     draft = Draft(task=task, pretrained=pretrained, teacher=teacher)
     kind = migrated(file, draft, recipe_args, layers)
     settings = draft.settings(run or f"runs/{Path(file).stem}")
@@ -117,7 +117,7 @@ def _open(settings: dict[str, Any]) -> list[str]:
 
 
 def _head(file: str, kind: str, draft: Draft, settings: dict[str, Any]) -> str:
-    lines = [f"# Made by `lit_compress migrate` from the {kind} {Path(file).name}."]
+    lines = [f"{_MARK} from the {kind} {Path(file).name}."]
     for title, entries in _lists(draft, settings):
         lines += ["#", f"# {title}:", *(f"#   {' '.join(entry.split())}" for entry in entries)]
     return "\n".join(lines) + "\n"

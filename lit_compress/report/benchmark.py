@@ -16,7 +16,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
-from lit_compress.report.benchmark_table import print_results, save_results
+from lit_compress.report.benchmark_table import check_results, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.serve.engines import (
     ENGINES,
@@ -103,7 +103,7 @@ def benchmark(
         repetitions: calls that count; models take turns.
         tolerance: largest difference between forms of one model, as a share of the largest output.
         device: of PyTorch; the other engines run on the processor.
-        output: .json or .csv file for the figures.
+        output: .json or .csv file for the figures; replaces one of an earlier benchmark only.
 
     """
     sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads or 1]}
@@ -144,6 +144,8 @@ def _check(warmup: int, tolerance: float, device: str, output: str | None) -> No
         raise UserError(f"--warmup, --tolerance: {warmup} and {tolerance} must be at least 0, and above 0")
     if output and Path(output).suffix not in (".json", ".csv"):
         raise UserError(f"--output: {output!r} must end in .json or .csv")
+    if output:
+        check_results(Path(output))
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device: 'cuda' is not there; give cpu or auto")
 

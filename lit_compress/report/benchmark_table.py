@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lit_compress.files import atomic_file
+from lit_compress.files import atomic_file, begins, check_file
 
-__all__ = ["NOTES", "markdown", "print_results", "rows", "save_results"]
+__all__ = ["NOTES", "check_results", "markdown", "print_results", "rows", "save_results"]
 
 NOTES = (
     "*ms*, *p90*: median and 90th percentile of a call; models took turns, each in a process of its own. "
@@ -89,6 +89,12 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(
         [*("| " + " | ".join(line) + " |" for line in table), "", f"`{results['command']}` on {machine}", ""]
     )
+
+
+def check_results(path: Path) -> None:
+    """Refuse a file that :func:`save_results` could not write, or that is not an earlier one of its."""
+    start = r'\{\n "command": ".*",\n "machine": ' if path.suffix == ".json" else ",".join(_CSV) + "\n"
+    check_file(path, begins(start))
 
 
 def save_results(results: dict[str, Any], path: Path) -> None:

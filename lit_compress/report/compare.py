@@ -11,7 +11,7 @@ from rich.table import Table as Screen
 from rich.text import Text
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file
+from lit_compress.files import atomic_file, begins, check_file, check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
@@ -24,9 +24,15 @@ from lit_compress.report.sections import Section, Table, own_name
 from lit_compress.report.size import sparsity_of
 from lit_compress.report.words import number, points_of, settings_text, verdict
 
-__all__ = ["compare", "compare_runs", "comparison_rows"]
+__all__ = ["check_comparison", "compare", "compare_runs", "comparison_rows"]
 
 HEADER = ("", "metric", "value", "of dense", "encoder sparsity", "parameters", "values + index", "latency", "to dense")
+# How the files of a comparison begin.
+STARTS = {
+    "report.md": r"# Comparison of ",
+    "report.json": r'\{\n "[^\n]+": \{\n  "(schema|run)": ',
+    "report.html": r"<!doctype html>(?s:.*?)<title>Comparison of ",
+}
 NOTES = (
     "*value*: of the first metric of the task, on the run's validation rows. *of dense*: that value beside the dense "
     "model's, measured in the same report. *to dense*: what the 95 % interval of their difference says.",
@@ -47,7 +53,7 @@ def compare_runs(
 
     Args:
         runs: run folders of `fit`s.
-        output: folder that gets report.html, report.md and report.json.
+        output: folder that gets report.html, report.md and report.json; they replace those of a comparison only.
         dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
             as long as there is one.
         data: options of the data of such a run to change: `--data.val_file other.tsv`.
@@ -78,7 +84,12 @@ def compare(
         label_map: as in :func:`~lit_compress.report.run.report`.
 
     """
-    results = {name: _report(folder, dense, data, label_map) for name, (folder, dense) in runs.items()}
+    check_comparison(output)
+    known = {name: _up_to_date(folder) for name, (folder, _) in runs.items()}
+    for name, (folder, dense) in runs.items():
+        if known[name] is None:
+            check_folder(folder / "report", overwrite=True, kind="report", inputs=(dense,))
+    results = {name: known[name] or _report(folder, dense, data, label_map) for name, (folder, dense) in runs.items()}
     groups = groups_of(results)
     for group in groups:
         for name in group.names:
@@ -97,6 +108,12 @@ def compare(
             staging.write_text(content)
     _print(rows, folder)
     return results
+
+
+def check_comparison(output: str | Path) -> None:
+    """Refuse a folder in which a comparison would have to replace a file of somebody else; for before any work."""
+    for name, start in STARTS.items():
+        check_file(Path(output) / name, begins(start))
 
 
 def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -182,7 +199,8 @@ def _verdict(result: Mapping[str, Any], metric: str) -> str:
     return verdict(difference, result["task"], metric) if difference else ""
 
 
-def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None, label_map: LabelMap | None) -> dict[str, Any]:
+def _up_to_date(run: Path) -> dict[str, Any] | None:
+    """The report that a run has, if it is newer than its model and has every figure."""
     saved, model = run / "report" / "report.json", run / "model" / "config.json"
     if saved.is_file() and model.is_file() and saved.stat().st_mtime >= model.stat().st_mtime:
         try:
@@ -192,6 +210,10 @@ def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None, label_
         # A report of an earlier version lacks figures, and is made again.
         if isinstance(results, dict) and results.get("schema") == SCHEMA:
             return results
+    return None
+
+
+def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None, label_map: LabelMap | None) -> dict[str, Any]:
     results = measure_run(run, dense, batch_sizes=[1, 32], repetitions=10, data_options=data, label_map=label_map)
     if not has_dense(run / "report") or "dense" in results["models"]:  # else it has what cannot be measured any more
         save_report(results, run / "report")

@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file, resolve_source
+from lit_compress.files import atomic_file, begins, check_file, resolve_source
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
@@ -31,11 +31,13 @@ def explain(model: str, tokens: int = 4096, device: str | None = None, output: s
         model: packed folder.
         tokens: real tokens of a batch, padding not counted.
         device: `cpu`, or a GPU that need not be here (`h200`, `h100`, `a100`, `l4`); this machine's by default.
-        output: file that the same is written to as JSON.
+        output: file that the same is written to as JSON; replaces an earlier explanation only.
 
     """
     if tokens < 1:
         raise UserError(f"--tokens: {tokens} must be 1 or more")
+    if output is not None:
+        check_file(output, begins(r'\{\n "folder": ".*",\n "model": '))
     facts = explanation(_load(model), tokens, _device(device))
     facts = {"folder": model} | facts
     print_explanation(facts)

@@ -16,14 +16,14 @@ from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
 from lit_compress.export.run import Format, write
 from lit_compress.export.run_folder import run_config, validation_data
-from lit_compress.files import atomic_file
+from lit_compress.files import atomic_file, begins, check_file, check_folder
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
-from lit_compress.report.benchmark_table import markdown, print_results, save_results
+from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.run import dense_of
 
@@ -61,11 +61,16 @@ def formats(
         threads: of the processor; all by default.
         warmup: calls before the first that counts, for each size.
         repetitions: calls that count; formats take turns.
-        overwrite: replace existing folders of formats.
+        overwrite: replace existing folders that an export wrote.
         label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
             for each; the run's by default.
 
     """
+    places = {name: Path(output) / name for name in to or get_args(Format)}
+    for place in places.values():
+        check_folder(place, overwrite, inputs=(run, dense))
+    check_results(Path(output) / FIGURES)
+    check_file(Path(output) / TABLE, begins(r"\| model \| engine \|"))
     config = run_config(run, data)
     lengths = lengths or [config["data"]["init_args"]["max_length"]]
     threads = threads or torch.get_num_threads()
@@ -74,11 +79,6 @@ def formats(
     check_sizes(sizes)
     if warmup < 0:
         raise UserError(f"--warmup: {warmup} must be 0 or more")
-    places = {name: Path(output) / name for name in to or get_args(Format)}
-    if existing := [] if overwrite else [place for place in places.values() if place.exists()]:
-        raise UserError(
-            f"output {str(existing[0])!r} exists; choose another --output, or allow it with --overwrite true"
-        )
     own = from_source(run=run).model.config
     check_length(own, max(lengths), f"--run {run!r}", "--lengths")
     validation = validation_data(config["data"], own)

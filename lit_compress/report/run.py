@@ -14,6 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE
 from lit_compress.export.run_folder import parse_file, run_config, validation_data
+from lit_compress.files import check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
@@ -52,7 +53,7 @@ def report(
         run: run folder of a `fit`.
         dense: folder or hub name to compare with; the run's teacher by default, as long as there is one.
         output: folder for report.html, report.md, report.json, pictures and TensorBoard's file; `report` in the run
-            folder by default. Replaced.
+            folder by default. An earlier report in its place is replaced, anything else is not.
         data: options of the run's data to change: `--data.val_file other.tsv`.
         batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
         repetitions: forward passes per latency.
@@ -61,6 +62,7 @@ def report(
 
     """
     folder = Path(output or Path(run) / "report")
+    check_folder(folder, overwrite=True, kind="report", inputs=(run, dense))
     compared, missing = dense_of(run_config(run, data), dense)
     if compared is None and has_dense(folder):
         raise UserError(f"{missing}; {str(folder)!r} has it and is kept; write one without it to another --output")

@@ -17,13 +17,18 @@ __all__ = ["save_report"]
 
 
 def save_report(results: dict[str, Any], folder: str | Path) -> Path:
-    """Write report.html, report.md, report.json, pictures and events; the folder appears whole or not at all."""
+    """Write report.html, report.md, report.json, pictures and events; the folder appears whole or not at all.
+
+    Raises:
+        UserError: the folder exists and is no earlier report.
+
+    """
     drawn: dict[str, tuple[str, str]] = {}
     pictures: dict[str, np.ndarray] = {}
     for name, described, figure in figures(results):
         drawn[name] = described, svg(figure, name, described)
         pictures[name] = pixels(figure)
-    with atomic_folder(folder, overwrite=True) as staging:
+    with atomic_folder(folder, overwrite=True, kind="report") as staging:
         for name, image in pictures.items():
             (staging / f"{name}.png").write_bytes(png(image))
         (staging / "report.json").write_text(json.dumps(results, indent=1) + "\n")

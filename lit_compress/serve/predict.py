@@ -20,7 +20,7 @@ from lit_compress.models.positions import check_length
 from lit_compress.modules.encoder import model_inputs
 from lit_compress.modules.tasks import make_task
 from lit_compress.serve.engines import EngineName, answers, forms, open_engine
-from lit_compress.serve.prediction_file import PredictionFile
+from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
 
 __all__ = ["fingerprint", "predict"]
@@ -60,11 +60,12 @@ def predict(
         engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
         device: where PyTorch's model runs; `auto` is a GPU when there is one.
         part_rows: rows that are predicted before they are written.
-        overwrite: replace an existing output.
+        overwrite: replace earlier predictions.
 
     """
     if (run is None) == (model is None):
         raise UserError("predict: give either --run or --model; or --config, as for validate")
+    check_predictions(output, overwrite, inputs=[file])
     folder = model if model is not None else str(Path(run or "") / "model")
     key = "--model" if run is None else "--run"
     config: Any = load_config(folder, key)

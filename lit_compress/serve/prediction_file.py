@@ -11,12 +11,36 @@ import pyarrow
 from pyarrow import parquet
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file
+from lit_compress.files import atomic_file, begins, check_file, foreign_file
 
-__all__ = ["FORMATS", "PredictionFile"]
+__all__ = ["FORMATS", "PredictionFile", "check_predictions"]
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 _SETTINGS = "settings.json"
+
+
+def check_predictions(output: str | Path, overwrite: bool = False, inputs: Sequence[str] = ()) -> None:
+    """Refuse a file that predictions cannot be written to; for before any work.
+
+    Args:
+        output: ``.csv``, ``.jsonl`` or ``.parquet``.
+        overwrite: replace earlier predictions.
+        inputs: files that are read.
+
+    Raises:
+        UserError: another ending, or something is there that must stay.
+
+    """
+    suffix = Path(output).suffix
+    if suffix not in FORMATS:
+        raise UserError(f"--output: {str(output)!r} must end in one of {', '.join(FORMATS)}")
+    # The first columns of any file of predictions, see `schema_of`.
+    is_own = {
+        ".csv": begins(r"row,(label|value|tags|id)\b"),
+        ".jsonl": begins(r'\{"row": \d+, "(label|value|tags|id)": '),
+        ".parquet": _is_own_parquet,
+    }
+    check_file(output, is_own[suffix], overwrite, inputs)
 
 
 class PredictionFile:
@@ -27,7 +51,7 @@ class PredictionFile:
         schema: columns.
         settings: what the predictions follow from, JSON types; parts made with others are not gone on with.
         part_rows: rows of a part.
-        overwrite: replace an existing output.
+        overwrite: replace earlier predictions.
 
     Attributes:
         done: rows that are written already.
@@ -46,12 +70,9 @@ class PredictionFile:
         overwrite: bool = False,
     ) -> None:
         self.output, self.schema, self.part_rows = Path(output), schema, part_rows
-        if self.output.suffix not in FORMATS:
-            raise UserError(f"--output: {str(output)!r} must end in one of {', '.join(FORMATS)}")
+        check_predictions(output, overwrite)
         if part_rows < 1:
             raise UserError(f"--part_rows: {part_rows} must be 1 or more")
-        if self.output.exists() and not overwrite:
-            raise UserError(f"--output: {str(output)!r} exists; choose another, or allow it with --overwrite true")
         self.parts = self.output.with_name(f".{self.output.name}.parts")
         self._open_parts({"columns": [str(field) for field in schema], **settings})
         self._waiting: list[dict[str, Any]] = []
@@ -71,7 +92,8 @@ class PredictionFile:
         with atomic_file(self.output) as staging:
             join = {".csv": self._join_text, ".jsonl": self._join_text, ".parquet": self._join_parquet}
             join[self.output.suffix](staging, self._finished())
-        shutil.rmtree(self.parts, ignore_errors=True)
+        if foreign_file(self.parts, _is_own_part) is None:
+            shutil.rmtree(self.parts)
 
     def _open_parts(self, settings: dict[str, Any]) -> None:
         file = self.parts / _SETTINGS
@@ -84,6 +106,10 @@ class PredictionFile:
                     f"({_difference(known, settings)}); remove that folder, or choose another --output"
                 )
             return
+        if self.parts.exists() and (foreign := foreign_file(self.parts, _is_own_part)) is not None:
+            raise UserError(
+                f"--output: the parts go to {str(self.parts)!r}, which has {foreign!r} in it; choose another --output"
+            )
         with atomic_file(file) as staging:
             staging.write_text(text)
 
@@ -120,6 +146,18 @@ class PredictionFile:
         with parquet.ParquetWriter(staging, self.schema) as writer:
             for part in parts:
                 writer.write_table(parquet.read_table(part, schema=self.schema))
+
+
+def _is_own_part(name: str) -> bool:
+    return name.lstrip(".").startswith(("part-", _SETTINGS))  # hidden while it is written
+
+
+def _is_own_parquet(path: Path) -> bool:
+    try:
+        names = parquet.read_schema(path).names
+    except pyarrow.ArrowInvalid:
+        return False
+    return len(names) > 1 and names[0] == "row" and names[1] in ("label", "value", "tags", "id")
 
 
 def _write_csv(path: Path, records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> None:

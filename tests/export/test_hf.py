@@ -11,10 +11,14 @@ import lit_compress
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder
 from lit_compress.export.manifest_file import quantization_scales
+from lit_compress.files import atomic_folder
 from lit_compress.nn import compressible_layers, describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "compression.json", "README.md"}
+FILES = {
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "compression.json", "README.md"),
+    ".lit_compress.json",
+}
 CASES = {
     "dense": lambda: [],
     "pruned": lambda: [MagnitudePruning(sparsity=0.75, targets=["*.attention.*"])],
@@ -210,18 +214,18 @@ def contents(folder):
 
 def test_an_existing_folder_is_refused(make, tokenizer, tmp_path):
     model, _ = make("pruned")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "precious").write_text("data")
+    save_folder(model, tokenizer, tmp_path / "out")
+    before = contents(tmp_path)
     with pytest.raises(UserError, match="overwrite") as caught:
         save_folder(model, tokenizer, tmp_path / "out")
     assert "\n" not in str(caught.value)
-    assert contents(tmp_path) == {"out/precious": b"data"}
+    assert contents(tmp_path) == before
 
 
 def test_an_existing_folder_is_replaced_when_told_so(make, tokenizer, tmp_path):
     model, folder = make("pruned")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "stale").write_text("data")
+    with atomic_folder(tmp_path / "out") as staging:
+        (staging / "stale").write_text("data")
     assert save_folder(model, tokenizer, tmp_path / "out", overwrite=True) == tmp_path / "out"
     assert contents(tmp_path / "out") == contents(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -122,7 +122,7 @@ def test_the_file_is_valid_and_has_the_names_that_libraries_look_for(tokenizer, 
     onnx.checker.check_model(onnx.load(tmp_path / "out/onnx/model_quantized.onnx"), full_check=True)
     assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()} == {
         *("config.json", "tokenizer.json", "tokenizer_config.json", "compression.json", "README.md"),
-        "onnx/model_quantized.onnx",
+        *("onnx/model_quantized.onnx", ".lit_compress.json"),
     }
     values = {
         each.name: each.data_type for each in onnx.load(tmp_path / "out/onnx/model_quantized.onnx").graph.initializer

@@ -37,7 +37,10 @@ from lit_compress.strategies import LowRankEmbedding, MagnitudePruning, QuantAwa
 # What docs/packing.md says of the difference of hidden states after three layers, as a fraction of their norm.
 WEIGHTS_ONLY = {"int8": 0.03, "fp8": 0.1}
 ROUNDED_INPUTS = {"int8": 0.04, "fp8": 0.13}
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "compression.json", "README.md"}
+FILES = {
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "compression.json", "README.md"),
+    ".lit_compress.json",
+}
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_an_earlier_checkpoint_is_an_earlier_student(run, tmp_path):
         ({"run": "nowhere", "output": "out"}, ["--run", "'nowhere'"]),
         ({"checkpoint": "nowhere.ckpt", "output": "out"}, ["checkpoint", "'nowhere.ckpt'"]),
         ({"checkpoint": "", "output": "out"}, ["checkpoint"]),
-        ({"run": "{run}", "output": "{run}"}, ["--output", "--overwrite"]),
+        ({"run": "{run}", "output": "{run}"}, ["--output", "which is read"]),
     ],
 )
 def test_wrong_arguments_are_one_line_and_write_nothing(arguments, words, run, tmp_path, monkeypatch):
@@ -171,8 +171,8 @@ def test_a_full_disk_leaves_what_was_there(to, run, tmp_path):
 
 
 def test_a_killed_export_leaves_the_old_or_the_new_folder(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/a").write_text("old")
+    with atomic_folder(tmp_path / "out") as staging:
+        (staging / "a").write_text("old")
     for moment in ("while it is written", "at the end"):
         child = os.fork()
         if child == 0:

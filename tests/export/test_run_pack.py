@@ -97,7 +97,7 @@ def test_calibration_without_effect_is_refused(runs, tmp_path):
         ({"run": "{runs}/pruned"}, ["--output"]),
         ({"run": "nowhere", "output": "out"}, ["--run", "'nowhere'"]),
         ({"model": "./nowhere", "output": "out"}, ["--model", "'./nowhere'"]),
-        ({"run": "{runs}/pruned", "output": "{runs}"}, ["--output", "--overwrite"]),
+        ({"run": "{runs}/pruned", "output": "{runs}"}, ["--output", "which is read"]),
         ({"run": "{runs}/pruned", "output": "out", "format": "two_four"}, ["--format", "two_four", "query"]),
         ({"run": "{runs}/pruned", "output": "out", "calibration_batches": -1}, ["--calibration_batches", "-1"]),
         (

@@ -121,12 +121,12 @@ def test_recipe_variables_and_other_options(made):
 
 
 def test_an_existing_file_is_kept(made, tmp_path):
-    (tmp_path / "config.yaml").write_text("mine")
+    path = made("recipe.yaml", "--run=runs/mine")
     with pytest.raises(SystemExit, match="--overwrite"):
         made("recipe.yaml")
-    assert (tmp_path / "config.yaml").read_text() == "mine"
+    assert "runs/mine" in path.read_text()
     made("recipe.yaml", "--overwrite=true")
-    assert "mine" not in (tmp_path / "config.yaml").read_text()
+    assert "runs/mine" not in path.read_text()
 
 
 @pytest.mark.parametrize(

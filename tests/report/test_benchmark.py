@@ -12,7 +12,7 @@ from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.report import benchmark as module
 from lit_compress.report.benchmark import Case, agreement, benchmark, cases_of, measure
-from lit_compress.report.benchmark_table import print_results, rows, save_results
+from lit_compress.report.benchmark_table import check_results, print_results, rows, save_results
 from lit_compress.serve.engines import Form
 
 
@@ -192,6 +192,11 @@ def test_figures_as_files(tmp_path):
         ("small", "1", "16", "4.0"),
         ("small", "8", "16", "1.0"),
     ]
+    for name in ("b.json", "b.csv"):
+        check_results(tmp_path / name)  # may be replaced
+        (tmp_path / name).write_text("model,source,mine")
+        with pytest.raises(UserError, match="did not write"):
+            check_results(tmp_path / name)
 
 
 @pytest.mark.slow

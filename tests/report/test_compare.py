@@ -55,6 +55,8 @@ def test_nothing_is_measured_twice(compared, monkeypatch):
     monkeypatch.setattr(module, "measure_run", None)
     compare_runs([str(compared / "measured"), str(compared / "known")], str(compared / "again"))
     assert (compared / "again/report.md").is_file()
+    compare_runs([str(compared / "known")], str(compared / "again"))  # replaces its own
+    assert list(json.loads((compared / "again/report.json").read_text())) == ["known"]
 
 
 @pytest.mark.parametrize("change", ["older", "damaged", "earlier version"])

@@ -25,7 +25,8 @@ def packed_folder(tmp_path, tiny_teacher):
 
 
 def test_every_layer_is_explained(packed_folder, tmp_path, capsys):
-    explain(str(packed_folder), tokens=4096, device="h200", output=str(tmp_path / "facts.json"))
+    for tokens in (64, 4096):  # the second replaces the first
+        explain(str(packed_folder), tokens=tokens, device="h200", output=str(tmp_path / "facts.json"))
     printed = capsys.readouterr().out
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert (facts["device"], facts["tokens"], facts["fused_layers"]) == ("NVIDIA H200", 4096, 3)

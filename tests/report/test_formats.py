@@ -48,6 +48,11 @@ def test_every_format_side_by_side(finished, tmp_path):
     assert max(case["difference"] or 0 for case in cases.values()) < 0.1
     assert set(cases["packed"]["times"]) == {"2x16"}
     assert cases["sparse"]["bytes"] < cases["hf"]["bytes"]
+    # All of it may be replaced, also where an earlier version left no list of files.
+    for name in _WRITERS:
+        (tmp_path / "out" / name / ".lit_compress.json").unlink()
+    with pytest.raises(UserError, match="nowhere"):
+        formats("nowhere", str(tmp_path / "out"), overwrite=True)
 
 
 def evaluated(values, words, batches, folder, seen):

@@ -1,5 +1,6 @@
 import inspect
 import json
+import os
 import shutil
 from functools import partial
 
@@ -44,7 +45,7 @@ def test_a_report_is_complete(run, capsys):
     pictures = {f"{name}.png" for name in FIGURES}
     events = {name for name in names if name.startswith("events.out.tfevents")}
     assert len(events) == 1
-    assert names == {"report.html", "report.json", "report.md"} | pictures | events
+    assert names == {"report.html", "report.json", "report.md", ".lit_compress.json"} | pictures | events
     assert list(results["models"]) == ["dense", "compressed"]
     text, shown = (run / "report" / "report.md").read_text(), capsys.readouterr().out
     for row in rows(results):
@@ -221,12 +222,15 @@ def test_a_run_that_removed_heads_neurons_and_ranks(tmp_path, finished, tiny_tea
     assert set(results["models"]["compressed"]["accuracy"]) == set(results["models"]["dense"]["accuracy"])
 
 
-def test_an_existing_report_is_replaced(run):
-    (run / "report").mkdir()
-    (run / "report" / "stale").touch()
+@pytest.mark.parametrize("older", [False, True])
+def test_an_existing_report_is_replaced(run, older):
     results_of(run)
-    assert not (run / "report" / "stale").exists()
-    assert (run / "report" / "report.md").is_file()
+    if older:
+        (run / "report" / ".lit_compress.json").unlink()  # which earlier versions did not write
+    for path in (run / "report").iterdir():
+        os.utime(path, (0, 0))
+    results_of(run)
+    assert min(path.stat().st_mtime for path in (run / "report").iterdir()) > 0
 
 
 def test_another_folder(run, tmp_path):

@@ -95,17 +95,47 @@ def test_parts_of_something_else_are_not_gone_on_with(tmp_path):
     [("out.xlsx", {}, "must end in"), ("there.csv", {}, "--overwrite"), ("out.csv", {"part_rows": 0}, "part_rows")],
 )
 def test_wrong_targets(tmp_path, name, options, words):
-    (tmp_path / "there.csv").write_text("mine")
+    (tmp_path / "there.csv").write_text("row,label\n")
     with pytest.raises(UserError, match=words):
         PredictionFile(tmp_path / name, SCHEMA, {}, **options)
-    assert (tmp_path / "there.csv").read_text() == "mine"
+    assert (tmp_path / "there.csv").read_text() == "row,label\n"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_earlier_predictions_are_replaced_and_other_files_are_not(tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    written(path)
+    assert written(path, RECORDS[:3], overwrite=True) == read(path)
+    assert len(read(path)) == 3
+    for content in (b"years of work", b"PAR1", RECORDS[0]["label"].encode()):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="did not write"):
+            PredictionFile(path, SCHEMA, {}, overwrite=True)
+        assert path.read_bytes() == content
+    parquet.write_table(pyarrow.table({"row": [1], "mine": [2]}), tmp_path / "mine.parquet")
+    with pytest.raises(UserError, match="did not write"):
+        PredictionFile(tmp_path / "mine.parquet", SCHEMA, {}, overwrite=True)
+
+
+def test_a_file_of_somebody_else_in_the_place_of_the_parts_stays(tmp_path):
+    parts = tmp_path / ".out.csv.parts"
+    parts.mkdir()
+    (parts / "mine.txt").write_text("years of work")
+    with pytest.raises(UserError, match=r"\.out\.csv\.parts.*mine\.txt"):
+        PredictionFile(tmp_path / "out.csv", SCHEMA, {})
+    (parts / "mine.txt").unlink()
+    file = PredictionFile(tmp_path / "out.csv", SCHEMA, {})
+    (parts / "mine.txt").write_text("years of work")
+    file.add(RECORDS)
+    file.finish()
+    assert (parts / "mine.txt").read_text() == "years of work"
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "out.csv"
-    path.write_text("old")
+    path.write_text("row,label\n")
     file = PredictionFile(path, SCHEMA, {}, part_rows=2, overwrite=True)
     file.add(RECORDS)
-    assert path.read_text() == "old"
+    assert path.read_text() == "row,label\n"
     file.finish()
     assert len(read(path)) == 7
