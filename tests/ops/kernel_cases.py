@@ -239,6 +239,29 @@ ACTIVATIONS = {
 }
 
 
+def lost_by_tensor_cores(q, w):
+    """How far a product of fp8 numbers may be off, ``(rows, outputs)``, in the unit of the product itself.
+
+    Hopper's fp8 tensor cores align the numbers that they add to the largest and keep about 14 bits of it (DeepSeek-V3,
+    arXiv 2412.19437, section 3.3.2; an H100 was off by up to 6e-5 here, where fp32 sums are by 1e-6): each of the
+    summands loses less than the last of those bits.
+    """
+    largest = torch.stack([(row * w.double()).abs().amax(1) for row in q.double()])
+    return q.shape[1] * 2.0**-13 * largest
+
+
+def test_what_fourteen_bits_lose_is_within_what_is_allowed():
+    q, w = (draw_eight(rows, 32, dtype=FP8).double().cpu() for rows in (64, 64))
+    products = q[:, None] * w
+    unit = torch.exp2(products.abs().amax(2, keepdim=True).log2().floor() - 13)
+    error = ((products / unit).trunc() * unit).sum(2) - products.sum(2)
+    allowed = lost_by_tensor_cores(q, w)
+    assert (error.abs() <= allowed).all()
+    # And not by much: what is allowed is no licence for faults, a scale that is off by a hundredth for one.
+    assert error.abs().max() > 0.1 * allowed.mean()
+    assert ((0.01 * products.sum(2)).abs() > allowed).double().mean() > 0.5
+
+
 @both_types
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("out", [torch.float32, torch.float16, "8 bit"], ids=str)
@@ -263,7 +286,11 @@ def test_what_follows_the_product(dtype, activation, out, residual, per_row):
     else:
         assert y.dtype == out
         tolerance = 2e-3 if out == torch.float16 else 1e-5
-        torch.testing.assert_close(y.double(), exact, rtol=tolerance, atol=tolerance)
+        allowed = tolerance + tolerance * exact.abs()
+        if dtype == FP8 and DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0):
+            steepest = 1.13  # slope of GELU; that of the others is 1
+            allowed += steepest * lost_by_tensor_cores(q, w) * scale.double().unsqueeze(1) * w_scale.double()
+        assert ((y.double() - exact).abs() <= allowed).all()
 
 
 @both_types
