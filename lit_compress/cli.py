@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Ri
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 
 import lit_compress.data
 import lit_compress.modules
@@ -24,6 +25,7 @@ from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
+from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.export.run import export
 from lit_compress.export.run_folder import TOKENIZER, absolute_paths
 from lit_compress.export.run_pack import pack_command
@@ -44,6 +46,7 @@ from lit_compress.report.tensorboard import experiment
 from lit_compress.serve import predict
 from lit_compress.serve.callback import WritePredictions
 from lit_compress.serve.prediction_file import check_predictions
+from lit_compress.strategies.after_compression import after_compression
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import one_line, option_names, user_error
@@ -233,7 +236,7 @@ class LitCompressCLI(LightningCLI):
         # Strategies come first, in their order; Lightning itself puts checkpointing last.
         trainer["callbacks"] = [
             *self._get(self.config_init, "compression"),
-            *_as_list(trainer.get("callbacks")),
+            *map(after_compression, _as_list(trainer.get("callbacks"))),
             CompressionMonitor(),
         ]
         if trainer.get("logger") is not False:
@@ -281,7 +284,10 @@ class LitCompressCLI(LightningCLI):
         last = self.run_folder / "checkpoints" / "last.ckpt"
         self.trainer.save_checkpoint(last)
         if self.trainer.is_global_zero:
-            export(run=str(self.run_folder), output=str(self.run_folder / "model"), overwrite=True)
+            output = self.run_folder / "model"
+            export(run=str(self.run_folder), output=str(output), unfinished=True, overwrite=True)
+            for line in unfinished_lines(json.loads((output / MANIFEST_FILE).read_text())):
+                Console(soft_wrap=True).print(f"Not finished: {line}", markup=False, highlight=False)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """What every format is written from: a plain model, what its layers have become, and its tokenizer."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold_in_place, shrink_in_place
-from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, read_manifest
+from lit_compress.export.manifest_file import (
+    MANIFEST_FILE,
+    UNFINISHED,
+    check_unfinished,
+    manifest_with_scales,
+    read_manifest,
+)
 from lit_compress.export.run_folder import run_tokenizer
 from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
@@ -84,8 +90,13 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
     words = source["architecture"].endswith("ForTokenClassification")  # as the data module reads it
     tokenizer = load_tokenizer(kept or source["tokenizer"], "checkpoint tokenizer", words)
     student = student_from_checkpoint(content)
+    try:
+        left = check_unfinished(content["lit_compress"].get(UNFINISHED, []))
+    except ValueError as error:
+        raise UserError(f"checkpoint: {str(path)!r} is damaged: {error}; use an earlier one") from error
     del content  # a second copy of the weights, and the optimizer's state
-    return _fold_in_place(student, tokenizer)
+    folded = _fold_in_place(student, tokenizer)
+    return replace(folded, manifest=folded.manifest | {UNFINISHED: left}) if left else folded
 
 
 def integer_weight(name: str, weight: Tensor, entry: dict[str, Any] | None) -> IntegerWeight | None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
-from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales
+from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
 from lit_compress.files import atomic_folder
 from lit_compress.models.groups import KINDS
 from lit_compress.models.shapes import describe_shapes
@@ -106,6 +106,7 @@ def _card(
         lines.append(f"- quantized layers: {quantized}; weights lie on their integer grid, scales in `{MANIFEST_FILE}`")
     if quantized_tables:
         lines.append(f"- quantized embedding tables: {quantized_tables}, likewise")
+    lines += [f"- not finished: {line}" for line in unfinished_lines(manifest)]
     lines += [f"- {what} of each layer: {_widths(shapes[what])}" for what in KINDS if what in shapes]
     lines += [f"- rank of `{name}`: {rank}" for name, rank in shapes.get("ranks", {}).items()]
     if usage is None:

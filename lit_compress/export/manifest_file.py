@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,19 @@ from lit_compress.nn.manifest import Manifest, describe
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
 
-__all__ = ["MANIFEST_FILE", "manifest_with_scales", "quantization_scales", "read_manifest"]
+__all__ = [
+    "MANIFEST_FILE",
+    "UNFINISHED",
+    "check_unfinished",
+    "manifest_with_scales",
+    "quantization_scales",
+    "read_manifest",
+    "require_finished",
+    "unfinished_lines",
+]
 
 MANIFEST_FILE = "compression.json"
+UNFINISHED = "unfinished"  # its entry for what a training that stopped early left undone
 _MOST_BYTES = 2**28  # of a compression.json; BERT-large with a scale per row of every table has about 2 MB
 
 
@@ -83,12 +94,48 @@ def read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         manifest = {kind: content[kind] for kind in ("linears", "embeddings", "attention") if kind in content}
         _check_manifest(manifest, model)
+        if left := check_unfinished(content.get(UNFINISHED, [])):
+            manifest[UNFINISHED] = left
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         if isinstance(error, UserError):
             raise
         reason = first_line(error)
         raise UserError(f"--model: {str(path)!r} is damaged: {reason}; export the model again") from error
     return manifest
+
+
+def check_unfinished(entries: Any) -> list[dict[str, Any]]:
+    """The entries of :meth:`lit_compress.strategies.Strategy.unfinished`, as a file has them.
+
+    Raises:
+        ValueError: they are something else.
+
+    """
+    kinds = {"strategy": str, "asked": str, "reached": str, "step": int, "end": int, "of": int}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != kinds:
+            raise ValueError(f"{UNFINISHED} must be a list of what strategies left undone")
+    return entries
+
+
+def unfinished_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """What a training that stopped early left undone, a line for each strategy."""
+    return [
+        f"{left['strategy']}: asked {left['asked']}, reached {left['reached']}: "
+        f"stopped at step {left['step']} of {left['of']}, complete at step {left['end']}"
+        for left in manifest.get(UNFINISHED, [])
+    ]
+
+
+def require_finished(manifest: Mapping[str, Any], allowed: bool) -> None:
+    """Refuse a model whose compression is not complete, unless it was asked for.
+
+    Raises:
+        UserError: it is not complete.
+
+    """
+    if (lines := unfinished_lines(manifest)) and not allowed:
+        raise UserError(f"{'; '.join(lines)}; train it to that step, or allow it with --unfinished true")
 
 
 def _check_manifest(manifest: Manifest, model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.errors import UserError
 from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
-from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales
+from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
 from lit_compress.export.scales import LayerScales, scales_of
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
@@ -188,7 +188,7 @@ def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     tokenizer.save_pretrained(folder)
     about = {"lit_compress": version("lit_compress")} | manifest
     (folder / MANIFEST_FILE).write_text(json.dumps(about, indent=1) + "\n")
-    (folder / "README.md").write_text(_card(model))
+    (folder / "README.md").write_text(_card(model, manifest))
 
 
 def _is_two_four(values: Tensor) -> bool:
@@ -197,7 +197,7 @@ def _is_two_four(values: Tensor) -> bool:
     return bool((values.float().ne(0).reshape(-1, 4).sum(dim=1) <= 2).all())
 
 
-def _card(model: PreTrainedModel) -> str:
+def _card(model: PreTrainedModel, manifest: Manifest) -> str:
     linears, sizes = packed_linears(model), packed_bytes(model)
     formats = [linear.format for linear in linears.values()]
     counted = ", ".join(f"{formats.count(format)} {format}" for format in dict.fromkeys(formats))
@@ -216,6 +216,7 @@ def _card(model: PreTrainedModel) -> str:
             f"- everything else: {sizes['rest']:,} bytes",
             f"- linears whose inputs have a scale known before: {static}",
             f"- `config.json` holds the SHA-256 of every tensor; scales and masks are in `{MANIFEST_FILE}`",
+            *(f"- not finished: {line}" for line in unfinished_lines(manifest)),
             "",
             "Transformers alone does not know packed weights: `import lit_compress` first.",
             "",

@@ -11,6 +11,7 @@ from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
+from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
 
@@ -38,6 +39,7 @@ def export(
     checkpoint: str | None = None,
     model: str | None = None,
     to: Format = "hf",
+    unfinished: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
@@ -48,6 +50,7 @@ def export(
         checkpoint: a checkpoint file instead of a run.
         model: a Hugging Face folder instead of a run, of this package or any other with safetensors.
         to: format of the folder.
+        unfinished: write it also when its training stopped before its compression was complete.
         overwrite: replace an existing output folder that an export wrote.
 
     """
@@ -58,6 +61,7 @@ def export(
     writer: Callable[[Folded, Path], None] = _writer(to)
     check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
     folded = from_source(run, checkpoint, model)
+    require_finished(folded.manifest, unfinished)
     if run is not None:
         writer = _reading_as_trained(writer, run, folded)
     write(folded, output, writer, overwrite)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
+from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.pack import PackFormat, pack, packed_bytes, save_packed
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.export.scales import PERCENTILE, LayerScales, calibrate, layers_of_static_inputs, scales_of
@@ -29,6 +30,7 @@ def pack_command(
     dtype: Precision = "int8",
     calibration_batches: int = 0,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    unfinished: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Pack a trained student into 8 bit without its zeros, as a folder that `from_pretrained` loads.
@@ -43,6 +45,7 @@ def pack_command(
         calibration_batches: validation batches of the run on which the ranges of inputs are measured that
             quantization-aware training left open; 0 measures none.
         data: options of the run's data to change for that: `--data.val_file other.tsv`.
+        unfinished: pack it also when its training stopped before its compression was complete.
         overwrite: replace an existing output folder that an export wrote.
 
     """
@@ -60,6 +63,7 @@ def pack_command(
     if data and not calibration_batches:
         raise UserError(f"--data: {data} has no effect without --calibration_batches; leave it out")
     folded = from_source(run=run, model=model)
+    require_finished(folded.manifest, unfinished)
     scales = scales_of(folded.manifest)
     if run is not None and calibration_batches:
         loader = validation_data(run_config(run, data)["data"], folded.model.config).val_dataloader()

@@ -177,9 +177,16 @@ class LitEncoder(LightningModule):
             "tokenizer": absolute_source(self.tokenizer),
             "manifest": describe(self.student),
             "kept_layers": kept_layers(self.student),
+            "unfinished": self._unfinished(),
         }
         if "optimizer_states" in checkpoint:  # to be continued, not weights alone
             checkpoint[_GRADIENTS_KEY] = partial_gradients(self)
+
+    def _unfinished(self) -> list[dict[str, Any]]:
+        """What strategies have not reached yet, see :meth:`lit_compress.strategies.Strategy.unfinished`."""
+        callbacks: Any = self.trainer.callbacks  # type: ignore[attr-defined]
+        strategies = [callback for callback in callbacks if hasattr(callback, "unfinished")]
+        return [left for strategy in strategies if (left := strategy.unfinished(self.trainer, self))]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if CHECKPOINT_KEY not in checkpoint:

@@ -11,6 +11,7 @@ from rich.table import Table as Screen
 from rich.text import Text
 
 from lit_compress.errors import UserError
+from lit_compress.export.manifest_file import unfinished_lines
 from lit_compress.files import atomic_file, begins, check_file, check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.report.card import cell, section, table
@@ -163,7 +164,7 @@ def _parts(
         lines = (f"Worth having, because no other run is better in both: {', '.join(front)}.",) if front[1:] else ()
         tables = (Table(header=(HEADER[0], *HEADER[2:]), rows=shown), _metrics(own))
         parts.append(Section(name=f"group-{index}", title=title, lines=lines, figures=tuple(figures), tables=tables))
-    made = tuple(f"{name}: {_how(result['settings'])}" for name, result in results.items())
+    made = tuple(f"{name}: {_how(result)}" for name, result in results.items())
     parts.append(Section(name="made", title="How each was made", lines=made))
     machines = {", ".join(f"{k} {v}" for k, v in result["machine"].items()) for result in results.values()}
     commands = tuple((name, result["command"]) for name, result in results.items())
@@ -188,9 +189,10 @@ def _metrics(results: Mapping[str, dict[str, Any]]) -> Table:
     return Table(header=("", *names), rows=rows, summary="All metrics")
 
 
-def _how(settings: Mapping[str, Any]) -> str:
-    parts = [*settings["compression"], *settings["distillation"]]
-    return "; ".join(f"{part['name']} ({settings_text(part['settings'])})" for part in parts) or "task alone"
+def _how(result: Mapping[str, Any]) -> str:
+    parts = [*result["settings"]["compression"], *result["settings"]["distillation"]]
+    how = [f"{part['name']} ({settings_text(part['settings'])})" for part in parts] or ["task alone"]
+    return "; ".join(how + [f"not finished: {line}" for line in unfinished_lines(result)])
 
 
 def _verdict(result: Mapping[str, Any], metric: str) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
+from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.run import Format, write
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_file, begins, check_file, check_folder
@@ -43,6 +44,7 @@ def formats(
     threads: int | None = None,
     warmup: int = 3,
     repetitions: int = 10,
+    unfinished: bool = False,
     overwrite: bool = False,
     label_map: dict[str, str | int] | None = None,
 ) -> None:
@@ -61,6 +63,7 @@ def formats(
         threads: of the processor; all by default.
         warmup: calls before the first that counts, for each size.
         repetitions: calls that count; formats take turns.
+        unfinished: write them also when the training stopped before its compression was complete.
         overwrite: replace existing folders that an export wrote.
         label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
             for each; the run's by default.
@@ -79,7 +82,10 @@ def formats(
     check_sizes(sizes)
     if warmup < 0:
         raise UserError(f"--warmup: {warmup} must be 0 or more")
-    own = from_source(run=run).model.config
+    folded = from_source(run=run)
+    require_finished(folded.manifest, unfinished)
+    own = folded.model.config
+    del folded
     check_length(own, max(lengths), f"--run {run!r}", "--lengths")
     validation = validation_data(config["data"], own)
     labels = getattr(validation, "labels", None)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
-from lit_compress.export.manifest_file import MANIFEST_FILE
+from lit_compress.export.manifest_file import MANIFEST_FILE, UNFINISHED
 from lit_compress.export.run_folder import parse_file, run_config, validation_data
 from lit_compress.files import check_folder
 from lit_compress.models.labels import LabelMap
@@ -162,6 +162,7 @@ def measure_run(
         "dense": dense,
         "settings": _settings(config),
         "config_text": (folder / "config.yaml").read_text(),
+        UNFINISHED: manifest.get(UNFINISHED, []),
         "sparsity": {name: entry["sparsity"] for name, entry in layers.items() if entry["mask"]},
         "models": entries,
         "comparison": compare_outcomes(outcomes),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from lit_compress.export.manifest_file import unfinished_lines
 from lit_compress.report.bootstrap import FEW_CHANGES
 from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
 
@@ -78,9 +79,10 @@ def verdict_lines(results: Results) -> list[str]:
 
 
 def cautions(results: Results) -> list[str]:
-    """What makes the figures worth less than they look: few units, and models that answer without looking."""
+    """What makes the figures worth less than they look: no complete compression, answers without looking, few units."""
     comparison, own = results["comparison"], own_name(results)
-    unit, constant, lines = comparison["unit"], results.get("constant", {}), []
+    unit, constant = comparison["unit"], results.get("constant", {})
+    lines = [f"Not finished: {line}." for line in unfinished_lines(results)]
     for name, answer in constant.items():
         lines.append(f"{_WHO[name]} answers all {unit} alike, with {answer!r}: it has learned nothing.")
     known, accuracy = results.get("majority"), results["models"][own]["accuracy"].get("accuracy")

@@ -53,6 +53,14 @@ class GradualLayerDropping(Strategy):
         if stage == "fit":
             self.window.steps(trainer)  # a window that does not fit this run is an error now, not an hour later
 
+    def end(self, trainer: Trainer) -> int:
+        return self.window.steps(trainer)[1]
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        gates = [layer_gate(layer) for layer in encoder_layers(student_of(pl_module))]
+        closed = sum(1 for gate in gates if gate is not None and not gate)
+        return f"{self.drop} layers dropped", f"{closed} layers dropped"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
             self._close(trainer, pl_module)

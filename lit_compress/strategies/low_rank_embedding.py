@@ -71,6 +71,15 @@ class LowRankEmbedding(Strategy):
         if stage == "fit" and self.window:
             self._steps(trainer, self.window)
 
+    def end(self, trainer: Trainer) -> int:
+        return self._steps(trainer, self.window)[-1] if self.window else 0
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        tables = self._tables(student_of(pl_module)).values()
+        masks = [table.rank_mask for table in tables if isinstance(table, FactorizedEmbedding)]
+        ranks = {int(mask.sum()) for mask in masks if mask is not None}
+        return f"rank {self.rank}", f"rank {', '.join(map(str, sorted(ranks)))}"
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

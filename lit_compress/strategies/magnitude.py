@@ -21,10 +21,12 @@ from lit_compress.strategies.strategy import (
     Window,
     full_weight,
     parse_duration,
+    percent,
     set_mask,
     stepped,
     student_of,
     to_steps,
+    zeros,
 )
 
 __all__ = ["MagnitudePruning"]
@@ -139,6 +141,15 @@ class MagnitudePruning(Strategy):
             if self.permute_neurons:
                 # Before the optimizer exists. Weights that a resumed run loads over these were permuted already.
                 self._permute(student_of(pl_module))
+
+    def end(self, trainer: Trainer) -> int:
+        # What prunes everything at the start has nothing left to do but to choose anew.
+        at_once = self.schedule(0.0) == self.sparsity and not self.revive
+        return self.window.steps(trainer)[0] if at_once else self._last_update(trainer)
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        fixed = (", fixed", ", not fixed") if self.revive else ("", "")
+        return percent(self.sparsity) + fixed[0], zeros(self.layers(pl_module).values()) + fixed[1]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:

@@ -13,7 +13,17 @@ from lit_compress.functional.masks import global_masks, unstructured_mask
 from lit_compress.functional.movement import threshold_mask
 from lit_compress.functional.schedules import Cubic, due
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.strategies.strategy import Strategy, Window, agreed, parse_duration, set_mask, stepped, to_steps
+from lit_compress.strategies.strategy import (
+    Strategy,
+    Window,
+    agreed,
+    parse_duration,
+    percent,
+    set_mask,
+    stepped,
+    to_steps,
+    zeros,
+)
 
 __all__ = ["MovementPruning"]
 
@@ -101,6 +111,13 @@ class MovementPruning(Strategy):
                 f"{type(self).__name__}.method: soft prunes nothing unless a penalty pulls scores down; "
                 "use LitPrunedStudent with model.penalties: {scores: ScorePenalty}, or method hard"
             )
+
+    def end(self, trainer: Trainer) -> int:
+        return self._steps(trainer)[-1]
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        asked = percent(self.schedule.final) if self.method == "hard" else f"threshold {self.threshold:g}"
+        return f"{asked}, fixed", f"{zeros(self.layers(pl_module).values())}, not fixed"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:

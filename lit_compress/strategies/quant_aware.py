@@ -125,6 +125,12 @@ class QuantAwareTraining(Strategy):
         if stage == "fit":
             self._steps(trainer)
 
+    def end(self, trainer: Trainer) -> int:
+        return self._steps(trainer)[0] + 1  # one step on the grids, which has seen a range
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        return f"{self.weight_bits}-bit weights", "fp32 weights"
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Once per fit: matching names takes longer than switching, and the structure does not change any more.
         student = student_of(pl_module)

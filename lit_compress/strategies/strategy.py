@@ -1,6 +1,6 @@
 """The base of every strategy: which modules it works on, and when its structure is installed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,12 +22,14 @@ __all__ = [
     "agreed",
     "full_weight",
     "parse_duration",
+    "percent",
     "set_mask",
     "stepped",
     "student_of",
     "to_steps",
     "write_weight",
     "zero_outside",
+    "zeros",
 ]
 
 # Every linear of every transformer layer: attention and feed-forward, not embeddings, pooler or head. For models that
@@ -59,6 +61,27 @@ class Strategy(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         student = student_of(pl_module, type(self).__name__)
         self.prepare(make_compressible(student, list(self._match(student))))
+
+    def end(self, trainer: Trainer) -> int:
+        """Optimizer step from which on everything that was asked for is compressed; 0 when it is before the first."""
+        return 0
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        """What was asked for and what has been reached, in a few words; of a strategy with an :meth:`end`."""
+        raise NotImplementedError(f"{type(self).__name__} must define amounts(pl_module)")
+
+    def unfinished(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:
+        """What a training that stops at this step leaves undone; None when nothing.
+
+        ``{"strategy", "asked", "reached", "step", "end", "of"}``: class name, two texts, and in optimizer steps where
+        it is, where it would be done, and the length of the run.
+        """
+        step, end = trainer.global_step, self.end(trainer)
+        if step >= end:
+            return None
+        asked, reached = self.amounts(pl_module)
+        steps = {"step": step, "end": end, "of": run_length(trainer)[0]}
+        return {"strategy": type(self).__name__, "asked": asked, "reached": reached, **steps}
 
     def layers(self, pl_module: LightningModule) -> dict[str, CompressibleLinear]:
         """The target layers of a module after ``setup``."""
@@ -169,6 +192,18 @@ def zero_outside(parameter: Tensor, kept: Tensor, trainer: Trainer) -> None:
         for moment in optimizer.state.get(parameter, {}).values():
             if isinstance(moment, Tensor) and moment.shape == parameter.shape:
                 moment.mul_(kept)
+
+
+def zeros(layers: Iterable[CompressibleLinear]) -> str:
+    """The share of weights that masks prune, in words."""
+    masks = [layer.weight_mask for layer in layers if layer.weight_mask is not None]
+    pruned = sum(int((~mask).sum()) for mask in masks)
+    return percent(pruned / max(sum(mask.numel() for mask in masks), 1))
+
+
+def percent(share: float) -> str:
+    """A share of zeros in words."""
+    return f"{100 * share:.3g} % zeros"
 
 
 def full_weight(layer: CompressibleLinear) -> Tensor:

@@ -108,6 +108,18 @@ class StructuredPruning(Strategy):
         if stage == "fit":
             self._steps(trainer)
 
+    def end(self, trainer: Trainer) -> int:
+        return self._steps(trainer)[-1]
+
+    def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
+        student = student_of(pl_module)
+        asked, reached = [], []
+        for kind, blocks in self._blocks(student).items():
+            kept = [_linear(student, block.consumer).kept_groups for block in blocks]
+            asked.append(f"{sum(self._final(kind, block.count) for block in blocks):,} {kind}")
+            reached.append(f"{sum(int(groups.sum()) for groups in kept if groups is not None):,} {kind}")
+        return ", ".join(asked), ", ".join(reached)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if learned := [name for name, layer in self.layers(pl_module).items() if layer.mask_scores is not None]:
             raise UserError(

@@ -269,6 +269,33 @@ def test_checkpoint_alone_gives_the_student_back(case, trained):
     assert differences(dict(fold(module.student).state_dict()), dict(fold(again).state_dict())) == []
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_checkpoint_says_what_a_run_that_ends_there_leaves_undone(case, trained):
+    _, _, root = trained(case)
+    checkpoints = [load_checkpoint(root / f"step={step}.ckpt") for step in range(1, STEPS + 1)]
+    entries = [checkpoint["lit_compress"]["unfinished"] for checkpoint in checkpoints]
+    amounts = [_compressed(checkpoint) for checkpoint in checkpoints]
+    done = [not entry for entry in entries]
+    assert done == sorted(done)
+    assert done[-1]
+    assert [amount for amount, finished in zip(amounts, done, strict=True) if finished and amount != amounts[-1]] == []
+    assert amounts[0] == amounts[-1] or not done[0]
+    for step, entry in enumerate(entries, 1):
+        for left in entry:
+            assert (left["strategy"], left["step"], left["of"]) == (ROWS[case][0].__name__, step, STEPS)
+            assert left["end"] == done.index(True) + 1
+            assert left["asked"] != left["reached"]
+
+
+def _compressed(checkpoint):
+    """How much of each kind of compression there is: zeros of masks, closed layers, columns gone, quantizers on."""
+    state, manifest = checkpoint["state_dict"], checkpoint["lit_compress"]["manifest"]
+    kinds = ("weight_mask", "kept_groups", "rank_mask", "layer_open")
+    counts = {kind: sum(int((~v).sum()) for name, v in state.items() if name.endswith(kind)) for kind in kinds}
+    slots = [slot for entries in manifest.values() for entry in entries.values() for slot in entry.values()]
+    return counts | {"on": sum(1 for slot in slots if isinstance(slot, dict) and slot.get("enabled"))}
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("qat")])
 def test_quantized_weights_lie_on_their_grid(case, trained):
     module, _, _ = trained(case)
