@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  (lazily exported)
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,14 +26,16 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint
+from lit_compress.export.checkpoint import LAST, last_checkpoint, load_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.export.run import export
 from lit_compress.export.run_folder import TOKENIZER, absolute_paths
 from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
 from lit_compress.files import atomic_folder, begins, check_file, check_folder
+from lit_compress.fit.checkpoints import LastCheckpoint, WholeCheckpoints
 from lit_compress.fit.claim import claim, discard
+from lit_compress.fit.stopping import StopOnSignal, Stopped, is_requeued
 from lit_compress.migrate import migrate
 from lit_compress.models.load import load_config, transformers_progress
 from lit_compress.models.positions import check_length
@@ -209,16 +213,23 @@ class LitCompressCLI(LightningCLI):
         self.run_folder = Path(config.run)
         if config.get("output"):
             check_predictions(config.output, inputs=[config.data.init_args.get("predict_file") or ""])
+        self.last = self.run_folder / "checkpoints" / LAST
+        if self.subcommand == "fit" and is_requeued() and self.last.is_file() and not config.get("ckpt_path"):
+            config.ckpt_path = "last"
         resuming = bool(config.get("ckpt_path"))
         if config.get("ckpt_path") == "last":
-            _keep_names(config, load_checkpoint(find_checkpoint(self.run_folder)))
+            path, checkpoint = last_checkpoint(self.run_folder)
+            config.ckpt_path = str(path)
+            _keep_names(config, checkpoint)
         self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
-        if self.subcommand == "fit" and rank_zero_only.rank == 0:
-            if resuming:
-                # What it replaces, now rather than after the training.
-                check_file(self.run_folder / "config.yaml", begins("# lightning.pytorch"), key="--run")
-                check_folder(self.run_folder / "model", overwrite=True, key="--run")
-            self._held.enter_context(claim(self.run_folder, self.new_run))
+        if self.subcommand == "fit":
+            self.stop = self._held.enter_context(StopOnSignal(self.last))
+            if rank_zero_only.rank == 0:
+                if resuming:
+                    # What it replaces, now rather than after the training.
+                    check_file(self.run_folder / "config.yaml", begins("# lightning.pytorch"), key="--run")
+                    check_folder(self.run_folder / "model", overwrite=True, key="--run")
+                self._held.enter_context(claim(self.run_folder, self.new_run))
         _check_lengths(config)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
@@ -246,21 +257,19 @@ class LitCompressCLI(LightningCLI):
         if self.subcommand == "predict" and (output := self._get(self.config_init, "output")):
             trainer["callbacks"].append(WritePredictions(output, self._predicting_model()))
         if trainer.get("enable_checkpointing") is not False:
-            checkpoint = ModelCheckpoint(
-                dirpath=self.run_folder / "checkpoints",
-                filename="last",
-                every_n_train_steps=self._get(self.config_init, "checkpoint_every"),
-                enable_version_counter=False,
-            )
-            trainer["callbacks"].append(checkpoint)
+            trainer["callbacks"].append(LastCheckpoint(self.last, self._get(self.config_init, "checkpoint_every")))
+            plugins = _as_list(trainer.get("plugins"))
+            if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+                resumed = self._get(self.config_init, "ckpt_path")
+                kwargs["plugins"] = [*plugins, WholeCheckpoints(self.last, resumed)]
+            if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
+                trainer["callbacks"].append(self.stop)
         return super().instantiate_trainer(default_root_dir=run, **kwargs)
 
     def _predicting_model(self) -> str:
         """The checkpoint, or the model that there is without one."""
         config = self.config[str(self.subcommand)]
-        path = config.get("ckpt_path")
-        last = self.run_folder / "checkpoints" / "last.ckpt"
-        return str(last if path == "last" else path or config.model.init_args.get("pretrained"))
+        return str(config.get("ckpt_path") or config.model.init_args.get("pretrained"))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning would overwrite the configuration with the checkpoint's; here the YAML beside it says it all.
@@ -273,7 +282,7 @@ class LitCompressCLI(LightningCLI):
         try:
             self.trainer.fit(model, **kwargs)
         except BaseException:
-            if self.new_run and self.trainer.global_step == 0:
+            if self.new_run and self.trainer.global_step == 0 and not self.last.is_file():
                 discard(self.run_folder)
             raise
 
@@ -281,8 +290,7 @@ class LitCompressCLI(LightningCLI):
         """Leave a checkpoint of the very end and the folded model."""
         if self.config_init[str(self.subcommand)].trainer.fast_dev_run:
             return
-        last = self.run_folder / "checkpoints" / "last.ckpt"
-        self.trainer.save_checkpoint(last)
+        self.trainer.save_checkpoint(self.last)
         if self.trainer.is_global_zero:
             output = self.run_folder / "model"
             export(run=str(self.run_folder), output=str(output), unfinished=True, overwrite=True)
@@ -319,11 +327,25 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             args=args,
         )
+    except Stopped as stopped:
+        if rank_zero_only.rank == 0:
+            sys.stderr.write(f"lit_compress: {_stopped(stopped, given)}\n")
+        raise
     except (ValueError, TypeError) as error:
         cause = user_error(error, UserError)
         if cause is None:
             raise
         sys.exit(f"lit_compress: error: {cause}")
+
+
+def _stopped(stopped: Stopped, words: Sequence[str]) -> str:
+    """What a stopped `fit` leaves, and the command that goes on from there."""
+    if not stopped.path.is_file():
+        return f"stopped by {stopped.name} before there was a checkpoint; the same command begins anew"
+    # The last of two options of a name counts.
+    command = shlex.join(["lit_compress", *words, "--ckpt_path", "last"])
+    saved = f" at step {stopped.step}, which is saved" if stopped.step is not None else ""
+    return f"stopped by {stopped.name}{saved}; go on with\n  {command}"
 
 
 def _run_function(name: str, args: list[str]) -> None:

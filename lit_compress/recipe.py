@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ _STAGE = "stage:"
 _OWN = ("config", "dense")
 # How the file of a stage begins.
 _MARK = "# from "
+# What a stage is stopped with.
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +246,17 @@ def _short(path: Path) -> str:
 def _run(stage: Stage) -> None:
     """Run a stage in a process of its own: its memory, its seeds and its ranks end with it."""
     command = [sys.executable, "-m", "lit_compress", *stage.command()]
-    status = subprocess.run(command, check=False).returncode
+    process = subprocess.Popen(command)
+    # It saves before it ends, so it is waited for.
+    before = [(number, signal.signal(number, lambda n, _: process.send_signal(n))) for number in _STOPPING]
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    if status in [128 + number for number in _STOPPING]:
+        sys.stderr.write("lit_compress: the recipe stops, too; the same `recipe` command goes on with this stage\n")
+        sys.exit(status)
     if status:
         raise UserError(
             f"recipe: stage {stage.name!r} ended with exit status {status} (see above); "

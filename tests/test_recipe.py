@@ -149,6 +149,20 @@ def test_a_killed_stage_goes_on_bit_for_bit(finished_once, folder):
         assert differences(twins[0][part], twins[1][part]) == []
 
 
+def test_a_recipe_that_is_told_to_stop_saves_and_goes_on(finished_once, folder):
+    for part in ("teacher", "stages"):
+        shutil.copytree(finished_once / "out" / part, folder / "out" / part)
+    command = ["recipe", "recipe.yaml", "--only", "student", "--student.checkpoint_every", "1"]
+    with subprocess.Popen([sys.executable, "-m", "lit_compress", *command]) as process:
+        while not (folder / "out/student/config.yaml").is_file() and process.poll() is None:
+            time.sleep(0.01)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not (folder / "out/student/model").exists()
+    main(command)
+    assert (folder / "out/student/model/config.json").is_file()
+
+
 def test_a_failing_stage_stops_the_recipe(folder):
     with pytest.raises(SystemExit, match=r"stage 'teacher' ended with exit status 1"):
         main(["recipe", "recipe.yaml", "--teacher.data.train_file", "nowhere.tsv"])

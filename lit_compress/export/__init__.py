@@ -1,6 +1,6 @@
 """From the training form to what a runtime loads."""
 
-from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.checkpoint import find_checkpoint, last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold
 from lit_compress.export.folded import Folded, from_source, from_student
 from lit_compress.export.hf import save_folder
@@ -14,6 +14,7 @@ __all__ = [
     "fold",
     "from_source",
     "from_student",
+    "last_checkpoint",
     "load_checkpoint",
     "pack",
     "save_folder",

@@ -1,6 +1,7 @@
 """A Lightning checkpoint back to the student it holds; neither its pretrained weights nor its teacher are needed."""
 
 import json
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from lit_compress.models.load import first_line
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
-__all__ = ["find_checkpoint", "load_checkpoint", "student_from_checkpoint"]
+__all__ = ["LAST", "PREVIOUS", "find_checkpoint", "last_checkpoint", "load_checkpoint", "student_from_checkpoint"]
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 
 _PREFIX = "student."
 _KEY = "lit_compress"
+_log = logging.getLogger(__name__)
 
 
 def find_checkpoint(run: str | Path) -> Path:
-    """The last checkpoint of a run folder.
+    """The last checkpoint of a run folder, or the one before where there is no other.
 
     Raises:
         UserError: there is no such folder, or no checkpoint in it.
@@ -31,10 +35,36 @@ def find_checkpoint(run: str | Path) -> Path:
     run = Path(run)
     if not run.is_dir():
         raise UserError(f"--run: {str(run)!r} is no folder; give the run folder of a `fit`")
-    path = run / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise UserError(f"--run: {str(run)!r} has no checkpoints/last.ckpt; the run saved none yet")
-    return path
+    for name in (LAST, PREVIOUS):
+        if (path := run / "checkpoints" / name).is_file():
+            return path
+    raise UserError(
+        f"--run: {str(run)!r} has no checkpoints/{LAST}; the run saved none yet; the same `fit` without --ckpt_path "
+        "begins anew"
+    )
+
+
+def last_checkpoint(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The last checkpoint of a run folder and what is in it; where it is damaged the one before, which is said.
+
+    Raises:
+        UserError: there is none, or none that can be read.
+
+    """
+    path = find_checkpoint(run)
+    try:
+        return path, load_checkpoint(path)
+    except UserError as error:
+        previous = path.with_name(PREVIOUS)
+        if path == previous or not previous.is_file():
+            raise
+        try:
+            checkpoint = load_checkpoint(previous)
+        except UserError:
+            raise error from None
+        step = checkpoint.get("global_step")
+        _log.warning("%s; the one before it is taken: %s, of step %s", error, previous, step)
+        return previous, checkpoint
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold_in_place, shrink_in_place
 from lit_compress.export.manifest_file import (
     MANIFEST_FILE,
@@ -83,8 +83,10 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
             raise UserError(f"--model: {model!r} is packed already; give the run or the folder that it was made from")
         tokenizer = load_tokenizer(model, "--model")
         return Folded(model=loaded, manifest=read_manifest(Path(model), loaded), tokenizer=tokenizer)
-    path = Path(checkpoint) if checkpoint is not None else find_checkpoint(run or "")
-    content = load_checkpoint(path)
+    if checkpoint is not None:
+        path, content = Path(checkpoint), load_checkpoint(checkpoint)
+    else:
+        path, content = last_checkpoint(run or "")
     kept = run_tokenizer(path.parent.parent) if path.parent.name == "checkpoints" else None
     source = content["lit_compress"]
     words = source["architecture"].endswith("ForTokenClassification")  # as the data module reads it

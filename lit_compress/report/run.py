@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE, UNFINISHED
 from lit_compress.export.run_folder import parse_file, run_config, validation_data
 from lit_compress.files import check_folder
@@ -114,7 +114,7 @@ def measure_run(
         if not values or min(values) < 1:
             raise UserError(f"--{key}: {values} must be 1 or more")
     folder = Path(run)
-    checkpoint = load_checkpoint(find_checkpoint(folder))
+    _, checkpoint = last_checkpoint(folder)
     config = run_config(folder, data_options or {})
     exported = _exported(folder)
     data = validation_data(config["data"], load_config(str(exported), "--run"))

@@ -266,3 +266,33 @@ def test_two_ranks_resume_in_the_middle_of_an_accumulation(engine, tmp_path, tin
     expected, got = (load_checkpoint(tmp_path / name / "step=8.ckpt") for name in ("whole", "killed"))
     for part in ("state_dict", "optimizer_states"):
         assert differences(expected[part], got[part]) == []
+
+
+TERMINATE = """
+import os
+import signal
+from lightning.pytorch import Callback
+
+
+class Terminate(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 2 and trainer.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_two_ranks_stop_when_one_is_told(engine, tmp_path, tiny_teacher, tiny_data):
+    (tmp_path / "telling.py").write_text(TERMINATE)
+    config = student_config(tiny_teacher, tiny_data, run="run", data=data_config(tiny_data, batch_size=8))
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "lit_compress", "fit", "--config=task.yaml", "--trainer.devices=2"]
+    command += [f"--config={REPOSITORY / 'configs/trainer' / engine}.yaml", "--trainer.callbacks+=telling.Terminate"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + (os.getpid() + 17) % 20000)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 143, done.stderr[-2000:]
+    assert done.stderr.count("stopped by SIGTERM at step 3, which is saved") == 1
+    assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
