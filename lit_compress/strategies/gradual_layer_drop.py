@@ -10,7 +10,15 @@ from lit_compress.functional.layer_selection import closed_layers
 from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.gates import add_layer_gate, layer_gate
-from lit_compress.strategies.strategy import Strategy, Window, stepped, student_of
+from lit_compress.strategies.strategy import (
+    Strategy,
+    Window,
+    amount_of,
+    check_amount,
+    stepped,
+    student_of,
+    tell_if_little,
+)
 
 __all__ = ["GradualLayerDropping"]
 
@@ -22,17 +30,16 @@ class GradualLayerDropping(Strategy):
     model, which gives the same logits. To drop layers before training, and train faster, take ``LayerDropping``.
 
     Args:
-        drop: number of layers that close.
+        drop: number of layers that close, or a fraction in (0, 1) of the model's.
         start: where the first of ``drop`` equal stretches begins; at the end of each one layer closes. ``"10%"`` of
             training, ``"1 epochs"`` or ``"500 steps"``.
         end: where the last layer closes. With ``start`` and ``end`` at ``"0%"`` all close before the first step.
 
     """
 
-    def __init__(self, drop: int, start: str = "0%", end: str = "20%") -> None:
+    def __init__(self, drop: int | float, start: str = "0%", end: str = "20%") -> None:
         super().__init__()
-        if drop < 1:
-            raise UserError(f"{type(self).__name__}.drop: {drop} must be 1 or more")
+        check_amount(drop, f"{type(self).__name__}.drop")
         self.drop = drop
         self.window = Window(type(self).__name__, start, end, "1 steps")
 
@@ -44,13 +51,15 @@ class GradualLayerDropping(Strategy):
         student = student_of(pl_module, owner)
         layout_of(student, f"compression: {owner} of model.pretrained").require("layers", f"{owner}.drop")
         layers = encoder_layers(student)
-        if self.drop >= len(layers):
+        drop = amount_of(self.drop, len(layers))
+        if drop >= len(layers):
             raise UserError(
                 f"{owner}.drop: {self.drop} leaves none of {len(layers)} layers; give at most {len(layers) - 1}"
             )
-        for layer in layers[-self.drop :]:
+        for layer in layers[-drop:]:
             add_layer_gate(layer)
         if stage == "fit":
+            tell_if_little(f"{owner}.drop", len(layers) - drop, len(layers), "layers")
             self.window.steps(trainer)  # a window that does not fit this run is an error now, not an hour later
 
     def end(self, trainer: Trainer) -> int:
@@ -59,7 +68,7 @@ class GradualLayerDropping(Strategy):
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
         gates = [layer_gate(layer) for layer in encoder_layers(student_of(pl_module))]
         closed = sum(1 for gate in gates if gate is not None and not gate)
-        return f"{self.drop} layers dropped", f"{closed} layers dropped"
+        return f"{amount_of(self.drop, len(gates))} layers dropped", f"{closed} layers dropped"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step == 0:
@@ -74,8 +83,9 @@ class GradualLayerDropping(Strategy):
     @torch.no_grad()
     def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start, end, _ = self.window.steps(trainer)
-        closed = closed_layers(trainer.global_step, start, end, self.drop)
-        for layer in encoder_layers(student_of(pl_module))[-closed:] if closed else ():
+        layers = encoder_layers(student_of(pl_module))
+        closed = closed_layers(trainer.global_step, start, end, amount_of(self.drop, len(layers)))
+        for layer in layers[-closed:] if closed else ():
             gate = layer_gate(layer)
             assert gate is not None
             gate.fill_(False)

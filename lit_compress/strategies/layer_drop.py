@@ -22,7 +22,7 @@ from lit_compress.models.shrink import depth, drop_layers, kept_layers
 from lit_compress.models.similarity import similarity_sums
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.gates import gated_layers
-from lit_compress.strategies.strategy import Strategy, student_of
+from lit_compress.strategies.strategy import Strategy, amount_of, check_amount, student_of, tell_if_little
 
 __all__ = ["LayerDropping"]
 
@@ -38,7 +38,7 @@ class LayerDropping(Strategy):
     one of ``drop``, ``threshold`` and ``keep``.
 
     Args:
-        drop: number of layers to drop.
+        drop: number of layers to drop, or a fraction in (0, 1) of the model's.
         which: ``top`` or ``bottom`` layers; ``symmetric`` drops the middle; ``alternate-odd`` and ``alternate-even``
             drop every other layer from the top downwards; ``contribution`` drops those that change the first token of
             the validation data the least (the last token of XLNet); ``aggregation`` and ``variance`` those whose
@@ -51,7 +51,7 @@ class LayerDropping(Strategy):
 
     def __init__(
         self,
-        drop: int | None = None,
+        drop: int | float | None = None,
         which: Literal[
             "top",
             "bottom",
@@ -74,8 +74,8 @@ class LayerDropping(Strategy):
         given = [key for key, value in (("drop", drop), ("threshold", threshold), ("keep", keep)) if value is not None]
         if len(given) != 1:
             raise UserError(f"{owner}.drop: give one of drop, threshold and keep, not {' and '.join(given) or 'none'}")
-        if drop is not None and drop < 1:
-            raise UserError(f"{owner}.drop: {drop} must be 1 or more")
+        if drop is not None:
+            check_amount(drop, f"{owner}.drop")
         if threshold is not None and not -1 < threshold < 1:
             raise UserError(f"{owner}.threshold: {threshold} must be between -1 and 1")
         if rows is not None and rows < 1:
@@ -104,6 +104,7 @@ class LayerDropping(Strategy):
             raise UserError(f"compression: {owner} must come before strategies that close layers during training")
         if self.which == "contribution" and stage != "fit":
             return  # other data would say otherwise: the layers are those of the checkpoint
+        layers = depth(student)
         try:
             keep = self.keep if self.keep is not None else self._choose(student, trainer, pl_module)
         except UserError:
@@ -114,6 +115,9 @@ class LayerDropping(Strategy):
         drop_layers(student, keep, f"{owner}.{'keep' if self.keep is not None else 'which'}")
         if kept_layers(student) is None:
             raise UserError(f"{owner}.keep: {keep} are all layers of the model; leave one out")
+        if stage == "fit":
+            given = "drop" if self.drop is not None else "keep" if self.keep is not None else "threshold"
+            tell_if_little(f"{owner}.{given}", len(keep), layers, "layers")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_dropped(pl_module)
@@ -131,20 +135,21 @@ class LayerDropping(Strategy):
             )
 
     def _choose(self, student: Any, trainer: Trainer, pl_module: LightningModule) -> list[int]:
+        drop = amount_of(self.drop, depth(student)) if self.drop is not None else None
         if self.which in get_args(Position):
-            assert self.drop is not None
-            return keep_by_position(depth(student), self.drop, self.which)  # type: ignore[arg-type]
+            assert drop is not None
+            return keep_by_position(depth(student), drop, self.which)  # type: ignore[arg-type]
         layout_of(student).require("layers", f"{type(self).__name__}.which")
         if self.which == "contribution":
             similarities = self._similarities(student, trainer, pl_module)
-            keep = keep_dissimilar(similarities, self.drop, self.threshold)
+            keep = keep_dissimilar(similarities, drop, self.threshold)
             shown = ", ".join(f"{similarity:.4f}" for similarity in similarities)
             rank_zero_info(f"{type(self).__name__} keeps layers {keep}; similarities are {shown}")
             return keep
-        assert self.drop is not None
+        assert drop is not None
         weights = [[p.detach() for p in layer.parameters() if p.ndim > 1] for layer in encoder_layers(student)]
         scores = torch.stack([weight_score(layer, self.which) for layer in weights])  # type: ignore[arg-type]
-        return keep_highest(scores.tolist(), self.drop)
+        return keep_highest(scores.tolist(), drop)
 
     def _similarities(self, student: Any, trainer: Trainer, pl_module: LightningModule) -> list[float]:
         data = trainer.datamodule  # type: ignore[attr-defined]

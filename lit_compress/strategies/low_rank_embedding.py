@@ -12,7 +12,15 @@ from lit_compress.functional.schedules import pruning_steps, width_after
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.surgery import match_modules
-from lit_compress.strategies.strategy import Strategy, Window, stepped, student_of, zero_outside
+from lit_compress.strategies.strategy import (
+    Strategy,
+    Window,
+    amount_of,
+    check_amount,
+    stepped,
+    student_of,
+    zero_outside,
+)
 
 __all__ = ["LowRankEmbedding"]
 
@@ -25,7 +33,7 @@ class LowRankEmbedding(Strategy):
     learned since the first stays. Positions and token types keep their tables. The folded model has the final rank.
 
     Args:
-        rank: columns that are kept in the end.
+        rank: columns that are kept in the end, or a fraction in (0, 1) of the table's.
         prunings: number of equal reductions on the way to it, each at the end of its share of ``start`` to ``end``;
             0 factorises to the rank before training.
         start: where the first share begins: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``; ``"0%"`` when
@@ -38,7 +46,7 @@ class LowRankEmbedding(Strategy):
 
     def __init__(
         self,
-        rank: int = 128,
+        rank: int | float = 128,
         prunings: int = 0,
         start: str | None = None,
         end: str | None = None,
@@ -47,9 +55,9 @@ class LowRankEmbedding(Strategy):
     ) -> None:
         super().__init__(targets, ignore)
         owner = type(self).__name__
-        for key, value, least in (("rank", rank, 1), ("prunings", prunings, 0)):
-            if value < least:
-                raise UserError(f"{owner}.{key}: {value} must be {least} or more")
+        check_amount(rank, f"{owner}.rank")
+        if prunings < 0:
+            raise UserError(f"{owner}.prunings: {prunings} must be 0 or more")
         for key, value in (("start", start), ("end", end)):
             if value is not None and not prunings:
                 raise UserError(
@@ -75,10 +83,13 @@ class LowRankEmbedding(Strategy):
         return self._steps(trainer, self.window)[-1] if self.window else 0
 
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
-        tables = self._tables(student_of(pl_module)).values()
-        masks = [table.rank_mask for table in tables if isinstance(table, FactorizedEmbedding)]
+        found = self._tables(student_of(pl_module)).values()
+        tables = [table for table in found if isinstance(table, FactorizedEmbedding)]
+        masks = [table.rank_mask for table in tables]
+        asked = {amount_of(self.rank, table.embedding_dim) for table in tables}
         ranks = {int(mask.sum()) for mask in masks if mask is not None}
-        return f"rank {self.rank}", f"rank {', '.join(map(str, sorted(ranks)))}"
+        wanted, reached = (", ".join(map(str, sorted(each))) for each in (asked, ranks))
+        return f"rank {wanted}", f"rank {reached}"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -93,7 +104,7 @@ class LowRankEmbedding(Strategy):
         for table in self._tables(student_of(pl_module)).values():
             assert isinstance(table, FactorizedEmbedding)
             assert table.rank_mask is not None
-            rank = width_after(number, self.prunings, table.rank, self.rank)
+            rank = width_after(number, self.prunings, table.rank, amount_of(self.rank, table.embedding_dim))
             table.rank_mask.copy_(torch.arange(table.rank, device=table.rank_mask.device) < rank)
             for factor in (table.weight, table.projection.weight):
                 zero_outside(factor, table.rank_mask.expand(factor.shape).contiguous(), trainer)
@@ -129,25 +140,26 @@ class LowRankEmbedding(Strategy):
                 f"{owner}.targets: {name!r} is a {type(table).__name__}, no plain nn.Embedding; leave it out"
             )
         rows, width = table.num_embeddings, table.embedding_dim
-        if self.rank * (rows + width) >= rows * width:
+        rank = amount_of(self.rank, width)
+        if rank * (rows + width) >= rows * width:
             largest = (rows * width - 1) // (rows + width)
             raise UserError(
-                f"{owner}.rank: {self.rank} does not make {name!r} of {rows} x {width} smaller; "
-                f"it must be {largest} or less"
+                f"{owner}.rank: {rank} does not make {name!r} of {rows} x {width} smaller; it must be {largest} or less"
             )
-        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.prunings else self.rank)
+        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.prunings else rank)
         if self.prunings:
             factors.add_rank_mask()
         student.set_submodule(name, factors)
 
     def _shorten(self, name: str, table: FactorizedEmbedding) -> None:
         """Start from a model that arrives factorised, or do nothing the second time."""
-        if self.rank > table.rank or (self.prunings and self.rank == table.rank):
+        rank = amount_of(self.rank, table.embedding_dim)
+        if rank > table.rank or (self.prunings and rank == table.rank):
             raise UserError(f"{type(self).__name__}.rank: {name!r} has rank {table.rank} already; give a lower rank")
         if self.prunings:
             table.add_rank_mask()
-        elif self.rank < table.rank:
-            table.to_rank(self.rank)
+        elif rank < table.rank:
+            table.to_rank(rank)
 
 
 def _check_untied(student: nn.Module, name: str, table: nn.Embedding, key: str) -> None:

@@ -1,10 +1,12 @@
 """The base of every strategy: which modules it works on, and when its structure is installed."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -20,12 +22,15 @@ __all__ = [
     "Strategy",
     "Window",
     "agreed",
+    "amount_of",
+    "check_amount",
     "full_weight",
     "parse_duration",
     "percent",
     "set_mask",
     "stepped",
     "student_of",
+    "tell_if_little",
     "to_steps",
     "write_weight",
     "zero_outside",
@@ -97,6 +102,41 @@ class Strategy(Callback):
         names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
         stacks = [glob for glob in ENCODER_LINEARS if any(glob.strip("*") in name for name in names)]
         return match_modules(student, stacks or ENCODER_LINEARS, self.ignore, key=key)
+
+
+def check_amount(value: int | float, key: str) -> None:
+    """Raise a ``UserError`` unless a value is a whole number of 1 or more, or a fraction in (0, 1)."""
+    if not (value >= 1 if isinstance(value, int) else 0 < value < 1):
+        raise UserError(f"{key}: {value} must be a whole number of 1 or more, or a fraction in (0, 1)")
+
+
+def amount_of(value: int | float, whole: int) -> int:
+    """A number as it is, or a fraction of a whole, rounded and at least 1.
+
+    Example:
+        >>> amount_of(4, 6), amount_of(0.3333, 12), amount_of(0.3333, 6), amount_of(0.1, 3)
+        (4, 4, 2, 1)
+
+    """
+    return value if isinstance(value, int) else max(1, round(value * whole))
+
+
+@rank_zero_only
+def tell_if_little(key: str, left: int, whole: int, what: str) -> None:
+    """Say in a line that less than a quarter is left, which a setting made for a larger model often leads to.
+
+    Args:
+        key: setting that says so.
+        left: how many are left.
+        whole: of how many.
+        what: what they are, in the plural.
+
+    """
+    if 4 * left < whole:
+        logging.getLogger(__name__).warning(
+            "%s: %d of %d %s are left, less than a quarter; look at what the model answers, it may be one class",
+            *(key, left, whole, what),
+        )
 
 
 class Window:

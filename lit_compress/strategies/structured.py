@@ -17,7 +17,18 @@ from lit_compress.models.groups import KINDS, Groups, Kind, column_mask, removab
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import match_modules
 from lit_compress.strategies.gradients import sample_gradients
-from lit_compress.strategies.strategy import Strategy, Window, agreed, full_weight, set_mask, stepped, student_of
+from lit_compress.strategies.strategy import (
+    Strategy,
+    Window,
+    agreed,
+    amount_of,
+    check_amount,
+    full_weight,
+    set_mask,
+    stepped,
+    student_of,
+    tell_if_little,
+)
 
 __all__ = ["StructuredPruning"]
 
@@ -69,8 +80,8 @@ class StructuredPruning(Strategy):
         if heads is None and neurons is None:
             raise UserError(f"{owner}.heads: nothing is removed; give heads or neurons that each layer keeps")
         for key, value in self.keep.items():
-            if value is not None and not (value >= 1 if isinstance(value, int) else 0 < value < 1):
-                raise UserError(f"{owner}.{key}: {value} must be a number of 1 or more, or a fraction in (0, 1)")
+            if value is not None:
+                check_amount(value, f"{owner}.{key}")
         for key, value, allowed in (
             ("scope", scope, ("layer", "global")),
             ("criterion", criterion, ("taylor", "magnitude")),
@@ -99,12 +110,16 @@ class StructuredPruning(Strategy):
         for kind, blocks in self._blocks(student).items():
             for block in blocks:
                 _linear(student, block.consumer).add_groups(block.count)
-            if all(width <= self._final(kind, width) for width in (block.count for block in blocks)):
-                most = max(block.count for block in blocks)
+            widths = [(self._final(kind, block.count), block.count) for block in blocks]
+            if all(left == whole for left, whole in widths):
+                most = max(whole for _, whole in widths)
                 raise UserError(
                     f"{type(self).__name__}.{kind}: {self.keep[kind]} removes nothing, no layer has more than {most}; "
                     "give fewer"
                 )
+            if stage == "fit":
+                left, whole = min(widths, key=lambda width: width[0] / width[1])
+                tell_if_little(f"{type(self).__name__}.{kind}", left, whole, f"{kind} of a layer")
         if stage == "fit":
             self._steps(trainer)
 
@@ -220,7 +235,7 @@ class StructuredPruning(Strategy):
     def _final(self, kind: Kind, width: int) -> int:
         keep = self.keep[kind]
         assert keep is not None
-        return min(keep, width) if isinstance(keep, int) else max(1, round(keep * width))
+        return min(amount_of(keep, width), width)
 
     def _blocks(self, student: nn.Module) -> dict[Kind, list[Groups]]:
         """What can be removed from each layer, by kind: where the targets say so."""

@@ -77,10 +77,17 @@ def test_gates_count_optimizer_steps(folder, tiny_data, tmp_path):
     assert [sum(gates) for gates in watch.open[::4]] == [6, 6, 5, 5, 4, 4, 4, 4]
 
 
+def test_a_fraction_of_the_layers_closes(folder, tiny_data, tmp_path):
+    watch, module = Watch(), student(folder)
+    fit(module, data(tiny_data, folder), [GradualLayerDropping(drop=0.3333, end="50%"), watch], tmp_path / "run")
+    assert sum(watch.open[-1]) == 4
+    assert fold(module.student).config.num_hidden_layers == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"drop": 0}, "drop: 0 must be 1 or more"),
+        ({"drop": 0}, "drop: 0 must be a whole number of 1 or more, or a fraction"),
         ({"drop": 1, "end": "soon"}, "end: 'soon' is not a duration"),
         ({"drop": 1, "start": "50%", "end": "40%"}, "end: '40%' comes before start '50%'"),
     ],

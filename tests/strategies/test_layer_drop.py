@@ -57,6 +57,8 @@ def prepared(folder, tiny_data, strategies, stage="fit", **kwargs):
     ("options", "kept"),
     [
         ({"drop": 2}, [0, 1, 2, 3]),
+        ({"drop": 0.3333}, [0, 1, 2, 3]),
+        ({"drop": 0.01}, [0, 1, 2, 3, 4]),
         ({"drop": 2, "which": "bottom"}, [2, 3, 4, 5]),
         ({"drop": 3, "which": "symmetric"}, [0, 1, 5]),
         ({"drop": 2, "which": "alternate-odd"}, [0, 1, 3, 5]),
@@ -73,6 +75,28 @@ def test_what_is_kept(options, kept, pretrained, tiny_data):
     for layer, index in zip(encoder_layers(model), kept, strict=True):
         expected = source[index].state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("which", ["aggregation", "contribution"])
+def test_a_fraction_of_the_layers_whatever_the_rule(which, pretrained, tiny_data):
+    assert len(kept_layers(prepared(pretrained(), tiny_data, [LayerDropping(drop=0.5, which=which)]))) == 3
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        (LayerDropping(drop=5), "LayerDropping.drop: 1 of 6 layers are left"),
+        (LayerDropping(keep=[2]), "LayerDropping.keep: 1 of 6 layers are left"),
+        (GradualLayerDropping(drop=5), "GradualLayerDropping.drop: 1 of 6 layers are left"),
+        (LayerDropping(drop=4), None),
+        (GradualLayerDropping(drop=4), None),
+    ],
+)
+def test_less_than_a_quarter_of_the_layers_is_said(strategy, said, pretrained, tiny_data, tmp_path, caplog):
+    folder = pretrained()
+    fit(student(folder), data(tiny_data, folder), [strategy], tmp_path / "run")
+    found = [record.getMessage() for record in caplog.records if " are left" in record.getMessage()]
+    assert [message.partition(",")[0] for message in found] == ([said] if said else [])
 
 
 def still(*indices):
@@ -233,7 +257,7 @@ def test_contribution_needs_a_data_module(pretrained, tiny_data, tmp_path):
     [
         ({}, "drop: give one of drop, threshold and keep, not none"),
         ({"drop": 1, "keep": [0]}, "drop: give one of .* not drop and keep"),
-        ({"drop": 0}, "drop: 0 must be 1 or more"),
+        ({"drop": 0}, "drop: 0 must be a whole number of 1 or more, or a fraction"),
         ({"drop": 1, "which": "middle"}, "which: 'middle' must be one of top, bottom, .* variance"),
         ({"keep": [0], "which": "bottom"}, "which: 'bottom' has no effect on keep"),
         ({"threshold": 0.9}, "threshold: 0.9 has no effect on which: top"),

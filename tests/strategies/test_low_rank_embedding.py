@@ -42,6 +42,11 @@ def test_a_table_starts_as_the_best_factors_of_its_rank(tiny_teacher):
     assert torch.isclose(error, torch.linalg.svdvals(words)[6:].norm(), atol=1e-5)
 
 
+def test_a_rank_is_a_number_or_a_fraction_of_the_columns(tiny_teacher):
+    ranks = [setup(student(tiny_teacher).student, rank=rank).get_input_embeddings().rank for rank in (8, 0.25, 0.001)]
+    assert ranks == [8, 8, 1]
+
+
 def test_with_prunings_training_starts_from_the_same_model(tiny_teacher):
     ids = torch.tensor([[2, 7, 9, 3]])
     dense = student(tiny_teacher).student.eval()

@@ -1,5 +1,8 @@
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from contracts.training import STEPS, data, fit, student, trainer
 from lightning.pytorch import LightningModule
 from models.families import build
@@ -27,7 +30,9 @@ from lit_compress.strategies import (
     QuantAwareTraining,
     Strategy,
 )
+from lit_compress.strategies.strategy import amount_of
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILIES = {
     "roberta": RobertaConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=72, pad_token_id=0
@@ -208,3 +213,26 @@ def test_a_strategy_without_prepare_says_its_name(tiny_model):
 
     with pytest.raises(NotImplementedError, match="Unfinished"):
         Unfinished().setup(None, Holder(AutoModel.from_pretrained(tiny_model)), "fit")
+
+
+# What papers say of BERT-base, and our small recipes of MiniLM: whole, and what the shipped fractions are of it.
+BASE, SMALL = ({"drop": layers, "heads": 12, "neurons": neurons, "rank": width} for layers, neurons, width in ((12, 3072, 768), (6, 1536, 384)))  # noqa: E501  # fmt: skip
+AMOUNTS = {
+    "full": {"drop": {4, 6}, "heads": {2}, "neurons": {512}, "rank": {128}},
+    "small": {"drop": {2, 3}, "heads": {6}, "neurons": {384}, "rank": {128}},
+}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_shipped_configurations_say_fractions_of_the_model(path):
+    whole, kind = (SMALL, "small") if path.name == "small.yaml" else (BASE, "full")
+    for name, value in amounts(yaml.safe_load(path.read_text())):
+        assert isinstance(value, float), f"{name}: {value}"
+        assert amount_of(value, whole[name]) in AMOUNTS[kind][name], f"{name}: {value}"
+
+
+def amounts(content):
+    if isinstance(content, dict):
+        own = [(name, value) for name, value in content.items() if name in BASE and isinstance(value, int | float)]
+        return own + [pair for value in content.values() for pair in amounts(value)]
+    return [pair for value in content for pair in amounts(value)] if isinstance(content, list) else []

@@ -108,6 +108,14 @@ def test_widths_fall_in_equal_parts_through_the_window(prune):
     assert len(watch.kept) == 4
 
 
+def test_less_than_a_quarter_of_a_layer_is_said(prune, caplog):
+    prune(neurons=15, heads=1, prunings=2)  # of 64 and of 2
+    found = [record.getMessage() for record in caplog.records if " are left" in record.getMessage()]
+    assert [message.partition(",")[0] for message in found] == [
+        "StructuredPruning.neurons: 15 of 64 neurons of a layer are left"
+    ]
+
+
 def test_importance_is_collected_in_the_window_and_forgotten_at_each_pruning(prune):
     _, watch = prune(neurons=16, prunings=2, start="1 steps", end="5 steps")
     for scores in watch.scores.values():
