@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 
 from lit_compress.recipe import recipe
 from lit_compress.report.compare import compare
-from lit_compress.report.sections import own_name
+from lit_compress.report.sections import own_name, reference
 from lit_compress.report.size import sparsity_of
 from lit_compress.report.words import points_of
 
@@ -165,8 +165,7 @@ def row(name: str, stage: str, dataset: str, seed: int, result: dict[str, Any]) 
     own, dense = models[own_name(result)], models.get("dense")
     metric, value = next(iter(own["accuracy"].items()))
     encoder, whole = own["size"]["encoder"], own["size"]["model"]
-    # What a dense model of the original shape would take: physically removed parts count as saved.
-    reference = (dense or own)["size"]
+    _, full = reference(result)  # of the original shape: physically removed parts count as saved
     latency = {b: dense["latency_ms"][b] / own["latency_ms"][b] if dense else 1.0 for b in own["latency_ms"]}
     machine = result["machine"]
     return {
@@ -178,8 +177,8 @@ def row(name: str, stage: str, dataset: str, seed: int, result: dict[str, Any]) 
         "value": round(value, 5),
         "dense": round(dense["accuracy"][metric], 5) if dense else "",
         "encoder_sparsity": round(sparsity_of(encoder), 4),
-        "encoder_compression": round(reference["encoder"]["dense_bytes"] / max(encoder["compressed_bytes"], 1), 2),
-        "model_compression": round(reference["model"]["dense_bytes"] / whole["compressed_bytes"], 2),
+        "encoder_compression": round(full["encoder"] / max(encoder["compressed_bytes"], 1), 2),
+        "model_compression": round(full["model"] / whole["compressed_bytes"], 2),
         "parameters": whole["parameters"],
         **{f"speedup_batch_{batch}": round(ratio, 2) for batch, ratio in latency.items()},
         "machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",

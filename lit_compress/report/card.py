@@ -1,7 +1,7 @@
 """A report's figures as Markdown and as a table in the terminal; nothing here is measured or made up."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.sections import Section, basis, cautions, sections, verdict_lines
+from lit_compress.report.sections import Section, basis, cautions, reference, sections, verdict_lines
+from lit_compress.report.words import ratio
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 
@@ -25,15 +26,20 @@ def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
             simulated = (model.get("accuracy_quantized_inputs", {}).get(metric) for model in models)
             name = f"{metric}, inputs quantized too"
             found.append((name, *("" if value is None else f"{value:.4f}" for value in simulated)))
+    whose, full = reference(results)
     for part in ("encoder", "model"):
         sizes = [model["size"][part] for model in models]
         who = "encoder linears" if part == "encoder" else "whole model"
         found += [
             (f"{who}: parameters", *(f"{size['parameters']:,}" for size in sizes)),
             (f"{who}: non-zeros", *(f"{size['nonzeros']:,}" for size in sizes)),
-            (f"{who}: fp32 dense", *(_megabytes(size["dense_bytes"]) for size in sizes)),
-            (f"{who}: values + index", *(_compressed(size) for size in sizes)),
+            (f"{who}: in fp32", *(_megabytes(size["dense_bytes"]) for size in sizes)),
+            (f"{who}: values + index", *(_megabytes(size["compressed_bytes"]) for size in sizes)),
         ]
+        if any(size["compressed_bytes"] != full[part] for size in sizes):
+            found.append((f"{who}: against {whose}", *(_smaller(full[part], size) for size in sizes)))
+        if any(size["dense_bytes"] != full[part] for size in sizes):
+            found.append((f"{who}: against own fp32", *(_smaller(size["dense_bytes"], size) for size in sizes)))
     for batch in models[0]["latency_ms"]:
         name = f"latency, batch {batch} x {results['data']['max_length']} tokens"
         found.append((name, *(f"{model['latency_ms'][batch]:.1f} ms" for model in models)))
@@ -116,6 +122,7 @@ def notes(results: dict[str, Any]) -> list[str]:
     lines = [
         "- *values + index*: non-zeros in their stored type, one bit per position where a matrix is stored sparsely, "
         "and scales; no general-purpose compression. The exported folder itself stores fp32 with zeros.",
+        "- *against ... fp32*: how many times smaller values + index are, in brackets the values alone.",
         "- *latency*: eager PyTorch, median; zeros and int8 grids do not make dense kernels faster.",
     ]
     if any("accuracy_quantized_inputs" in model for model in results["models"].values()):
@@ -147,9 +154,9 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:.2f} MB"
 
 
-def _compressed(size: dict[str, int]) -> str:
-    ratio = size["dense_bytes"] / max(size["compressed_bytes"], 1)
-    alone = size["dense_bytes"] / max(size["value_bytes"], 1)
-    if size["compressed_bytes"] == size["dense_bytes"]:
-        return _megabytes(size["compressed_bytes"])
-    return f"{_megabytes(size['compressed_bytes'])} ({ratio:.1f}x; {alone:.1f}x without index)"
+def _smaller(full: int, size: Mapping[str, int]) -> str:
+    """How many times smaller than so many bytes, and how many the values alone; empty for as large."""
+    if size["compressed_bytes"] == full:
+        return ""
+    alone = f" (values {ratio(full, size['value_bytes'])})" if size["index_bytes"] else ""
+    return f"{ratio(full, size['compressed_bytes'])}{alone}"

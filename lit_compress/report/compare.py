@@ -21,9 +21,9 @@ from lit_compress.report.model_card import update_model_card
 from lit_compress.report.page import render
 from lit_compress.report.run import SCHEMA, has_dense, measure_run
 from lit_compress.report.save import save_report
-from lit_compress.report.sections import Section, Table, own_name
+from lit_compress.report.sections import Section, Table, own_name, reference
 from lit_compress.report.size import sparsity_of
-from lit_compress.report.words import number, points_of, settings_text, verdict
+from lit_compress.report.words import number, points_of, ratio, settings_text, verdict
 
 __all__ = ["check_comparison", "compare", "compare_runs", "comparison_rows"]
 
@@ -37,7 +37,8 @@ STARTS = {
 NOTES = (
     "*value*: of the first metric of the task, on the run's validation rows. *of dense*: that value beside the dense "
     "model's, measured in the same report. *to dense*: what the 95 % interval of their difference says.",
-    "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices.",
+    "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices; in "
+    "brackets how many times less than the dense model in fp32 (without one, than the pretrained one).",
     "*latency*: of a batch of 1, as a ratio to the dense model in the same process; eager PyTorch, where zeros and "
     "int8 grids save no time, only what is physically smaller does.",
 )
@@ -125,7 +126,7 @@ def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ..
         own, dense = models[own_name(result)], models.get("dense")
         metric, value = next(iter(own["accuracy"].items()))
         size, encoder = own["size"]["model"], own["size"]["encoder"]
-        batch = next(iter(own["latency_ms"]))
+        batch, (_, full) = next(iter(own["latency_ms"])), reference(result)
         rows.append(
             (
                 name,
@@ -134,7 +135,7 @@ def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ..
                 f"{value / dense['accuracy'][metric]:.2%}" if dense and dense["accuracy"][metric] else "",
                 f"{sparsity_of(encoder):.1%}",
                 f"{size['parameters']:,}",
-                f"{size['compressed_bytes'] / 1e6:.2f} MB",
+                f"{size['compressed_bytes'] / 1e6:.2f} MB ({ratio(full['model'], size['compressed_bytes'])})",
                 f"{own['latency_ms'][batch] / dense['latency_ms'][batch]:.2f}x" if dense else "",
                 _verdict(result, metric),
             )

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
-from lit_compress.report.sections import own_name, title_of
+from lit_compress.report.sections import own_name, reference, title_of
 from lit_compress.report.words import bytes_text, direction, points_of, ratio
 
 __all__ = ["FIGURES", "figures"]
@@ -112,18 +112,18 @@ def size(results: Results) -> Iterator[Figure | None]:
     """Bytes of the encoder and of the whole model: fp32, and values with their index; both on one scale."""
     models, name = results["models"], own_name(results)
     own = models[name]["size"]
-    full = (models.get("dense") or models[name])["size"]
-    most = full["model"]["dense_bytes"]
+    whose, full = reference(results)
+    most = max(full["model"], own["model"]["compressed_bytes"])
     with chart(height=2.9, rows=2) as (figure, rows):
         for axes, (part, title) in zip(rows, (("encoder", "encoder"), ("model", "whole model")), strict=True):
-            before, kept = full[part]["dense_bytes"], own[part]
+            before, kept = full[part], own[part]
             axes.barh(0, before, 0.72, color=DENSE)
             axes.barh(1, kept["value_bytes"], 0.72, color=ACCENT)
             axes.barh(1, kept["index_bytes"], 0.72, left=kept["value_bytes"], color=ACCENT, alpha=0.45)
             _note(axes, before, 0, bytes_text(before), most)
             after = kept["compressed_bytes"]
             _note(axes, after, 1, f"{bytes_text(after)}, {ratio(before, after)} smaller", most)
-            _bars(axes, title, ["fp32", name], 1.5 * most)
+            _bars(axes, title, [whose, name], 1.5 * most)
         yield figure
 
 

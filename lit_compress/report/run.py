@@ -146,6 +146,13 @@ def measure_run(
         simulated = evaluate_units(student, data, task, labels)
         entries["compressed"]["accuracy_quantized_inputs"], outcomes["compressed_quantized_inputs"] = simulated
     own = "compressed" if "compressed" in models else "model"
+    reference = _reference(models, own, config["model"]["init_args"].get("pretrained"), name, labels)
+    for entry in entries.values():
+        for part, size in entry["size"].items():
+            size["times_smaller"] = {
+                whose: round(full / max(size["compressed_bytes"], 1), 4)
+                for whose, full in (("than_reference", reference[part]), ("than_own_fp32", size["dense_bytes"]))
+            }
     return {
         "schema": SCHEMA,
         "run": str(folder),
@@ -160,6 +167,7 @@ def measure_run(
             "source": _source(config["data"]["init_args"]),
         },
         "dense": dense,
+        "reference": reference,
         "settings": _settings(config),
         "config_text": (folder / "config.yaml").read_text(),
         UNFINISHED: manifest.get(UNFINISHED, []),
@@ -175,6 +183,19 @@ def measure_run(
         "constant": {name: outcome.constant for name, outcome in outcomes.items() if outcome.constant is not None},
         "majority": _majority(outcomes[own]),
     } | describe_layers(models[own], manifest, models.get("dense"))
+
+
+def _reference(
+    models: Mapping[str, PreTrainedModel], own: str, pretrained: str | None, task: str, labels: list[str] | None
+) -> dict[str, Any]:
+    """What sizes are compared with, in bytes of fp32: the dense model, or what the student began as, or itself."""
+    found, model = ("dense", models["dense"]) if "dense" in models else ("own", models[own])
+    if found == "own" and pretrained is not None:
+        try:
+            found, model = "pretrained", load_model(pretrained, task, labels, key="model.pretrained")
+        except UserError:  # it is gone, or its head is for other labels: the name says what the figures are of
+            found, model = "own", models[own]
+    return {"name": found} | {part: size.dense_bytes for part, size in model_size(model, {}).items()}
 
 
 def _majority(outcome: Outcomes) -> dict[str, Any] | None:

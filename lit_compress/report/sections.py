@@ -10,9 +10,21 @@ from lit_compress.export.manifest_file import unfinished_lines
 from lit_compress.report.bootstrap import FEW_CHANGES
 from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
 
-__all__ = ["Section", "Table", "basis", "cautions", "highlights", "own_name", "sections", "title_of", "verdict_lines"]
+__all__ = [
+    "Section",
+    "Table",
+    "basis",
+    "cautions",
+    "highlights",
+    "own_name",
+    "reference",
+    "sections",
+    "title_of",
+    "verdict_lines",
+]
 
 _ENOUGH_UNITS = 300  # of which an accuracy of 0.9 is known to 3.4 points up or down
+_REFERENCES = {"dense": "dense fp32", "pretrained": "pretrained fp32", "own": "own fp32"}
 _WHO = {
     "dense": "The dense model",
     "compressed": "The compressed model",
@@ -105,17 +117,30 @@ def basis(results: Results) -> str:
     return f"{100 * comparison['confidence']:.0f} % interval, paired on {comparison['units']:,} {comparison['unit']}"
 
 
+def reference(results: Results) -> tuple[str, Mapping[str, Any]]:
+    """What sizes are compared with, in words, and its bytes in fp32 by part of the model."""
+    found = results.get("reference")
+    if found is None:
+        name = "dense" if "dense" in results["models"] else "own"
+        sizes = results["models"]["dense" if name == "dense" else own_name(results)]["size"]
+        found = {"name": name} | {part: size["dense_bytes"] for part, size in sizes.items()}
+    return _REFERENCES[found["name"]], found
+
+
 def highlights(results: Results) -> list[tuple[str, str, str]]:
     """Title, figure and explanation of what a reader looks for first."""
     own, dense = results["models"][own_name(results)], results["models"].get("dense")
     metric, value = next(iter(own["accuracy"].items()))
     points = points_of(results["task"], metric)
     found = [(metric, number(value, points), f"dense {number(dense['accuracy'][metric], points)}" if dense else "")]
-    full = (dense or own)["size"]
+    whose, full = reference(results)
     for part, title in (("model", "whole model"), ("encoder", "encoder")):
-        before, after = full[part]["dense_bytes"], own["size"][part]["compressed_bytes"]
+        before, size = full[part], own["size"][part]
+        after, itself = size["compressed_bytes"], size["dense_bytes"]
         if before != after:
-            found.append((title, f"{ratio(before, after)} smaller", f"{bytes_text(before)} → {bytes_text(after)}"))
+            alone = f"; {ratio(itself, after)} than own fp32" if itself not in (before, after) else ""
+            explained = f"than {whose}: {bytes_text(before)} → {bytes_text(after)}{alone}"
+            found.append((title, f"{ratio(before, after)} smaller", explained))
     batch, milliseconds = next(iter(own["latency_ms"].items()))
     if dense:
         before = dense["latency_ms"][batch]
@@ -162,11 +187,11 @@ def cost(results: Results) -> Section:
 
 def gain(results: Results) -> Section:
     """Bytes and milliseconds."""
-    models = results["models"]
+    models, (whose, bytes_of) = results["models"], reference(results)
     rows: list[tuple[str, ...]] = []
     for part, title in (("encoder", "encoder linears"), ("model", "whole model")):
         sizes = [model["size"][part] for model in models.values()]
-        full = sizes[0]["dense_bytes"]
+        full = bytes_of[part]
         rows += [
             (f"{title}: parameters", *(f"{size['parameters']:,}" for size in sizes)),
             (f"{title}: non-zeros", *(f"{size['nonzeros']:,}" for size in sizes)),
@@ -176,6 +201,9 @@ def gain(results: Results) -> Section:
                 *(f"{bytes_text(s['compressed_bytes'])} ({ratio(full, s['compressed_bytes'])})" for s in sizes),
             ),
         ]
+        if any(size["dense_bytes"] != full for size in sizes):
+            own = (f"{bytes_text(s['dense_bytes'])} ({ratio(s['dense_bytes'], s['compressed_bytes'])})" for s in sizes)
+            rows.append((f"{title}: own fp32 (and how many times more than values + index)", *own))
     for batch in next(iter(models.values()))["latency_ms"]:
         cells = [
             f"{m['latency_ms'][batch]:.1f} ms (" + " to ".join(f"{v:.1f}" for v in m["latency_spread_ms"][batch]) + ")"
@@ -187,8 +215,8 @@ def gain(results: Results) -> Section:
         title="What it gained",
         lines=(
             "Bytes are those of non-zeros in their stored type, with one bit per position where a matrix is stored "
-            "sparsely, and scales; in brackets how many times less than the first column in fp32. The exported folder "
-            "itself stores fp32 with zeros.",
+            f"sparsely, and scales; in brackets how many times less than {whose}. The exported folder itself stores "
+            "fp32 with zeros.",
             "Latency is the median of eager PyTorch (in brackets from the fastest to the slowest tenth), where zeros "
             "and int8 grids save no time; only what is physically smaller does.",
         ),

@@ -59,9 +59,11 @@ def test_a_report_is_complete(run, capsys):
 
 # The keys of report.json, as docs/report.md has them. Others may be added; none may change or go.
 ESTIMATE = {"value": float, "low": float, "high": float}
-METRIC = {"models": {"dense": ESTIMATE, "compressed": ESTIMATE}, "differences": {"compressed": ESTIMATE}}
+DIFFERENCE = ESTIMATE | {"worse": int, "better": int, "p": float, "few": bool}
+METRIC = {"models": {"dense": ESTIMATE, "compressed": ESTIMATE}, "differences": {"compressed": DIFFERENCE}}
 PART = {"units": int, "metrics": dict}
 SIZE = dict.fromkeys(["parameters", "nonzeros", "dense_bytes", "value_bytes", "index_bytes", "compressed_bytes"], int)
+SIZE |= {"times_smaller": {"than_reference": float, "than_own_fp32": float}}
 MODEL = {
     "accuracy": {"accuracy": float, "f1": float, "matthews": float},
     "size": {"encoder": SIZE, "model": SIZE},
@@ -78,6 +80,7 @@ SCHEMA_OF = {
     "labels": [str],
     "data": {"validation_rows": int, "max_length": int, "source": str},
     "dense": str,
+    "reference": {"name": str, "encoder": int, "model": int},
     "settings": {
         "module": str,
         "pretrained": str,
@@ -110,6 +113,8 @@ SCHEMA_OF = {
         for name in ("dense", "compressed", "compressed_quantized_inputs")
     },
     "changes": {"both_right": int, "lost": int, "gained": int, "both_wrong": int},
+    "constant": dict,
+    "majority": {"answer": str, "share": float},
     "layers": [
         {"layer": int, "heads": int, "dense_heads": int, "neurons": int, "dense_neurons": int, "sparsity": float}
         | {"weights": str, "inputs": str}
@@ -220,6 +225,26 @@ def test_a_run_that_removed_heads_neurons_and_ranks(tmp_path, finished, tiny_tea
     assert compressed["model"]["dense_bytes"] == 4 * compressed["model"]["parameters"]
     assert results["sparsity"] == {}
     assert set(results["models"]["compressed"]["accuracy"]) == set(results["models"]["dense"]["accuracy"])
+
+    # Every ratio is to the dense model, also where it is not among the models that are shown.
+    for name, size in dense.items():
+        assert results["reference"][name] == size["dense_bytes"]
+        times = compressed[name]["times_smaller"]
+        assert times["than_reference"] == pytest.approx(size["dense_bytes"] / compressed[name]["dense_bytes"], rel=1e-3)
+        assert times["than_own_fp32"] == 1
+        shown = f"{times['than_reference']:.1f}x"
+        for text in ("report.md", "report.html"):
+            assert shown in (tmp_path / "run" / "report" / text).read_text()
+        assert shown in (tmp_path / "run" / "model" / "README.md").read_text()
+    edit_config(tmp_path / "run", lambda config: config["model"]["init_args"].pop("teacher"))
+    shutil.rmtree(tmp_path / "run" / "report")
+    alone = results_of(tmp_path / "run")
+    assert alone["reference"] == results["reference"] | {"name": "pretrained"}
+    assert alone["models"]["compressed"]["size"] == results["models"]["compressed"]["size"]
+    edit_config(tmp_path / "run", lambda config: config["model"]["init_args"].update(pretrained="/nowhere"))
+    alone = results_of(tmp_path / "run")
+    assert alone["reference"]["name"] == "own"
+    assert alone["models"]["compressed"]["size"]["model"]["times_smaller"]["than_reference"] == 1
 
 
 @pytest.mark.parametrize("older", [False, True])
