@@ -12,11 +12,12 @@ from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
 from lit_compress.files import atomic_folder
+from lit_compress.models.checksums import checksums
 from lit_compress.models.groups import KINDS
-from lit_compress.models.shapes import describe_shapes
+from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 
-__all__ = ["save_folder", "write_beside", "write_hf"]
+__all__ = ["save_checked", "save_folder", "write_beside", "write_hf"]
 
 
 def save_folder(
@@ -39,15 +40,29 @@ def save_folder(
     folded = fold_in_place(smaller)
     assert isinstance(folded, PreTrainedModel)
     with atomic_folder(output, overwrite) as staging:
-        folded.save_pretrained(staging)
+        save_checked(folded, staging)
         write_beside(folded, tokenizer, manifest, staging)
     return Path(output)
 
 
 def write_hf(folded: Folded, folder: Path) -> None:
     """Fill an empty folder with what :func:`save_folder` writes."""
-    folded.model.save_pretrained(folder)
+    save_checked(folded.model, folder)
     write_beside(folded.model, folded.tokenizer, folded.manifest, folder)
+
+
+def save_checked(model: PreTrainedModel, folder: Path) -> None:
+    """``save_pretrained``, with the SHA-256 of every tensor in ``config.json`` where this package loads the weights."""
+    model.save_pretrained(folder)
+    config: Any = model.config
+    entry = getattr(config, "quantization_config", None)
+    if not isinstance(entry, dict) or entry.get("quant_method") != METHOD:
+        return
+    try:
+        config.quantization_config = entry | {"checksums": checksums(sorted(folder.glob("*.safetensors")))}
+        config.save_pretrained(folder)
+    finally:
+        config.quantization_config = entry
 
 
 def write_beside(

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.errors import UserError
 from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
+from lit_compress.export.hf import save_checked
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
 from lit_compress.export.scales import LayerScales, scales_of
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
 from lit_compress.functional.packing import pack_tiles
-from lit_compress.models.checksums import checksums
 from lit_compress.models.layout import layer_linears
 from lit_compress.models.packed import describe_packed, packed_linears
 from lit_compress.models.shapes import METHOD, describe_shapes
@@ -177,14 +177,7 @@ def _pack_linear(
 
 
 def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
-    config: Any = model.config
-    entry = config.quantization_config
-    model.save_pretrained(folder)
-    try:
-        config.quantization_config = entry | {"checksums": checksums(sorted(folder.glob("*.safetensors")))}
-        config.save_pretrained(folder)
-    finally:
-        config.quantization_config = entry
+    save_checked(model, folder)
     tokenizer.save_pretrained(folder)
     about = {"lit_compress": version("lit_compress")} | manifest
     (folder / MANIFEST_FILE).write_text(json.dumps(about, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """Lets ``from_pretrained`` rebuild models that a stock folder cannot say: uneven shapes, bitmaps, packed linears.
 
 Such a folder has ``quantization_config = {"quant_method": "lit_compress", ...}`` in its ``config.json``, with
-``shapes``, ``storage``, or ``packed`` and ``checksums``. Transformers' hook for quantizers is its public way to change
+``shapes``, ``storage`` or ``packed``, and ``checksums``. Transformers' hook for quantizers is its public way to change
 modules after a model is built and weights while they are loaded. Without ``import lit_compress`` Transformers warns
 that it does not know the method and then refuses the weights, because their shapes differ.
 """
@@ -72,8 +72,8 @@ class SmallerModel(HfQuantizer):
             install_packed(model, entry.packed)
             if checkpoint_files is not None:
                 check_stored(model, checkpoint_files)
-                if entry.checksums is not None:
-                    verify_checksums(checkpoint_files, entry.checksums, "config.json: quantization_config.checksums")
+        if entry.checksums is not None and checkpoint_files is not None:
+            verify_checksums(checkpoint_files, entry.checksums, "config.json: quantization_config.checksums")
         self._expected = _shapes(model)
         return model
 
