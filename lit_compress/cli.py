@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  (lazily exported)
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
@@ -23,21 +24,22 @@ from rich.console import Console
 import lit_compress.data
 import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
-from lit_compress.data.same_tokens import check_tokenizer
-from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import LAST, last_checkpoint, load_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.export.run import export
-from lit_compress.export.run_folder import TOKENIZER, absolute_paths
+from lit_compress.export.run_folder import absolute_paths, parse_file
 from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
-from lit_compress.files import atomic_folder, begins, check_file, check_folder
+from lit_compress.files import begins, check_file, check_folder
 from lit_compress.fit.checkpoints import LastCheckpoint, WholeCheckpoints
 from lit_compress.fit.claim import claim, discard
+from lit_compress.fit.record import RunRecord
+from lit_compress.fit.resume import check_resumed
 from lit_compress.fit.stopping import StopOnSignal, Stopped, is_requeued
 from lit_compress.migrate import migrate
 from lit_compress.models.load import load_config, transformers_progress
+from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import check_length
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
@@ -46,7 +48,6 @@ from lit_compress.report.compare import compare_runs
 from lit_compress.report.explain import explain
 from lit_compress.report.formats import formats
 from lit_compress.report.run import report
-from lit_compress.report.tensorboard import experiment
 from lit_compress.serve import predict
 from lit_compress.serve.callback import WritePredictions
 from lit_compress.serve.prediction_file import check_predictions
@@ -95,61 +96,6 @@ class AppendingConfigFile(ActionConfigFile):
         path = Path(value)
         if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir() and "run" in cfg:
             cfg["run"] = str(path.parent)  # a run's own: it may have been moved since
-
-
-class RunRecord(SaveConfigCallback):
-    """Keeps what made a run in it: `config.yaml`, the same as text in TensorBoard, hyper-parameters, the tokenizer."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # a later `validate` must not replace the configuration that made the model
-            # Where a run was resumed from is no part of how to repeat it.
-            self.config = self.config.clone()
-            self.config["ckpt_path"] = None
-            absolute_paths(self.config)
-            super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        tokenizer = Path(trainer.default_root_dir) / TOKENIZER
-        if isinstance(data, TextData) and not tokenizer.exists():
-            with atomic_folder(tokenizer, kind="tokenizer") as staging:
-                data.tokenizer.save_pretrained(staging)
-                check_tokenizer(staging, data)
-        if isinstance(trainer.logger, TensorBoardLogger):
-            text = self.parser.dump(self.config, skip_none=False)
-            indented = "\n".join(f"    {line}" for line in text.splitlines())
-            trainer.logger.experiment.add_text("config", indented)
-
-    @rank_zero_only
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            final = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-            config = self.config.as_dict()
-            chosen = {key: config[key] for key in ("model", "data", "compression", "seed_everything")}
-            chosen["max_epochs"] = config["trainer"]["max_epochs"]
-            trainer.logger.log_metrics(final)
-            writer = trainer.logger.experiment._get_file_writer()
-            for summary in experiment(flat_settings(chosen), final):
-                writer.add_summary(summary)
-            trainer.logger.save()
-
-
-def flat_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as a table of dotted names and scalars; a class is named by its last name.
-
-    Example:
-        >>> flat_settings({"prune": [{"class_path": "a.Prune", "init_args": {"sparsity": 0.8}}]})
-        {'prune.Prune.sparsity': 0.8}
-
-    """
-    if isinstance(settings, dict) and "class_path" in settings:
-        name = settings["class_path"].rpartition(".")[2]
-        return flat_settings(settings.get("init_args") or {name: True}, f"{prefix}{name}.")
-    if isinstance(settings, dict):
-        return {k: v for key, value in settings.items() for k, v in flat_settings(value, f"{prefix}{key}.").items()}
-    if isinstance(settings, list):
-        return {k: v for value in settings if isinstance(value, dict) for k, v in flat_settings(value, prefix).items()}
-    return {prefix.rstrip("."): settings} if isinstance(settings, str | int | float) else {}
 
 
 class Parser(LightningArgumentParser):
@@ -221,15 +167,6 @@ class LitCompressCLI(LightningCLI):
             path, checkpoint = last_checkpoint(self.run_folder)
             config.ckpt_path = str(path)
             _keep_names(config, checkpoint)
-        self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
-        if self.subcommand == "fit":
-            self.stop = self._held.enter_context(StopOnSignal(self.last))
-            if rank_zero_only.rank == 0:
-                if resuming:
-                    # What it replaces, now rather than after the training.
-                    check_file(self.run_folder / "config.yaml", begins("# lightning.pytorch"), key="--run")
-                    check_folder(self.run_folder / "model", overwrite=True, key="--run")
-                self._held.enter_context(claim(self.run_folder, self.new_run))
         _check_lengths(config)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
@@ -238,6 +175,31 @@ class LitCompressCLI(LightningCLI):
         self.save_config_kwargs = {"overwrite": resuming}
         if config.get("output"):
             config.return_predictions = False  # a large file's would not fit into memory
+        self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
+        if self.subcommand == "fit":
+            self._begin(resuming)
+
+    def _begin(self, resuming: bool) -> None:
+        """Check what only a training needs, now rather than after it, and take the run folder."""
+        _check_trainable(self.config[str(self.subcommand)])
+        if resuming:
+            self._check_resumed()
+        self.stop = self._held.enter_context(StopOnSignal(self.last))
+        if rank_zero_only.rank == 0:
+            if resuming:  # what it replaces
+                check_file(self.run_folder / "config.yaml", begins("# lightning.pytorch"), key="--run")
+                check_folder(self.run_folder / "model", overwrite=True, key="--run")
+            self._held.enter_context(claim(self.run_folder, self.new_run))
+
+    def _check_resumed(self) -> None:
+        """A run goes on from a checkpoint of its own with what it began with."""
+        config = self.config[str(self.subcommand)].clone()
+        file = self.run_folder / "config.yaml"
+        own = Path(config.ckpt_path).absolute().parent == self.last.absolute().parent
+        if own and file.is_file():
+            absolute_paths(config)
+            now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
+            check_resumed(parse_file(file, yaml.safe_load, ["data", "model"]), now)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = str(self.run_folder)
@@ -417,6 +379,14 @@ def _quieten() -> None:
 
 def _as_list(callbacks: Any) -> list[Any]:
     return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _check_trainable(config: Namespace) -> None:
+    source = config.model.init_args.get("pretrained")
+    if isinstance(source, str) and packed_of(load_config(source, "model.pretrained")) is not None:
+        raise UserError(
+            f"model.pretrained: {source!r} is packed, and integers do not learn; give the folder that it was made from"
+        )
 
 
 def _check_lengths(config: Namespace) -> None:

@@ -369,18 +369,23 @@ def test_a_run_folder_below_a_file(task, tmp_path, capsys):
     assert (code, "run: " in line, "cannot be written" in line) == (1, True, True)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(task, tmp_path, capsys):
+@pytest.mark.parametrize("every", [1, 500])
+def test_a_loss_that_is_not_finite_stops_the_run(every, task, tmp_path, capsys):
     run = tmp_path / "run"
-    code, line = fails(
-        capsys, "fit", f"--config={task}", f"--run={run}", "--model.optimization.learning_rate=1e30",
-        "--model.optimization.warmup=0%", "--checkpoint_every=1", "--trainer.gradient_clip_val=null",
-    )  # fmt: skip
+    command = ["fit", f"--config={task}", f"--run={run}", "--model.optimization.warmup=0%", "--trainer.max_epochs=1"]
+    diverging = ["--model.optimization.learning_rate=1e30", "--trainer.gradient_clip_val=null"]
+    code, line = fails(capsys, *command, *diverging, f"--checkpoint_every={every}")
     assert code == 1
     assert "step" in line
     assert "train" in line
     assert "task" in line or "kd" in line
-    last = load_checkpoint(run / "checkpoints" / "last.ckpt")
-    assert last["global_step"] >= 1
+    if every == 1:
+        assert "the last checkpoint is from before it" in line
+        assert load_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] >= 1
+    else:
+        assert "no checkpoint was saved yet" in line
+        main(command)  # and nothing is in its way
+        assert len(list(run.glob("events.out.tfevents*"))) == 1
 
 
 def test_a_class_of_the_users_own_file(task, tmp_path, monkeypatch):

@@ -108,9 +108,12 @@ class LitEncoder(LightningModule):
         # Waiting for the device here is on purpose: a step with a NaN gradient cannot be undone.
         if not torch.isfinite(parts["loss"]):
             broken = [name for name, part in parts.items() if name != "loss" and not torch.isfinite(part)]
+            callbacks = self.trainer.checkpoint_callbacks
+            saved = self.trainer.ckpt_path or any(getattr(one, "best_model_path", None) for one in callbacks)
+            left = "the last checkpoint is from before it" if saved else "no checkpoint was saved yet"
             raise UserError(
                 f"the training loss is {parts['loss'].item()} at step {self.global_step} "
-                f"(part: {', '.join(broken) or 'loss'}); the last checkpoint is unharmed; "
+                f"(part: {', '.join(broken) or 'loss'}); {left}; "
                 "lower model.optimization.learning_rate or look at the data of this step"
             )
         self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()}, prog_bar=True)

@@ -1,0 +1,77 @@
+"""What a run began with and what it is to go on with: the same, or it says where not."""
+
+import logging
+from collections.abc import Mapping
+from fnmatch import fnmatch
+from typing import Any
+
+from lit_compress.errors import UserError
+
+__all__ = ["check_resumed"]
+
+# Other values would count for nothing (the checkpoint has its own) or put the run at another place in its data.
+_FIXED = ("seed_everything", "trainer.accumulate_grad_batches", "model.optimization.*", "data.*")
+# Those of the data that a training does not see, and those that have to follow what was moved.
+_FREE = (
+    *("data.val_file", "data.test_file", "data.predict_file", "data.hub_val_split"),
+    *("data.eval_batch_size", "data.num_workers", "data.cache_dir"),
+)
+_MOVED = ("data.train_file", "data.tokenizer", "data.augmentation.model")
+# What else shapes a training; a change has an effect, which may be meant.
+_SHAPING = ("model.*", "compression.*", "trainer.devices", "trainer.num_nodes", "trainer.precision", *_MOVED)
+_NO_MATTER = ("model.tokenizer", "model.teacher_cache", "model.compile")
+
+
+def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the configuration of a run with the one that it is resumed with.
+
+    Args:
+        began: as saved in the run; what it does not know, being older, is not compared.
+        now: as given.
+
+    Raises:
+        UserError: the difference would be without effect, or change the course of the training unseen; others are
+            said.
+
+    """
+    strategies = [[_name(entry) for entry in config.get("compression") or []] for config in (began, now)]
+    if missing := [name for name in strategies[0] if name not in strategies[1]]:
+        raise UserError(
+            f"compression: the run began with {', '.join(strategies[0])} and this has no {missing[0]}; give the same "
+            "compression, or begin a new --run"
+        )
+    before, after = _flat(began), _flat(now)
+    for key in sorted(before.keys() & after.keys()):
+        if before[key] == after[key] or _any(key, _FREE + _NO_MATTER):
+            continue
+        if _any(key, _FIXED) and not _any(key, _MOVED):
+            raise UserError(
+                f"{key}: the run began with {before[key]!r} and this is {after[key]!r}; give the same, or begin a new "
+                "--run"
+            )
+        if _any(key, _SHAPING):
+            logging.getLogger(__name__).warning(
+                "%s: the run began with %r and goes on with %r", key, before[key], after[key]
+            )
+
+
+def _flat(settings: Any, key: str = "") -> dict[str, Any]:
+    """Dotted keys as people give them: classes by their name, and their arguments right below them."""
+    if isinstance(settings, Mapping) and "class_path" in settings:
+        inner = _flat(settings.get("init_args") or {}, key)
+        return inner | {f"{key}.class_path": _name(settings)}
+    if isinstance(settings, Mapping):
+        return {k: v for name, value in settings.items() for k, v in _flat(value, f"{key}.{name}".strip(".")).items()}
+    if isinstance(settings, list) and all(isinstance(entry, Mapping) for entry in settings):
+        return {k: v for entry in settings for k, v in _flat(entry, f"{key}.{_name(entry)}").items()}
+    return {key: settings}
+
+
+def _name(entry: Any) -> str:
+    """A class's own name, wherever it is imported from."""
+    path = entry.get("class_path", "") if isinstance(entry, Mapping) else entry
+    return str(path).rpartition(".")[2]
+
+
+def _any(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(key, pattern) for pattern in patterns)
