@@ -166,7 +166,7 @@ def damage(save, folder, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
 
 
-def test_a_run_and_its_exports(tmp_path, monkeypatch):
+def test_a_run_and_its_exports(tmp_path, monkeypatch, capsys):
     tokenizer = roberta()
     model = build("roberta", AutoModel, vocab_size=len(tokenizer), max_position_embeddings=80, pad_token_id=1)
     model.save_pretrained(tmp_path / "model")
@@ -188,6 +188,13 @@ def test_a_run_and_its_exports(tmp_path, monkeypatch):
         main(["export", f"--run={run}", f"--output={tmp_path / name}", f"--to={name}"])
         plain = AutoTokenizer.from_pretrained(tmp_path / name)
         assert [plain(words, is_split_into_words=True)["input_ids"] for words in table] == list(seen)
+
+    (tmp_path / "tags.txt").rename(tmp_path / "away.txt")
+    capsys.readouterr()
+    main(["export", f"--run={run}", f"--output={tmp_path / 'unchecked'}"])
+    said = f"was not compared on the run's validation rows: data.train_file: '{tmp_path / 'tags.txt'}' does not exist"
+    assert said in capsys.readouterr().out
+    (tmp_path / "away.txt").rename(tmp_path / "tags.txt")
 
     # A run of an earlier version kept a tokenizer that reads otherwise, and no other.
     (run / "tokenizer").rename(run / "away")
