@@ -22,6 +22,7 @@ from lit_compress.modules.tasks import make_task
 from lit_compress.serve.engines import EngineName, answers, forms, open_engine
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
+from lit_compress.usage_errors import user_error
 
 __all__ = ["fingerprint", "predict"]
 
@@ -157,9 +158,9 @@ def _data_module(name: str, options: dict[str, Any]) -> TextData:
     parser.add_subclass_arguments(LightningDataModule, "data")
     try:
         module = parser.instantiate(parser.parse_object({"data": {"class_path": name, "init_args": options}}))["data"]
-    except UserError:
-        raise
     except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
+        if (cause := user_error(error, UserError)) is not None:
+            raise cause from error
         raise UserError(f"--data: {' '.join(str(error).split())}") from error
     if not isinstance(module, TextData):
         raise UserError(f"--run: its data is a {name}, which does not say which rows it predicts; write a TextData")
