@@ -304,8 +304,8 @@ def _stopped(stopped: Stopped, words: Sequence[str]) -> str:
     """What a stopped `fit` leaves, and the command that goes on from there."""
     if not stopped.path.is_file():
         return f"stopped by {stopped.name} before there was a checkpoint; the same command begins anew"
-    # The last of two options of a name counts.
-    command = shlex.join(["lit_compress", *words, "--ckpt_path", "last"])
+    own, other = _split(list(words), ("--ckpt_path",))
+    command = shlex.join(["lit_compress", *own[:1], *other, "--ckpt_path", "last"])
     saved = f" at step {stopped.step}, which is saved" if stopped.step is not None else ""
     return f"stopped by {stopped.name}{saved}; go on with\n  {command}"
 

@@ -52,6 +52,8 @@ def last_checkpoint(run: str | Path) -> tuple[Path, dict[str, Any]]:
 
     """
     path = find_checkpoint(run)
+    if path.name == PREVIOUS:
+        _log.warning("checkpoint: there is no %s; the one before it is taken: %s", path.with_name(LAST), path)
     try:
         return path, load_checkpoint(path)
     except UserError as error:
