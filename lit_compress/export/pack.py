@@ -211,7 +211,7 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
             f"- `config.json` holds the SHA-256 of every tensor; scales and masks are in `{MANIFEST_FILE}`",
             *(f"- not finished: {line}" for line in unfinished_lines(manifest)),
             "",
-            "Transformers alone does not know packed weights: `import lit_compress` first.",
+            "Transformers alone does not know packed weights and refuses them. `import lit_compress` first.",
             "",
             "```python",
             "import lit_compress  # teaches Transformers to read packed weights",

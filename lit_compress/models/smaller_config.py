@@ -6,6 +6,7 @@ modules after a model is built and weights while they are loaded. Without ``impo
 that it does not know the method and then refuses the weights, because their shapes differ.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lit_compress.models.fused import fuse
 from lit_compress.models.packed import check_packed, check_stored, install_packed
 from lit_compress.models.shapes import METHOD, apply_shapes
 from lit_compress.models.sparse_weights import BITMAP, PARTS, check_file, decode
+from lit_compress.nn.packed import PLAIN_WEIGHT
 
 __all__ = ["SmallerConfig", "SmallerModel"]
 
@@ -70,6 +72,9 @@ class SmallerModel(HfQuantizer):
             check_file(files[0], {name: tuple(value.shape) for name, value in model.state_dict().items()})
         if entry.packed is not None:
             install_packed(model, entry.packed)
+            known = set(model._keys_to_ignore_on_load_unexpected or ())
+            refusing = {rf"{re.escape(name)}\.{PLAIN_WEIGHT}$" for name in entry.packed}
+            model._keys_to_ignore_on_load_unexpected = known | refusing
             if checkpoint_files is not None:
                 check_stored(model, checkpoint_files)
         if entry.checksums is not None and checkpoint_files is not None:

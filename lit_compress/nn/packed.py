@@ -26,8 +26,9 @@ from lit_compress.nn.packed_buffers import (
 )
 from lit_compress.ops.dispatch import choose
 
-__all__ = ["PackedLinear"]
+__all__ = ["PLAIN_WEIGHT", "PackedLinear"]
 
+PLAIN_WEIGHT = "weight"  # what a plain linear's state dict has, and a packed one's only to be refused by it
 _INTEGERS = {1: torch.uint8, 4: torch.int32}
 
 
@@ -71,6 +72,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features, self.format, self.dtype = in_features, out_features, format, dtype
         for name in ("values", "w_scale", "columns", "offsets", "bits", "starts", "index", "bias", *SCALES):
             self.register_buffer(name, buffers.get(name))
+        self.filled = True  # False while the buffers wait for the values of a file
         # The dequantized weight, for devices without kernels; neither saved nor moved.
         self.kept_dense_weight: Tensor | None = None
 
@@ -126,7 +128,9 @@ class PackedLinear(nn.Module):
         sizes = {"w_scale": rows} | ({"bias": rows} if description["bias"] else {})
         sizes |= {scale: 1 for scale in SCALES if description[scale]}
         buffers |= {key: torch.empty(size, dtype=torch.float32) for key, size in sizes.items()}
-        return cls(columns, rows, format, dtype, buffers)
+        packed = cls(columns, rows, format, dtype, buffers)
+        packed.filled = False
+        return packed
 
     def describe(self) -> dict[str, Any]:
         """What :meth:`from_description` needs to know, as JSON types."""
@@ -185,7 +189,8 @@ class PackedLinear(nn.Module):
         return self.kept_dense_weight
 
     def expand(self) -> None:
-        """Make the ``values`` of a small format dense, in place; does nothing when they are."""
+        """Make the ``values`` of a small format dense, in place, once they are there; does nothing when they are."""
+        self.filled = True
         if not self.expanded:
             self.values = self.quantized()
             for name in STORED[self.format]:
@@ -256,10 +261,15 @@ class PackedLinear(nn.Module):
         if self.expanded and self.format in STORED:
             for name, buffer in packed_buffers(self.values, self.format).items():
                 destination[prefix + name] = buffer
+        if self.filled:
+            # Under the name of a plain linear's weight, in no shape of one: whoever looks for that refuses the file.
+            destination[prefix + PLAIN_WEIGHT] = torch.zeros(1, dtype=torch.uint8, device=self.values.device)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
+        if getattr(state_dict.get(prefix + PLAIN_WEIGHT), "shape", None) == (1,):
+            del state_dict[prefix + PLAIN_WEIGHT]
         if self.format in STORED:
             for name in ("values", *STORED[self.format]):
                 if (stored := state_dict.get(prefix + name)) is not None:

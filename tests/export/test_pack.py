@@ -2,11 +2,13 @@ import copy
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 import transformers
-from contracts.training import data, fit, student
+from contracts.training import data, differences, fit, student
 from models.families import FAMILIES, batch, build
 from models.packing import wide
 from safetensors import safe_open
@@ -488,3 +490,52 @@ def test_a_packed_folder_is_no_source_of_another_format(model, tokenizer, tmp_pa
     with pytest.raises(UserError, match=r"^--model: .*packed already"):
         export(model=str(tmp_path / "packed"), output=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+_STOCK = """
+import sys
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, pipeline
+
+ways = [kind.from_pretrained for kind in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification)]
+for way in (*ways, lambda folder: pipeline("text-classification", folder)):
+    try:
+        way(sys.argv[1])
+    except Exception as error:
+        print("refused", "size" in str(error))
+    else:
+        print("loaded")
+assert "lit_compress" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("format", ["dense", "bitmap"])
+def test_transformers_alone_refuses_it_also_when_it_is_saved_again(format, model, tokenizer, tmp_path):
+    folder = save_packed(pack(model, format), tokenizer, tmp_path / "first")
+    again = AutoModelForSequenceClassification.from_pretrained(folder)
+    again.save_pretrained(tmp_path / "second")
+    tokenizer.save_pretrained(tmp_path / "second")
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-c", _STOCK, str(tmp_path / name)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines() == ["refused True"] * 4
+    second = AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
+    assert differences(dict(again.state_dict()), dict(second.state_dict())) == []
+
+
+def test_a_folder_of_before_that_goes_on_to_load(model, tokenizer, tmp_path):
+    """Earlier folders have no weight that stock Transformers refuses."""
+    packed = pack(model)
+    folder = save_packed(packed, tokenizer, tmp_path / "packed")
+    tensors = {name: value for name, value in load_file(folder / "model.safetensors").items() if value.shape != (1,)}
+    names = {f"bert.{name}.weight" for name in packed_linears(packed)}
+    assert not names & set(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    content = config(folder)
+    sums = content["quantization_config"]["checksums"]
+    content["quantization_config"]["checksums"] = {name: value for name, value in sums.items() if name in tensors}
+    (folder / "config.json").write_text(json.dumps(content))
+    loaded, info = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values())
+    assert torch.equal(logits(loaded), logits(packed))
+    assert torch.equal(logits(load_whole_model(str(folder), "--model")), logits(packed))
