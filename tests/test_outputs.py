@@ -338,7 +338,8 @@ def test_a_recipe_leaves_what_is_in_the_place_of_a_stage(name, here, capsys):
 def test_a_fit_leaves_what_is_in_the_place_of_its_run(name, args, here, tiny_teacher, capsys):
     (here / "run" / name).parent.mkdir(parents=True)
     (here / "run" / name).write_text("years of work")
-    torch.save({"lit_compress": {"config": "{}"}, "state_dict": {}}, here / "elsewhere.ckpt")
+    about = {"architecture": "BertModel", "config": '{"model_type": "bert"}', "tokenizer": "none", "manifest": {}}
+    torch.save({"lit_compress": about, "state_dict": {}}, here / "elsewhere.ckpt")
     before = snapshot(here)
     model = ["--model=LitTeacher", f"--model.pretrained={tiny_teacher}"]
     model += ["--data=TextClassification", "--data.train_file=t.tsv"]

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lit_compress.errors import UserError
 from lit_compress.models.load import first_line
 from lit_compress.models.shapes import apply_shapes, shapes_of
+from lit_compress.models.whole import check_settings, check_size
 from lit_compress.nn.manifest import rebuild
 
 __all__ = ["LAST", "PREVIOUS", "find_checkpoint", "last_checkpoint", "load_checkpoint", "student_from_checkpoint"]
@@ -92,29 +94,74 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or _KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"checkpoint: {str(path)!r} was not made by lit_compress")
+    try:
+        _check_description(checkpoint)
+    except UserError as error:
+        raise UserError(f"{error}; {str(path)!r} is damaged, use an earlier one") from error
     return checkpoint
 
 
 def student_from_checkpoint(checkpoint: dict[str, Any]) -> PreTrainedModel:
-    """The student in its training form, in evaluation mode."""
-    entry = checkpoint[_KEY]
+    """The student in its training form, in evaluation mode.
+
+    Nothing that the checkpoint asks for is allocated before it is compared with the weights that it has.
+
+    Raises:
+        UserError: it describes no student, or another one than its weights are of.
+
+    """
+    _check_description(checkpoint)
+    entry, weights = checkpoint[_KEY], _weights(checkpoint["state_dict"])
     values = json.loads(entry["config"])
-    architecture = getattr(transformers, entry["architecture"], None)
+    architecture: Any = getattr(transformers, entry["architecture"], None)
     known = isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)
     if not known or values.get("model_type") not in CONFIG_MAPPING:
         raise UserError(f"checkpoint: transformers {transformers.__version__} has no {entry['architecture']!r}")
-    config: PretrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-    assert architecture is not None
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    except Exception as error:  # whatever a foreign configuration makes Transformers raise is its own fault
+        raise UserError(f"checkpoint: its configuration is damaged: {first_line(error)}") from error
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() // value.element_size()
+            for value in weights.values()}  # fmt: skip
+    check_size(architecture, config, sum(held.values()), entry["architecture"], "checkpoint")
     student = architecture(config)
     if (shapes := shapes_of(config)) is not None:
         apply_shapes(student, shapes)  # it started from a model that was smaller already
     rebuild(student, entry["manifest"])
-    weights = checkpoint["state_dict"]
-    own = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
     try:
-        student.load_state_dict(own, strict=True)
+        student.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
             f"checkpoint: its weights do not fit its own description: {str(error).splitlines()[0]}"
         ) from error
     return student.eval()
+
+
+def _check_description(checkpoint: dict[str, Any]) -> None:
+    """Refuse what cannot describe a student: other types than ours, or numbers that no encoder has."""
+    entry = checkpoint[_KEY]
+    kinds = {"architecture": str, "config": str, "tokenizer": str, "manifest": dict}
+    for name, kind in kinds.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+            raise UserError(f"checkpoint: its description has no {name}")
+    if not isinstance(checkpoint["state_dict"], dict):
+        raise UserError("checkpoint: it has no weights by name")
+    try:
+        values = json.loads(entry["config"])
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"checkpoint: its configuration is no JSON: {first_line(error)}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise UserError("checkpoint: its configuration has no model_type")
+    check_settings(values, "checkpoint")
+
+
+def _weights(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The student's tensors, each with an element of its own in the file for each that it has."""
+    own = {name.removeprefix(_PREFIX): value for name, value in state.items() if str(name).startswith(_PREFIX)}
+    for name, value in own.items():
+        plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+        if not plain or value.is_meta or value.is_complex():
+            raise UserError(f"checkpoint: {name!r} is no tensor of weights")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise UserError(f"checkpoint: {name!r} says that it is larger than what is stored of it")
+    return own

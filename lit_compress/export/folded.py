@@ -25,7 +25,7 @@ from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.manifest import Manifest
 
-__all__ = ["Folded", "IntegerWeight", "from_source", "from_student", "integer_weight", "stored_state"]
+__all__ = ["Folded", "IntegerWeight", "check_finite", "from_source", "from_student", "integer_weight", "stored_state"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
         loaded = load_whole_model(model, "--model")
         if packed_linears(loaded):
             raise UserError(f"--model: {model!r} is packed already; give the run or the folder that it was made from")
+        check_finite(loaded)
         tokenizer = load_tokenizer(model, "--model")
         return Folded(model=loaded, manifest=read_manifest(Path(model), loaded), tokenizer=tokenizer)
     if checkpoint is not None:
@@ -99,6 +100,16 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
     del content  # a second copy of the weights, and the optimizer's state
     folded = _fold_in_place(student, tokenizer)
     return replace(folded, manifest=folded.manifest | {UNFINISHED: left}) if left else folded
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Raise a ``UserError`` that names the first weight with NaN or an infinity in it."""
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise UserError(
+                f"export: {name!r} has NaN or infinite values, the training diverged; give an earlier checkpoint, or "
+                "train with a lower model.optimization.learning_rate"
+            )
 
 
 def integer_weight(name: str, weight: Tensor, entry: dict[str, Any] | None) -> IntegerWeight | None:
@@ -149,4 +160,5 @@ def _fold_in_place(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     shrink_in_place(student)
     manifest = manifest_with_scales(student)  # while there are quantizers to ask
     fold_in_place(student)
+    check_finite(student)
     return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.export.fold import fold_in_place, shrunk
-from lit_compress.export.folded import Folded
+from lit_compress.export.folded import Folded, check_finite
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
 from lit_compress.files import atomic_folder
 from lit_compress.models.checksums import checksums
@@ -39,6 +39,7 @@ def save_folder(
     manifest = manifest_with_scales(smaller)
     folded = fold_in_place(smaller)
     assert isinstance(folded, PreTrainedModel)
+    check_finite(folded)
     with atomic_folder(output, overwrite) as staging:
         save_checked(folded, staging)
         write_beside(folded, tokenizer, manifest, staging)

@@ -20,7 +20,7 @@ from lit_compress.models.load import first_line, load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.shapes import apply_shapes, shapes_of
 
-__all__ = ["load_whole_model"]
+__all__ = ["check_settings", "check_size", "load_whole_model"]
 
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -56,7 +56,7 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
     files = _weight_files(path, key)
     config = load_config(folder, key)
     architecture = _architecture(config, folder, key)
-    _check_size(architecture, config, files, folder, key)
+    check_size(architecture, config, _held(files, folder, key), folder, key)
     try:
         with quiet_transformers():
             model, info = architecture.from_pretrained(
@@ -74,15 +74,29 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
 
 def _check_config(folder: Path, key: str) -> None:
     content = _read_json(folder / _CONFIG, key)
+    check_settings(content, key)
+    explicit = content.get("transformers_weights")
+    if explicit is not None and not _is_plain_name(explicit):
+        raise UserError(f"{key}: {_CONFIG} names {explicit!r}, a file outside of its folder")
+
+
+def check_settings(content: dict[str, Any], key: str) -> None:
+    """Refuse settings of a model that no encoder has: numbers that would take hours or all memory, endless depth.
+
+    Args:
+        content: of a ``config.json``.
+        key: option named in errors.
+
+    Raises:
+        UserError: the first of them.
+
+    """
     for name, value, depth in _walk(content):
         if depth > _MOST_DEPTH:
             raise UserError(f"{key}: {_CONFIG} is nested deeper than {_MOST_DEPTH}")
         most = _FEW if name in _COUNTS else _MOST_LABELS if name in ("num_labels", "_num_labels") else _MOST
         if isinstance(value, int) and abs(value) > most:
             raise UserError(f"{key}: {_CONFIG}: {name} is {value!r} and may be {most} at most")
-    explicit = content.get("transformers_weights")
-    if explicit is not None and not _is_plain_name(explicit):
-        raise UserError(f"{key}: {_CONFIG} names {explicit!r}, a file outside of its folder")
 
 
 def _weight_files(folder: Path, key: str) -> list[Path]:
@@ -110,8 +124,8 @@ def _architecture(config: PretrainedConfig, folder: str, key: str) -> Any:
     return found
 
 
-def _check_size(architecture: Any, config: PretrainedConfig, files: list[Path], folder: str, key: str) -> None:
-    """Compare the elements that the configuration asks for with those in the files, before any is allocated."""
+def _held(files: list[Path], folder: str, key: str) -> int:
+    """Elements of the tensors in files."""
     held = 0
     try:
         for file in files:
@@ -123,6 +137,23 @@ def _check_size(architecture: Any, config: PretrainedConfig, files: list[Path], 
         raise UserError(
             f"{key}: the weights in {folder!r} are damaged ({error}); export or download them again"
         ) from error
+    return held
+
+
+def check_size(architecture: Any, config: PretrainedConfig, held: int, source: str, key: str) -> None:
+    """Compare the elements that a configuration asks for with those that there are, before any is allocated.
+
+    Args:
+        architecture: class of the model.
+        config: of the model.
+        held: elements of the stored tensors.
+        source: folder or file named in errors.
+        key: option named in errors.
+
+    Raises:
+        UserError: it asks for more, or describes no model.
+
+    """
     try:
         with torch.device("meta"):
             skeleton = architecture(config)
@@ -133,12 +164,12 @@ def _check_size(architecture: Any, config: PretrainedConfig, files: list[Path], 
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     except Exception as error:
-        raise UserError(f"{key}: {folder!r} describes no model: {first_line(error)}") from error
+        raise UserError(f"{key}: {source!r} describes no model: {first_line(error)}") from error
     tied = getattr(skeleton, "all_tied_weights_keys", None) or {}
     asked = sum(value.numel() for name, value in skeleton.named_parameters() if name not in tied)
     asked += sum(value.numel() for _, value in skeleton.named_buffers())
     if asked > held + _BUFFERS:
-        raise UserError(f"{key}: {folder!r} describes a model of {asked} elements, and its files hold {held}")
+        raise UserError(f"{key}: {source!r} describes a model of {asked} elements, and holds {held}")
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:

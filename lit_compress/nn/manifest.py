@@ -29,6 +29,7 @@ Manifest = dict[str, dict[str, dict[str, Any]]]
 
 _LINEAR_SLOTS = ("weight_quantizer", "input_quantizer", "output_quantizer")
 _TABLE_SLOTS = ("weight_quantizer",)
+_MOST_BITS = 16  # of an integer grid
 _KINDS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name != "FakeQuantizer"}
 
 
@@ -42,13 +43,22 @@ def rebuild(model: nn.Module, manifest: Manifest) -> None:
     """Give ``model`` the structure of the manifest, in place; applying it twice changes nothing more.
 
     Raises:
-        UserError: the manifest names a part that the model does not have, or a kind that does not exist.
+        UserError: the manifest is damaged, or names a part, a kind or a size that the model does not have; this is
+            said before anything of that size is made.
 
     """
+    if not isinstance(manifest, dict):
+        raise UserError(f"checkpoint: its manifest is a {type(manifest).__name__} and must be a mapping")
     if unknown := [kind for kind in manifest if kind not in _PARTS]:
         raise UserError(f"checkpoint: unknown kind of compression {unknown[0]!r}; known are {', '.join(_PARTS)}")
     for kind, (_, rebuild_part) in _PARTS.items():
-        rebuild_part(model, manifest.get(kind, {}))
+        try:
+            rebuild_part(model, manifest.get(kind, {}))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = " ".join(f"{type(error).__name__} {error}".split())
+            raise UserError(f"checkpoint: its manifest of {kind} is damaged: {reason}") from error
 
 
 def part_names(manifest: Manifest) -> set[tuple[str, str]]:
@@ -75,11 +85,12 @@ def _rebuild_linears(model: nn.Module, entries: dict[str, dict[str, Any]]) -> No
     _check_names(model, entries, nn.Linear, "linear layer")
     layers = make_compressible(model, list(entries))
     for name, entry in entries.items():
-        if entry["mask"]:
+        if _flag(name, entry, "mask"):
             layers[name].add_mask()
-        if entry.get("mask_scores"):
+        if "mask_scores" in entry and _flag(name, entry, "mask_scores"):
             layers[name].add_mask_scores()
         if "groups" in entry:
+            _check_count(name, entry, "groups", layers[name].in_features)
             layers[name].add_groups(entry["groups"])
         for slot in _LINEAR_SLOTS:
             _rebuild_quantizer(layers[name], slot, entry.get(slot), layers[name].weight.device)
@@ -143,10 +154,11 @@ def _rebuild_factorized(model: nn.Module, entries: dict[str, dict[str, Any]]) ->
     for name, entry in entries.items():
         table = model.get_submodule(name)
         assert isinstance(table, nn.Embedding)
+        _check_count(name, entry, "rank", min(table.num_embeddings, table.embedding_dim))
         if not isinstance(table, FactorizedEmbedding) or table.rank != entry["rank"]:
             table = FactorizedEmbedding.empty_like(table, entry["rank"])
             model.set_submodule(name, table)
-        if entry["mask"]:
+        if _flag(name, entry, "mask"):
             table.add_rank_mask()
 
 
@@ -162,11 +174,28 @@ def _rebuild_quantizer(owner: nn.Module, slot: str, entry: dict[str, Any] | None
         return
     if entry["kind"] not in _KINDS:
         raise UserError(f"checkpoint: unknown quantizer {entry['kind']!r}; known are {', '.join(_KINDS)}")
+    spec = entry["spec"]
+    if "bits" in spec:
+        _check_count(slot, spec, "bits", _MOST_BITS)
+    for size in {"out_features", "rows"} & set(spec):
+        _check_count(slot, spec, size, owner.weight.shape[0])  # type: ignore[union-attr]
     quantizer = getattr(owner, slot)
     if quantizer is None or (type(quantizer).__name__, quantizer.spec()) != (entry["kind"], entry["spec"]):
         quantizer = _KINDS[entry["kind"]](**entry["spec"]).to(device)
         setattr(owner, slot, quantizer.train(owner.training))
-    quantizer.enabled, quantizer.observing = entry["enabled"], entry["observing"]
+    quantizer.enabled, quantizer.observing = _flag(slot, entry, "enabled"), _flag(slot, entry, "observing")
+
+
+def _flag(name: str, entry: dict[str, Any], key: str) -> bool:
+    if not isinstance(entry[key], bool):
+        raise UserError(f"checkpoint: its manifest says {key} {entry[key]!r} of {name!r} and must say true or false")
+    return entry[key]
+
+
+def _check_count(name: str, entry: dict[str, Any], key: str, most: int) -> None:
+    value = entry[key]
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UserError(f"checkpoint: its manifest says {key} {value!r} of {name!r} and may say 1 to {most}")
 
 
 # What a model can be made of beside plain modules: how to describe the parts of a kind, and how to install them. Kinds

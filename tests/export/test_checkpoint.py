@@ -1,6 +1,9 @@
+import json
 import os
 import pickle
 import random
+import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +11,15 @@ from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from lit_compress.export import find_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export import (
+    find_checkpoint,
+    fold,
+    from_source,
+    load_checkpoint,
+    save_folder,
+    student_from_checkpoint,
+)
+from lit_compress.export.run import export
 from lit_compress.nn import describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 
@@ -178,3 +189,151 @@ def test_a_manifest_of_another_model(trained):
         "weight_quantizer": {"kind": "Unheard", "spec": {}}
     }
     assert "'Unheard'" in error_of(student_from_checkpoint, checkpoint)
+
+
+def change(checkpoint, *keys, value):
+    """Set an entry of what a checkpoint says about its student; a configuration is JSON in it."""
+    about = checkpoint["lit_compress"]
+    if keys[0] == "config" and keys[1:]:
+        settings = json.loads(about["config"])
+        settings[keys[1]] = value
+        about["config"] = json.dumps(settings)
+        return
+    for key in keys[:-1]:
+        about = next(iter(about.values())) if key == "*" else about[key]
+    about[keys[-1]] = value
+
+
+LINEAR = ("manifest", "linears", "*")
+QUANTIZER = (*LINEAR, "weight_quantizer")
+TABLE = "bert.embeddings.word_embeddings"
+HOSTILE = {
+    "groups": ((*LINEAR, "groups"), 2**40),
+    "groups of a text": ((*LINEAR, "groups"), "2"),
+    "no groups": ((*LINEAR, "groups"), 0),
+    "a rank": (("manifest", "factorized"), {TABLE: {"rank": 2**40, "mask": False}}),
+    "a rank above the table": (("manifest", "factorized"), {TABLE: {"rank": 33, "mask": False}}),
+    "a rank of a text": (("manifest", "factorized"), {TABLE: {"rank": "8", "mask": False}}),
+    "channels of a quantizer": ((*QUANTIZER, "spec", "out_features"), 2**40),
+    "bits of a quantizer": ((*QUANTIZER, "spec", "bits"), 10**12),
+    "no bits": ((*QUANTIZER, "spec", "bits"), -1),
+    "an argument that no quantizer has": ((*QUANTIZER, "spec", "path"), "/etc/passwd"),
+    "a specification that is a list": ((*QUANTIZER, "spec"), [8]),
+    "a kind that is a list": ((*QUANTIZER, "kind"), ["MinMaxWeightQuantizer"]),
+    "a quantizer that is a number": (QUANTIZER, 8),
+    "a switch that is a text": ((*QUANTIZER, "enabled"), "no"),
+    "a mask that is a number": ((*LINEAR, "mask"), 1),
+    "a layer that is nothing": (("manifest", "linears", "bert.pooler.dense"), None),
+    "layers that are a list": (("manifest", "linears"), ["bert.pooler.dense"]),
+    "a manifest that is a list": (("manifest",), []),
+    "a million layers": (("config", "num_hidden_layers"), 10**6),
+    "an endless width": (("config", "intermediate_size"), 2**40),
+    "a width of a text": (("config", "hidden_size"), "32"),
+    "a width that is larger than what is stored": (("config", "hidden_size"), 2**20),
+    "a vocabulary that is larger than what is stored": (("config", "vocab_size"), 2**24),
+    "no width": (("config", "hidden_size"), 0),
+    "a width below 0": (("config", "hidden_size"), -32),
+    "a model type that is a number": (("config", "model_type"), 3),
+    "labels that are a number": (("config", "id2label"), 3),
+    "shapes that are a text": (("config", "quantization_config"), {"quant_method": "lit_compress", "shapes": "x"}),
+    "a configuration that is no JSON": (("config",), "{"),
+    "a configuration that is a list": (("config",), "[]"),
+    "a configuration without an end": (("config",), "[" * 10**5),
+    "no configuration": (("config",), None),
+    "an architecture that is a number": (("architecture",), 3),
+    "a tokenizer that is a list": (("tokenizer",), ["x"]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_description_is_one_line(name, trained, tmp_path):
+    checkpoint = load_checkpoint(trained[1])
+    keys, value = HOSTILE[name]
+    change(checkpoint, *keys, value=value)
+    torch.save(checkpoint, tmp_path / "hostile.ckpt")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, limits[1]))  # asking for more is an error of another kind
+        message = error_of(from_source, checkpoint=str(tmp_path / "hostile.ckpt"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert message.startswith("checkpoint: ")
+    assert len(message) < 600
+
+
+def expanded(weight):
+    return torch.zeros(1).expand(weight.shape)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        expanded,
+        lambda weight: weight.to("meta"),
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: weight.tolist(),
+        lambda weight: None,
+        lambda weight: weight[:1],
+    ],
+)
+def test_weights_that_are_none_are_one_line(make, trained, tmp_path):
+    checkpoint = load_checkpoint(trained[1])
+    name = f"student.{TABLE}.weight"
+    checkpoint["state_dict"][name] = make(checkpoint["state_dict"][name])
+    torch.save(checkpoint, tmp_path / "hostile.ckpt")
+    assert error_of(from_source, checkpoint=str(tmp_path / "hostile.ckpt")).startswith("checkpoint: ")
+
+
+def test_weights_that_share_what_is_stored_are_no_large_model(trained):
+    checkpoint = load_checkpoint(trained[1])
+    change(checkpoint, "config", "num_hidden_layers", value=200)
+    weights = checkpoint["state_dict"]
+    for name in [name for name in weights if ".layer.0." in name]:
+        weights |= {name.replace(".layer.0.", f".layer.{number}."): weights[name] for number in range(200)}
+    assert "elements" in error_of(student_from_checkpoint, checkpoint)
+
+
+def test_weights_without_names_are_one_line(trained):
+    checkpoint = load_checkpoint(trained[1]) | {"state_dict": [1, 2]}
+    assert "weights by name" in error_of(student_from_checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_exported(value, trained, tmp_path):
+    checkpoint = load_checkpoint(trained[1])
+    weight = checkpoint["state_dict"]["student.bert.pooler.dense.bias"] = torch.zeros(32)
+    weight[3] = value
+    torch.save(checkpoint, tmp_path / "diverged.ckpt")
+    message = error_of(export, checkpoint=str(tmp_path / "diverged.ckpt"), output=str(tmp_path / "out"))
+    assert "'bert.pooler.dense.bias' has NaN or infinite values" in message
+    assert not (tmp_path / "out").exists()
+    model = student_from_checkpoint(checkpoint)
+    assert "'bert.pooler.dense.bias'" in error_of(save_folder, model, None, tmp_path / "out")
+    fold(model).save_pretrained(tmp_path / "model")
+    message = error_of(export, model=str(tmp_path / "model"), output=str(tmp_path / "out"))
+    assert "'bert.pooler.dense.bias'" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["manifest", "config", "state_dict"])
+def test_nothing_in_a_description_is_executed(place, trained, tmp_path):
+    checkpoint = load_checkpoint(trained[1])
+    bomb = Malicious(str(tmp_path / "executed"))
+    if place == "state_dict":
+        checkpoint["state_dict"]["student.bomb"] = bomb
+    else:
+        change(checkpoint, place, value=bomb)
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    assert "evil.ckpt" in error_of(from_source, checkpoint=str(tmp_path / "evil.ckpt"))
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_that_a_configuration_names_is_not_executed(trained, tmp_path):
+    checkpoint = load_checkpoint(trained[1])
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\nclass Evil: pass\n")
+    change(checkpoint, "config", "auto_map", value={"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"})
+    change(checkpoint, "config", "_name_or_path", value=str(tmp_path))
+    student_from_checkpoint(checkpoint)
+    assert not (tmp_path / "executed").exists()

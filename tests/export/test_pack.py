@@ -468,7 +468,7 @@ def test_a_packed_folder_holds_what_its_configuration_asks_for(format, tokenizer
     for description in content["quantization_config"]["packed"].values():
         description["shape"] = [2**20 if size == 256 else size for size in description["shape"]]
     (tmp_path / "out" / "config.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"^--model: .* describes a model of \d+ elements, and its files hold \d+"):
+    with pytest.raises(UserError, match=r"^--model: .* describes a model of \d+ elements, and holds \d+"):
         load_whole_model(str(tmp_path / "out"), "--model")
 
 

@@ -26,7 +26,8 @@ def last(tmp_path) -> Path:
 
 
 def checkpoint(step):
-    return {"global_step": step, "state_dict": {"weight": torch.zeros(1000)}, "lit_compress": {}}
+    about = {"architecture": "BertModel", "config": '{"model_type": "bert"}', "tokenizer": "none", "manifest": {}}
+    return {"global_step": step, "state_dict": {"weight": torch.zeros(1000)}, "lit_compress": about}
 
 
 def steps(folder):
