@@ -21,6 +21,8 @@ os.environ |= {
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import yaml  # noqa: E402
+from contracts.training import student_config  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
@@ -30,6 +32,8 @@ from transformers import (  # noqa: E402
     BertTokenizerFast,
     RobertaConfig,
 )
+
+from lit_compress.cli import main  # noqa: E402
 
 # The same examples in every run, and no folder of them in the repository.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=60)
@@ -136,3 +140,21 @@ def wide_teacher(tmp_path_factory, tiny_teacher) -> Path:
     AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_teacher).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_teacher, tiny_data):
+    """A finished run with pruning and quantization."""
+    root = tmp_path_factory.mktemp("finished")
+    config = student_config(
+        tiny_teacher,
+        tiny_data,
+        compression=[
+            {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "end": "50%"}},
+            {"class_path": "QuantAwareTraining", "init_args": {"start": "50%"}},
+        ],
+        trainer={"max_epochs": 1, "accelerator": "cpu"},
+    )
+    (root / "task.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", f"--config={root / 'task.yaml'}", f"--run={root / 'run'}"])
+    return root / "run"

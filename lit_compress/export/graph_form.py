@@ -19,11 +19,29 @@ from lit_compress.nn.attention import quantize_attention
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.quantizers import FakeQuantizer
 
-__all__ = ["Activations", "GraphForm", "graph_form", "has_grids", "round_weights"]
+__all__ = [
+    "Activations",
+    "GraphForm",
+    "WideWeights",
+    "graph_form",
+    "graph_tables",
+    "has_grids",
+    "round_tables",
+    "round_weights",
+    "store_wide",
+]
 
 # What a linear of integers does with an input that has no grid of its own from training: leave it, or round it with the
 # range of each batch.
 Activations = Literal["float", "dynamic"]
+
+# x86 processors without 8-bit dot products (AVX-512 VNNI, AVX-VNNI) multiply unsigned inputs by signed weights and add
+# pairs of products in 16 bits. Weights of up to 64 in magnitude fit, 2 * 255 * 64 < 2**15; of wider ones some overflow.
+NARROW = 64
+# What becomes of wider weights whose input is quantized: uint8 with zero point 128, whose products are added in 32
+# bits; or int8 without their last bit, in the rows that have a wide one.
+WideWeights = Literal["uint8", "7 bits"]
+_MIDDLE = 128  # zero point of a symmetric range in uint8
 
 
 class GraphForm(nn.Module):
@@ -70,13 +88,11 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
         for name, module in list(model.named_modules()):
             entry = entries.get(name)
             if type(module) is nn.Linear and name not in tied:
-                model.set_submodule(
-                    name, GraphLinear(module, integer_weight(name, module.weight, entry), entry, activations)
-                )
-            elif type(module) is nn.Embedding and (grid := integer_weight(name, module.weight, entry)):
-                model.set_submodule(name, GraphTable(grid))
+                integers = integer_weight(name, module.weight, entry)
+                model.set_submodule(name, GraphLinear(module, integers, entry, activations))
             elif isinstance(module, FactorizedEmbedding) and entry and entry.get("scales"):
                 raise UserError(f"compression.json: {name!r} is factorised and cannot have scales")
+    graph_tables(folded)
     attention = {name: entry for name, entry in folded.manifest.get("attention", {}).items() if entry.get("scales")}
     if attention:
         for name, owner in quantize_attention(model, list(attention)).items():
@@ -85,41 +101,104 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
     return GraphForm(model, inputs)
 
 
+@torch.no_grad()
+def graph_tables(folded: Folded) -> None:
+    """Replace every embedding table that has scales, in place.
+
+    Raises:
+        UserError: a weight that does not lie on its grid.
+
+    """
+    for name, entry in folded.entries().items():
+        module = folded.model.get_submodule(name)
+        if type(module) is nn.Embedding and (integers := integer_weight(name, module.weight, entry)):
+            folded.model.set_submodule(name, GraphTable(integers))
+
+
+def store_wide(form: GraphForm, wide: WideWeights) -> int:
+    """Store the weights of more than 64 in magnitude, whose inputs are integers, in another way, in place.
+
+    ``7 bits`` changes their values.
+
+    Returns:
+        How many there are.
+
+    """
+    found = [
+        module
+        for module in form.modules()
+        if isinstance(module, GraphLinear)
+        and (module.mode == "dynamic" or module.input_grid is not None)
+        and int(module.weight.to(torch.int16).abs().max()) > NARROW
+    ]
+    for module in found:
+        module.weight, module.scale = _stored(module.weight, module.scale, wide)
+    return len(found)
+
+
 def has_grids(folded: Folded) -> bool:
     """Whether any weight was quantized in training."""
     return any((entry.get("scales") or {}).get("weight") for entry in folded.entries().values())
 
 
 @torch.no_grad()
-def round_weights(folded: Folded, more: Sequence[str] = ()) -> None:
-    """Put the weights of a model that was not quantized in training on 8-bit grids, in place, and note their scales.
+def round_weights(folded: Folded, bits: int = 8, more: Sequence[str] = ()) -> int:
+    """Round the linears of the layers of a model that was not quantized in training, in place, and note their scales.
 
-    The linears inside the transformer layers and the embedding tables, a scale per row. Tables that a decoder shares
-    stay as they are.
+    Each row has a scale of its own.
 
     Args:
         folded: model and manifest.
+        bits: width of the integers.
         more: names of further linears.
 
+    Returns:
+        How many.
+
     """
-    tied = {id(module.weight) for name, module in folded.model.named_modules() if name in _tied(folded.model)}  # type: ignore[arg-type]
+    entries = folded.manifest.setdefault("linears", {})
     linears: dict[str, Any] = layer_linears(folded.model) | {name: folded.model.get_submodule(name) for name in more}
-    found: dict[str, Any] = {"linears": linears, "embeddings": embedding_tables(folded.model)}
-    for kind, modules in found.items():
-        for name, module in modules.items():
-            if id(module.weight) in tied or isinstance(module, FactorizedEmbedding):
-                continue
-            scale = symmetric_qparams(module.weight.abs().amax(1).float(), 127)
-            module.weight.copy_((module.weight / scale[:, None]).round_().mul_(scale[:, None]))
-            entry = folded.manifest.setdefault(kind, {}).setdefault(name, {"mask": False} if kind == "linears" else {})
-            spec = {"out_features": len(scale), "bits": 8, "per_channel": True}
-            entry["weight_quantizer"] = {
-                "kind": "MinMaxWeightQuantizer",
-                "spec": spec,
-                "enabled": True,
-                "observing": False,
-            }
-            entry["scales"] = {"weight": scale.tolist()}
+    for name, module in linears.items():
+        _round(module, entries.setdefault(name, {"mask": False}), bits)
+    return len(linears)
+
+
+@torch.no_grad()
+def round_tables(folded: Folded) -> int:
+    """Round the embedding tables that have no scales yet to 8 bits, in place, and note their scales, one for a row.
+
+    Tables that a decoder shares and factorised ones stay as they are.
+
+    Args:
+        folded: model and manifest.
+
+    Returns:
+        How many were rounded.
+
+    """
+    tied = {id(module.weight) for module in folded.model.modules() if isinstance(module, nn.Linear)}
+    entries = folded.manifest.get("embeddings", {})
+    found = {
+        name: table
+        for name, table in embedding_tables(folded.model).items()
+        if type(table) is nn.Embedding and id(table.weight) not in tied and not entries.get(name, {}).get("scales")
+    }
+    for name, table in found.items():
+        _round(table, folded.manifest.setdefault("embeddings", {}).setdefault(name, {}), 8)
+    return len(found)
+
+
+def _round(module: nn.Linear | nn.Embedding, entry: dict[str, Any], bits: int) -> None:
+    scale = symmetric_qparams(module.weight.abs().amax(1).float(), 2 ** (bits - 1) - 1)
+    module.weight.copy_((module.weight / scale[:, None]).round_().mul_(scale[:, None]))
+    spec = {"out_features": len(scale), "bits": bits, "per_channel": True}
+    entry["weight_quantizer"] = {
+        "kind": "MinMaxWeightQuantizer",
+        "spec": spec,
+        "enabled": True,
+        "observing": False,
+    }
+    entry["scales"] = {"weight": scale.tolist()}
 
 
 class GraphLinear(nn.Module):
@@ -127,22 +206,22 @@ class GraphLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
-    zero_point: Tensor
 
     def __init__(
-        self, linear: nn.Linear, integers: IntegerWeight | None, entry: dict[str, Any] | None, activations: Activations
+        self,
+        linear: nn.Linear,
+        integers: IntegerWeight | None,
+        entry: dict[str, Any] | None,
+        activations: Activations,
     ) -> None:
         super().__init__()
         self.bias = linear.bias
-        self.register_buffer("weight", (linear.weight.detach() if integers is None else integers.values).t())
         self.input_grid: FixedGrid | None = None
         self.output_grid: FixedGrid | None = None
         self.mode: Literal["float", "static", "token", "dynamic"] = "float"
         if integers is None:
+            self.register_buffer("weight", linear.weight.detach().t())
             return
-        scale = integers.scale.reshape(-1)
-        self.register_buffer("scale", scale if len(scale) > 1 else scale.reshape(()))
-        self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int8))
         grids, quantizer = (entry or {})["scales"], (entry or {}).get("input_quantizer") or {}
         if "output" in grids:
             self.output_grid = FixedGrid(grids["output"], (entry or {})["output_quantizer"]["spec"])
@@ -153,6 +232,9 @@ class GraphLinear(nn.Module):
             self.input_grid = FixedGrid({"scale": 1.0, "zero_point": 0}, {"bits": 8, "symmetric": True})
         else:
             self.mode = "static" if activations == "float" else "dynamic"
+        scale = integers.scale.reshape(-1)
+        self.register_buffer("weight", integers.values.t())
+        self.register_buffer("scale", scale if len(scale) > 1 else scale.reshape(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""
@@ -161,7 +243,7 @@ class GraphLinear(nn.Module):
         else:
             weight: Tensor = self.weight
             if self.mode != "float":
-                weight = _Dequantize.apply(weight, self.scale, self.zero_point)
+                weight = _Dequantize.apply(weight, self.scale)
             if self.mode == "token" and self.input_grid is not None:
                 # Each row is brought to the range of one grid first: a grid of its own has no operator.
                 scale = symmetric_qparams(x.abs().amax(-1, keepdim=True), 127)
@@ -170,6 +252,15 @@ class GraphLinear(nn.Module):
                 y = torch.matmul(x if self.input_grid is None else self.input_grid(x), weight)
         y = y if self.bias is None else y + self.bias
         return y if self.output_grid is None else self.output_grid(y)
+
+
+def _stored(values: Tensor, scale: Tensor, wide: WideWeights) -> tuple[Tensor, Tensor]:
+    """Integers ``(in_features, out_features)`` and scales, one for all or for each column, as :data:`WideWeights`."""
+    if wide == "uint8":
+        return (values.to(torch.int16) + _MIDDLE).to(torch.uint8), scale
+    halved = (values.to(torch.int16).abs().amax(0) > NARROW) | (scale.ndim == 0)
+    values = torch.where(halved, (values / 2).round().to(torch.int8), values)
+    return values, scale * (2 if scale.ndim == 0 else 1 + halved)
 
 
 class GraphTable(nn.Module):
@@ -209,7 +300,7 @@ class FixedGrid(FakeQuantizer):
         super().__init__()
         if spec["bits"] != 8:
             raise UserError(f"compression.json: activations of {spec['bits']} bits have no operator; only 8 bits have")
-        offset = 128 if spec["symmetric"] else 0
+        offset = _MIDDLE if spec["symmetric"] else 0
         self.register_buffer("scale", torch.tensor(grid["scale"], dtype=torch.float32))
         self.register_buffer("zero_point", torch.tensor(grid["zero_point"] + offset, dtype=torch.uint8))
 
@@ -222,14 +313,22 @@ class FixedGrid(FakeQuantizer):
 
 
 class _Dequantize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        if torch.onnx.is_in_onnx_export():
-            return scale.new_zeros(()).expand(values.shape)  # a shape will do, and the tracer keeps all it sees
-        return values.float() * scale
+    """``weight * scale`` of int8, or of uint8 with its zero in the middle."""
 
     @staticmethod
-    def symbolic(g: Any, values: Any, scale: Any, zero_point: Any) -> Any:
+    def forward(ctx: Any, values: Tensor, scale: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return scale.new_zeros(()).expand(values.shape)  # a shape will do, and the tracer keeps all it sees
+        return _signed(values) * scale
+
+    @staticmethod
+    def symbolic(g: Any, values: Any, scale: Any) -> Any:
+        if values.type().dtype() == torch.int8:
+            # Without a zero point, which is 0 then: one tensor for several weights is more than ONNX Runtime 1.31 can
+            # change when it is asked for exact products, and equal tensors are stored once.
+            return g.op("DequantizeLinear", values, scale, axis_i=1)
+        sizes = scale.type().sizes()
+        zero_point = g.op("Constant", value_t=torch.full(sizes, _MIDDLE, dtype=torch.uint8))
         return g.op("DequantizeLinear", values, scale, zero_point, axis_i=1)
 
 
@@ -251,13 +350,21 @@ class _DynamicProduct(torch.autograd.Function):
         if torch.onnx.is_in_onnx_export():
             return x.new_zeros(()).expand(*x.shape[:-1], weight.shape[1])  # as above
         low, high = x.aminmax()
-        return torch.matmul(fake_quantize(x, *asymmetric_qparams(low, high), 0, 255), weight.float() * scale)
+        return torch.matmul(fake_quantize(x, *asymmetric_qparams(low, high), 0, 255), _signed(weight) * scale)
 
     @staticmethod
     def symbolic(g: Any, x: Any, weight: Any, scale: Any) -> Any:
         values, x_scale, x_zero = g.op("DynamicQuantizeLinear", x, outputs=3)
-        product = g.op("Cast", g.op("MatMulInteger", values, weight, x_zero), to_i=1)
+        operands = [values, weight, x_zero]
+        if weight.type().dtype() == torch.uint8:
+            operands.append(g.op("Constant", value_t=torch.tensor(_MIDDLE, dtype=torch.uint8)))
+        product = g.op("Cast", g.op("MatMulInteger", *operands), to_i=1)
         return g.op("Mul", product, g.op("Mul", x_scale, scale))
+
+
+def _signed(values: Tensor) -> Tensor:
+    """Integers of a weight in fp32."""
+    return values.float() - (_MIDDLE if values.dtype == torch.uint8 else 0)
 
 
 def _tied(model: PreTrainedModel) -> set[str]:

@@ -17,7 +17,7 @@ from lit_compress.models.groups import KINDS
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 
-__all__ = ["save_checked", "save_folder", "write_beside", "write_hf"]
+__all__ = ["add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
 
 
 def save_folder(
@@ -86,10 +86,20 @@ def write_beside(
 
     """
     tokenizer.save_pretrained(folder)
-    (folder / MANIFEST_FILE).write_text(
-        json.dumps({"lit_compress": version("lit_compress")} | manifest, indent=1) + "\n"
-    )
+    write_manifest(manifest, folder)
     (folder / "README.md").write_text(_card(model, manifest, describe_shapes(model), usage, needs_import))
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write ``compression.json``, in the place of an earlier one."""
+    content = {"lit_compress": version("lit_compress")} | manifest
+    (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def add_to_card(folder: Path, line: str) -> None:
+    """Add a line to the model card of a folder."""
+    with (folder / "README.md").open("a") as file:
+        file.write(f"\n{line}\n")
 
 
 def _card(

@@ -3,48 +3,92 @@
 import inspect
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from lit_compress.errors import UserError
+from lit_compress.export.check import (
+    Examples,
+    Reference,
+    Run,
+    check_structure,
+    compare,
+    first_wrong_layer,
+    judge,
+    reference,
+    sample_inputs,
+    sample_lengths,
+)
 from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
-from lit_compress.export.graph_form import Activations, GraphForm, graph_form, has_grids, round_weights
-from lit_compress.export.hf import write_beside
-from lit_compress.export.onnx_session import open_session
+from lit_compress.export.graph_form import (
+    Activations,
+    GraphForm,
+    WideWeights,
+    graph_form,
+    graph_tables,
+    has_grids,
+    round_tables,
+    round_weights,
+    store_wide,
+)
+from lit_compress.export.hf import add_to_card, write_beside, write_manifest
+from lit_compress.export.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
+from lit_compress.models.layout import encoder_layers
+from lit_compress.models.load import first_line
 
 __all__ = [
-    "TOLERANCE",
-    "TOLERANCE_INT8",
-    "TOLERANCE_KERNELS",
-    "check_outputs",
-    "graph_and_plain",
+    "DEFAULTS",
+    "IntegerOptions",
+    "Processor",
+    "check_predictions",
+    "float_form",
     "input_names",
-    "reference",
-    "sample_inputs",
+    "integer_form",
+    "structure",
     "trace",
+    "with_layers",
     "write_onnx",
     "write_onnx_int8",
 ]
 
 OPSET = 17
-# Difference from PyTorch, as a share of the largest output: of the median row, and of the worst. Floating point differs
-# by the order of sums. In an integer model that moves a value between two grid points to the other one once in a while,
-# and what follows is computed from another number: such a row is off by a part of what rounding costs, all others by
-# nothing. Integer kernels round differently again, so a model is compared twice: as the file says it, and as it is run.
-# Over many layers such values meet, and two runtimes are then as far apart as two roundings of the same numbers: where
-# rounding the activations costs more than these, twice that cost is allowed, and never more than half of the output.
-TOLERANCE = (1e-3, 1e-3)
-TOLERANCE_INT8 = (1e-2, 1e-1)
-TOLERANCE_KERNELS = (1e-1, 1e-1)
-MOST_ROUNDING = 0.5
 
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+# What a file of integers runs on: every processor in every session, or those with 8-bit dot products.
+Processor = Literal["any", "vnni"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegerOptions:
+    """How integers are written, and what is asked of the file.
+
+    Attributes:
+        processor: ``any`` computes the same everywhere; ``vnni`` leaves 8-bit weights int8, which is faster where there
+            are 8-bit dot products and wrong in default sessions elsewhere.
+        tables: what becomes of embedding tables without scales from training: ``int8`` (a scale per row) or ``float``.
+        examples: what the file is judged on; None checks its structure alone.
+        strict: refuse a file whose predictions or score are worse, instead of saying so.
+
+    """
+
+    processor: Processor = "any"
+    tables: Literal["int8", "float"] = "int8"
+    examples: Examples | None = None
+    strict: bool = False
+
+
+DEFAULTS = IntegerOptions()
+
+_WIDE: dict[WideWeights, str] = {"uint8": "as uint8", "7 bits": "without their last bit"}
 
 
 def write_onnx(folded: Folded, folder: Path) -> None:
@@ -58,56 +102,174 @@ def write_onnx(folded: Folded, folder: Path) -> None:
         UserError: a package is missing, or ONNX Runtime's outputs differ from PyTorch's.
 
     """
-    # The grids of weights stay, as values; activations are as precise as they come.
-    plain = Folded(model=folded.model, manifest={}, tokenizer=folded.tokenizer)
-    _write(plain, folder, "model.onnx", "float", TOLERANCE, folded)
+    path = _prepare(folded, folder, "model.onnx", DEFAULTS)
+    form = float_form(folded)
+    trace(form, path, DEFAULT_SESSION)
+    _check(form, path, None, folder, DEFAULTS, integers=False)
 
 
-def write_onnx_int8(folded: Folded, folder: Path) -> None:
+def write_onnx_int8(folded: Folded, folder: Path, options: IntegerOptions = DEFAULTS) -> None:
     """Write ``onnx/model_quantized.onnx`` and the rest as :func:`write_onnx`.
 
-    What quantization-aware training put on grids stays on them. A model without any has its encoder's linears and its
-    tables rounded to 8 bits, and ranges of activations follow each batch.
+    What quantization-aware training put on integers stays on them. A model without any has its encoder's linears
+    rounded to 7 bits (8 for ``vnni``), and ranges of activations follow each batch. Tables without scales become int8.
     """
-    if not has_grids(folded):
-        round_weights(folded)
-    _write(folded, folder, "model_quantized.onnx", "dynamic", TOLERANCE_INT8, folded)
+    path = _prepare(folded, folder, "model_quantized.onnx", options)
+    form, expected = integer_form(folded, folder, "dynamic", "uint8", options)
+    trace(form, path, DEFAULT_SESSION if options.processor == "any" else {})
+    _check(form, path, expected, folder, options, integers=True)
 
 
-def _write(
-    source: Folded, folder: Path, name: str, activations: Activations, tolerance: tuple[float, float], described: Folded
-) -> None:
-    optional("onnxruntime", "onnx")  # before minutes of work
-    model = source.model
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    write_beside(model, described.tokenizer, described.manifest, folder, usage=_usage(name))
-    form, plain = graph_and_plain(source, activations)
-    path = folder / "onnx" / name
-    path.parent.mkdir()
-    trace(form, path)
-    expected = reference(form)
-    form.to("meta")  # gives its memory back before the runtime takes as much
-    session = open_session(path, torch.get_num_threads(), "ORT_ENABLE_BASIC")
-    check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), tolerance, plain)
-    del session
-    session = open_session(path, torch.get_num_threads())
-    check_outputs(form, expected, lambda inputs: session.run(form.outputs, inputs), TOLERANCE_KERNELS, plain)
+def float_form(folded: Folded) -> GraphForm:
+    """The form of a model whose activations are as precise as they come; weights keep the values that they have."""
+    plain = Folded(model=folded.model, manifest={}, tokenizer=folded.tokenizer)
+    return graph_form(plain, input_names(folded), "float")
 
 
-def graph_and_plain(source: Folded, activations: Activations) -> tuple[GraphForm, list[tuple[Tensor, ...]] | None]:
-    """The form that is traced, and what the model gave for :func:`sample_inputs` before its activations were rounded.
+def integer_form(
+    folded: Folded, folder: Path, activations: Activations, wide: WideWeights, options: IntegerOptions
+) -> tuple[GraphForm, Reference | None]:
+    """The form of a model on integers, and what PyTorch gives for the examples.
 
-    The latter is None for a model without grids, of which nothing is rounded.
+    The latter is computed as training did, before anything is rounded here; in floating point for a model that was not
+    quantized in training.
 
     Args:
-        source: model and manifest; used up.
+        folded: model and manifest; used up.
+        folder: whose manifest and card get what is rounded here.
         activations: see :func:`~lit_compress.export.graph_form.graph_form`.
+        wide: how weights of more than 7 bits are stored for any processor.
+        options: of the user.
 
     """
-    names = input_names(source)
-    plain = reference(GraphForm(source.model, names)) if has_grids(source) else None
-    return graph_form(source, names, activations), plain
+    names, examples = input_names(folded), options.examples
+    rounded: list[str] = []
+    if has_grids(folded):
+        form = graph_form(folded, names, activations)
+        expected = reference(form, examples) if examples else None
+    else:
+        expected = reference(GraphForm(folded.model, names), examples) if examples else None
+        bits = 7 if options.processor == "any" else 8
+        rounded += [f"{round_weights(folded, bits)} linears to {bits} bits"]
+        form = graph_form(folded, names, activations)
+    if options.tables == "int8" and (tables := round_tables(folded)):
+        graph_tables(folded)
+        rounded += [f"{tables} embedding tables to 8 bits, a scale for each row"]
+    if options.processor == "any" and (count := store_wide(form, wide)):
+        line = (
+            f"{count} weights use 8 bits and were written {_WIDE[wide]}, so that the file is right on every processor. "
+            "Faster where there are 8-bit dot products: --processor vnni; fast and right everywhere: train with "
+            "QuantAwareTraining.weight_bits 7."
+        )
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+        add_to_card(folder, line)
+    if rounded:
+        write_manifest(folded.manifest, folder)
+        add_to_card(folder, f"Rounded at export: {'; '.join(rounded)}.")
+    return form, expected
+
+
+def _prepare(folded: Folded, folder: Path, name: str, options: IntegerOptions) -> Path:
+    """Write what lies beside a graph, and give the graph's path; the packages are there."""
+    optional("onnxruntime", "onnx")  # before minutes of work
+    optional("onnx", "onnx")
+    model = folded.model
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    write_beside(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name, options.processor))
+    path = folder / "onnx" / name
+    path.parent.mkdir()
+    return path
+
+
+def _check(
+    form: GraphForm, path: Path, expected: Reference | None, folder: Path, options: IntegerOptions, integers: bool
+) -> None:
+    outputs = structure(form)
+    form.to("meta")  # gives its memory back before the runtime takes as much
+    for optimization in ("ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):  # as the file says it, and as it is run
+        run = runner(form, open_session(path, torch.get_num_threads(), optimization))
+        check_structure(form, outputs, run, integers)
+    if expected is not None:
+        check_predictions(form, expected, folder, options, run, lambda: _layer_runner(form, path))
+
+
+def structure(form: GraphForm) -> list[tuple[Tensor, ...]]:
+    """What PyTorch gives for :func:`~lit_compress.export.check.sample_inputs`."""
+    with torch.no_grad():
+        return [form(*inputs) for inputs in sample_inputs(form)]
+
+
+def check_predictions(
+    form: GraphForm,
+    expected: Reference,
+    folder: Path,
+    options: IntegerOptions,
+    run: Run,
+    layers: Callable[[], Run],
+) -> None:
+    """Judge a file on examples, say how it compares, and note it on the folder's card.
+
+    Args:
+        form: the model.
+        expected: of :func:`~lit_compress.export.check.reference`.
+        folder: that has the file.
+        options: of the user, with the examples.
+        run: inputs by name, as NumPy arrays, to the outputs in the order of the model's.
+        layers: opens the file so that it gives what each layer does.
+
+    Raises:
+        UserError: too many predictions are other ones.
+
+    """
+    examples = options.examples
+    assert examples is not None
+    comparison = compare(form, examples, expected, run)
+    said = judge(
+        comparison, options.strict, lambda: first_wrong_layer(form, examples, expected, layers()), _advice(options)
+    )
+    Console(soft_wrap=True).print(f"{said} Examples: {examples.origin}.", markup=False, highlight=False)
+    add_to_card(folder, f"{comparison.words()} ({examples.origin}).")
+
+
+def _advice(options: IntegerOptions) -> str:
+    if options.processor == "vnni" and adds_in_16_bits():
+        return "this processor adds 8-bit products in 16 bits, where some overflow: give --processor any"
+    if options.tables == "int8":
+        return "try --tables float, train with QuantAwareTraining, or export in floating point"
+    return "train with QuantAwareTraining, or export in floating point"
+
+
+def runner(form: GraphForm, session: Any) -> Run:
+    """Inputs by name to the outputs of a session of ONNX Runtime, in the order of the model's."""
+    return lambda inputs: session.run(form.outputs, inputs)
+
+
+def with_layers(form: GraphForm, path: Path, target: Path) -> list[str]:
+    """Copy a graph to one whose outputs are those of each layer, and give their names."""
+    onnx = optional("onnx", "onnx")
+    proto = onnx.load(path)
+    ids = {id(layer) for layer in encoder_layers(form.model)}
+    scopes = [f"/{name.replace('.', '/')}/" for name, module in form.named_modules() if id(module) in ids]
+    # Node names have the path of a module with points where a module list or a sequence is entered.
+    names = [_last_output(proto, scope) for scope in scopes]
+    del proto.graph.output[:]
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    onnx.save(proto, target)
+    return names
+
+
+def _last_output(proto: Any, scope: str) -> str:
+    inside = [node for node in proto.graph.node if f"{node.name.replace('.', '/')}/".startswith(scope)]
+    return inside[-1].output[0]
+
+
+def _layer_runner(form: GraphForm, path: Path) -> Run:
+    target = path.with_suffix(".layers.onnx")
+    names = with_layers(form, path, target)
+    session = open_session(target, torch.get_num_threads())
+    target.unlink()
+    return lambda inputs: session.run(names, inputs)
 
 
 def input_names(folded: Folded) -> list[str]:
@@ -119,110 +281,77 @@ def input_names(folded: Folded) -> list[str]:
     return [name for name in names if name in taken]
 
 
-def sample_inputs(form: GraphForm) -> Iterator[tuple[Tensor, ...]]:
-    """Batches of several sizes and lengths, the same every time, some with padding."""
-    config: Any = form.model.config
-    limit = min(getattr(config, "max_position_embeddings", None) or 64, 64) - 4
-    for rows, length in ((2, 7), (1, 3), (3, limit)):
-        generator = torch.Generator().manual_seed(length)
-        ids = torch.randint(0, config.vocab_size, (rows, max(1, min(length, limit))), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[1:, max(1, ids.shape[1] // 2) :] = 0
-        types = torch.zeros_like(ids)
-        if getattr(config, "type_vocab_size", 2) > 1:
-            types[:, ids.shape[1] // 3 :] = 1
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        yield tuple(given[name] for name in form.inputs)
-
-
 @torch.no_grad()
-def reference(form: GraphForm) -> list[tuple[Tensor, ...]]:
-    """What PyTorch gives for :func:`sample_inputs`."""
-    return [form(*inputs) for inputs in sample_inputs(form)]
-
-
-def check_outputs(
-    form: GraphForm,
-    expected: list[tuple[Tensor, ...]],
-    run: Any,
-    tolerance: tuple[float, float],
-    plain: list[tuple[Tensor, ...]] | None = None,
-) -> None:
-    """Compare a runtime with PyTorch on :func:`sample_inputs`.
+def trace(form: GraphForm, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the graph of a model with its weights into one file, at most one weight at a time in memory twice.
 
     Args:
         form: the model.
-        expected: outputs of :func:`reference`.
-        run: inputs by name, as NumPy arrays, to the outputs in the order of the model's.
-        tolerance: largest difference of the median row and of any row, as shares of the largest output of its batch.
-        plain: outputs before activations were rounded; twice the difference that rounding makes is allowed as well.
+        path: of the file.
+        metadata: entries of the file.
 
     Raises:
-        UserError: an output differs by more.
-
-    """
-    results = [
-        run({name: tensor.numpy() for name, tensor in zip(form.inputs, inputs, strict=True)})
-        for inputs in sample_inputs(form)
-    ]
-    for index, name in enumerate(form.outputs):
-        found = _median_and_worst(expected, results, index)
-        rounding = (0.0, 0.0) if plain is None else _median_and_worst(expected, plain, index)
-        for which, difference, most, cost in zip(("most rows", "a row"), found, tolerance, rounding, strict=True):
-            most = max(most, min(2 * cost, MOST_ROUNDING))
-            if not difference <= most:  # also for NaN
-                raise UserError(
-                    f"export: {name} of {which} differs from PyTorch in the runtime by {difference:.2g} of its size, "
-                    f"and may by {most:.2g}; nothing was written"
-                )
-
-
-def _median_and_worst(expected: list[tuple[Tensor, ...]], found: list[Any], index: int) -> tuple[float, float]:
-    """Differences of one of the outputs over all rows, as shares of the largest output of a batch."""
-    rows: list[Tensor] = []
-    for ours, theirs in zip(expected, found, strict=True):
-        largest = ours[index].abs().max().clamp_min(1e-6)
-        rows.append((ours[index] - torch.as_tensor(theirs[index])).abs().flatten(1).amax(1) / largest)
-    every = torch.cat(rows)
-    return float(every.median()), float(every.max())  # NaN when there is one
-
-
-@torch.no_grad()
-def trace(form: GraphForm, path: Path) -> None:
-    """Write the graph of a model with its weights into one file, at most one weight at a time in memory twice.
-
-    Raises:
-        UserError: the file would be too large for ONNX.
+        UserError: the file would be too large for ONNX, or the graph of this family depends on the length.
 
     """
     onnx = optional("onnx", "onnx")
-    inputs = next(sample_inputs(form))
-    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in form.inputs}
-    shapes = [[tuple(output.shape) for output in form(*given)] for given in list(sample_inputs(form))[:2]]
-    for name, first, second in zip(form.outputs, *shapes, strict=True):
-        differing = [axis for axis in range(len(first)) if first[axis] != second[axis]]
-        axes[name] = {axis: "batch" if axis == 0 else "length" for axis in differing}
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about sizes that are constant for a model
-        torch.onnx.export(
-            form,
-            inputs,
-            buffer,  # type: ignore[arg-type]  (only the newer exporter needs a path)
-            input_names=form.inputs,
-            output_names=form.outputs,
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,  # the newer exporter takes twenty times as long for the same graph
-            export_params=False,
-            do_constant_folding=False,
+    short, *_, longest = sample_lengths(form)
+    proto = _traced(form, short)
+    # BigBird's model stays dense after the first short text.
+    sparse = getattr(form.model.config, "attention_type", None) == "block_sparse"
+    if sparse or _operators(_traced(form, longest)) != _operators(proto):
+        raise UserError(
+            f"export: a {type(form.model).__name__} computes {short} and {longest} tokens in different ways, and an "
+            "ONNX graph has one for all lengths; export to hf, packed or sparse"
         )
-    proto = onnx.load_from_string(buffer.getvalue())
     state = dict(form.named_parameters(remove_duplicate=False)) | dict(form.named_buffers(remove_duplicate=False))
     names = [entry.name for entry in proto.graph.input if entry.name not in form.inputs]
     del proto.graph.input[len(form.inputs) :]
     proto.producer_name, proto.producer_version = "lit_compress", ""
+    onnx.helper.set_model_props(proto, dict(metadata))
     _write_proto(onnx, proto, {name: state[name].detach() for name in names}, path)
+
+
+def _traced(form: GraphForm, length: int) -> Any:
+    """The graph without its weights, from inputs of some length.
+
+    Raises:
+        UserError: the model cannot be traced.
+
+    """
+    onnx = optional("onnx", "onnx")
+    lengths = sample_lengths(form)
+    shapes = [[tuple(output.shape) for output in form(*next(sample_inputs(form, [n])))] for n in lengths[:2]]
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in form.inputs}
+    for name, first, second in zip(form.outputs, *shapes, strict=True):
+        axes[name] = {0: "batch"} | {n: "length" for n in range(1, len(first)) if first[n] != second[n]}
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about sizes that are constant for a model
+        try:
+            torch.onnx.export(
+                form,
+                next(sample_inputs(form, [length, length + 1])),
+                buffer,  # type: ignore[arg-type]  (only the newer exporter needs a path)
+                input_names=form.inputs,
+                output_names=form.outputs,
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,  # the newer exporter takes twenty times as long for the same graph
+                export_params=False,
+                do_constant_folding=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"export: a {type(form.model).__name__} of Transformers cannot be traced to ONNX: {first_line(error)}; "
+                "export to hf, packed or sparse"
+            ) from error
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _operators(proto: Any) -> list[bytes]:
+    """The nodes of a graph with their constants."""
+    return [node.SerializeToString() for node in proto.graph.node]
 
 
 def _write_proto(onnx: Any, proto: Any, weights: dict[str, Tensor], path: Path) -> None:
@@ -259,13 +388,20 @@ def _varint(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def _usage(name: str) -> list[str]:
+def _usage(name: str, processor: Processor) -> list[str]:
+    options = [
+        "options = onnxruntime.SessionOptions()",
+        "# Without it, processors that lack 8-bit dot products add pairs of products in 16 bits, where some overflow.",
+        'options.add_session_config_entry("session.x64quantprecision", "1")',
+    ]
+    given = ", options" if processor == "vnni" else ""
     return [
         "import onnxruntime",
         "from transformers import AutoTokenizer",
         "",
+        *(options if processor == "vnni" else []),
         'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
-        f'session = onnxruntime.InferenceSession("<this folder>/onnx/{name}")',
+        f'session = onnxruntime.InferenceSession("<this folder>/onnx/{name}"{given})',
         "names = [each.name for each in session.get_inputs()]",
         'inputs = tokenizer(["a text"], return_tensors="np")',
         "outputs = session.run(None, {name: inputs[name] for name in names})",

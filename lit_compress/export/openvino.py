@@ -1,14 +1,26 @@
 """A folded model as OpenVINO's IR, in floating point or with integers, under the names that Optimum looks for."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lit_compress.export.check import Reference, Run, check_structure
 from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
-from lit_compress.export.graph_form import Activations, has_grids, round_weights
+from lit_compress.export.graph_form import GraphForm
 from lit_compress.export.hf import write_beside
-from lit_compress.export.onnx import TOLERANCE, TOLERANCE_KERNELS, check_outputs, graph_and_plain, reference, trace
+from lit_compress.export.onnx import (
+    DEFAULTS,
+    IntegerOptions,
+    check_predictions,
+    float_form,
+    integer_form,
+    structure,
+    trace,
+    with_layers,
+)
 
 __all__ = ["write_openvino", "write_openvino_int8"]
 
@@ -26,53 +38,74 @@ def write_openvino(folded: Folded, folder: Path) -> None:
         UserError: a package is missing, or OpenVINO's outputs differ from PyTorch's.
 
     """
-    plain = Folded(model=folded.model, manifest={}, tokenizer=folded.tokenizer)
-    _write(plain, folder, "openvino_model", "float", TOLERANCE, folded)
+    path = _prepare(folded, folder, "openvino_model")
+    _write(float_form(folded), path, None, folder, DEFAULTS, integers=False)
 
 
-def write_openvino_int8(folded: Folded, folder: Path) -> None:
+def write_openvino_int8(folded: Folded, folder: Path, options: IntegerOptions = DEFAULTS) -> None:
     """Write ``openvino/openvino_model_qint8_quantized.xml`` and ``.bin``, and the rest as :func:`write_openvino`.
 
-    What quantization-aware training put on grids stays on them. A model without any has its encoder's linears and its
-    tables rounded to 8 bits, and computes with what they stand for: ranges of activations need a calibration, and that
-    is another package's work (nncf).
+    What quantization-aware training put on integers stays on them; for any processor, rows of weights that need 8 bits
+    lose the last one. A model without any has its encoder's linears and its tables rounded to 8 bits, and computes with
+    what they stand for: ranges of activations need a calibration, and that is another package's work (nncf).
     """
-    if not has_grids(folded):
-        round_weights(folded)
-    name = "openvino_model_qint8_quantized"
-    _write(folded, folder, name, "float", TOLERANCE_KERNELS, folded)
+    path = _prepare(folded, folder, "openvino_model_qint8_quantized")
+    form, expected = integer_form(folded, folder, "float", "7 bits", options)
+    _write(form, path, expected, folder, options, integers=True)
+
+
+def _prepare(folded: Folded, folder: Path, name: str) -> Path:
+    optional("openvino", "openvino")  # before minutes of work
+    model = folded.model
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    write_beside(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name))
+    path = folder / _FOLDER / f"{name}.xml"
+    path.parent.mkdir()
+    return path
 
 
 def _write(
-    source: Folded, folder: Path, name: str, activations: Activations, tolerance: tuple[float, float], described: Folded
+    form: GraphForm, path: Path, expected: Reference | None, folder: Path, options: IntegerOptions, integers: bool
 ) -> None:
     openvino = optional("openvino", "openvino")
-    model = source.model
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
-    write_beside(model, described.tokenizer, described.manifest, folder, usage=_usage(name))
-    form, plain = graph_and_plain(source, activations)
-    path = folder / _FOLDER / f"{name}.xml"
-    path.parent.mkdir()
     graph = path.with_suffix(".onnx")
-    trace(form, graph)
-    expected = reference(form)
+    trace(form, graph, {})
+    outputs = structure(form)
     form.to("meta")  # gives its memory back before the runtime takes as much
     core = openvino.Core()
     # Read by the runtime itself: its converter for PyTorch modules reports its use over the network.
     converted = core.read_model(graph)
     openvino.save_model(converted, path, compress_to_fp16=False)
     del converted
+    run = _runner(core, path, form.outputs)
+    check_structure(form, outputs, run, integers)
+    if expected is not None:
+        check_predictions(form, expected, folder, options, run, _layer_runner(core, form, graph))
     graph.unlink()
+
+
+def _runner(core: Any, path: Path, names: list[str]) -> Run:
     # fp32 also where the processor has bfloat16, so that the comparison is about the file.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = core.compile_model(path, "CPU", settings).create_infer_request()
 
-    def run(inputs: dict) -> list:
+    def run(inputs: Mapping[str, Any]) -> list[Any]:
         results = request.infer(inputs)
-        return [results[name].copy() for name in form.outputs]
+        return [results[name].copy() for name in names]
 
-    check_outputs(form, expected, run, tolerance, plain)
+    return run
+
+
+def _layer_runner(core: Any, form: GraphForm, graph: Path) -> Callable[[], Run]:
+    def layers() -> Run:
+        target = graph.with_suffix(".layers.onnx")
+        names = with_layers(form, graph, target)
+        run = _runner(core, target, names)
+        target.unlink()
+        return run
+
+    return layers
 
 
 def _usage(name: str) -> list[str]:

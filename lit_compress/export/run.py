@@ -1,17 +1,22 @@
 """`lit_compress export`: a run's student, a checkpoint or a model folder in the format of a runtime."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from lightning.pytorch import LightningDataModule
 from rich.console import Console
 
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.export.check import Examples
+from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.manifest_file import require_finished
+from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
 
@@ -31,6 +36,8 @@ _WRITERS: dict[str, tuple[str, str]] = {
     "openvino-int8": ("openvino", "write_openvino_int8"),
     "compressed-tensors": ("compressed_tensors", "write_compressed_tensors"),
 }
+# Those that round activations; the options about that are theirs alone.
+_INTEGERS = ("onnx-int8", "openvino-int8")
 
 
 def export(
@@ -41,6 +48,11 @@ def export(
     to: Format = "hf",
     unfinished: bool = False,
     overwrite: bool = False,
+    processor: Literal["any", "vnni"] = "any",
+    tables: Literal["int8", "float"] = "int8",
+    check: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    strict: bool = False,
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
 
@@ -52,34 +64,74 @@ def export(
         to: format of the folder.
         unfinished: write it also when its training stopped before its compression was complete.
         overwrite: replace an existing output folder that an export wrote.
+        processor: of onnx-int8 and openvino-int8: `any` is right in every session on every processor; `vnni` keeps
+            weights that training put on 8 bits as int8, which is faster, and right only where there are 8-bit dot
+            products (AVX-512 VNNI, AVX-VNNI, Arm).
+        tables: of onnx-int8 and openvino-int8: embedding tables that training left in floating point become `int8` with
+            a scale for each row, or stay `float`.
+        check: file of examples on which onnx-int8 and openvino-int8 are compared with PyTorch; by default the run's
+            validation data.
+        data: options of the data module that reads it: `--data.text_columns '[sentence]'`; with `label_column`, scores
+            are compared, too.
+        strict: refuse an integer file whose predictions or score are worse than PyTorch's, instead of saying so.
 
     """
     if sum(source is not None for source in (run, checkpoint, model)) != 1:
         raise UserError("export: give one of --run, --checkpoint and --model")
     if not output:
         raise UserError("export: give --output, the folder to make")
-    writer: Callable[[Folded, Path], None] = _writer(to)
+    writer = _writer(to)
+    given = {
+        "processor": processor != "any",
+        "tables": tables != "int8",
+        "check": check,
+        "data": data,
+        "strict": strict,
+    }
+    if to not in _INTEGERS and (unused := next((key for key, value in given.items() if value), None)):
+        raise UserError(f"--{unused}: has no effect on {to}, only on {' and '.join(_INTEGERS)}; leave it out")
     check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
     folded = from_source(run, checkpoint, model)
     require_finished(folded.manifest, unfinished)
-    if run is not None:
-        writer = _reading_as_trained(writer, run, folded)
-    write(folded, output, writer, overwrite)
+    validation = None if run is None else _validation_data(run, folded, check, data)
+    if to in _INTEGERS:
+        examples: Examples | None = None
+        if validation is not None:
+            origin = repr(check) if check else f"the validation data of {run}"
+            examples = examples_of_data(validation, folded.model, origin)
+        elif check is not None:
+            examples = examples_of_file(folded, checkpoint or model or "", check, data)
+        else:
+            _say("Not compared with PyTorch on examples; give --check, a file with texts as the model will read them.")
+        options = IntegerOptions(processor=processor, tables=tables, examples=examples, strict=strict)
+        writer = partial(writer, options=options)
+    write(folded, output, _reading_as_trained(writer, validation), overwrite)
+
+
+def _validation_data(
+    run: str, folded: Folded, check: str | None, options: dict[str, Any]
+) -> LightningDataModule | None:
+    """Of a run, or a file in its place; None, with the reason on the console, when the run's is not there any more."""
+    given = options | ({"val_file": check} if check else {})
+    try:
+        return validation_data(run_config(run, given)["data"], folded.model.config)
+    except UserError as error:
+        if given:
+            raise
+        # That its data is gone is no reason to export nothing.
+        why = str(error).removeprefix("--").partition(";")[0]
+        _say(f"The export was not compared on the run's validation rows: {why}")
+        return None
+
+
+def _say(line: str) -> None:
+    Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def _reading_as_trained(
-    writer: Callable[[Folded, Path], None], run: str, folded: Folded
+    writer: Callable[[Folded, Path], None], data: LightningDataModule | None
 ) -> Callable[[Folded, Path], None]:
     """The writer, after which the folder's tokenizer must read validation rows as the run's did."""
-    try:
-        data = validation_data(run_config(run, {})["data"], folded.model.config)
-    except UserError as error:
-        # Its data cannot be given here; that it is gone is no reason to export nothing.
-        why = str(error).removeprefix("--").partition(";")[0]
-        Console(soft_wrap=True).print(
-            f"The tokenizer was not compared on the run's validation rows: {why}", markup=False
-        )
-        return writer
 
     def write_and_check(folded: Folded, folder: Path) -> None:
         writer(folded, folder)
@@ -110,7 +162,7 @@ def write(
     return Path(output)
 
 
-def _writer(to: str) -> Callable[[Folded, Path], None]:
+def _writer(to: str) -> Callable[..., None]:
     if to not in _WRITERS:
         raise UserError(f"--to: {to!r} is not one of {', '.join(_WRITERS)}")
     module, function = _WRITERS[to]

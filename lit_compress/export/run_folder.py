@@ -15,10 +15,29 @@ from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
 from lit_compress.models.positions import check_length
+from lit_compress.usage_errors import user_error
 
-__all__ = ["TOKENIZER", "absolute_paths", "parse_file", "run_config", "run_tokenizer", "validation_data"]
+__all__ = [
+    "TOKENIZER",
+    "absolute_paths",
+    "has_labels",
+    "parse_file",
+    "run_config",
+    "run_tokenizer",
+    "text_data",
+    "text_data_of",
+    "use_labels",
+    "validation_data",
+]
 
 TOKENIZER = "tokenizer"  # folder of a run, from its start on
+
+# Ends of the names of models, and the data module that reads for them.
+_MODULES = {
+    "ForSequenceClassification": "TextClassification",
+    "ForTokenClassification": "TokenClassification",
+    "ForQuestionAnswering": "QuestionAnswering",
+}
 
 # Keys of a configuration that hold a path and nothing else, and those that may also hold the name of a model.
 _PATHS = (
@@ -112,12 +131,67 @@ def validation_data(section: dict[str, Any], model: PretrainedConfig) -> Lightni
         data = parser.instantiate(parser.parse_object({"data": section}))["data"]
         if isinstance(data, TextData):
             check_length(model, data.max_length, "the run's model")
-        if isinstance(data, TextClassification | TokenClassification):
-            names: Any = model.id2label or {}
-            data.use_labels([str(names[index]) for index in sorted(names)])
+        use_labels(data, model)
         if not isinstance(data, TextData):
             data.prepare_data()
         data.setup("validate")
     except UserError as error:
         raise UserError(f"--{error}" if str(error).startswith("data.") else str(error)) from error
     return data
+
+
+def use_labels(data: LightningDataModule, model: PretrainedConfig) -> None:
+    """Give a data module the names of a model's labels, in the model's order."""
+    if isinstance(data, TextClassification | TokenClassification):
+        names: Any = model.id2label or {}
+        data.use_labels([str(names[index]) for index in sorted(names)])
+
+
+def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any]) -> TextData:
+    """The data module for the head of a model, not set up yet.
+
+    Args:
+        config: of the model.
+        folder: that it is in, for errors.
+        options: of the data module.
+
+    Raises:
+        UserError: nothing here reads for this head, or an option is wrong.
+
+    """
+    architectures = config.architectures or []
+    for end, name in _MODULES.items():
+        if any(architecture.endswith(end) for architecture in architectures):
+            task = {"task": "regression"} if name == "TextClassification" and config.num_labels == 1 else {}
+            return text_data(name, task | options)
+    raise UserError(
+        f"--model: {folder!r} is a {', '.join(architectures) or 'model without a head'}; predictions are written for "
+        "classification, regression, token classification and question answering"
+    )
+
+
+def text_data(name: str, options: dict[str, Any]) -> TextData:
+    """A data module by its class, not set up yet.
+
+    Raises:
+        UserError: an option is wrong, or it is another kind of module.
+
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    try:
+        module = parser.instantiate(parser.parse_object({"data": {"class_path": name, "init_args": options}}))["data"]
+    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
+        if (cause := user_error(error, UserError)) is not None:
+            raise cause from error
+        raise UserError(f"--data: {' '.join(str(error).split())}") from error
+    if not isinstance(module, TextData):
+        raise UserError(f"--run: its data is a {name}, which does not say which rows it predicts; write a TextData")
+    return module
+
+
+def has_labels(module: LightningDataModule) -> bool:
+    """Whether the answers of a data module have names."""
+    return isinstance(module, TokenClassification) or (
+        isinstance(module, TextClassification) and module.task == "classification"
+    )

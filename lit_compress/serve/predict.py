@@ -1,20 +1,17 @@
 """`lit_compress predict`: a model's answers about every row of a file, as a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from rich.progress import Progress
 
-from lit_compress.data import TextClassification
-from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.export.run_folder import has_labels, text_data, text_data_of
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.modules.encoder import model_inputs
@@ -22,16 +19,9 @@ from lit_compress.modules.tasks import make_task
 from lit_compress.serve.engines import EngineName, answers, forms, open_engine
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
-from lit_compress.usage_errors import user_error
 
 __all__ = ["fingerprint", "predict"]
 
-# Ends of the names of models, and the data module that reads for them.
-_MODULES = {
-    "ForSequenceClassification": "TextClassification",
-    "ForTokenClassification": "TokenClassification",
-    "ForQuestionAnswering": "QuestionAnswering",
-}
 # Options of a run's data that a file to predict has nothing to do with.
 _NOT_FOR_PREDICTION = (
     *("train_file", "val_file", "test_file", "hub", "hub_config", "hub_val_split"),
@@ -70,12 +60,11 @@ def predict(
     folder = model if model is not None else str(Path(run or "") / "model")
     key = "--model" if run is None else "--run"
     config: Any = load_config(folder, key)
-    name, settings = _of_run(Path(run)) if run else (_module_for(config.architectures or [], folder), {})
-    if name == "TextClassification" and config.num_labels == 1:
-        settings["task"] = "regression"
-    module = _data_module(name, {**settings, **data, "predict_file": file, "tokenizer": folder})
+    name, settings = _of_run(Path(run)) if run else ("", {})
+    options = {**settings, **data, "predict_file": file, "tokenizer": folder}
+    module = text_data(name, options) if run else text_data_of(config, folder, options)
     check_length(config, module.max_length, f"{key} {folder!r}", "--data.max_length")
-    labels = [config.id2label[index] for index in range(config.num_labels)] if _has_labels(module) else None
+    labels = [config.id2label[index] for index in range(config.num_labels)] if has_labels(module) else None
     answer = _loaded(folder, engine, module.task, labels, key, _device(device))
     task = make_task(module.task, labels)
     no_answer = bool(getattr(module, "no_answer", False))
@@ -130,16 +119,6 @@ def fingerprint(path: str) -> list[Any]:
     return [str(found), *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
 
 
-def _module_for(architectures: Sequence[str], folder: str) -> str:
-    for end, name in _MODULES.items():
-        if any(architecture.endswith(end) for architecture in architectures):
-            return name
-    raise UserError(
-        f"--model: {folder!r} is a {', '.join(architectures) or 'model without a head'}; predictions are written for "
-        "classification, regression, token classification and question answering"
-    )
-
-
 def _of_run(run: Path) -> tuple[str, dict[str, Any]]:
     """Class and options of the data module of a run, without what belongs to training."""
     path = run / "config.yaml"
@@ -151,26 +130,6 @@ def _of_run(run: Path) -> tuple[str, dict[str, Any]]:
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--run: {str(path)!r} is damaged or has no data section; give --model instead") from error
     return name, {key: value for key, value in options.items() if key not in _NOT_FOR_PREDICTION}
-
-
-def _data_module(name: str, options: dict[str, Any]) -> TextData:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    try:
-        module = parser.instantiate(parser.parse_object({"data": {"class_path": name, "init_args": options}}))["data"]
-    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
-        if (cause := user_error(error, UserError)) is not None:
-            raise cause from error
-        raise UserError(f"--data: {' '.join(str(error).split())}") from error
-    if not isinstance(module, TextData):
-        raise UserError(f"--run: its data is a {name}, which does not say which rows it predicts; write a TextData")
-    return module
-
-
-def _has_labels(module: TextData) -> bool:
-    return module.task == "token_classification" or (
-        isinstance(module, TextClassification) and module.task == "classification"
-    )
 
 
 def _device(name: str) -> str:

@@ -26,7 +26,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_compress.data.text import load_tokenizer
 from lit_compress.export.folded import Folded
-from lit_compress.export.graph_form import round_weights
+from lit_compress.export.graph_form import round_tables, round_weights
 from lit_compress.export.run import Format, write
 from lit_compress.serve.engines import forms
 from tools.bench.deployment import prune
@@ -107,7 +107,8 @@ def _make(model: str, folder: Path, sparsity: float, quantized: bool) -> int:
     prune(loaded, sparsity, POOLER)
     folded = Folded(model=loaded, manifest={}, tokenizer=load_tokenizer(MINILM, "tokenizer"))
     if quantized:
-        round_weights(folded, POOLER)
+        round_weights(folded, more=POOLER)
+        round_tables(folded)
     size = sum(parameter.numel() * 4 for parameter in loaded.parameters())
     write(folded, folder, "hf")
     return size

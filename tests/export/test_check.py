@@ -1,0 +1,230 @@
+"""Integer exports are judged on examples, as their users judge them: predictions that stay the same, and the score."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+from contracts.errors import error_of
+from export.quantized import tiny_tokenizer
+from models.families import build
+from transformers import (
+    AutoModelForSequenceClassification,
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+)
+
+import lit_compress.export.onnx
+from lit_compress.cli import main
+from lit_compress.errors import UserError
+from lit_compress.export import from_student, write
+from lit_compress.export.check import (
+    Comparison,
+    Examples,
+    Reference,
+    check_structure,
+    compare,
+    judge,
+    reference,
+    sample_inputs,
+    sample_lengths,
+)
+from lit_compress.export.graph_form import GraphForm
+from lit_compress.export.run import export
+from lit_compress.modules.tasks import make_task
+
+LABELS = ["0", "1"]
+
+
+def examples(labels=(0, 1, 0, 1), task="classification"):
+    ids = torch.arange(3, 3 + 5 * len(labels)).reshape(len(labels), 5) % 30
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor(labels)}
+    task = make_task(task, LABELS if task == "classification" else None)
+    return Examples(batches=[batch], task=task, origin="a test", labelled=True)
+
+
+def form(model=None):
+    made = GraphForm(model or build("bert"), ["input_ids", "attention_mask"])
+    made.outputs = ["logits"]
+    return made
+
+
+def compared(expected, found, given=None):
+    given = given or examples()
+    said = Reference(outputs=[{"logits": torch.tensor(expected)}], layers=[])
+    return compare(form(), given, said, lambda inputs: [torch.tensor(found).numpy()])
+
+
+def test_predictions_and_scores_are_compared_not_the_size_of_logits():
+    # A single row of small logits, off by more than its largest one, with every prediction right.
+    one = compared([[0.018, -0.003], [-2.0, 2.0], [3.0, -3.0], [-2.5, 2.5]],
+                   [[0.048, -0.003], [-2.0, 2.0], [3.0, -3.0], [-2.5, 2.5]])  # fmt: skip
+    assert (one.examples, one.equal, one.score) == (4, 1.0, ("accuracy", 1.0, 1.0))
+    other = compared([[1.0, -1.0]] * 4, [[1.0, -1.0]] * 3 + [[-1.0, 1.0]])
+    assert (other.equal, other.score) == (0.75, ("accuracy", 0.5, 0.75))
+
+
+def test_tokens_that_are_padding_do_not_count():
+    given = examples()
+    given.batches[0]["attention_mask"][:, 3:] = 0
+    words = torch.zeros(4, 5, 30)
+    words[..., 1] = 1.0
+    found = words.clone()
+    found[:, 3:] = torch.eye(30)[2]
+    given = Examples(batches=given.batches, task=make_task("masked_lm", None), origin="a test", labelled=False)
+    assert compared(words.tolist(), found.tolist(), given).equal == 1.0
+
+
+def test_values_are_the_same_when_they_are_near():
+    given = examples((0.0, 1.0, 2.0, 3.0), "regression")
+    assert compared([[0.0], [1.0], [2.0], [3.0]], [[0.05], [1.0], [2.0], [2.0]], given).equal == 0.75
+
+
+@pytest.mark.parametrize(
+    ("equal", "score", "strict", "words"),
+    [
+        (1.0, (0.9, 0.9), True, "Compared: 100.0 %"),
+        (0.97, None, False, "Warning: 97.0 %"),
+        (0.97, None, True, None),
+        (0.99, (0.9, 0.87), False, "Warning: 99.0 % of predictions as PyTorch's on 300 examples, accuracy 0.8700"),
+        (0.7, (0.5, 0.5), False, "Warning: 70.0 %"),  # other answers, as good ones
+        (0.7, None, False, None),
+        (0.85, (0.9, 0.75), False, None),
+        (float("nan"), None, False, None),
+    ],
+)
+def test_what_is_worse_is_said_and_what_is_another_model_refused(equal, score, strict, words):
+    given = Comparison(
+        examples=300, equal=equal, difference=(0.0, 0.0), score=None if score is None else ("accuracy", *score)
+    )
+    with nullcontext() if words else pytest.raises(UserError, match="layer 2 of 3; do this; nothing was written"):
+        said = judge(given, strict, lambda: "layer 2 of 3", "do this")
+        assert said.startswith(words or "never")
+
+
+@pytest.mark.parametrize(
+    ("off", "integers", "words"),
+    [(0.0, False, None), (0.002, False, "differs"), (0.4, True, None), (0.6, True, "most random ids"),
+     (float("nan"), True, "most random ids"), (float("nan"), False, "differs")],
+)  # fmt: skip
+def test_structure_is_checked_on_random_ids(off, integers, words):
+    given = form()
+    expected = [(torch.ones(len(ids), 2),) for ids, _ in sample_inputs(given)]
+    with nullcontext() if words is None else pytest.raises(UserError, match=words):
+        check_structure(given, expected, lambda inputs: [torch.ones(len(inputs["input_ids"]), 2) + off], integers)
+
+
+def test_structure_is_checked_at_the_longest_input_too():
+    assert sample_lengths(form()) == [3, 7, 20]
+    assert sample_lengths(form(build("roberta"))) == [3, 7, 19]  # positions begin after the padding's index
+    assert sample_lengths(form(build("bert", max_position_embeddings=512)))[-1] == 512
+
+
+SIZES = {"vocab_size": 70, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: BigBirdForSequenceClassification(
+            BigBirdConfig(**SIZES, max_position_embeddings=256, block_size=8, num_random_blocks=1)
+        ),
+        lambda: LongformerForSequenceClassification(
+            LongformerConfig(**SIZES, max_position_embeddings=80, attention_window=16, pad_token_id=0)
+        ),
+    ],
+)
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_families_whose_graph_depends_on_the_length_are_refused(model, to, tmp_path):
+    folded = from_student(model(), tiny_tokenizer(tmp_path))
+    assert "in different ways" in error_of(write, folded, tmp_path / "new/out", to)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_first_wrong_layer_is_named(tmp_path, monkeypatch):
+    """One layer of the file is broken; the refusal says which."""
+    model = build("bert", initializer_range=0.5)
+    given = examples((0,) * 4 + (1,) * 4)
+    trace = lit_compress.export.onnx.trace
+
+    def broken(form, path, metadata):
+        with torch.no_grad():
+            form.model.bert.encoder.layer[1].output.LayerNorm.weight.mul_(-3)
+            form.model.bert.encoder.layer[1].output.LayerNorm.bias.add_(2)
+        trace(form, path, metadata)
+
+    monkeypatch.setattr(lit_compress.export.onnx, "trace", broken)
+    options = lit_compress.export.onnx.IntegerOptions(examples=given, strict=True)
+    said = error_of(
+        write,
+        from_student(model, tiny_tokenizer(tmp_path)),
+        tmp_path / "out",
+        lambda *args: lit_compress.export.onnx.write_onnx_int8(*args, options),
+    )
+    assert "begins in layer 1 of 3" in said
+    assert "--tables float" in said
+
+
+def test_the_reference_is_what_the_model_was_before_rounding():
+    model = build("bert")
+    found = reference(form(model), examples())
+    with torch.no_grad():
+        expected = model(**{k: v for k, v in examples().batches[0].items() if k != "labels"}).logits
+    torch.testing.assert_close(found.outputs[0]["logits"], expected)
+    assert [layer.shape for layer in found.layers] == [(4, 5, 16)] * 3
+
+
+@pytest.mark.parametrize("to", ["onnx-int8", "openvino-int8"])
+def test_a_run_is_compared_on_its_validation_data(to, finished, tmp_path, capsys):
+    main(["export", f"--run={finished}", f"--output={tmp_path / 'out'}", f"--to={to}"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "of predictions as PyTorch's on 16 examples, accuracy" in said
+    assert f"Examples: the validation data of {finished}." in said
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Rounded at export: 3 embedding tables to 8 bits" in card
+    assert "predictions as PyTorch's on 16 examples" in card
+    assert len(json.loads((tmp_path / "out/compression.json").read_text())["embeddings"]) == 3
+
+
+def test_a_model_is_compared_on_a_file(tiny_teacher, tiny_data, tmp_path, capsys):
+    given = {"model": str(tiny_teacher), "to": "onnx-int8", "check": str(tiny_data / "val.tsv")}
+    export(**given, output=str(tmp_path / "a"), data={"text_columns": ["sentence"], "max_length": 16})
+    assert "on 16 examples. Examples:" in " ".join(capsys.readouterr().out.split())
+    labelled = {"text_columns": ["sentence"], "label_column": "label", "max_length": 16}
+    export(**given, output=str(tmp_path / "b"), data=labelled)
+    assert "on 16 examples, accuracy 0." in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_examples_it_says_so(tiny_teacher, tmp_path, capsys):
+    export(model=str(tiny_teacher), output=str(tmp_path / "a"), to="onnx-int8")
+    assert "Not compared with PyTorch on examples; give --check" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"to": "hf", "processor": "vnni"}, "--processor: has no effect on hf"),
+        ({"to": "onnx", "tables": "float"}, "--tables: has no effect on onnx"),
+        ({"to": "packed", "strict": True}, "--strict"),
+        ({"to": "onnx-int8", "check": "missing.tsv"}, "--check: 'missing.tsv' does not exist"),
+    ],
+)
+def test_options_without_effect_are_refused(options, words, tiny_teacher, tmp_path):
+    assert words in error_of(export, model=str(tiny_teacher), output=str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_may_stay_in_floating_point(tmp_path):
+    sizes = {}
+    for tables in ("int8", "float"):
+        model = build("bert", AutoModelForSequenceClassification, vocab_size=5000)
+        options = lit_compress.export.onnx.IntegerOptions(tables=tables)
+        write(
+            from_student(model, tiny_tokenizer(tmp_path)),
+            tmp_path / tables,
+            lambda *args, options=options: lit_compress.export.onnx.write_onnx_int8(*args, options),
+        )
+        sizes[tables] = (tmp_path / tables / "onnx/model_quantized.onnx").stat().st_size
+    assert sizes["float"] - sizes["int8"] > 5000 * 16 * 2
