@@ -112,7 +112,7 @@ class TestEncoding:
     [
         ("a.tsv", "", "is empty"),
         ("a.jsonl", "", "is empty"),
-        ("a.tsv.gz", gzip.compress(b""), ""),
+        ("a.tsv.gz", gzip.compress(b"", mtime=0), ""),
         ("a.tsv", "\n\n", ""),
         ("a.tsv", "sentence\tlabel\n", "a header and no rows"),
         ("a.csv", "sentence,label\n", "a header and no rows"),
