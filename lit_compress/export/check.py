@@ -5,6 +5,7 @@ operators are right. What rounding costs is measured on texts that the model is 
 that stay the same, and the task's score.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -12,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.positions import longest_input
 from lit_compress.modules.encoder import model_inputs
-from lit_compress.modules.tasks import Task
+from lit_compress.modules.tasks import MaskedLanguageModel, QuestionAnswering, Task
 
 __all__ = [
     "Comparison",
@@ -156,6 +158,11 @@ def check_structure(form: GraphForm, expected: list[tuple[Tensor, ...]], run: Ru
                     f"{tuple(outputs[index].shape)} in PyTorch: the graph of this family depends on the length; "
                     "nothing was written"
                 )
+            if not torch.isfinite(result[torch.isfinite(outputs[index])]).all():
+                raise UserError(
+                    f"export: {name} for {length} tokens is not finite in the runtime, and is in PyTorch; nothing was "
+                    "written"
+                )
             found.append((outputs[index] - result).abs().flatten(1).amax(1) / largest)
             worst = float(found[-1].max())
             if not integers and not worst <= TOLERANCE:  # also for NaN
@@ -203,26 +210,35 @@ def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) 
     metrics = [examples.task.metrics("") for _ in range(2)]
     same: list[Tensor] = []
     differences: list[Tensor] = []
-    spread = torch.cat([value.flatten() for outputs in expected.outputs for value in outputs.values()]).std()
+    largest = max(float(value.abs().max()) for outputs in expected.outputs for value in outputs.values()) or 1.0
+    every = torch.cat([value.flatten() for outputs in expected.outputs for value in outputs.values()])
+    close = SAME_VALUE * every.std(unbiased=False).clamp_min(TOLERANCE * largest / SAME_VALUE)
     for batch, ours in zip(examples.batches, expected.outputs, strict=True):
         results = run(_arrays(form, _inputs(form, batch)))
         theirs = {name: torch.as_tensor(value) for name, value in zip(form.outputs, results, strict=True)}
         for name, value in ours.items():
-            same.append(_same(value, theirs[name], batch["attention_mask"], SAME_VALUE * spread))
+            same.append(_same(value, theirs[name], batch["attention_mask"], close))
             differences.append(_of_tokens((value - theirs[name]).abs(), batch["attention_mask"]).flatten(1).amax(1))
         if examples.labelled:
             for metric, outputs in zip(metrics, (ours, theirs), strict=True):
                 examples.task.update(metric, SimpleNamespace(**outputs), batch)
-    largest = max(float(value.abs().max()) for outputs in expected.outputs for value in outputs.values()) or 1.0
-    every = torch.cat(differences) / largest
-    scores = [metric.compute() for metric in metrics] if examples.labelled else []
-    score = next((name for name in scores[0] if name != "perplexity"), None) if scores else None
+    shares = torch.cat(differences) / largest
     return Comparison(
         examples=len(examples),
         equal=float(torch.cat(same).double().mean()),
-        difference=(float(every.median()), float(every.max())),
-        score=None if score is None else (score, float(scores[0][score]), float(scores[1][score])),
+        difference=(float(shares.median()), float(shares.max())),
+        score=_score(examples.task, *metrics) if examples.labelled else None,
     )
+
+
+def _score(task: Task, *metrics: MetricCollection) -> tuple[str, float, float] | None:
+    """Name of a task's score, PyTorch's and the file's, from 0 to 1; None where PyTorch's is undefined."""
+    ours, theirs = (metric.compute() for metric in metrics)
+    first = next(iter(ours))
+    name = "accuracy" if isinstance(task, MaskedLanguageModel) else first
+    unit = 100 if isinstance(task, QuestionAnswering) else 1
+    found = (name, float(ours[name]) / unit, float(theirs[name]) / unit)
+    return None if math.isnan(found[1]) else found
 
 
 def judge(comparison: Comparison, strict: bool, layer: Callable[[], str], advice: str) -> str:

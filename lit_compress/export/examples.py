@@ -78,10 +78,12 @@ def _examples(
     for index, batch in enumerate(loader):
         # Evenly over all batches, which are in the order of their lengths.
         step = step or max(1, len(loader) * len(batch["input_ids"]) // most)
-        if index % step == 0 and rows < most and values < _MOST_VALUES:
+        if index % step == 0:
             batches.append(batch)
             rows += len(batch["input_ids"])
             values += batch["input_ids"].numel() * per_token
+        if rows >= most or values >= _MOST_VALUES:
+            break
     if not batches:
         raise UserError(f"--check: {origin} has no example; give a file with some")
     return Examples(batches=batches, task=task, origin=origin, labelled=labelled)

@@ -252,16 +252,16 @@ def with_layers(form: GraphForm, path: Path, target: Path) -> list[str]:
     ids = {id(layer) for layer in encoder_layers(form.model)}
     scopes = [f"/{name.replace('.', '/')}/" for name, module in form.named_modules() if id(module) in ids]
     # Node names have the path of a module with points where a module list or a sequence is entered.
-    names = [_last_output(proto, scope) for scope in scopes]
+    names = [name for scope in scopes if (name := _last_output(proto, scope))]
     del proto.graph.output[:]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     onnx.save(proto, target)
     return names
 
 
-def _last_output(proto: Any, scope: str) -> str:
+def _last_output(proto: Any, scope: str) -> str | None:
     inside = [node for node in proto.graph.node if f"{node.name.replace('.', '/')}/".startswith(scope)]
-    return inside[-1].output[0]
+    return inside[-1].output[0] if inside else None
 
 
 def _layer_runner(form: GraphForm, path: Path) -> Run:

@@ -36,11 +36,12 @@ def open_session(
         return _open(path, threads, optimization, precise)
     session = _open(path, threads, optimization, precise=False)
     says = session.get_modelmeta().custom_metadata_map
-    if not adds_in_16_bits() or DEFAULT_SESSION.items() <= says.items():
+    if DEFAULT_SESSION.items() <= says.items() or not adds_in_16_bits():
         return session
+    errors = optional("onnxruntime.capi.onnxruntime_pybind11_state", "onnx")
     try:
         return _open(path, threads, optimization, precise=True)
-    except optional("onnxruntime.capi.onnxruntime_pybind11_state", "onnx").Fail as error:
+    except (errors.Fail, errors.RuntimeException, errors.NotImplemented, errors.InvalidGraph) as error:
         # ONNX Runtime 1.31 cannot do it for a tensor that is used in several places.
         reason = str(error).strip().splitlines()[0]
         warnings.warn(

@@ -19,6 +19,7 @@ from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
+from lit_compress.models.load import first_line
 
 __all__ = ["Format", "export", "write"]
 
@@ -96,7 +97,7 @@ def export(
     validation = None if run is None else _validation_data(run, folded, check, data)
     if to in _INTEGERS:
         examples: Examples | None = None
-        if validation is not None:
+        if isinstance(validation, TextData):
             origin = repr(check) if check else f"the validation data of {run}"
             examples = examples_of_data(validation, folded.model, origin)
         elif check is not None:
@@ -115,11 +116,11 @@ def _validation_data(
     given = options | ({"val_file": check} if check else {})
     try:
         return validation_data(run_config(run, given)["data"], folded.model.config)
-    except UserError as error:
+    except Exception as error:  # a data module of the user's own may need what only a fit has
         if given:
             raise
         # That its data is gone is no reason to export nothing.
-        why = str(error).removeprefix("--").partition(";")[0]
+        why = first_line(error).removeprefix("--").partition(";")[0]
         _say(f"The export was not compared on the run's validation rows: {why}")
         return None
 

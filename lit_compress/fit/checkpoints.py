@@ -84,7 +84,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         except BaseException as error:
             with suppress(OSError):
                 staging.unlink()
-            if (reason := _reason(error)) is None:
+            if not isinstance(error, Exception) or (reason := _reason(error)) is None:
                 raise
             raise UserError(
                 f"checkpoint: {str(path)!r} cannot be written: {reason}; an earlier one is not touched: make room, and "

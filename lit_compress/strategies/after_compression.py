@@ -54,7 +54,8 @@ class ModelCheckpointAfterCompression(ModelCheckpoint):
         _tell(self, ModelCheckpoint, trainer)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        if trainer.global_step < compression_end(trainer):
+        # -1 keeps every checkpoint, which is no choice of the best.
+        if self.save_top_k != -1 and trainer.global_step < compression_end(trainer):
             return False
         return super().check_monitor_top_k(trainer, current)
 

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from transformers import (
     LongformerForSequenceClassification,
 )
 
+import lit_compress.export.check
 import lit_compress.export.onnx
+import lit_compress.export.run
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
@@ -107,7 +110,7 @@ def test_what_is_worse_is_said_and_what_is_another_model_refused(equal, score, s
 @pytest.mark.parametrize(
     ("off", "integers", "words"),
     [(0.0, False, None), (0.002, False, "differs"), (0.4, True, None), (0.6, True, "most random ids"),
-     (float("nan"), True, "most random ids"), (float("nan"), False, "differs")],
+     (float("nan"), True, "not finite"), (float("inf"), False, "not finite")],
 )  # fmt: skip
 def test_structure_is_checked_on_random_ids(off, integers, words):
     given = form()
@@ -228,3 +231,28 @@ def test_tables_may_stay_in_floating_point(tmp_path):
         )
         sizes[tables] = (tmp_path / tables / "onnx/model_quantized.onnx").stat().st_size
     assert sizes["float"] - sizes["int8"] > 5000 * 16 * 2
+
+
+def test_answers_have_percent_and_are_judged_by_points():
+    """One other answer of 256 is no loss of ten points."""
+    task = make_task("question_answering", None)
+    found = lit_compress.export.check._score(
+        task, *(SimpleNamespace(compute=lambda value=value: {"f1": torch.tensor(value)}) for value in (88.0, 87.85))
+    )
+    assert found == ("f1", pytest.approx(0.88), pytest.approx(0.8785))
+
+
+def test_a_score_that_is_undefined_refuses_nothing():
+    given = examples((1.0, 1.0, 1.0, 1.0), "regression")  # Pearson's correlation of equal values
+    one = compared([[0.5], [0.5], [0.5], [0.5]], [[0.5], [0.5], [0.5], [0.5]], given)
+    assert (one.equal, one.score) == (1.0, None)
+
+
+def test_a_data_module_of_ones_own_is_no_reason_to_export_nothing(finished, tmp_path, monkeypatch, capsys):
+    def broken(*given):
+        raise AttributeError("'NoneType' object has no attribute 'world_size'")
+
+    monkeypatch.setattr(lit_compress.export.run, "validation_data", broken)
+    export(run=str(finished), output=str(tmp_path / "out"), to="onnx-int8")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "was not compared on the run's validation rows: 'NoneType' object has no attribute 'world_size'" in said
