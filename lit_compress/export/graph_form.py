@@ -79,7 +79,7 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
         activations: what becomes of the inputs that have no grid, where weights are integers.
 
     Raises:
-        UserError: a weight that does not lie on its grid.
+        UserError: a weight that its scale and zero point do not give back.
 
     """
     model, entries = folded.model, folded.entries()
@@ -106,7 +106,7 @@ def graph_tables(folded: Folded) -> None:
     """Replace every embedding table that has scales, in place.
 
     Raises:
-        UserError: a weight that does not lie on its grid.
+        UserError: a weight that its scale and zero point do not give back.
 
     """
     for name, entry in folded.entries().items():

@@ -104,6 +104,8 @@ def export(
             examples = examples_of_file(folded, checkpoint or model or "", check, data)
         else:
             _say("Not compared with PyTorch on examples; give --check, a file with texts as the model will read them.")
+        if strict and examples is None:
+            raise UserError("--strict: asks for a comparison, and there are no examples; give --check, a file of some")
         options = IntegerOptions(processor=processor, tables=tables, examples=examples, strict=strict)
         writer = partial(writer, options=options)
     write(folded, output, _reading_as_trained(writer, validation), overwrite)
@@ -121,6 +123,7 @@ def _validation_data(
             raise
         # That its data is gone is no reason to export nothing.
         why = first_line(error).removeprefix("--").partition(";")[0]
+        why = why if isinstance(error, UserError) else f"{type(error).__name__}: {why}"
         _say(f"The export was not compared on the run's validation rows: {why}")
         return None
 

@@ -126,7 +126,7 @@ class QuantAwareTraining(Strategy):
             self._steps(trainer)
 
     def end(self, trainer: Trainer) -> int:
-        return self._steps(trainer)[0] + 1  # one step on the grids, which has seen a range
+        return self._steps(trainer)[0] + 1  # one quantized step, which has seen a range
 
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
         return f"{self.weight_bits}-bit weights", "fp32 weights"

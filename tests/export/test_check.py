@@ -200,6 +200,12 @@ def test_a_model_is_compared_on_a_file(tiny_teacher, tiny_data, tmp_path, capsys
     assert "on 16 examples, accuracy 0." in " ".join(capsys.readouterr().out.split())
 
 
+def test_strict_without_examples_is_refused(tiny_teacher, tmp_path):
+    said = error_of(export, model=str(tiny_teacher), output=str(tmp_path / "a"), to="onnx-int8", strict=True)
+    assert said.startswith("--strict: asks for a comparison")
+    assert not (tmp_path / "a").exists()
+
+
 def test_without_examples_it_says_so(tiny_teacher, tmp_path, capsys):
     export(model=str(tiny_teacher), output=str(tmp_path / "a"), to="onnx-int8")
     assert "Not compared with PyTorch on examples; give --check" in " ".join(capsys.readouterr().out.split())
@@ -255,4 +261,4 @@ def test_a_data_module_of_ones_own_is_no_reason_to_export_nothing(finished, tmp_
     monkeypatch.setattr(lit_compress.export.run, "validation_data", broken)
     export(run=str(finished), output=str(tmp_path / "out"), to="onnx-int8")
     said = " ".join(capsys.readouterr().out.split())
-    assert "was not compared on the run's validation rows: 'NoneType' object has no attribute 'world_size'" in said
+    assert "was not compared on the run's validation rows: AttributeError: 'NoneType' object has no attribute" in said
