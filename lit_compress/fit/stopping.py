@@ -73,6 +73,7 @@ class StopOnSignal(Checkpoint, AbstractContextManager):
         self._training = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_when_asked(trainer)  # after the last batch; what follows, the model's export, the resumed run does
         self._training = False
 
     def on_train_batch_end(
@@ -121,19 +122,26 @@ class StopOnSignal(Checkpoint, AbstractContextManager):
                 self._before.setdefault(signum, before)
 
     def _receive(self, signum: int, _: Any) -> None:
+        if os.getpid() != self._process:
+            if signum == signal.SIGTERM:  # for this child; others, Ctrl-C's, are sent to its parent as well
+                _default(signum)
+            return
         if self._received:
             if time.monotonic() - self._when > _TOGETHER:
-                signal.signal(signum, signal.SIG_DFL)
-                signal.raise_signal(signum)
+                _default(signum)
             return
         self._received, self._when = signum, time.monotonic()
-        if os.getpid() != self._process:  # a worker, whose end is its parent's business
-            return
         if not self._training:
             raise Stopped(signum, self.path)
         name = signal.Signals(signum).name
         # Not print, which the signal may have interrupted.
         os.write(2, f"\n{name}: saving a checkpoint after this batch; once more ends at once\n".encode())
+
+
+def _default(signum: int) -> None:
+    """Do what the system does at a signal."""
+    signal.signal(signum, signal.SIG_DFL)
+    signal.raise_signal(signum)
 
 
 def is_requeued() -> bool:

@@ -1,9 +1,11 @@
 """A fit that is told to stop, for real: in training, in validation, before the first step, and twice."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -11,8 +13,9 @@ from contracts.training import differences, student_config
 
 from lit_compress.cli import main
 from lit_compress.export import load_checkpoint
+from lit_compress.fit.stopping import StopOnSignal
 
-# Sends signals to its own process at a batch of the run, in training or in the validation after it.
+# Sends signals to its own process in a hook, at a batch of the run.
 SENDER = """
 import os
 import signal
@@ -21,23 +24,15 @@ from lightning.pytorch import Callback
 
 
 class Send(Callback):
-    def __init__(self, name: str, batch: int, validating: bool = False, times: int = 1, pause: float = 0.0):
-        self.signum, self.batch, self.validating = signal.Signals[name], batch, validating
-        self.times, self.pause = times, pause
+    def __init__(self, name: str, batch: int, hook: str = "on_train_batch_start", times: int = 1, pause: float = 0.0):
+        self.signum, self.batch, self.times, self.pause = signal.Signals[name], batch, times, pause
+        setattr(self, hook, self.send)
 
-    def send(self, trainer):
+    def send(self, trainer, *_):
         if trainer.fit_loop.total_batch_idx == self.batch and not trainer.sanity_checking:
             for _ in range(self.times):
                 os.kill(os.getpid(), self.signum)
                 time.sleep(self.pause)
-
-    def on_train_batch_start(self, trainer, *_):
-        if not self.validating:
-            self.send(trainer)
-
-    def on_validation_batch_start(self, trainer, *_):
-        if self.validating:
-            self.send(trainer)
 
     def setup(self, trainer, module, stage):
         if self.batch < 0:
@@ -76,31 +71,34 @@ def stopped(command, folder, environment=None, **options):
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "validating", "status", "step", "validations"),
+    ("name", "batch", "hook", "status", "step", "validations"),
     [
-        ("SIGTERM", 4, False, 143, 2, 3),  # the first of two batches
-        ("SIGINT", 9, False, 130, 5, 2),
-        ("SIGTERM", 2, True, 143, 1, 4),
-        ("SIGINT", 5, False, 130, 3, 3),  # a validation is due after it
+        ("SIGTERM", 4, "on_train_batch_start", 143, 2, 3),  # the first of two batches
+        ("SIGINT", 9, "on_train_batch_start", 130, 5, 2),
+        ("SIGTERM", 2, "on_validation_batch_start", 143, 1, 4),
+        ("SIGINT", 5, "on_train_batch_start", 130, 3, 3),  # a validation is due after it
+        ("SIGTERM", 15, "on_train_epoch_end", 143, 8, 0),  # no batch comes any more
     ],
 )
 def test_it_saves_says_how_to_go_on_and_loses_nothing(
-    name, batch, validating, status, step, validations, command, whole, tmp_path, monkeypatch, capsys
+    name, batch, hook, status, step, validations, command, whole, tmp_path, monkeypatch, capsys
 ):
     # Twice at once: as a process of a group that was told, and from what started it.
-    done = stopped(command, tmp_path, name=name, batch=batch, validating=validating, times=2)
+    done = stopped(command, tmp_path, name=name, batch=batch, hook=hook, times=2)
     assert done.returncode == status, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     *_, said, again = done.stderr.strip().splitlines()
     assert f"stopped by {name} at step {step}, which is saved" in said
     assert (again.split()[:2], again.split()[-2:]) == (["lit_compress", "fit"], ["--ckpt_path", "last"])
     assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == step
+    assert not (tmp_path / "run/model").exists()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
     capsys.readouterr()
     words = again.split()[1:]
     main([word for word in words if not word.startswith("--trainer.callbacks")])
     resumed = load_checkpoint("run/checkpoints/last.ckpt")
+    assert (tmp_path / "run/model/config.json").is_file()
     assert [d for part in PARTS for d in differences(whole[part], resumed[part])] == []
     # A validation that was cut off, or due, is made again as a whole.
     assert capsys.readouterr().out.count("validated") == validations
@@ -116,6 +114,18 @@ def test_a_second_signal_ends_at_once(command, tmp_path):
     done = stopped(command, tmp_path, name="SIGTERM", batch=4, times=2, pause=0.6)
     assert done.returncode == -signal.SIGTERM
     assert not (tmp_path / "run/checkpoints/last.ckpt").exists()
+
+
+def test_a_forked_process_ends_at_a_signal_that_is_for_it_alone(tmp_path):
+    with StopOnSignal(tmp_path / "last.ckpt"):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        os.kill(child.pid, signal.SIGINT)  # a terminal sends it to every process
+        child.join(0.5)
+        assert child.is_alive()
+        child.terminate()
+        child.join(20)
+        assert child.exitcode == -signal.SIGTERM
 
 
 def test_slurm_requeues_and_goes_on_by_itself(command, whole, tmp_path):
