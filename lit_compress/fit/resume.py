@@ -18,7 +18,12 @@ _FREE = (
 )
 _MOVED = ("data.train_file", "data.tokenizer", "data.augmentation.model")
 # What else shapes a training; a change has an effect, which may be meant.
-_SHAPING = ("model.*", "compression.*", "trainer.devices", "trainer.num_nodes", "trainer.precision", *_MOVED)
+_SHAPING = (
+    *("model.*", "compression.*", *_MOVED),
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.strategy.*", "trainer.precision"),
+    *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.sync_batchnorm"),
+    *("trainer.limit_train_batches", "trainer.overfit_batches", "trainer.reload_dataloaders_every_n_epochs"),
+)
 _NO_MATTER = ("model.tokenizer", "model.teacher_cache", "model.compile")
 
 

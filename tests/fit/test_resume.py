@@ -69,11 +69,14 @@ def test_what_has_an_effect_is_said(run, finished, tmp_path, caplog):
     train = shutil.copy(
         yaml.safe_load((finished / "task.yaml").read_text())["data"]["init_args"]["train_file"], tmp_path
     )
-    main([*run, f"--data.train_file={train}", "--compression.sparsity=0.75"])
+    options = ["--compression.sparsity=0.75", "--trainer.gradient_clip_val=0.5", "--trainer.limit_train_batches=3"]
+    main([*run, f"--data.train_file={train}", *options])
     said = [record.getMessage() for record in caplog.records if "began with" in record.getMessage()]
-    assert len(said) == 2
-    assert said[0].startswith("compression.MagnitudePruning.sparsity: the run began with 0.5 and goes on with 0.75")
-    assert said[1].startswith("data.train_file: ")
+    assert [line.split(": ")[0] for line in said] == [
+        *("compression.MagnitudePruning.sparsity", "data.train_file"),
+        *("trainer.gradient_clip_val", "trainer.limit_train_batches"),
+    ]
+    assert said[0].endswith("the run began with 0.5 and goes on with 0.75")
 
 
 def test_an_older_run_has_fewer_settings():
