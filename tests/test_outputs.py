@@ -179,32 +179,20 @@ def test_what_is_there_stays(name, there, here, capsys):
     assert snapshot(here) == before
 
 
-@pytest.mark.parametrize("there", [name for name in THERE if name != "a link to an empty folder"])
-@pytest.mark.parametrize(
-    ("name", "inner"),
-    [
-        *(("formats", inner) for inner in ("hf", "onnx-int8")),
-    ],
-)
-def test_what_is_in_a_folder_of_formats_stays(name, inner, there, here, capsys):
-    output = here / "output"
-    output.mkdir()
-    THERE[there](output / inner)
-    before = snapshot(here)
-    assert inner in refused(command(name, output), capsys)
-    assert snapshot(here) == before
+# In the place of a folder inside the output, and of a file.
+FOR_FOLDER = [there for there in THERE if there != "a link to an empty folder"]
+FOR_FILE = ["a folder", "a file", "a JSON file", "a link to a file", "a device"]
 
 
 @pytest.mark.parametrize(
-    ("name", "inner"),
+    ("name", "inner", "there"),
     [
-        ("formats", "formats.json"),
-        ("formats", "formats.md"),
-        *(("compare", f"report.{ending}") for ending in ("md", "json", "html")),
+        *(("formats", inner, there) for inner in ("hf", "onnx-int8") for there in FOR_FOLDER),
+        *(("formats", f"formats.{ending}", there) for ending in ("json", "md") for there in FOR_FILE),
+        *(("compare", f"report.{ending}", there) for ending in ("md", "json", "html") for there in FOR_FILE),
     ],
 )
-@pytest.mark.parametrize("there", ["a folder", "a file", "a JSON file", "a link to a file", "a device"])
-def test_a_file_of_somebody_else_among_the_own_stays(name, inner, there, here, capsys):
+def test_what_is_inside_the_output_stays(name, inner, there, here, capsys):
     output = here / "output"
     output.mkdir()
     THERE[there](output / inner)
