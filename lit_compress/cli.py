@@ -58,6 +58,8 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 
 __all__ = ["main"]
 
+# Whether a fit wrote a configuration.
+_WRITTEN = begins("# lightning.pytorch")
 # Commands without a trainer of their own.
 _COMMANDS = {
     "export": export,
@@ -94,7 +96,7 @@ class AppendingConfigFile(ActionConfigFile):
         if "compression" in cfg:
             cfg["compression"] = [*earlier, *(cfg["compression"] or [])]
         path = Path(value)
-        if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir() and "run" in cfg:
+        if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir() and "run" in cfg and _WRITTEN(path):
             cfg["run"] = str(path.parent)  # a run's own: it may have been moved since
 
 
@@ -187,7 +189,7 @@ class LitCompressCLI(LightningCLI):
         self.stop = self._held.enter_context(StopOnSignal(self.last))
         if rank_zero_only.rank == 0:
             if resuming:  # what it replaces
-                check_file(self.run_folder / "config.yaml", begins("# lightning.pytorch"), key="--run")
+                check_file(self.run_folder / "config.yaml", _WRITTEN, key="--run")
                 check_folder(self.run_folder / "model", overwrite=True, key="--run")
             self._held.enter_context(claim(self.run_folder, self.new_run))
 

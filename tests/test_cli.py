@@ -74,6 +74,17 @@ def test_a_saved_config_repeats_the_run(finished, tmp_path):
     assert differences(*states) == []
 
 
+def test_a_configuration_called_config_keeps_its_run(task, tmp_path, capsys):
+    # Only a run's own configuration is of the folder that it is in.
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(task, tmp_path / "config.yaml")
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("run: runs/mine\n")
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={tmp_path / 'config.yaml'}", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["run"] == "runs/mine"
+
+
 def test_validate_and_predict_from_a_run(finished, tiny_data, capsys):
     main(["validate", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"])
     assert "val/accuracy" in capsys.readouterr().out
