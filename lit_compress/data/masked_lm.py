@@ -146,9 +146,9 @@ class MaskedLanguageModeling(TextData):
     def open_splits(self, splits: Sequence[str]) -> None:
         super().open_splits([split for split in splits if not (self.streaming and split == "train")])
 
-    def hold_out_order(self, table: Dataset) -> np.ndarray:
-        """The last lines come first: lines that belong together stay together."""
-        return np.arange(len(table))[::-1]
+    def held_out(self, table: Dataset, count: int) -> np.ndarray:
+        """The last lines: lines that belong together stay together."""
+        return np.arange(len(table) - count, len(table))
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         column = self._column(split)

@@ -1,6 +1,7 @@
 """Questions whose answer is a span of a context: SQuAD 1.1 and 2.0."""
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from lit_compress.files import resolve_source
 
 __all__ = ["QuestionAnswering"]
 
+_log = logging.getLogger(__name__)
 _FEATURES = Features(
     {name: Value("string") for name in ("id", "question", "context")}
     | {"answers": List(Value("string")), "starts": List(Value("int64")), "marks": List(Value("string"))}
@@ -32,7 +34,8 @@ class QuestionAnswering(TextData):
     Args:
         train_file: SQuAD's ``.json`` (also ``.gz``), or ``.jsonl`` or ``.parquet`` with the columns ``id``,
             ``question``, ``context`` and ``answers`` (``text`` and ``answer_start``).
-        val_file: likewise; without it the last ``val_fraction`` of the training questions is held out.
+        val_file: likewise; without it the last contexts, with ``val_fraction`` of the training questions, are held
+            out.
         test_file: likewise, for ``test``.
         predict_file: likewise, answers not needed, for ``predict``.
         hub: dataset name on the hub instead of files, for example ``rajpurkar/squad``.
@@ -110,7 +113,12 @@ class QuestionAnswering(TextData):
             )
         if not self.tokenizer.is_fast:
             raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which the places of answers need")
-        if self.tokenizer("a")["input_ids"][0] != self.tokenizer.cls_token_id or self.tokenizer.padding_side == "left":
+        if self.tokenizer.padding_side == "left":
+            raise UserError(
+                f"data.tokenizer: {tokenizer!r} pads on the left, and answers are counted from the first token; set "
+                '"padding_side": "right" in its tokenizer_config.json, or give another'
+            )
+        if self.tokenizer("a")["input_ids"][0] != self.tokenizer.cls_token_id:
             raise UserError(f"data.tokenizer: {tokenizer!r} does not begin with its classification token")
         self.no_answer, self.doc_stride = no_answer, doc_stride
         self.answer_marks = list(answer_marks) if answer_marks is not None else None
@@ -160,9 +168,16 @@ class QuestionAnswering(TextData):
             raise UserError(f"data.train_file: no answer in {self.source('train')!r} {what}; there is nothing to learn")
         return table.select(kept)
 
-    def hold_out_order(self, table: Dataset) -> np.ndarray:
-        """The last come first: questions on one context stay together."""
-        return np.arange(len(table))[::-1]
+    def held_out(self, table: Dataset, count: int) -> np.ndarray:
+        """Every question on the last contexts, as many as it takes: what is validated on was not trained on."""
+        numbers: dict[str, int] = {}
+        contexts = np.array([numbers.setdefault(context, len(numbers)) for context in table["context"]])
+        if len(numbers) == 1:
+            _log.warning("data.val_file: missing, and all questions are on one context: it is validated on, too")
+            return np.arange(len(table) - count, len(table))
+        questions = np.cumsum(np.bincount(contexts)[::-1])
+        last = min(int(np.searchsorted(questions, count)) + 1, len(numbers) - 1)
+        return np.flatnonzero(contexts >= len(numbers) - last)
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         def windows(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:

@@ -331,12 +331,13 @@ class TextData(LightningDataModule):
             raise UserError(
                 f"data.val_fraction: {self.val_fraction} of {len(table)} rows leaves none to train on; give more"
             )
-        order = self.hold_out_order(table)
-        return table.select(np.sort(order[:held] if split == "val" else order[held:]))
+        mask = np.zeros(len(table), dtype=bool)
+        mask[self.held_out(table, held)] = True
+        return table.select(np.flatnonzero(mask if split == "val" else ~mask))
 
-    def hold_out_order(self, table: Dataset) -> np.ndarray:
-        """Row numbers, those to hold out first: drawn at random."""
-        return np.random.default_rng(self.split_seed).permutation(len(table))
+    def held_out(self, table: Dataset, count: int) -> np.ndarray:
+        """Row numbers of about ``count`` rows to hold out: drawn at random."""
+        return np.random.default_rng(self.split_seed).permutation(len(table))[:count]
 
 
 def run_seed() -> int:

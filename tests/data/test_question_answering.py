@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -157,6 +158,37 @@ def test_held_out_questions_are_the_last(make):
     data = make(train, val=None, val_fraction=0.2)
     ids = {example["question"] for batch in data.val_dataloader() for example in batch["examples"]}
     assert ids == {"q8", "q9"}
+
+
+@pytest.mark.parametrize(("fraction", "held"), [(0.1, {3, 4}), (0.5, {1, 2, 3, 4, 5}), (0.9, {1, 2, 3, 4, 5})])
+def test_questions_on_one_context_are_held_out_together(make, fraction, held):
+    # The second context comes again after the third, as in a table that was shuffled.
+    contexts = [f"{CONTEXT} {word}" for word in ("good", "bad", "bad", "cold", "cold", "bad")]
+    train = [question(context=context, number=number) for number, context in enumerate(contexts)]
+    held = {f"q{number}" for number in held}
+    data = make(train, val=None, val_fraction=fraction)
+    tables = {split: {row["id"]: row["context"] for row in data.table(split)} for split in ("train", "val")}
+    assert set(tables["val"]) == held
+    assert set(tables["train"]) | held == {f"q{number}" for number in range(6)}
+    assert not set(tables["train"].values()) & set(tables["val"].values())
+
+
+def test_questions_that_are_all_on_one_context_are_validated_on_it(make, caplog):
+    make([question(number=number) for number in range(10)], val=None)
+    assert "data.val_file: missing, and all questions are on one context" in caplog.text
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_tokenizer_that_pads_on_the_left(make, tiny_model, tmp_path, side):
+    folder = shutil.copytree(tiny_model, tmp_path / "tokenizer")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": side}))
+    if side == "right":
+        make(tokenizer=str(folder))
+        return
+    with pytest.raises(UserError, match=r"data.tokenizer: .* pads on the left.*padding_side") as caught:
+        make(tokenizer=str(folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_predictions_need_no_answers(make, tmp_path):
