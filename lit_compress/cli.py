@@ -33,7 +33,7 @@ from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
 from lit_compress.files import begins, check_file, check_folder
 from lit_compress.fit.checkpoints import LastCheckpoint, WholeCheckpoints
-from lit_compress.fit.claim import claim, discard
+from lit_compress.fit.claim import Claim, claim, discard
 from lit_compress.fit.record import RunRecord
 from lit_compress.fit.resume import check_resumed
 from lit_compress.fit.stopping import StopOnSignal, Stopped, is_requeued
@@ -178,6 +178,7 @@ class LitCompressCLI(LightningCLI):
         if config.get("output"):
             config.return_predictions = False  # a large file's would not fit into memory
         self.new_run = self.subcommand == "fit" and rank_zero_only.rank == 0 and not resuming
+        self.claim: Claim | None = None
         if self.subcommand == "fit":
             self._begin(resuming)
 
@@ -191,7 +192,7 @@ class LitCompressCLI(LightningCLI):
             if resuming:  # what it replaces
                 check_file(self.run_folder / "config.yaml", _WRITTEN, key="--run")
                 check_folder(self.run_folder / "model", overwrite=True, key="--run")
-            self._held.enter_context(claim(self.run_folder, self.new_run))
+            self.claim = self._held.enter_context(claim(self.run_folder, self.new_run))
 
     def _check_resumed(self) -> None:
         """A run goes on from a checkpoint of its own with what it began with."""
@@ -225,7 +226,7 @@ class LitCompressCLI(LightningCLI):
             plugins = _as_list(trainer.get("plugins"))
             if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
                 resumed = self._get(self.config_init, "ckpt_path")
-                kwargs["plugins"] = [*plugins, WholeCheckpoints(self.last, resumed)]
+                kwargs["plugins"] = [*plugins, WholeCheckpoints(self.last, resumed, self.claim)]
             if self.subcommand == "fit" and not trainer.get("fast_dev_run"):
                 trainer["callbacks"].append(self.stop)
         return super().instantiate_trainer(default_root_dir=run, **kwargs)
@@ -246,7 +247,8 @@ class LitCompressCLI(LightningCLI):
         try:
             self.trainer.fit(model, **kwargs)
         except BaseException:
-            if self.new_run and self.trainer.global_step == 0 and not self.last.is_file():
+            began = self.trainer.global_step > 0 or self.last.is_file()
+            if self.new_run and not began and self.claim is not None and self.claim.holds():
                 discard(self.run_folder)
             raise
 

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file
-from lit_compress.fit.claim import LOCK, check_new
+from lit_compress.fit.claim import check_new, has_begun
 from lit_compress.report.compare import check_comparison, compare
 
 __all__ = ["Stage", "load_recipe", "recipe"]
@@ -84,7 +84,7 @@ class Stage:
         """
         check_file(self.file, begins(_MARK), key="--run")
         if self.state == "new":
-            check_new(self.folder, begun=(self.folder / LOCK).is_file())
+            check_new(self.folder, begun=has_begun(self.folder))
 
     def write(self) -> None:
         """Keep the settings; of a stage that was begun before they must be the same.

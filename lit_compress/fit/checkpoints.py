@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import PREVIOUS
+from lit_compress.fit.claim import Claim
 from lit_compress.run_length import stepped
 
 __all__ = ["LastCheckpoint", "WholeCheckpoints"]
@@ -46,12 +47,14 @@ class WholeCheckpoints(TorchCheckpointIO):
     Args:
         last: checkpoint whose predecessor is kept, as ``previous.ckpt``.
         resumed: checkpoint that the run goes on from.
+        claim: of the run folder; nothing is written any more when another process has taken it.
 
     """
 
-    def __init__(self, last: Path, resumed: str | None = None) -> None:
+    def __init__(self, last: Path, resumed: str | None = None, claim: Claim | None = None) -> None:
         super().__init__()
         self.last = last.absolute()
+        self._claim = claim
         # What a run goes on from is not given up for the damaged one in its place.
         self._keeps = resumed is None or Path(resumed).absolute() != self.last.with_name(PREVIOUS)
 
@@ -61,9 +64,14 @@ class WholeCheckpoints(TorchCheckpointIO):
         """Write one file.
 
         Raises:
-            UserError: there is no room, or it cannot be written for another reason.
+            UserError: there is no room, or it cannot be written for another reason; or the run is another process's.
 
         """
+        if self._claim is not None and not self._claim.holds():
+            raise UserError(
+                f"run: another `fit` has taken {str(self._claim.lock.parent)!r}, as this one gave no sign of life for "
+                "minutes; that one goes on, and this one ends without writing"
+            )
         if "://" in str(path):
             super().save_checkpoint(dict(checkpoint), path, storage_options)
             return

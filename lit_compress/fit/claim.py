@@ -1,36 +1,64 @@
 """A run folder belongs to one `fit` at a time, and to a new one only when an earlier left nothing to go on from."""
 
-import fcntl
-import json
+import logging
 import os
 import shutil
-import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import yaml
+from filelock import OwnerRecord, SoftFileLease, Timeout
 
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import TOKENIZER
+from lit_compress.files import begins, check_file
 
-__all__ = ["LOCK", "check_new", "claim", "discard"]
+__all__ = ["LOCK", "Claim", "check_new", "claim", "discard", "has_begun"]
 
 LOCK = "fit.lock"
+# Seconds without a sign of life after which a fit of another host has ended, and between two such signs.
+_LEASE, _SIGN = 120.0, 10.0
+# Says that a fit has begun in a folder, before there is anything else of it.
+_MARK = ".fit"
 # What a fit has written before its first checkpoint, and how its configuration is known from others.
-_FILES = (LOCK, "config.yaml", "hparams.yaml", "events.out.tfevents.*")
+_FILES = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
 _FOLDERS = (TOKENIZER, f".{TOKENIZER}.*")
 _KEYS = {"run", "compression", "checkpoint_every"}
+# What it is going to write where nothing else may be.
+_PLACES = ("config.yaml", "hparams.yaml", TOKENIZER, "checkpoints", "model")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one `fit` has of a run folder.
+
+    Args:
+        lock: the file that says so.
+        token: name of this claim in it.
+
+    """
+
+    lock: Path
+    token: str
+
+    def holds(self) -> bool:
+        """Whether no other `fit` has taken the folder, which one of another host does after two minutes of silence."""
+        owner = _lease(self.lock).owner
+        return owner is None or owner.token == self.token
 
 
 @contextmanager
-def claim(run: Path, new: bool) -> Iterator[None]:
+def claim(run: Path, new: bool) -> Iterator[Claim]:
     """Keep every other `fit` out of a run folder, which is made when it is not there and removed when it stays empty.
 
-    The system ends the claim of a process that dies. The file ``fit.lock`` names host and process for people, and for
-    hosts that do not see each other's claims.
+    The file ``fit.lock`` names host and process and is refreshed every few seconds. Of a process of this host it is
+    known whether it still runs; one of another host is given two minutes to refresh it.
 
     Args:
         run: the folder.
@@ -40,26 +68,34 @@ def claim(run: Path, new: bool) -> Iterator[None]:
         UserError: another process has it, or it holds something else.
 
     """
-    lock = run / LOCK
-    if new and not lock.exists():
+    if new and not has_begun(run):
         check_new(run)
-    made = not run.exists()
+    lock, made = run / LOCK, not run.exists()
+    check_file(lock, begins(r"filelock/|\{"), key="--run")
+    had_lock = lock.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
-        handle, earlier = _lock(lock, new)
+        lease = _take(lock)
     except OSError as error:
         raise UserError(f"run: {str(run)!r} cannot be written: {error.strerror}; choose another --run") from error
     try:
         if new:
-            check_new(run, begun=bool(earlier and earlier["new"]))
+            check_new(run, begun=had_lock or has_begun(run))
             discard(run)
-        yield
+            (run / _MARK).write_text("A `fit` of lit_compress has begun here.\n")
+        yield Claim(lock, str(lease.token))
     finally:
-        lock.unlink(missing_ok=True)
-        os.close(handle)
-        if made:
-            with suppress(OSError):  # it is not empty
-                run.rmdir()
+        lease.release()
+        with suppress(OSError):
+            if [path.name for path in run.iterdir()] == [_MARK]:
+                (run / _MARK).unlink()
+            if made:
+                run.rmdir()  # unless it is not empty
+
+
+def has_begun(run: Path) -> bool:
+    """Whether a `fit` has begun in a folder."""
+    return any((run / name).is_file() for name in (_MARK, LOCK)) or _is_configuration(run / "config.yaml")
 
 
 def check_new(run: Path, begun: bool = False) -> None:
@@ -67,14 +103,14 @@ def check_new(run: Path, begun: bool = False) -> None:
 
     Args:
         run: the folder.
-        begun: whether it is known that a run began there; otherwise its configuration says so.
+        begun: whether a run began there. What it left is no hindrance then, nor what loggers of all kinds and people
+            have added; only what is in the place of a result is.
 
     """
     if run.exists() and not run.is_dir():
         raise UserError(f"run: {str(run)!r} is no folder; choose another --run")
-    found = [path for path in run.iterdir() if path.name != LOCK] if run.exists() else []
-    ours = begun or _is_configuration(run / "config.yaml")
-    if any(not (ours and _is_beginning(path)) for path in found):
+    found = [path for path in run.iterdir() if path.name not in (LOCK, _MARK)] if run.exists() else []
+    if any(not begun or (path.name in _PLACES and not _is_beginning(path)) for path in found):
         raise UserError(f"run: {str(run)!r} exists; choose another --run, or continue it with --ckpt_path last")
     parent = next(p for p in [run, *run.absolute().parents] if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
@@ -84,7 +120,7 @@ def check_new(run: Path, begun: bool = False) -> None:
 def discard(run: Path) -> None:
     """Remove what a fit writes before its first checkpoint, and nothing else."""
     for path in run.iterdir():
-        if path.name != LOCK and _is_beginning(path):
+        if _is_beginning(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -100,62 +136,90 @@ def _is_configuration(path: Path) -> bool:
     return False
 
 
-def _lock(path: Path, new: bool) -> tuple[int, dict[str, Any] | None]:
-    """A descriptor that holds the claim until it is closed, and what the last owner wrote if it did not end it."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            owner = _owner(handle)
-            if not _hold(handle, owner):
-                who = f"process {owner['pid']} on {owner['host']!r}" if owner else "another process"
-                raise UserError(
-                    f"run: {str(path.parent)!r} is in use, {who} trains in it; wait for its end or choose another --run"
-                )
-            if owner and not _has_ended(owner):
-                raise UserError(
-                    f"run: {str(path.parent)!r} is claimed by process {owner['pid']} on {owner['host']!r}, and this is "
-                    f"{_here()['host']!r}; when that process has ended, remove {str(path)!r}"
-                )
-            if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:  # not removed by its last owner
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(_here() | {"new": new}).encode(), 0)
-                return handle, owner
-            os.close(handle)
-        except BaseException:
-            os.close(handle)
-            raise
+def _take(lock: Path) -> SoftFileLease:
+    """A claim that is refreshed until it is released.
+
+    Raises:
+        UserError: another process has it.
+
+    """
+    lease = _lease(lock)
+    if _acquire(lease, 1):  # it is free, or its owner was a process of this host and has ended
+        return lease
+    owner = lease.owner
+    if owner is None and not _acquire(lease, 4):  # half written, which heals after two seconds
+        raise UserError(
+            f"run: {str(lock.parent)!r} is claimed by a process that {str(lock)!r} does not name; when no `fit` trains "
+            "in it, remove that file"
+        )
+    if owner is None or _ended(lease, owner):
+        return lease
+    raise UserError(
+        f"run: {str(lock.parent)!r} is in use, {_who(owner)} trains in it; wait for its end or choose another --run"
+    )
 
 
-def _hold(handle: int, owner: dict[str, Any] | None) -> bool:
-    """Take the system's lock; False where another process of this host has it."""
+def _ended(lease: SoftFileLease, owner: OwnerRecord) -> bool:
+    """Whether the owner of a claim has ended; it is this process's then."""
+    lock = Path(lease.lock_file)
+    if owner.hostname == _host():
+        if _runs(owner.pid):
+            return False
+    else:
+        _log.warning(
+            "run: %r is claimed by %s; waiting up to %g seconds for a sign that it still trains",
+            *(str(lock.parent), _who(owner), _LEASE),
+        )
+        seen = lock.stat().st_mtime_ns
+        taken = _acquire(lease, _LEASE + 2, lambda: _changed(lock, seen))
+        if not taken and _changed(lock, seen):
+            return False
+        _log.warning("run: %s gave none; %r is taken from it", _who(owner), str(lock.parent))
+        if taken:
+            return True
+    # NFS cannot exchange two files, by which the library takes a claim.
+    if lease.owner == owner:
+        lease.break_lock()
+    return _acquire(lease, 1)
+
+
+def _lease(lock: Path) -> SoftFileLease:
+    return SoftFileLease(lock, lease_duration=_LEASE, heartbeat_interval=_SIGN, poll_interval=0.2)
+
+
+def _acquire(lease: SoftFileLease, seconds: float, cancel: Callable[[], bool] | None = None) -> bool:
+    with suppress(Timeout):
+        lease.acquire(timeout=seconds, cancel_check=cancel)
+        return True
+    return False
+
+
+def _changed(path: Path, seen: int) -> bool:
+    with suppress(OSError):
+        return path.stat().st_mtime_ns != seen
+    return False
+
+
+def _host() -> str:
+    """This host as an owner is recorded: its name, and the container where there is one."""
+    with tempfile.TemporaryDirectory() as folder, _lease(Path(folder, LOCK)) as lease:
+        owner = lease.owner
+    assert owner is not None
+    return owner.hostname
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process; on Windows the library has seen to it."""
+    if os.name == "nt":
+        return True
     try:
-        # Of this process alone: with a lock of the descriptor, workers that it started could outlive it.
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
-    except OSError:  # the file system has no locks: what is left is to look for the process
-        return owner is None or owner["host"] != _here()["host"] or not Path(f"/proc/{owner['pid']}").exists()
+    except PermissionError:
+        pass
     return True
 
 
-def _here() -> dict[str, Any]:
-    job, restart = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart": restart}
-
-
-def _owner(handle: int) -> dict[str, Any] | None:
-    """What a lock file says; None for one that was just made."""
-    with suppress(ValueError, KeyError, TypeError):
-        content = json.loads(os.pread(handle, 4096, 0))
-        return {name: content[name] for name in (*_here(), "new")}
-    return None
-
-
-def _has_ended(owner: dict[str, Any]) -> bool:
-    """Whether an owner whose claim this process could take is gone for certain.
-
-    A file system need not tell one host of another's claims. A job that SLURM started again has ended before.
-    """
-    here = _here()
-    requeued = owner["job"] is not None and owner["job"] == here["job"] and owner["restart"] != here["restart"]
-    return owner["host"] == here["host"] or requeued
+def _who(owner: OwnerRecord) -> str:
+    return f"process {owner.pid} on {owner.hostname.partition('?')[0]!r}"

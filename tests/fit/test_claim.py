@@ -1,30 +1,42 @@
 """A run folder has one writer at a time; what an interrupted start left is in nobody's way."""
 
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
+import yaml
 from contracts.errors import error_of
+from contracts.training import student_config
+from filelock import SoftFileLease
 
+from lit_compress.cli import main
+from lit_compress.fit import claim as module
+from lit_compress.fit.checkpoints import WholeCheckpoints
 from lit_compress.fit.claim import claim, discard
-
-OWN = {"host": socket.gethostname(), "pid": os.getpid(), "job": None, "restart": "0", "new": True}
 
 HOLD = """
 import sys
 from pathlib import Path
 
-from lit_compress.fit.claim import claim
+from lit_compress.fit import claim as module
 
+module._LEASE, module._SIGN = 3.0, 0.5
 run = Path(sys.argv[1])
-with claim(run, new=True):
+with module.claim(run, new=True):
     (run / "config.yaml").write_text("")
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(module, "_LEASE", 3.0)
+    monkeypatch.setattr(module, "_SIGN", 0.5)
 
 
 @pytest.fixture
@@ -38,66 +50,110 @@ def other(tmp_path):
 
 
 def enter(run, new=True):
+    """Names of what is in a folder that was claimed."""
     with claim(run, new):
-        return set(run.iterdir())
+        return {path.name for path in run.iterdir()}
 
 
-def write_owner(run, **entries):
-    run.mkdir()
-    (run / "fit.lock").write_text(json.dumps(OWN | entries))
+@pytest.fixture
+def elsewhere(tmp_path, _impatient):
+    """The run ``run``, which process 7 of another host has claimed."""
+    lock = tmp_path / "run" / "fit.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with SoftFileLease(lock, lease_duration=3.0):
+        lines = [line for line in lock.read_text().splitlines() if not line.startswith("start=")]
+    changed = {"pid": "pid=7", "host": "host=elsewhere"}
+    lock.write_text("".join(f"{changed.get(line.split('=')[0], line)}\n" for line in lines))
+    return lock.parent
 
 
 @pytest.mark.parametrize("new", [True, False])
 def test_one_process_at_a_time(other, tmp_path, new):
     line = error_of(enter, tmp_path / "run", new)
     assert all(word in line for word in (f"process {other.pid}", socket.gethostname(), "in use", "--run"))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "fit.lock"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "fit.lock", ".fit"}
 
 
 def test_the_claim_of_a_killed_process_ends_with_it(other, tmp_path):
     other.kill()
     other.wait()
     assert (tmp_path / "run" / "fit.lock").is_file()
-    assert enter(tmp_path / "run") == {tmp_path / "run" / "fit.lock"}
+    assert enter(tmp_path / "run") == {".fit", "fit.lock"}
 
 
-def test_a_number_that_another_process_has_now(tmp_path):
-    write_owner(tmp_path / "run", pid=1)
-    assert enter(tmp_path / "run") == {tmp_path / "run" / "fit.lock"}
+def test_a_process_that_was_suspended_still_has_its_claim(other, tmp_path):
+    # It refreshes nothing, and this host knows that it is there.
+    os.kill(other.pid, signal.SIGSTOP)
+    try:
+        assert "in use" in error_of(enter, tmp_path / "run")
+    finally:
+        os.kill(other.pid, signal.SIGCONT)
 
 
-def test_another_host_may_still_be_at_it(tmp_path):
-    write_owner(tmp_path / "run", host="elsewhere", pid=7)
-    line = error_of(enter, tmp_path / "run")
-    assert all(word in line for word in ("process 7", "'elsewhere'", "remove", "fit.lock"))
-    assert (tmp_path / "run" / "fit.lock").is_file()
+def test_a_process_of_another_host_that_shows_no_life_has_ended(elsewhere, caplog):
+    # A container that starts again has another name.
+    assert enter(elsewhere) == {".fit", "fit.lock"}
+    waiting, taken = [record.getMessage() for record in caplog.records]
+    assert "process 7 on 'elsewhere'; waiting up to 3 seconds" in waiting
+    assert "process 7 on 'elsewhere' gave none" in taken
 
 
-def test_a_requeued_job_goes_on_on_another_host(tmp_path, monkeypatch):
-    write_owner(tmp_path / "run", host="elsewhere", job="17")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert "elsewhere" in error_of(enter, tmp_path / "run")
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    enter(tmp_path / "run")
+def test_a_process_of_another_host_that_shows_life_has_the_run(elsewhere):
+    timer = threading.Timer(2, os.utime, [elsewhere / "fit.lock"])
+    timer.start()
+    before = (elsewhere / "fit.lock").read_text()
+    line = error_of(enter, elsewhere)
+    timer.cancel()
+    assert all(word in line for word in ("process 7", "'elsewhere'", "in use"))
+    assert (elsewhere / "fit.lock").read_text() == before
 
 
-def test_a_damaged_lock_of_nobody(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "fit.lock").write_text("{")
+@pytest.mark.parametrize("kind", ["killed", "elsewhere"])
+def test_a_file_system_that_cannot_exchange_files(kind, other, tmp_path, request, monkeypatch):
+    monkeypatch.setattr("filelock._soft.exchange_names", lambda *_: False)
+    if kind == "elsewhere":
+        other.communicate()
+        run = request.getfixturevalue("elsewhere")
+    else:
+        other.kill()
+        other.wait()
+        run = tmp_path / "run"
+    assert enter(run) == {".fit", "fit.lock"}
+
+
+def test_who_lost_a_run_to_another_host_writes_nothing_more(elsewhere, tmp_path):
+    lock = elsewhere / "fit.lock"
+    other = lock.read_text()
+    lock.unlink()
+    with claim(elsewhere, new=True) as own:
+        checkpoints = WholeCheckpoints(elsewhere / "checkpoints" / "last.ckpt", claim=own)
+        checkpoints.save_checkpoint({"step": 1}, elsewhere / "checkpoints" / "last.ckpt")
+        before = (elsewhere / "checkpoints" / "last.ckpt").read_bytes()
+        (tmp_path / "theirs").write_text(other)
+        (tmp_path / "theirs").replace(lock)
+        line = error_of(checkpoints.save_checkpoint, {"step": 2}, elsewhere / "checkpoints" / "last.ckpt")
+    assert "another `fit` has taken" in line
+    assert (elsewhere / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert lock.read_text() == other
+
+
+@pytest.mark.parametrize("text", ["{", '{"host": "elsewhere", "pid": 7}', "filelock/2\npid="])
+def test_a_damaged_lock_of_nobody(text, tmp_path):
+    lock = tmp_path / "run" / "fit.lock"
+    lock.parent.mkdir()
+    lock.write_text(text)
+    os.utime(lock, (0, 0))
     enter(tmp_path / "run")
     assert (tmp_path / "run").is_dir()  # made by somebody else
     assert not list((tmp_path / "run").iterdir())
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError(37, "No locks available")
-
-    monkeypatch.setattr("fcntl.lockf", none)
-    write_owner(tmp_path / "run")
-    assert "in use" in error_of(enter, tmp_path / "run")
-    write_owner(tmp_path / "gone", pid=2**22 + 1)
-    enter(tmp_path / "gone")
+@pytest.mark.parametrize(("text", "word"), [("mine", "did not write"), ("", "remove that file")])
+def test_a_lock_that_says_nothing_stays(text, word, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "fit.lock").write_text(text)
+    assert word in error_of(enter, tmp_path / "run")
+    assert (tmp_path / "run" / "fit.lock").read_text() == text
 
 
 def test_nothing_is_left_of_a_run_that_wrote_nothing(tmp_path):
@@ -112,10 +168,43 @@ def test_a_start_without_a_checkpoint_is_in_nobodys_way(known_by, tmp_path):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("")
     if known_by == "lock":
-        (run / "fit.lock").write_text(json.dumps(OWN))
+        (run / "fit.lock").write_text("filelock/2\n")
+        os.utime(run / "fit.lock", (0, 0))
     else:
         (run / "config.yaml").write_text("run: run\ncompression: []\ncheckpoint_every: 500\n")
-    assert enter(run) == {run / "fit.lock"}
+    assert enter(run) == {".fit", "fit.lock"}
+
+
+@pytest.mark.parametrize("known_by", [".fit", "fit.lock", "config.yaml"])
+def test_what_other_loggers_left_stays_and_is_in_nobodys_way(known_by, tmp_path):
+    run = tmp_path / "run"
+    texts = {".fit": "", "fit.lock": "filelock/2\n", "config.yaml": "run: run\ncompression: []\ncheckpoint_every: 5\n"}
+    (run / "lightning_logs" / "version_0").mkdir(parents=True)
+    for name in ("lightning_logs/version_0/metrics.csv", "lightning_logs/version_0/hparams.yaml", "wandb.log"):
+        (run / name).write_text("years of work")
+    (run / known_by).write_text(texts[known_by])
+    os.utime(run / known_by, (0, 0))
+    assert enter(run) == {".fit", "fit.lock", "lightning_logs", "wandb.log"}
+    assert {path.read_text() for path in run.rglob("*") if path.is_file() and path.name != ".fit"} == {"years of work"}
+    (run / "model").mkdir()
+    (run / "model" / "mine").write_text("")
+    assert "exists" in error_of(enter, run)
+
+
+def test_a_fit_with_another_logger_that_failed_at_its_start_begins_again(
+    tiny_teacher, tiny_data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(student_config(tiny_teacher, tiny_data)))
+    fit = ["fit", "--config=task.yaml", "--run=run", "--trainer.max_epochs=1"]
+    fit += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=run"]
+    with pytest.raises(SystemExit, match="none_such"):
+        main(
+            [*fit, "--compression+=MagnitudePruning", "--compression.sparsity=0.5", "--compression.targets=[none_such]"]
+        )
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".fit", "lightning_logs"}
+    main(fit)
+    assert (tmp_path / "run/model/config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Speaks the DevTools protocol over two pipes, so it needs nothing but the browser
 """
 
 import base64
-import fcntl
+import fcntl  # noqa: TID251 (no browser of the tests runs on Windows)
 import json
 import os
 import shutil
