@@ -75,7 +75,7 @@ _COMMANDS = {
 }
 # `predict` is one of them unless a configuration says what to predict with.
 _PREDICT = {"predict": predict}
-_RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "-h", "--help")
+_RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "--unfinished", "-h", "--help")
 _DESCRIPTION = """Make BERT-family encoders smaller.
 
 fit, validate, test and predict take YAML files (--config, several compose) and options of the same names; without

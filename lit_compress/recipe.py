@@ -1,6 +1,9 @@
 """`lit_compress recipe`: several fits in a row, each an ordinary configuration that may start from an earlier one."""
 
+import copy
 import hashlib
+import itertools
+import json
 import os
 import shlex
 import signal
@@ -15,6 +18,8 @@ import yaml
 from rich.console import Console
 
 from lit_compress.errors import UserError
+from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
+from lit_compress.export.run_folder import absolute_paths, parse_file
 from lit_compress.files import atomic_file, begins, check_file
 from lit_compress.fit.claim import check_new, has_begun
 from lit_compress.report.compare import check_comparison, compare
@@ -38,6 +43,7 @@ class Stage:
         name: its name; its run is the folder of that name in the recipe's.
         folder: run folder.
         settings: what the recipe says itself, as a `fit` configuration.
+        written: the same as it is written there, whichever folder it is run in.
         configs: configuration files below it, in order.
         overrides: options of the command line, last of all.
         dense: model that its report compares with; None is its teacher.
@@ -47,6 +53,7 @@ class Stage:
     name: str
     folder: Path
     settings: dict[str, Any]
+    written: dict[str, Any]
     configs: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     dense: str | None = None
@@ -64,10 +71,18 @@ class Stage:
         return "interrupted" if self._checkpoint.is_file() else "new"
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with anything that the stage is made from."""
-        parts = [yaml.safe_dump(self.settings), *(path.read_text() for path in self.configs), *self.overrides]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    def unfinished(self) -> list[str]:
+        """What a finished training has left undone of its compression, in lines."""
+        if self.state != "finished":
+            return []
+        return unfinished_lines(parse_file(self.folder / "model" / MANIFEST_FILE, json.loads, [], "recipe"))
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Changes with anything that the stage is made from; and as it was when the place was part of it."""
+        files = [path.read_text() for path in self.configs]
+        parts = [[yaml.safe_dump(settings), *files, *self.overrides] for settings in (self.written, self.settings)]
+        return [hashlib.sha256("\0".join(each).encode()).hexdigest() for each in parts]
 
     def command(self) -> list[str]:
         """Arguments of `lit_compress` that run it, or go on with it."""
@@ -93,16 +108,19 @@ class Stage:
             UserError: the stage was begun with other settings.
 
         """
-        mark = f"{_MARK}{self.fingerprint}"
+        marks = [f"{_MARK}{fingerprint}" for fingerprint in self.fingerprints]
         if self.file.is_file():
-            known = mark in self.file.read_text().splitlines()
+            known = {*marks} & {*self.file.read_text().splitlines()}
             if not known and self.state != "new":
                 raise UserError(
                     f"recipe: stage {self.name!r} in {str(self.folder)!r} was made with other settings; "
                     "choose another --run, or remove that folder and those of later stages"
                 )
+        # For whoever runs it alone, from another working directory.
+        settings = copy.deepcopy(self.settings)
+        absolute_paths(settings)
         with atomic_file(self.file) as staging:
-            staging.write_text(f"{mark}\n{yaml.safe_dump(self.settings, sort_keys=False)}")
+            staging.write_text(f"{marks[0]}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
     @property
     def _checkpoint(self) -> Path:
@@ -115,6 +133,7 @@ def recipe(
     run: str | None = None,
     only: str | None = None,
     dry_run: bool = False,
+    unfinished: bool = False,
 ) -> None:
     """Run the stages of a recipe, each a `fit`; finished ones are skipped, an interrupted one goes on.
 
@@ -125,6 +144,7 @@ def recipe(
         run: folder for all stages instead of the file's.
         only: run this stage alone; the ones it reads must be finished.
         dry_run: print the plan and do nothing.
+        unfinished: go on from a stage whose training stopped before its compression was complete.
 
     """
     stages = load_recipe(config, run, overrides)
@@ -144,7 +164,11 @@ def recipe(
             continue
         stage.write()
         if stage.state != "finished":
+            if not unfinished:
+                _require_finished(stages, stage)
             _run(stage)
+        elif stage.unfinished:
+            console.print(f"Not finished: {'; '.join(stage.unfinished)}", markup=False, soft_wrap=True)
     if not dry_run:
         finished = {name: (stage.folder, stage.dense) for name, stage in stages.items() if stage.state == "finished"}
         compare(finished, next(iter(stages.values())).folder.parent)
@@ -183,6 +207,7 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
             name=name,
             folder=root / name,
             settings={k: v for k, v in resolved.items() if k not in _OWN} | {"run": str(root / name)},
+            written={k: v for k, v in settings.items() if k not in _OWN},
             configs=configs,
             overrides=(*shared, *own[name]),
             dense=resolved.get("dense"),
@@ -235,6 +260,16 @@ def _split_overrides(words: Sequence[str], stages: Sequence[str]) -> tuple[list[
             raise UserError(f"recipe: {word!r} is no option; write --key value, or --stage.key value for one stage")
         target.append(word)
     return shared, own
+
+
+def _require_finished(stages: Mapping[str, Stage], stage: Stage) -> None:
+    """Refuse to go on from a stage whose compression is not complete."""
+    for earlier in itertools.takewhile(lambda one: one != stage, stages.values()):
+        if lines := earlier.unfinished:
+            raise UserError(
+                f"recipe: stage {earlier.name!r}: {'; '.join(lines)}; train it longer in another --run, or go on "
+                "from it with --unfinished true"
+            )
 
 
 def _short(path: Path) -> str:

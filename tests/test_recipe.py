@@ -108,6 +108,13 @@ def test_finished_stages_are_not_trained_again(finished, capfd):
     assert "student (finished)" in capfd.readouterr().out
 
 
+def test_finished_stages_that_were_moved_are_used_from_another_folder(finished_once, tmp_path, monkeypatch, capfd):
+    shutil.copytree(finished_once / "out", tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    main(["recipe", str(finished_once / "recipe.yaml"), "--run", "moved", "--only", "student"])
+    assert "student (finished)" in capfd.readouterr().out
+
+
 def test_other_settings_for_a_finished_stage_are_refused(finished):
     with pytest.raises(SystemExit, match=r"stage 'teacher'.*made with other settings.*--run"):
         main(["recipe", "recipe.yaml", "--teacher.trainer.max_epochs", "2"])
@@ -123,11 +130,26 @@ def test_dry_run_prints_the_plan_and_does_nothing(folder, capsys):
 
 
 def test_a_stage_by_hand(finished_once, folder):
-    # From the file that the recipe keeps for it, with the command that it prints.
-    shutil.copytree(finished_once / "out/stages", "out/stages")
-    main(["fit", "--config", "out/stages/teacher.yaml", "--run", "by_hand"])
-    twins = [load_checkpoint(f / "checkpoints/last.ckpt") for f in (finished_once / "out/teacher", folder / "by_hand")]
+    # From the file that the recipe keeps for it, from another working directory.
+    files = [finished_once / "prune.yaml", finished_once / "out/stages/student.yaml"]
+    main(["fit", *(f"--config={file}" for file in files), "--run=by_hand"])
+    twins = [load_checkpoint(f / "checkpoints/last.ckpt") for f in (finished_once / "out/student", folder / "by_hand")]
     assert differences(twins[0]["state_dict"], twins[1]["state_dict"]) == []
+
+
+def test_a_stage_that_is_not_finished_is_not_gone_on_from(finished_once, folder, capfd):
+    for part in ("teacher", "stages"):
+        shutil.copytree(finished_once / "out" / part, folder / "out" / part)
+    manifest = folder / "out/teacher/model/compression.json"
+    left = {"strategy": "MagnitudePruning", "asked": "80 %", "reached": "64 %", "step": 90, "of": 150, "end": 120}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"unfinished": [left]}))
+    for options in ([], ["--only", "student"]):
+        with pytest.raises(SystemExit, match=r"stage 'teacher': MagnitudePruning: asked 80 %.*--unfinished true"):
+            main(["recipe", "recipe.yaml", *options])
+    assert not (folder / "out/student").exists()
+    main(["recipe", "recipe.yaml", "--unfinished", "true"])
+    assert "Not finished: MagnitudePruning: asked 80 %, reached 64 %" in capfd.readouterr().out
+    assert (folder / "out/student/model/config.json").is_file()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")

@@ -78,15 +78,26 @@ def parse_file(path: Path, parse: Callable[[str], Any], keys: list[str], key: st
     return content
 
 
-def absolute_paths(config: Namespace) -> None:
+def absolute_paths(config: Namespace | dict[str, Any]) -> None:
     """Make the paths of a configuration of `fit` absolute, in place: it is read from other working directories, too."""
     for key in (*_PATHS, *_MODELS):
-        value = config.get(key)
-        if isinstance(value, str):
+        around, _, name = key.rpartition(".")
+        section = _section(config, around)
+        if isinstance(value := section.get(name), str):
             is_path = key in _PATHS and not value.startswith("package:")
-            config[key] = os.path.abspath(value) if is_path else absolute_source(value)
-    if teachers := config.get("model.init_args.teachers"):
-        config["model.init_args.teachers"] = {name: absolute_source(source) for name, source in dict(teachers).items()}
+            section[name] = os.path.abspath(value) if is_path else absolute_source(value)
+    arguments = _section(config, "model.init_args")
+    if teachers := arguments.get("teachers"):
+        arguments["teachers"] = {name: absolute_source(source) for name, source in dict(teachers).items()}
+
+
+def _section(config: Any, key: str) -> Any:
+    """The part of a configuration under a dotted key; an empty one where there is none."""
+    for name in key.split(".") if key else ():
+        config = config.get(name)
+        if not isinstance(config, Namespace | dict):
+            return {}
+    return config
 
 
 def run_tokenizer(run: Path) -> str | None:
