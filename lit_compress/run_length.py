@@ -1,12 +1,13 @@
-"""How long a run is, in optimizer steps: what schedules of learning rates and of compression both start from."""
+"""How long a run is, in optimizer steps, which schedules of all kinds start from; and where in it a batch ends."""
 
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_compress.errors import UserError
 
-__all__ = ["run_length", "stepped"]
+__all__ = ["interrupted", "run_length", "stepped"]
 
 
 def run_length(trainer: Trainer) -> tuple[int, float]:
@@ -28,3 +29,9 @@ def run_length(trainer: Trainer) -> tuple[int, float]:
 def stepped(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the batch that just ended also ended an optimizer step (gradient accumulation skips some)."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def interrupted(trainer: Trainer) -> bool:
+    """Whether a training batch has begun and did not end: an exception came out of it."""
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # declared as of a base class
+    return batches.ready > batches.processed

@@ -88,10 +88,12 @@ class ResumableDataLoader(DataLoader):
     Attributes:
         epoch_ended: asked when the state is saved; a trainer may end an epoch before the loader does
             (``limit_train_batches``), and then the next one starts at the beginning.
+        interrupted: asked likewise; whether the batch that was handed out last counts as not used.
 
     """
 
     epoch_ended: Callable[[], bool] = staticmethod(lambda: False)
+    interrupted: Callable[[], bool] = staticmethod(lambda: False)
     _consumed: int = 0
     _skip: int = 0
 
@@ -103,6 +105,8 @@ class ResumableDataLoader(DataLoader):
 
     def state_dict(self) -> dict[str, int]:
         """Batches of the current epoch that were handed out, or will be left out when it begins."""
+        if self.interrupted():
+            return {"consumed": self._consumed - 1}
         return {"consumed": self._skip or (0 if self.epoch_ended() else self._consumed)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:

@@ -87,10 +87,16 @@ class StreamLoader:
         length: batches that training will take; Lightning's length of an epoch.
         workers: 0 encodes in the training process, 1 in another one.
 
+    Attributes:
+        interrupted: asked when the state is saved; whether the batch that was handed out last counts as not used.
+
     """
+
+    interrupted: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, batches: StreamedBatches, length: int, workers: int = 0) -> None:
         self.batches, self.length, self.workers = batches, length, workers
+        self._before: Position = batches.start
         self._position: Position = batches.start
 
     def __len__(self) -> int:
@@ -101,12 +107,12 @@ class StreamLoader:
             self.batches, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
         )
         for batch, position in loader:
-            self._position = tuple(position)
+            self._before, self._position = self._position, tuple(position)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Position of every rank; with several of them all must ask."""
-        position = list(self._position)
+        position = list(self._before if self.interrupted() else self._position)
         if self.batches.world == 1:
             return {"positions": [position]}
         everybody: list[Any] = [None] * self.batches.world
@@ -128,4 +134,4 @@ class StreamLoader:
                 f"data.streaming: the checkpoint has the places of {len(positions)} processes and this run has "
                 f"{self.batches.world}; resume with as many"
             )
-        self.batches.start = self._position = tuple(positions[self.batches.rank])
+        self.batches.start = self._before = self._position = tuple(positions[self.batches.rank])

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.errors import UserError
+from lit_compress.run_length import interrupted
 
 __all__ = ["TextData"]
 
@@ -161,6 +162,7 @@ class TextData(LightningDataModule):
 
     def remember(self, loader: Any) -> Any:
         """Keep the training loader, whose position is part of a checkpoint, and bring it to where that was made."""
+        loader.interrupted = lambda: self.trainer is not None and interrupted(self.trainer)
         loader.load_state_dict(self._position)
         self._train_loader, self._position = loader, {"consumed": 0}
         return loader

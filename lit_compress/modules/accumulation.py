@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_compress.errors import UserError
-from lit_compress.run_length import stepped
+from lit_compress.run_length import interrupted, stepped
 
 __all__ = ["partial_gradients", "restore_gradients"]
 
@@ -16,11 +16,14 @@ __all__ = ["partial_gradients", "restore_gradients"]
 def partial_gradients(module: LightningModule) -> list[dict[str, Tensor]]:
     """What the batches since the last optimizer step added up to, by parameter; empty when there are none.
 
+    When an exception ends a batch before its backward pass, that batch has no part in it and comes again.
+
     One entry for each rank, which adds up its own until the step, or a single one where gradients are sharded. With
     several ranks all must ask, and rank 0 is answered.
     """
     trainer = module.trainer
-    if stepped(trainer, trainer.fit_loop.batch_idx):
+    batch_idx = trainer.fit_loop.batch_idx
+    if batch_idx % trainer.accumulate_grad_batches == 0 if interrupted(trainer) else stepped(trainer, batch_idx):
         return []
     found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     whole = {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in found.items()}
