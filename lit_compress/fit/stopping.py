@@ -136,6 +136,9 @@ class StopOnSignal(Checkpoint, AbstractContextManager):
         name = signal.Signals(signum).name
         # Not print, which the signal may have interrupted.
         os.write(2, f"\n{name}: saving a checkpoint after this batch; once more ends at once\n".encode())
+        if hasattr(signal, "SIGCHLD"):
+            # A signal to the whole job ends data loaders' workers, too, which torch would raise as an error now.
+            self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, lambda *_: None))
 
 
 def _default(signum: int) -> None:

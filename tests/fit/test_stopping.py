@@ -128,6 +128,26 @@ def test_a_forked_process_ends_at_a_signal_that_is_for_it_alone(tmp_path):
         assert child.exitcode == -signal.SIGTERM
 
 
+def test_a_signal_to_all_processes_of_a_job_ends_no_worker_before_its_fit_has_saved(command, tmp_path):
+    (tmp_path / "waiting.py").write_text(
+        "import pathlib, time\nfrom lightning.pytorch import Callback\n\n\nclass Wait(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n        if trainer.fit_loop.total_batch_idx == 4:\n"
+        "            pathlib.Path('waits').touch()\n            end = time.monotonic() + 2\n"
+        "            while time.monotonic() < end:\n                time.sleep(0.01)\n"
+    )
+    options = ["--data.num_workers=1", "--data.batch_size=1", "--trainer.callbacks+=waiting.Wait"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "lit_compress", *command, *options],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not (tmp_path / "waits").exists() and job.poll() is None:
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGTERM)
+    errors = job.communicate(timeout=120)[1]
+    assert job.returncode == 143, errors[-2000:]
+    assert "at step 2, which is saved" in errors
+
+
 def test_slurm_requeues_and_goes_on_by_itself(command, whole, tmp_path):
     (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" > requeued\n')
     (tmp_path / "scontrol").chmod(0o755)
