@@ -21,7 +21,7 @@ from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.load import first_line
 
-__all__ = ["Format", "export", "write"]
+__all__ = ["INTEGERS", "Format", "export", "format_writer", "write"]
 
 Format = Literal["hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
 
@@ -38,7 +38,7 @@ _WRITERS: dict[str, tuple[str, str]] = {
     "compressed-tensors": ("compressed_tensors", "write_compressed_tensors"),
 }
 # Those that round activations; the options about that are theirs alone.
-_INTEGERS = ("onnx-int8", "openvino-int8")
+INTEGERS = ("onnx-int8", "openvino-int8")
 
 
 def export(
@@ -81,7 +81,7 @@ def export(
         raise UserError("export: give one of --run, --checkpoint and --model")
     if not output:
         raise UserError("export: give --output, the folder to make")
-    writer = _writer(to)
+    writer = format_writer(to)
     given = {
         "processor": processor != "any",
         "tables": tables != "int8",
@@ -89,13 +89,13 @@ def export(
         "data": data,
         "strict": strict,
     }
-    if to not in _INTEGERS and (unused := next((key for key, value in given.items() if value), None)):
-        raise UserError(f"--{unused}: has no effect on {to}, only on {' and '.join(_INTEGERS)}; leave it out")
+    if to not in INTEGERS and (unused := next((key for key, value in given.items() if value), None)):
+        raise UserError(f"--{unused}: has no effect on {to}, only on {' and '.join(INTEGERS)}; leave it out")
     check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
     folded = from_source(run, checkpoint, model)
     require_finished(folded.manifest, unfinished)
     validation = None if run is None else _validation_data(run, folded, check, data)
-    if to in _INTEGERS:
+    if to in INTEGERS:
         examples: Examples | None = None
         if isinstance(validation, TextData):
             origin = repr(check) if check else f"the validation data of {run}"
@@ -160,13 +160,14 @@ def write(
         UserError: the folder exists or cannot be written, or the format cannot hold the model.
 
     """
-    fill = _writer(writer) if isinstance(writer, str) else writer
+    fill = format_writer(writer) if isinstance(writer, str) else writer
     with atomic_folder(output, overwrite) as staging:
         fill(folded, staging)
     return Path(output)
 
 
-def _writer(to: str) -> Callable[..., None]:
+def format_writer(to: str) -> Callable[..., None]:
+    """The function that fills an empty folder with a folded model in a format; those of INTEGERS take `options`."""
     if to not in _WRITERS:
         raise UserError(f"--to: {to!r} is not one of {', '.join(_WRITERS)}")
     module, function = _WRITERS[to]

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -15,7 +16,8 @@ from torch import Tensor
 from lit_compress.errors import UserError
 from lit_compress.export.folded import from_source
 from lit_compress.export.manifest_file import require_finished
-from lit_compress.export.run import Format, write
+from lit_compress.export.onnx import IntegerOptions, Processor
+from lit_compress.export.run import INTEGERS, Format, format_writer, write
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_file, begins, check_file, check_folder
 from lit_compress.models.labels import label_order
@@ -47,6 +49,7 @@ def formats(
     unfinished: bool = False,
     overwrite: bool = False,
     label_map: dict[str, str | int] | None = None,
+    processor: Processor = "any",
 ) -> None:
     """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
 
@@ -67,8 +70,11 @@ def formats(
         overwrite: replace existing folders that an export wrote.
         label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
             for each; the run's by default.
+        processor: of onnx-int8 and openvino-int8, as of `export`.
 
     """
+    if processor != "any" and to and not set(to) & set(INTEGERS):
+        raise UserError(f"--processor: has no effect on {', '.join(to)}, only on {' and '.join(INTEGERS)}")
     places = {name: Path(output) / name for name in to or get_args(Format)}
     for place in places.values():
         check_folder(place, overwrite, inputs=(run, dense))
@@ -78,6 +84,7 @@ def formats(
     lengths = lengths or [config["data"]["init_args"]["max_length"]]
     threads = threads or torch.get_num_threads()
     settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
+    settings |= {"processor": processor}
     sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads]}
     check_sizes(sizes)
     if warmup < 0:
@@ -98,7 +105,7 @@ def formats(
         label_map = label_map or config["model"]["init_args"].get("label_map")
         order = label_order(theirs, labels, label_map, dense, "--dense") if labels else None
     Path(output).mkdir(parents=True, exist_ok=True)
-    left_out = _write_all(run, places, overwrite)
+    left_out = _write_all(run, places, overwrite, processor)
     cases = cases_of(
         [*([f"dense={dense}"] if dense else []), *(f"{name}={place}" for name, place in places.items())], None
     )
@@ -129,7 +136,7 @@ def formats(
         staging.write_text(markdown(results))
 
 
-def _write_all(run: str, places: dict[str, Path], overwrite: bool) -> dict[str, str]:
+def _write_all(run: str, places: dict[str, Path], overwrite: bool, processor: Processor) -> dict[str, str]:
     """Write every format; what could not be is taken out of ``places``, and returned with the reason.
 
     Raises:
@@ -140,7 +147,10 @@ def _write_all(run: str, places: dict[str, Path], overwrite: bool) -> dict[str, 
     for name, place in list(places.items()):
         folded = from_source(run=run)  # each format uses it up
         try:
-            write(folded, place, name, overwrite)  # type: ignore[arg-type]
+            fill = format_writer(name)
+            if name in INTEGERS:
+                fill = partial(fill, options=IntegerOptions(processor=processor))
+            write(folded, place, fill, overwrite)
         except UserError as error:
             left_out[name] = str(error)
             del places[name]

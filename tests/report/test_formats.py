@@ -11,6 +11,7 @@ import pytest
 import torch
 from contracts.labels import swapped
 
+from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.run import _WRITERS
 from lit_compress.modules.tasks import make_task
@@ -53,6 +54,19 @@ def test_every_format_side_by_side(finished, tmp_path):
         (tmp_path / "out" / name / ".lit_compress.json").unlink()
     with pytest.raises(UserError, match="nowhere"):
         formats("nowhere", str(tmp_path / "out"), overwrite=True)
+
+
+def test_integers_are_for_the_processor_that_is_named(finished, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    for processor in ("any", "vnni"):
+        places = [f"--run={finished}", f"--output={tmp_path / processor}", f"--processor={processor}"]
+        main(["formats", *places, "--to=[onnx-int8]", "--repetitions=1", "--batch_sizes=[1]"])
+        graph = onnx.load(tmp_path / processor / "onnx-int8" / "onnx" / "model_quantized.onnx")
+        named = {each.key: each.value for each in graph.metadata_props}
+        assert ("lit_compress.session" in named) == (processor == "any")
+        figures = json.loads((tmp_path / processor / "formats.json").read_text())
+        assert figures["settings"]["processor"] == processor
 
 
 def evaluated(values, words, batches, folder, seen):
@@ -113,6 +127,7 @@ def test_a_format_that_cannot_hold_the_model_is_said(finished, tmp_path, capsys,
         ({"warmup": -1}, ["--warmup", "-1"]),
         ({"lengths": [8, 129]}, ["--lengths: 129 is above 128", "--run"]),
         ({"output": "{run}", "to": ["hf"]}, ["--output", "--overwrite"]),
+        ({"to": ["hf", "onnx"], "processor": "vnni"}, ["--processor", "hf, onnx", "onnx-int8"]),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(options, words, finished, tmp_path, monkeypatch):
