@@ -56,8 +56,9 @@ def label_order(
     # What a name says already needs no map: the same map serves a teacher with other names.
     mapped = names if sorted(names) == sorted(labels) else [given.get(name, name) for name in names]
     if sorted(mapped) != sorted(labels) or len(set(mapped)) < len(mapped):
+        as_mapped = "" if mapped == names else f", by label_map {_shown(mapped)},"
         raise UserError(
-            f"{key}: {source!r} has the classes {_shown(mapped)} and the data {_shown(labels)}; "
+            f"{key}: {source!r} has the classes {_shown(names)}{as_mapped} and the data {_shown(labels)}; "
             f"say which is which with {'model.label_map' if key.startswith('model.') else '--label_map'}: "
             f"{{{names[0]}: one of the data's, ...}}"
         )

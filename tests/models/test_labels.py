@@ -95,7 +95,7 @@ def test_names_are_mapped_to_labels(names, label_map, tmp_path):
 def test_other_names_are_refused(names, label_map, key, option, tmp_path):
     saved(tmp_path, dict(enumerate(names)))
     message = error_of(str(tmp_path), "classification", ["0", "1"], key, label_map)
-    for words in (f"{key}: {str(tmp_path)!r}", "['0', '1']", option, names[0]):
+    for words in (f"{key}: {str(tmp_path)!r} has the classes {names}", "['0', '1']", option):
         assert words in message
 
 
