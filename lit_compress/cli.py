@@ -201,7 +201,7 @@ class LitCompressCLI(LightningCLI):
         own = Path(config.ckpt_path).absolute().parent == self.last.absolute().parent
         if own and file.is_file():
             absolute_paths(config)
-            now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
+            now = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_unset=False, skip_validation=True))
             check_resumed(parse_file(file, yaml.safe_load, ["data", "model"]), now)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

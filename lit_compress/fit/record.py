@@ -20,6 +20,10 @@ __all__ = ["RunRecord", "flat_settings"]
 class RunRecord(SaveConfigCallback):
     """Keeps what made a run in it: `config.yaml`, the same as text in TensorBoard, hyper-parameters, the tokenizer."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Not beside the events: a logger of another kind has a folder of its own.
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":  # a later `validate` must not replace the configuration that made the model
             # Where a run was resumed from is no part of how to repeat it.
@@ -29,14 +33,18 @@ class RunRecord(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        run = Path(trainer.default_root_dir)
+        run.mkdir(parents=True, exist_ok=True)
+        path, told = run / self.config_filename, {"overwrite": self.overwrite, "multifile": self.multifile}
+        self.parser.save(self.config, path, skip_unset=False, **told)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        tokenizer = Path(trainer.default_root_dir) / TOKENIZER
+        tokenizer = run / TOKENIZER
         if isinstance(data, TextData) and not tokenizer.exists():
             with atomic_folder(tokenizer, kind="tokenizer") as staging:
                 data.tokenizer.save_pretrained(staging)
                 check_tokenizer(staging, data)
         if isinstance(trainer.logger, TensorBoardLogger):
-            text = self.parser.dump(self.config, skip_none=False)
+            text = self.parser.dump(self.config, skip_unset=False)
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             trainer.logger.experiment.add_text("config", indented)
 

@@ -205,6 +205,7 @@ def test_a_fit_with_another_logger_that_failed_at_its_start_begins_again(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".fit", "lightning_logs"}
     main(fit)
     assert (tmp_path / "run/model/config.json").is_file()
+    assert (tmp_path / "run/config.yaml").is_file()  # commands that are given the run read it there
 
 
 @pytest.mark.parametrize(
