@@ -137,6 +137,21 @@ def check_folder(
         raise UserError(f"{where} exists; choose another {key}, or allow it with --overwrite true")
 
 
+def check_shared_folder(target: str | Path, key: str = "--output") -> None:
+    """Refuse a folder into which single outputs cannot go, beside what is there; for before any work.
+
+    Args:
+        target: the folder, which need not exist.
+        key: option named in errors.
+
+    Raises:
+        UserError: it is a link, no folder, or one that :func:`atomic_folder` wrote, which is whole as it is.
+
+    """
+    if _is_taken(Path(target), stat.S_ISDIR, key) and (Path(target) / _LIST).is_file():
+        raise UserError(f"output {str(target)!r} is a folder that lit_compress wrote as a whole; choose another {key}")
+
+
 def check_file(
     target: str | Path,
     is_own: Callable[[Path], bool],

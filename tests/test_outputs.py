@@ -201,6 +201,24 @@ def test_what_is_inside_the_output_stays(name, inner, there, here, capsys):
     assert snapshot(here) == before
 
 
+@pytest.mark.parametrize("there", ["a link to a folder", "a link to an empty folder", "a file", "a link to nothing"])
+@pytest.mark.parametrize("name", ["formats", "compare"])
+def test_what_takes_the_place_of_a_folder_of_outputs_stays(name, there, here, capsys):
+    THERE[there](here / "output")
+    before = snapshot(here)
+    assert "output" in refused(command(name, here / "output"), capsys)
+    assert snapshot(here) == before
+
+
+@pytest.mark.parametrize("name", ["formats", "compare"])
+def test_nothing_is_added_to_a_folder_that_is_whole(name, here, capsys):
+    with atomic_folder(here / "output", kind="model") as staging:
+        (staging / "config.json").write_text("{}")
+    before = snapshot(here)
+    assert "as a whole" in refused(command(name, here / "output"), capsys)
+    assert snapshot(here) == before
+
+
 FOLDER_COMMANDS = [name for name, row in COMMANDS.items() if row[0] == FOLDER]
 
 

@@ -65,7 +65,10 @@ def last_checkpoint(run: str | Path) -> tuple[Path, dict[str, Any]]:
         try:
             checkpoint = load_checkpoint(previous)
         except UserError:
-            raise error from None
+            raise UserError(
+                f"checkpoint: {str(path)!r} and {str(previous)!r} are both damaged; begin anew with another --run, or "
+                "give a copy with --ckpt_path"
+            ) from error
         step = checkpoint.get("global_step")
         _log.warning("%s; the one before it is taken: %s, of step %s", error, previous, step)
         return previous, checkpoint
@@ -89,15 +92,13 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"checkpoint: {str(path)!r} does not exist") from error
     except Exception as error:  # random bytes make the unpickler raise almost anything
         reason = first_line(error)
-        raise UserError(
-            f"checkpoint: {str(path)!r} is damaged or no checkpoint ({reason}); use an earlier one"
-        ) from error
+        raise UserError(f"checkpoint: {str(path)!r} is damaged or no checkpoint ({reason}); use another one") from error
     if not isinstance(checkpoint, dict) or _KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(f"checkpoint: {str(path)!r} was not made by lit_compress")
     try:
         _check_description(checkpoint)
     except UserError as error:
-        raise UserError(f"{error}; {str(path)!r} is damaged, use an earlier one") from error
+        raise UserError(f"{error}; {str(path)!r} is damaged; use another one") from error
     return checkpoint
 
 

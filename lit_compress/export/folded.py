@@ -96,7 +96,7 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
     try:
         left = check_unfinished(content["lit_compress"].get(UNFINISHED, []))
     except ValueError as error:
-        raise UserError(f"checkpoint: {str(path)!r} is damaged: {error}; use an earlier one") from error
+        raise UserError(f"checkpoint: {str(path)!r} is damaged: {error}; use another one") from error
     del content  # a second copy of the weights, and the optimizer's state
     folded = _fold_in_place(student, tokenizer)
     return replace(folded, manifest=folded.manifest | {UNFINISHED: left}) if left else folded

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lit_compress.errors import UserError
 from lit_compress.export.manifest_file import unfinished_lines
-from lit_compress.files import atomic_file, begins, check_file, check_folder
+from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
@@ -114,6 +114,7 @@ def compare(
 
 def check_comparison(output: str | Path) -> None:
     """Refuse a folder in which a comparison would have to replace a file of somebody else; for before any work."""
+    check_shared_folder(output)
     for name, start in STARTS.items():
         check_file(Path(output) / name, begins(start))
 

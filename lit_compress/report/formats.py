@@ -19,7 +19,7 @@ from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions, Processor
 from lit_compress.export.run import INTEGERS, Format, format_writer, write
 from lit_compress.export.run_folder import run_config, validation_data
-from lit_compress.files import atomic_file, begins, check_file, check_folder
+from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
@@ -75,6 +75,7 @@ def formats(
     """
     if processor != "any" and to and not set(to) & set(INTEGERS):
         raise UserError(f"--processor: has no effect on {', '.join(to)}, only on {' and '.join(INTEGERS)}")
+    check_shared_folder(output)
     places = {name: Path(output) / name for name in to or get_args(Format)}
     for place in places.values():
         check_folder(place, overwrite, inputs=(run, dense))
