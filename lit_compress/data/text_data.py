@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.errors import UserError
-from lit_compress.run_length import interrupted
+from lit_compress.training_steps import interrupted
 
 __all__ = ["TextData"]
 

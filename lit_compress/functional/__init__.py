@@ -10,7 +10,7 @@ from lit_compress.functional.distill import (
     soft_cross_entropy,
 )
 from lit_compress.functional.entities import entities, write_tags
-from lit_compress.functional.importance import head_scores, magnitude, neuron_scores, taylor
+from lit_compress.functional.importance import head_scores, magnitude, neuron_scores, taylor, wanda
 from lit_compress.functional.layer_maps import drop_multiples_map, last_map, skip_map, uniform_map
 from lit_compress.functional.layer_selection import keep_by_position, keep_dissimilar, keep_highest, weight_score
 from lit_compress.functional.low_rank import truncated_svd
@@ -34,6 +34,7 @@ from lit_compress.functional.packing import (
     unpack_two_four,
     used_blocks,
 )
+from lit_compress.functional.patterns import Pattern, parse_pattern
 from lit_compress.functional.quantize import (
     asymmetric_qparams,
     dequantize,
@@ -41,7 +42,16 @@ from lit_compress.functional.quantize import (
     quantize,
     symmetric_qparams,
 )
-from lit_compress.functional.schedules import Constant, Cosine, Cubic, Duration, Linear, pruning_steps, width_after
+from lit_compress.functional.schedules import (
+    Constant,
+    Cosine,
+    Cubic,
+    Duration,
+    EqualParts,
+    Linear,
+    Updates,
+    width_at,
+)
 from lit_compress.functional.spans import best_spans
 
 __all__ = [
@@ -49,8 +59,11 @@ __all__ = [
     "Cosine",
     "Cubic",
     "Duration",
+    "EqualParts",
     "Linear",
+    "Pattern",
     "Tiles",
+    "Updates",
     "asymmetric_qparams",
     "attention_kl",
     "attention_mse",
@@ -78,7 +91,7 @@ __all__ = [
     "pack_bitmap",
     "pack_tiles",
     "pack_two_four",
-    "pruning_steps",
+    "parse_pattern",
     "quantize",
     "relation_kl",
     "skip_map",
@@ -93,7 +106,8 @@ __all__ = [
     "unpack_two_four",
     "unstructured_mask",
     "used_blocks",
+    "wanda",
     "weight_score",
-    "width_after",
+    "width_at",
     "write_tags",
 ]

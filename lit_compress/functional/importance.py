@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-__all__ = ["head_scores", "magnitude", "neuron_scores", "taylor"]
+__all__ = ["head_scores", "magnitude", "neuron_scores", "taylor", "wanda"]
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -41,6 +41,24 @@ def taylor(weight: Tensor, absolute_gradient: Tensor) -> Tensor:
 
     """
     return (weight.detach() * absolute_gradient.detach()).abs()
+
+
+def wanda(weight: Tensor, input_norms: Tensor) -> Tensor:
+    """Magnitude times the norm of the input it meets (Wanda: Sun et al. 2023, arXiv 2306.11695, equation 1).
+
+    Args:
+        weight: ``(out_features, in_features)``.
+        input_norms: ``(in_features,)``, L2 norms or root mean squares over tokens.
+
+    Returns:
+        Scores of the weight's shape.
+
+    Example:
+        >>> wanda(torch.tensor([[-2.0, 0.5]]), torch.tensor([1.0, 8.0])).tolist()
+        [[2.0, 4.0]]
+
+    """
+    return weight.detach().abs() * input_norms
 
 
 def neuron_scores(first: Tensor, second: Tensor) -> Tensor:

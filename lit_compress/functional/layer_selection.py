@@ -9,9 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_compress.functional.schedules import pruning_steps
-
-__all__ = ["Position", "closed_layers", "keep_by_position", "keep_dissimilar", "keep_highest", "weight_score"]
+__all__ = ["Position", "keep_by_position", "keep_dissimilar", "keep_highest", "weight_score"]
 
 Position = Literal["top", "bottom", "symmetric", "alternate-odd", "alternate-even"]
 
@@ -119,25 +117,6 @@ def weight_score(weights: Sequence[Tensor], measure: Literal["aggregation", "var
     if measure == "aggregation":
         return torch.stack([weight.double().abs().mean() for weight in weights]).mean()
     return torch.stack([weight.double().var(correction=0) for weight in weights]).mean()
-
-
-def closed_layers(step: int, start: int, end: int, drop: int) -> int:
-    """How many layers are closed after a step: one at the end of each of ``drop`` equal stretches of start to end.
-
-    ROSITA's schedule of depth (Liu et al. 2021, arXiv 2103.11367).
-
-    Args:
-        step: optimizer steps done.
-        start: where the first stretch begins.
-        end: where the last layer closes.
-        drop: number of layers that close.
-
-    Example:
-        >>> [closed_layers(step, start=0, end=100, drop=4) for step in (0, 24, 25, 99, 100, 500)]
-        [0, 0, 1, 3, 4, 4]
-
-    """
-    return sum(step >= at for at in pruning_steps(start, end, drop))
 
 
 def _without(count: int, dropped: Sequence[int]) -> list[int]:

@@ -9,12 +9,13 @@ __all__ = [
     "Cosine",
     "Cubic",
     "Duration",
+    "EqualParts",
     "Linear",
+    "Updates",
     "due",
-    "pruning_steps",
     "rewound_linear",
     "sawtooth",
-    "width_after",
+    "width_at",
 ]
 
 _DURATION = re.compile(r"^\s*(?P<value>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>%|epochs?|steps?)\s*$")
@@ -65,6 +66,76 @@ def due(step: int, start: int, end: int, every: int) -> bool:
 
     """
     return step == end or (start <= step < end and (step - start) % every == 0)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The optimizer steps of updates, as a container: at ``start``, every ``every`` steps, at ``end``, until ``last``.
+
+    Args:
+        start: first update.
+        end: where the progress is 1.
+        every: distance between updates.
+        last: last update.
+        one_grid: count the distance from ``start`` until ``last``; ``end`` is then an update only if the count meets
+            it. Otherwise it is always one, and the count begins again there.
+
+    Example:
+        >>> updates = Updates(start=2, end=9, every=3, last=13)
+        >>> [step for step in range(20) if step in updates]
+        [2, 5, 8, 9, 12, 13]
+        >>> updates.progress(2), updates.progress(11)
+        (0.0, 1.0)
+
+    """
+
+    start: int
+    end: int
+    every: int
+    last: int
+    one_grid: bool = False
+
+    def __contains__(self, step: int) -> bool:
+        if self.one_grid:
+            return due(step, self.start, self.last, self.every)
+        return due(step, self.start, self.end, self.every) or due(step, self.end, self.last, self.every)
+
+    def progress(self, step: int) -> float:
+        """0 at ``start``, 1 from ``end`` on; below 0 before the start."""
+        return 1.0 if step >= self.end else (step - self.start) / (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class EqualParts:
+    """The same for updates at the end of each of some equally long parts of ``start`` to ``end``.
+
+    Example:
+        >>> updates = EqualParts(start=0, end=100, parts=4)
+        >>> [step for step in range(200) if step in updates], updates.progress(50)
+        ([25, 50, 75, 100], 0.5)
+
+    """
+
+    start: int
+    end: int
+    parts: int
+
+    @property
+    def steps(self) -> list[int]:
+        """All of them; several are the same where there are more parts than steps."""
+        return [self.start + (self.end - self.start) * number // self.parts for number in range(1, self.parts + 1)]
+
+    @property
+    def last(self) -> int:
+        """The last update."""
+        return self.end
+
+    def __contains__(self, step: int) -> bool:
+        return step in self.steps
+
+    def progress(self, step: int) -> float:
+        """Share of the parts that are over."""
+        return sum(step >= at for at in self.steps) / self.parts
 
 
 def sawtooth(step: int, length: int, cycle: int) -> float:
@@ -118,28 +189,19 @@ def rewound_linear(step: int, total: int, warmup: int, start: int, end: int, eve
     return max(rest - reached, 0) / (rest - warmup)
 
 
-def pruning_steps(start: int, end: int, prunings: int) -> list[int]:
-    """The steps of ``prunings`` equally long stretches from ``start`` to ``end``: each ends with a pruning.
+def width_at(progress: float, width: int, final: int) -> int:
+    """What is left of a width on the way to the final one: it falls in proportion to the progress, from 0 to 1.
+
+    ROSITA's schedule (Liu et al. 2021, arXiv 2103.11367) for heads, neurons and the rank of the embedding, whose
+    progress is the number of the update divided by how many there are.
 
     Example:
-        >>> pruning_steps(start=0, end=100, prunings=4)
-        [25, 50, 75, 100]
-
-    """
-    return [start + (end - start) * number // prunings for number in range(1, prunings + 1)]
-
-
-def width_after(number: int, prunings: int, width: int, final: int) -> int:
-    """What is left of a width after the pruning of a number: in equal parts from ``width`` to ``final``.
-
-    ROSITA's schedule (Liu et al. 2021, arXiv 2103.11367) for heads, neurons and the rank of the embedding.
-
-    Example:
-        >>> [width_after(number, 10, 12, 2) for number in (1, 2, 10)], width_after(1, 10, 3072, 512)
+        >>> [width_at(number / 10, 12, 2) for number in (1, 2, 10)], width_at(1 / 10, 3072, 512)
         ([11, 10, 2], 2816)
 
     """
-    return width - round((width - final) * number / prunings)
+    # A float just beside the middle of two whole numbers is the middle.
+    return width - round(round((width - final) * progress, 6))
 
 
 @dataclass(frozen=True, kw_only=True)

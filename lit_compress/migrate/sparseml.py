@@ -28,13 +28,13 @@ _TRANSLATORS: dict[str, Callable[[Options, Draft], None]] = {
     "TrainableParamsModifier": sparseml_training.trainable,
 }
 _WITHOUT_COUNTERPART = {
-    "ACDCPruningModifier": "AC/DC switches masks off and on again; MagnitudePruning with revive is nearest",
+    "ACDCPruningModifier": "AC/DC switches masks off and on again; MagnitudePruning with regrowth is nearest",
     "LearningRateModifier": "set model.optimization; decays are linear or cosine",
     "MFACPruningModifier": "SecondOrderPruning is the successor of M-FAC",
     "RigLPruningModifier": "weights do not grow back by gradient; MovementPruning is nearest",
     "SparseGPTModifier": "it prunes without training; fit trains",
     "StructuredPruningModifier": "StructuredPruning removes heads and neurons, by numbers that this one does not have",
-    "TopKASTPruningModifier": "MagnitudePruning with revive is nearest",
+    "TopKASTPruningModifier": "MagnitudePruning with regrowth is nearest",
     "WandaPruningModifier": "it prunes without training; fit trains",
 }
 # Every modifier that is translated.

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_compress.errors import UserError
-from lit_compress.run_length import interrupted, stepped
+from lit_compress.training_steps import interrupted, stepped
 
 __all__ = ["partial_gradients", "restore_gradients"]
 

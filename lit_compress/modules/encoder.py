@@ -22,7 +22,7 @@ from lit_compress.modules.metrics import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.tasks import make_task
 from lit_compress.nn.manifest import describe, part_names, rebuild
-from lit_compress.run_length import run_length
+from lit_compress.training_steps import training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 
@@ -151,7 +151,7 @@ class LitEncoder(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         # A fused optimizer unscales gradients itself, so under mixed precision Lightning refuses to clip them.
         fused = not str(self.trainer.precision).endswith("-mixed")
-        return self.optimization.build(self, *run_length(self.trainer), fused=fused)
+        return self.optimization.build(self, *training_steps(self.trainer), fused=fused)
 
     def configure_model(self) -> None:
         """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""

@@ -1,5 +1,8 @@
 """A student whose loss itself asks for sparsity."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
@@ -18,7 +21,8 @@ class Penalty(nn.Module):
 
     Attributes:
         weight: factor of the penalty in the loss.
-        of_scores: whether it pulls the scores of movement pruning down, which its soft method cannot do without.
+        of_scores: whether it pulls the scores of movement pruning down, which its soft method cannot do without; its
+            ``forward`` then also gets ``shares``, by layer how much its scores count at this step, from 0 to 1.
 
     """
 
@@ -65,11 +69,11 @@ class ScorePenalty(Penalty):
         super().__init__()
         self.weight = weight
 
-    def forward(self, student: nn.Module) -> Tensor:
+    def forward(self, student: nn.Module, shares: Mapping[str, float] = {}) -> Tensor:
         terms = [
-            layer.score_pressure * score_penalty(layer.mask_scores)
-            for _, layer in compressible_layers(student)
-            if layer.mask_scores is not None and layer.score_pressure is not None
+            shares[name] * score_penalty(layer.mask_scores)
+            for name, layer in compressible_layers(student)
+            if layer.mask_scores is not None and name in shares
         ]
         if not terms:
             raise UserError(
@@ -82,19 +86,21 @@ class LitPrunedStudent(LitStudent):
     """A :class:`LitStudent` with penalties on its weights, added to the loss and logged by name.
 
     Args:
-        pretrained: as in :class:`LitStudent`.
-        teacher: likewise.
-        distillation: likewise.
+        pretrained: where the student starts; usually the teacher's own folder.
+        teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
+        distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
         penalties: penalties by name; None is ``{"l1": L1Penalty()}``.
-        labels: as in :class:`LitStudent`.
-        tokenizer: likewise.
-        optimization: likewise.
-        compile: likewise.
-        task: likewise.
-        teachers: likewise.
-        teacher_cache: likewise.
-        teacher_cache_dtype: likewise.
-        label_map: likewise.
+        labels: class names, None for regression; comes from the data on the command line.
+        tokenizer: tokenizer exported beside the weights; comes from the data.
+        optimization: learning rate, weight decay, warm-up and decay.
+        compile: compile the student with ``torch.compile``.
+        task: what the heads are for; comes from the data.
+        teachers: several teachers by name, instead of ``teacher``; each term listens to one or to the mean of all.
+        teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
+            training, and never again in this run or any other; None asks at every step.
+        teacher_cache_dtype: of the stored logits.
+        label_map: where a model, the teacher for example, names its classes otherwise than the data: its names, and the
+            data's label for each.
 
     """
 
@@ -136,6 +142,14 @@ class LitPrunedStudent(LitStudent):
         parts = super().losses(batch)
         for name, penalty in self.penalties.items():
             assert isinstance(penalty, Penalty)
-            parts[name] = penalty(self.student)
+            parts[name] = penalty(self.student, self._score_shares()) if penalty.of_scores else penalty(self.student)
             parts["loss"] = parts["loss"] + penalty.weight * parts[name]
         return parts
+
+    def _score_shares(self) -> dict[str, float]:
+        """What each strategy that learns scores says of its layers at this step."""
+        callbacks: Any = self._trainer.callbacks if self._trainer is not None else ()  # type: ignore[attr-defined]
+        found = [
+            callback.score_shares(self.trainer, self) for callback in callbacks if hasattr(callback, "score_shares")
+        ]
+        return {name: share for shares in found for name, share in shares.items()}

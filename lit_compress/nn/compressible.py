@@ -20,24 +20,25 @@ class CompressibleLinear(nn.Linear):
 
     Args:
         *args: as for ``nn.Linear``.
-        **kwargs: likewise.
+        **kwargs: as for ``nn.Linear``.
 
     Attributes:
         weight_mask: bool buffer ``(out_features, in_features)``, True keeps; None until :meth:`add_mask`.
         mask_scores: Parameter of the same shape that the mask is made from and that learns in its place (movement
             pruning); None until :meth:`add_mask_scores`.
-        score_pressure: how much a penalty on the scores counts now, from 0 to 1, set by the strategy at every step;
-            None where nothing penalizes them.
+        weight_scores: fp32 buffer ``(out_features, in_features)``, importance collected since the last pruning; None
+            until :meth:`add_weight_scores`.
         weight_quantizer: module on the masked weight; None when weights are not quantized.
         input_quantizer: module on the input; None when activations are not quantized.
         output_quantizer: module on the output; None when it stays as precise as it was summed up.
         kept_groups: bool buffer ``(groups,)``; the inputs are equal groups (attention heads, single neurons) of which
             those that are False are masked and will be cut out of the folded model; None until :meth:`add_groups`.
-        group_scores: fp32 buffer ``(groups,)``, importance collected since the last pruning; likewise.
+        group_scores: fp32 buffer ``(groups,)``, importance of the groups collected since the last pruning.
 
     """
 
     weight_mask: Tensor | None
+    weight_scores: Tensor | None
     kept_groups: Tensor | None
     group_scores: Tensor | None
     mask_scores: nn.Parameter | None
@@ -48,10 +49,10 @@ class CompressibleLinear(nn.Linear):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer("weight_mask", None)
+        self.register_buffer("weight_scores", None)
         self.register_buffer("kept_groups", None)
         self.register_buffer("group_scores", None)
         self.register_parameter("mask_scores", None)
-        self.score_pressure: float | None = None
         self.weight_quantizer = None
         self.input_quantizer = None
         self.output_quantizer = None
@@ -74,6 +75,11 @@ class CompressibleLinear(nn.Linear):
             device = self.weight.device
             self.kept_groups = torch.ones(count, dtype=torch.bool, device=device)
             self.group_scores = torch.zeros(count, device=device)
+
+    def add_weight_scores(self) -> None:
+        """Install a buffer of 0 for importance that is collected; does nothing when there is one."""
+        if self.weight_scores is None:
+            self.weight_scores = torch.zeros(self.weight.shape, device=self.weight.device)
 
     def add_mask_scores(self) -> None:
         """Install a mask and scores of 0 beside it; does nothing when there are some."""

@@ -28,6 +28,7 @@ __all__ = ["Manifest", "describe", "part_names", "rebuild"]
 Manifest = dict[str, dict[str, dict[str, Any]]]
 
 _LINEAR_SLOTS = ("weight_quantizer", "input_quantizer", "output_quantizer")
+_SCORES = ("mask_scores", "weight_scores")
 _TABLE_SLOTS = ("weight_quantizer",)
 _MOST_BITS = 16  # of an integer grid
 _KINDS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name != "FakeQuantizer"}
@@ -70,13 +71,13 @@ def _describe_linears(model: nn.Module) -> dict[str, dict[str, Any]]:
     """``{"mask": bool, "weight_quantizer": {...} | None, ...}``, a quantizer per slot, by layer.
 
     A layer whose inputs are divided into removable groups also has ``"groups"``, their number; one whose mask is
-    learned ``"mask_scores": True``.
+    learned ``"mask_scores": True``, one whose importance is collected ``"weight_scores": True``.
     """
     return {
         name: {"mask": layer.weight_mask is not None}
         | _describe_slots(layer, _LINEAR_SLOTS)
         | ({"groups": len(layer.kept_groups)} if layer.kept_groups is not None else {})
-        | ({"mask_scores": True} if layer.mask_scores is not None else {})
+        | {part: True for part in _SCORES if getattr(layer, part) is not None}
         for name, layer in compressible_layers(model)
     }
 
@@ -87,8 +88,9 @@ def _rebuild_linears(model: nn.Module, entries: dict[str, dict[str, Any]]) -> No
     for name, entry in entries.items():
         if _flag(name, entry, "mask"):
             layers[name].add_mask()
-        if "mask_scores" in entry and _flag(name, entry, "mask_scores"):
-            layers[name].add_mask_scores()
+        for part in _SCORES:
+            if part in entry and _flag(name, entry, part):
+                getattr(layers[name], f"add_{part}")()
         if "groups" in entry:
             _check_count(name, entry, "groups", layers[name].in_features)
             layers[name].add_groups(entry["groups"])

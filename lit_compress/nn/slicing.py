@@ -46,8 +46,9 @@ def keep_inputs(linear: nn.Linear, index: Tensor) -> None:
 def _select_weight(linear: nn.Linear, dim: int, index: Tensor) -> None:
     linear.weight = _selected(linear.weight, dim, index)
     if isinstance(linear, CompressibleLinear):
-        if linear.weight_mask is not None:
-            linear.weight_mask = linear.weight_mask.index_select(dim, index)
+        for name in ("weight_mask", "weight_scores"):
+            if (buffer := getattr(linear, name)) is not None:
+                setattr(linear, name, buffer.index_select(dim, index))
         if linear.mask_scores is not None:
             linear.mask_scores = _selected(linear.mask_scores, dim, index)
 

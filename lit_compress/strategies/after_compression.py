@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lit_compress.run_length import run_length
 from lit_compress.strategies.strategy import Strategy
+from lit_compress.training_steps import training_steps
 
 __all__ = ["EarlyStoppingAfterCompression", "ModelCheckpointAfterCompression", "after_compression", "compression_end"]
 
@@ -77,6 +77,6 @@ def _stock_key(key: str, callback: Callback, stock: type[Callback]) -> str:
 def _tell(callback: Any, stock: type[Callback], trainer: Trainer) -> None:
     end = compression_end(trainer)
     if end and trainer.is_global_zero:
-        total, _ = run_length(trainer)
+        total, _ = training_steps(trainer)
         when = f"from step {end} of {total} on, when everything is compressed"
         logging.getLogger(__name__).warning(f"{stock.__name__} of {callback.monitor} counts {when}")

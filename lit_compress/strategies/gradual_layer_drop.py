@@ -1,29 +1,20 @@
 """Gradual layer dropping: the top layers close one after the other while the encoder is fine-tuned."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_compress.errors import UserError
-from lit_compress.functional.layer_selection import closed_layers
+from lit_compress.functional.schedules import EqualParts
 from lit_compress.models.layout import encoder_layers, layout_of
-from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.gates import add_layer_gate, layer_gate
-from lit_compress.strategies.strategy import (
-    Strategy,
-    Window,
-    amount_of,
-    check_amount,
-    stepped,
-    student_of,
-    tell_if_little,
-)
+from lit_compress.strategies.scheduled import Scheduled
+from lit_compress.strategies.strategy import amount_of, check_amount, student_of, tell_if_little
+from lit_compress.strategies.window import Window
 
 __all__ = ["GradualLayerDropping"]
 
 
-class GradualLayerDropping(Strategy):
+class GradualLayerDropping(Scheduled):
     """Closes layers from the top, one by one, as ROSITA prunes depth (Liu et al. 2021, arXiv 2103.11367).
 
     A closed layer passes its input on and learns nothing more. It is still computed, and physically gone in the folded
@@ -41,10 +32,7 @@ class GradualLayerDropping(Strategy):
         super().__init__()
         check_amount(drop, f"{type(self).__name__}.drop")
         self.drop = drop
-        self.window = Window(type(self).__name__, start, end, "1 steps")
-
-    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
-        """No linear changes."""
+        self.window = Window(type(self).__name__, start, end)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         owner = type(self).__name__
@@ -60,32 +48,22 @@ class GradualLayerDropping(Strategy):
             add_layer_gate(layer)
         if stage == "fit":
             tell_if_little(f"{owner}.drop", len(layers) - drop, len(layers), "layers")
-            self.window.steps(trainer)  # a window that does not fit this run is an error now, not an hour later
+            self.updates(trainer)  # a window that does not fit this run is an error now, not an hour later
 
-    def end(self, trainer: Trainer) -> int:
-        return self.window.steps(trainer)[1]
+    def updates(self, trainer: Trainer) -> EqualParts:
+        window = super().updates(trainer)
+        layers = encoder_layers(student_of(trainer.lightning_module))
+        return EqualParts(window.start, window.end, amount_of(self.drop, len(layers)))
 
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
         gates = [layer_gate(layer) for layer in encoder_layers(student_of(pl_module))]
         closed = sum(1 for gate in gates if gate is not None and not gate)
         return f"{amount_of(self.drop, len(gates))} layers dropped", f"{closed} layers dropped"
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:
-            self._close(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if stepped(trainer, batch_idx):
-            self._close(trainer, pl_module)
-
     @torch.no_grad()
-    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        start, end, _ = self.window.steps(trainer)
+    def update(self, trainer: Trainer, pl_module: LightningModule, progress: float) -> None:
         layers = encoder_layers(student_of(pl_module))
-        closed = closed_layers(trainer.global_step, start, end, amount_of(self.drop, len(layers)))
-        for layer in layers[-closed:] if closed else ():
+        for layer in layers[-round(progress * amount_of(self.drop, len(layers))) :]:
             gate = layer_gate(layer)
             assert gate is not None
             gate.fill_(False)

@@ -1,44 +1,38 @@
 """Embedding factorisation: the word table becomes the product of a narrow table and a projection."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lit_compress.errors import UserError
-from lit_compress.functional.schedules import pruning_steps, width_after
-from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.functional.schedules import width_at
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.surgery import match_modules
-from lit_compress.strategies.strategy import (
-    Strategy,
-    Window,
-    amount_of,
-    check_amount,
-    stepped,
-    student_of,
-    zero_outside,
-)
+from lit_compress.strategies.distributed_weights import zero_outside
+from lit_compress.strategies.scheduled import Scheduled
+from lit_compress.strategies.strategy import amount_of, check_amount, student_of
+from lit_compress.strategies.window import PartsWindow
 
 __all__ = ["LowRankEmbedding"]
 
 
-class LowRankEmbedding(Strategy):
+class LowRankEmbedding(Scheduled):
     """Factorises the word embedding by a truncated SVD, as ROSITA does (Liu et al. 2021, arXiv 2103.11367).
 
-    ``E (V x H)`` becomes ``U_r S_r (V x r)`` and ``V_r^T (r x H)``, both of which go on learning. With ``prunings``
-    the factors start at the full rank and lose their last columns step by step; there is no second SVD, so what was
-    learned since the first stays. Positions and token types keep their tables. The folded model has the final rank.
+    ``E (V x H)`` becomes ``U_r S_r (V x r)`` and ``V_r^T (r x H)``, both of which go on learning. With
+    ``pruning_steps`` the factors start at the full rank and lose their last columns step by step; there is no second
+    SVD, so what was learned since the first stays. Positions and token types keep their tables. The folded model has
+    the final rank.
 
     Args:
         rank: columns that are kept in the end, or a fraction in (0, 1) of the table's.
-        prunings: number of equal reductions on the way to it, each at the end of its share of ``start`` to ``end``;
-            0 factorises to the rank before training.
+        pruning_steps: number of equal reductions on the way to it, each at the end of its share of ``start`` to
+            ``end``; 0 factorises to the rank before training.
         start: where the first share begins: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``; ``"0%"`` when
-            not given. Only with ``prunings``.
-        end: the last reduction; ``"50%"`` when not given. Only with ``prunings``.
+            not given. Only with ``pruning_steps``.
+        end: the last reduction; ``"50%"`` when not given. Only with ``pruning_steps``.
         targets: globs or ``re:`` patterns of ``nn.Embedding`` modules; None takes the word embedding.
         ignore: patterns to leave alone.
 
@@ -47,7 +41,7 @@ class LowRankEmbedding(Strategy):
     def __init__(
         self,
         rank: int | float = 128,
-        prunings: int = 0,
+        pruning_steps: int = 0,
         start: str | None = None,
         end: str | None = None,
         targets: Sequence[str] | None = None,
@@ -56,31 +50,26 @@ class LowRankEmbedding(Strategy):
         super().__init__(targets, ignore)
         owner = type(self).__name__
         check_amount(rank, f"{owner}.rank")
-        if prunings < 0:
-            raise UserError(f"{owner}.prunings: {prunings} must be 0 or more")
+        if pruning_steps < 0:
+            raise UserError(f"{owner}.pruning_steps: {pruning_steps} must be 0 or more")
         for key, value in (("start", start), ("end", end)):
-            if value is not None and not prunings:
+            if value is not None and not pruning_steps:
                 raise UserError(
-                    f"{owner}.{key}: {value!r} has no effect without prunings, which would be spread up to it; "
-                    f"give {owner}.prunings or leave it out"
+                    f"{owner}.{key}: {value!r} has no effect without pruning_steps, which would be spread up to it; "
+                    f"give {owner}.pruning_steps or leave it out"
                 )
         if targets is None and ignore:
             raise UserError(f"{owner}.ignore: {list(ignore)} has no effect without targets; give both or neither")
-        self.rank, self.prunings = rank, prunings
-        self.window = Window(owner, start or "0%", end or "50%", "1 steps") if prunings else None
-
-    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
-        """No linear changes."""
+        self.rank, self.gradual = rank, pruning_steps > 0
+        if self.gradual:
+            self.window = PartsWindow(owner, start or "0%", end or "50%", pruning_steps, "pruning_steps")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         student = student_of(pl_module, type(self).__name__)
         for name, table in self._tables(student).items():
             self._factorise(student, name, table)
-        if stage == "fit" and self.window:
-            self._steps(trainer, self.window)
-
-    def end(self, trainer: Trainer) -> int:
-        return self._steps(trainer, self.window)[-1] if self.window else 0
+        if stage == "fit" and self.gradual:
+            self.updates(trainer)
 
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
         found = self._tables(student_of(pl_module)).values()
@@ -91,32 +80,15 @@ class LowRankEmbedding(Strategy):
         wanted, reached = (", ".join(map(str, sorted(each))) for each in (asked, ranks))
         return f"rank {wanted}", f"rank {reached}"
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self.window and stepped(trainer, batch_idx):
-            steps = self._steps(trainer, self.window)
-            if trainer.global_step in steps:
-                self._reduce(trainer, pl_module, steps.index(trainer.global_step) + 1)
-
     @torch.no_grad()
-    def _reduce(self, trainer: Trainer, pl_module: LightningModule, number: int) -> None:
+    def update(self, trainer: Trainer, pl_module: LightningModule, progress: float) -> None:
         for table in self._tables(student_of(pl_module)).values():
             assert isinstance(table, FactorizedEmbedding)
             assert table.rank_mask is not None
-            rank = width_after(number, self.prunings, table.rank, amount_of(self.rank, table.embedding_dim))
+            rank = width_at(progress, table.rank, amount_of(self.rank, table.embedding_dim))
             table.rank_mask.copy_(torch.arange(table.rank, device=table.rank_mask.device) < rank)
             for factor in (table.weight, table.projection.weight):
                 zero_outside(factor, table.rank_mask.expand(factor.shape).contiguous(), trainer)
-
-    def _steps(self, trainer: Trainer, window: Window) -> list[int]:
-        start, end, _ = window.steps(trainer)
-        if end - start < self.prunings:
-            raise UserError(
-                f"{type(self).__name__}.prunings: {self.prunings} do not fit between start, step {start}, and end, "
-                f"step {end}; ask for fewer or give a later end"
-            )
-        return pruning_steps(start, end, self.prunings)
 
     def _tables(self, student: nn.Module) -> dict[str, nn.Module]:
         key = f"{type(self).__name__}.targets"
@@ -146,17 +118,17 @@ class LowRankEmbedding(Strategy):
             raise UserError(
                 f"{owner}.rank: {rank} does not make {name!r} of {rows} x {width} smaller; it must be {largest} or less"
             )
-        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.prunings else rank)
-        if self.prunings:
+        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.gradual else rank)
+        if self.gradual:
             factors.add_rank_mask()
         student.set_submodule(name, factors)
 
     def _shorten(self, name: str, table: FactorizedEmbedding) -> None:
         """Start from a model that arrives factorised, or do nothing the second time."""
         rank = amount_of(self.rank, table.embedding_dim)
-        if rank > table.rank or (self.prunings and rank == table.rank):
+        if rank > table.rank or (self.gradual and rank == table.rank):
             raise UserError(f"{type(self).__name__}.rank: {name!r} has rank {table.rank} already; give a lower rank")
-        if self.prunings:
+        if self.gradual:
             table.add_rank_mask()
         elif rank < table.rank:
             table.to_rank(rank)

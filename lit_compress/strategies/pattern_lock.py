@@ -5,7 +5,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_compress.errors import UserError
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.strategies.strategy import Strategy, full_weight, set_mask
+from lit_compress.strategies.distributed_weights import full_weight, set_mask
+from lit_compress.strategies.strategy import Strategy
 
 __all__ = ["PatternLock"]
 

@@ -19,8 +19,9 @@ from lit_compress.nn.quantizers import (
     TableQuantizer,
 )
 from lit_compress.nn.surgery import make_tables_compressible, match_modules, matches
-from lit_compress.run_length import run_length
-from lit_compress.strategies.strategy import Strategy, parse_duration, student_of, to_steps
+from lit_compress.strategies.strategy import Strategy, student_of
+from lit_compress.strategies.window import parse_duration, to_steps
+from lit_compress.training_steps import training_steps
 
 __all__ = ["EMBEDDING_TABLES", "QuantAwareTraining"]
 
@@ -168,7 +169,7 @@ class QuantAwareTraining(Strategy):
         return match_modules(student, usual or EMBEDDING_TABLES, (), nn.Embedding, key)
 
     def _steps(self, trainer: Trainer) -> tuple[int, int]:
-        owner, (total, _) = type(self).__name__, run_length(trainer)
+        owner, (total, _) = type(self).__name__, training_steps(trainer)
         start = to_steps(self.start, trainer, owner)
         if start >= total:
             raise UserError(f"{owner}.start: step {start} comes after training ends at step {total}; start earlier")

@@ -4,36 +4,24 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch import nn
 
 from lit_compress.errors import UserError
-from lit_compress.functional.schedules import Duration
 from lit_compress.models.layout import LAYOUTS, family_of, layer_linears, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import make_compressible, match_modules
-from lit_compress.run_length import run_length, stepped
+from lit_compress.training_steps import training_steps
 
 __all__ = [
     "ENCODER_LINEARS",
     "Strategy",
-    "Window",
-    "agreed",
     "amount_of",
     "check_amount",
-    "full_weight",
-    "parse_duration",
     "percent",
-    "set_mask",
-    "stepped",
     "student_of",
     "tell_if_little",
-    "to_steps",
-    "write_weight",
-    "zero_outside",
     "zeros",
 ]
 
@@ -85,7 +73,7 @@ class Strategy(Callback):
         if step >= end:
             return None
         asked, reached = self.amounts(pl_module)
-        steps = {"step": step, "end": end, "of": run_length(trainer)[0]}
+        steps = {"step": step, "end": end, "of": training_steps(trainer)[0]}
         return {"strategy": type(self).__name__, "asked": asked, "reached": reached, **steps}
 
     def layers(self, pl_module: LightningModule) -> dict[str, CompressibleLinear]:
@@ -139,101 +127,6 @@ def tell_if_little(key: str, left: int, whole: int, what: str) -> None:
         )
 
 
-class Window:
-    """The stretch of training in which a strategy acts; durations with units, turned into steps once they are known.
-
-    Args:
-        owner: class name for errors.
-        start: first update.
-        end: last update.
-        every: distance between updates.
-
-    """
-
-    def __init__(self, owner: str, start: str, end: str, every: str) -> None:
-        self.owner = owner
-        self.start, self.end, self.every = (
-            parse_duration(text, f"{owner}.{key}") for key, text in (("start", start), ("end", end), ("every", every))
-        )
-        if self.start.unit == self.end.unit and self.end.value < self.start.value:
-            raise UserError(f"{owner}.end: {end!r} comes before start {start!r}; give a later end")
-
-    def steps(self, trainer: Trainer) -> tuple[int, int, int]:
-        """``(start, end, every)`` in optimizer steps of this run.
-
-        Raises:
-            UserError: the window ends before it starts or after training does.
-
-        """
-        start, end, every = (to_steps(d, trainer, self.owner) for d in (self.start, self.end, self.every))
-        total, _ = run_length(trainer)
-        if end < start:
-            raise UserError(f"{self.owner}.end: step {end} comes before start, step {start}; give a later end")
-        if end > total:
-            raise UserError(
-                f"{self.owner}.end: step {end} comes after training ends at step {total}; give an earlier end"
-            )
-        return start, end, max(every, 1)
-
-
-def parse_duration(text: str, key: str) -> Duration:
-    """A duration with its unit, or a ``UserError`` that names the key."""
-    try:
-        return Duration.parse(text)
-    except ValueError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def to_steps(duration: Duration, trainer: Trainer, owner: str = "duration") -> int:
-    """Optimizer steps of this run."""
-    try:
-        return duration.steps(*run_length(trainer))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{owner}: {error}") from error
-
-
-@torch.no_grad()
-def set_mask(layer: CompressibleLinear, mask: Tensor, trainer: Trainer, keep_values: bool = False) -> None:
-    """Write a mask in place and make zero what it prunes: the weight, and the optimizer's moments of it.
-
-    With weight, gradient (the forward masks it) and moments at 0, AdamW's step is exactly 0 there, decay included.
-    Under DDP the mask of rank 0 is everybody's.
-
-    Args:
-        layer: has a mask already.
-        mask: bool ``(out_features, in_features)``, True keeps.
-        trainer: whose optimizers learn the weight.
-        keep_values: leave weight and moments as they are behind the mask, so that a later mask may bring them back.
-
-    """
-    assert layer.weight_mask is not None
-    layer.weight_mask.copy_(agreed(mask))
-    if not keep_values:
-        zero_outside(layer.weight, layer.weight_mask, trainer)
-
-
-def agreed(mask: Tensor) -> Tensor:
-    """The bool mask of rank 0, on every rank."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        mask = mask.to(torch.uint8)
-        torch.distributed.broadcast(mask, src=0)
-        mask = mask.bool()
-    return mask
-
-
-@torch.no_grad()
-def zero_outside(parameter: Tensor, kept: Tensor, trainer: Trainer) -> None:
-    """Make a parameter and the optimizer's moments of it zero where a mask of its shape is False."""
-    kept = _laid_out_like(parameter, kept)
-    parameter.mul_(kept)
-    for optimizer in trainer.optimizers:
-        for moment in optimizer.state.get(parameter, {}).values():
-            if isinstance(moment, Tensor) and moment.shape == parameter.shape:
-                moment.mul_(kept)
-
-
 def zeros(layers: Iterable[CompressibleLinear]) -> str:
     """The share of weights that masks prune, in words."""
     masks = [layer.weight_mask for layer in layers if layer.weight_mask is not None]
@@ -244,26 +137,6 @@ def zeros(layers: Iterable[CompressibleLinear]) -> str:
 def percent(share: float) -> str:
     """A share of zeros in words."""
     return f"{100 * share:.3g} % zeros"
-
-
-def full_weight(layer: CompressibleLinear) -> Tensor:
-    """The whole weight ``(out_features, in_features)``, gathered when FSDP2 has sharded it."""
-    weight = layer.weight.detach()
-    return weight.full_tensor() if isinstance(weight, DTensor) else weight
-
-
-@torch.no_grad()
-def write_weight(layer: CompressibleLinear, values: Tensor) -> None:
-    """Write a whole weight ``(out_features, in_features)`` in place; under DDP and FSDP2 that of rank 0."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.broadcast(values, src=0)
-    layer.weight.copy_(_laid_out_like(layer.weight, values))
-
-
-def _laid_out_like(weight: Tensor, mask: Tensor) -> Tensor:
-    if isinstance(weight, DTensor):
-        return distribute_tensor(mask.to(weight.dtype), weight.device_mesh, weight.placements)
-    return mask
 
 
 def student_of(pl_module: LightningModule, owner: str = "a strategy") -> nn.Module:

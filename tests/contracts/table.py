@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
+
 from lit_compress.modules import (
     AttentionDistillation,
     Distillation,
@@ -12,20 +14,62 @@ from lit_compress.modules import (
     ScorePenalty,
 )
 from lit_compress.strategies import (
+    Activations,
+    Fisher,
     FreezeEmbeddings,
+    Function,
     GradualLayerDropping,
     LayerDropping,
     LowRankEmbedding,
+    Magnitude,
     MagnitudePruning,
+    Movement,
     MovementPruning,
     PatternLock,
+    Pruning,
     QuantAwareTraining,
     SecondOrderPruning,
     StructuredPruning,
+    Taylor,
 )
 
 # Few and small gradients, so that an update costs no more than a few steps.
 SAMPLE = {"gradients": 12, "gradient_batch_size": 4, "damping": 1e-4, "end": "50%"}
+
+
+def against_inputs(weight: Tensor, input_norms: Tensor, gradients: Tensor) -> Tensor:
+    """An importance of the user's, of all that there is to look at."""
+    return weight.abs() * input_norms.sqrt() + gradients
+
+
+# Every importance and every pattern that goes with it: what is left of the tiny model is checked pair by pair.
+IMPORTANCES: dict[str, Callable[[], Any]] = {
+    "magnitude": Magnitude,
+    "taylor": lambda: Taylor(score_batches=2),
+    "fisher": lambda: Fisher(gradients=6, gradient_batch_size=4, damping=1e-4, block_size=16),
+    "movement": Movement,
+    "activations": lambda: Activations(batches=2, batch_size=4),
+    "function": lambda: Function(against_inputs, batches=2, batch_size=4),
+}
+PATTERNS = {
+    "unstructured": {"sparsity": 0.7},
+    "2:4": {"sparsity": 0.5},
+    "4x2": {"sparsity": 0.75},
+    "8x4/2": {"sparsity": 0.5},
+    "heads": {"sparsity": 0.5},
+    "neurons": {"sparsity": 0.75},
+}
+
+
+def pruning(importance: str, pattern: str, **options: Any) -> Pruning:
+    """A pair that fits a run of 8 optimizer steps, with updates at the start, on the way and at the end."""
+    window = {"start": "1 steps", "end": "5 steps", "every": "2 steps"}
+    return Pruning(IMPORTANCES[importance](), pattern, **PATTERNS[pattern] | window | options)
+
+
+def _pair(importance: str, pattern: str, **options: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+    return Pruning, {"importance": importance, "pattern": pattern} | options
+
 
 # Name of the case -> the class and its arguments. All fit a run of 8 optimizer steps.
 ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -38,9 +82,9 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         {"sparsity": 0.6, "pattern": "8x4/2", "permute_neurons": True, "every": "1 steps"},
     ),
     "magnitude-one-shot": (MagnitudePruning, {"sparsity": 0.6, "schedule": "constant", "start": "0%", "end": "0%"}),
-    "magnitude-revive": (
+    "magnitude-regrowth": (
         MagnitudePruning,
-        {"sparsity": 0.8, "end": "25%", "every": "1 steps", "revive": True, "last_update": "75%"},
+        {"sparsity": 0.8, "end": "25%", "every": "1 steps", "regrowth": True, "last_update": "75%"},
     ),
     "second-order": (SecondOrderPruning, {"sparsity": 0.8, "initial_sparsity": 0.3, "every": "1 steps"} | SAMPLE),
     "second-order-blocks": (
@@ -64,6 +108,14 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         MovementPruning,
         {"method": "soft", "threshold": 0.5, "start": "1 steps", "end": "4 steps", "freeze_masks": "7 steps"},
     ),
+    "pruning-movement-blocks": _pair("movement", "4x2", last_update="7 steps"),
+    "pruning-fisher-2:4": _pair("fisher", "2:4"),
+    "pruning-activations": _pair("activations", "unstructured", scope="global"),
+    "pruning-activations-regrowth": _pair("activations", "unstructured", regrowth=True, last_update="7 steps"),
+    "pruning-taylor": _pair("taylor", "unstructured", initial_sparsity=0.2),
+    "pruning-fisher-heads": _pair("fisher", "heads", schedule="constant"),
+    "pruning-movement-neurons": _pair("movement", "neurons", last_update="6 steps"),
+    "pruning-function-2:4": _pair("function", "2:4"),
     "pattern-lock": (PatternLock, {}),
     "qat": (QuantAwareTraining, {"start": "25%", "freeze_observers": "75%"}),
     "qat-per-tensor-int8": (
@@ -90,25 +142,25 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "layer-drop-contribution": (LayerDropping, {"drop": 1, "which": "contribution", "rows": 12}),
     "layer-drop-variance": (LayerDropping, {"drop": 1, "which": "variance"}),
     "layer-drop-gradual": (GradualLayerDropping, {"drop": 1, "start": "1 steps", "end": "50%"}),
-    "structured": (StructuredPruning, {"heads": 1, "neurons": 24, "prunings": 4, "end": "75%"}),
+    "structured": (StructuredPruning, {"heads": 1, "neurons": 24, "pruning_steps": 4, "end": "75%"}),
     "structured-one-shot": (
         StructuredPruning,
-        {"heads": 0.5, "neurons": 0.25, "prunings": 1, "end": "0%", "score_batches": 3},
+        {"heads": 0.5, "neurons": 0.25, "pruning_steps": 1, "end": "0%", "score_batches": 3},
     ),
     "structured-global": (
         StructuredPruning,
-        {"neurons": 0.3, "scope": "global", "prunings": 2, "start": "1 steps", "end": "5 steps"},
+        {"neurons": 0.3, "scope": "global", "pruning_steps": 2, "start": "1 steps", "end": "5 steps"},
     ),
-    "structured-magnitude": (StructuredPruning, {"neurons": 20, "criterion": "magnitude", "prunings": 3}),
+    "structured-magnitude": (StructuredPruning, {"neurons": 20, "criterion": "magnitude", "pruning_steps": 3}),
     "low-rank-one-shot": (LowRankEmbedding, {"rank": 6}),
-    "low-rank": (LowRankEmbedding, {"rank": 4, "prunings": 4, "end": "50%"}),
+    "low-rank": (LowRankEmbedding, {"rank": 4, "pruning_steps": 4, "end": "50%"}),
 }
 
 
-def build(case: str) -> Any:
-    """A fresh strategy of a row."""
-    kind, arguments = ROWS[case]
-    return kind(**arguments)
+def build(case: str, **more: Any) -> Any:
+    """A fresh strategy of a row, with more arguments."""
+    kind, arguments = ROWS[case][0], ROWS[case][1] | more
+    return pruning(**arguments) if kind is Pruning else kind(**arguments)
 
 
 # Name of the case -> the terms, for a teacher of another width, depth and number of heads than the student's.

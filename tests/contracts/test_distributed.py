@@ -75,11 +75,33 @@ STRATEGIES = {
             "init_args": {"sparsity": 0.75, "end": "50%", "freeze_masks": "75%"},
         },
     ],
+    # Each rank sees its own rows, and ranks look at different ones between the steps.
+    "pairs": [
+        {
+            "class_path": "Pruning",
+            "init_args": {"importance": "Taylor", "sparsity": 0.75, "targets": ["*.attention.*"], "every": "2 steps"},
+        },
+        {
+            "class_path": "Pruning",
+            "init_args": {
+                "importance": {"class_path": "Activations", "init_args": {"batches": 2, "batch_size": 4}},
+                "sparsity": 0.75,
+                "targets": ["*.intermediate.*", "re:.*layer.\\d+.output.dense"],
+                "every": "2 steps",
+            },
+        },
+    ],
+    "movement-neurons": [
+        {
+            "class_path": "Pruning",
+            "init_args": {"importance": "Movement", "pattern": "neurons", "sparsity": 0.5, "last_update": "75%"},
+        },
+    ],
     # Neurons are scored before the first step and heads during training.
     "structured": [
-        {"class_path": "StructuredPruning", "init_args": {"neurons": 24, "prunings": 1, "end": "0%"}},
-        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "prunings": 1}},
-        {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "prunings": 2}},
+        {"class_path": "StructuredPruning", "init_args": {"neurons": 24, "pruning_steps": 1, "end": "0%"}},
+        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "pruning_steps": 1}},
+        {"class_path": "LowRankEmbedding", "init_args": {"rank": 6, "pruning_steps": 2}},
     ],
     # Each rank measures on its own half of the rows.
     "layers": [
@@ -133,6 +155,8 @@ def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_d
         kept = {name: tensor for name, tensor in state.items() if name.endswith("kept_groups")}
         assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." in name} == {1}
         assert {int(tensor.sum()) for name, tensor in kept.items() if ".attention." not in name} == {24}
+    elif strategy == "movement-neurons":
+        assert {int(kept.sum()) for name, kept in state.items() if name.endswith("kept_groups")} == {32}
     else:
         pools = [torch.cat([mask.flatten() for mask in masks])] if strategy == "second-order" else masks
         assert all(int((~pool).sum()) == round(0.75 * pool.numel()) for pool in pools)

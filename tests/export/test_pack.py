@@ -272,8 +272,8 @@ CASES = {
     "frozen": [QuantAwareTraining(start="0%", freeze_observers="50%", activations="dynamic")],
     "outputs": [QuantAwareTraining(start="0%", outputs=["*.query"])],
     "pruned": [MagnitudePruning(end="50%"), QuantAwareTraining(start="50%")],
-    "smaller": [StructuredPruning(heads=1, neurons=24, prunings=1, end="0%"), QuantAwareTraining(start="50%")],
-    "uneven": [StructuredPruning(neurons=0.3, scope="global", prunings=1, end="0%")],
+    "smaller": [StructuredPruning(heads=1, neurons=24, pruning_steps=1, end="0%"), QuantAwareTraining(start="50%")],
+    "uneven": [StructuredPruning(neurons=0.3, scope="global", pruning_steps=1, end="0%")],
     "factorized": [LowRankEmbedding(rank=6), QuantAwareTraining(start="0%")],
 }
 

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from lit_compress.functional import keep_by_position, keep_dissimilar, keep_highest, weight_score
-from lit_compress.functional.layer_selection import closed_layers
 
 
 # The paper's layers count from 1; of 12 these are dropped.
@@ -72,12 +71,3 @@ def test_weight_scores():
     small, large = torch.tensor([[1.0, -1.0]]), torch.full((4, 4), 3.0)
     assert weight_score([small, large], "aggregation") == 2.0  # (1 + 3) / 2: a matrix is a matrix
     assert weight_score([small, large], "variance") == 0.5  # (1 + 0) / 2
-
-
-@pytest.mark.parametrize(("start", "end", "drop"), [(0, 100, 4), (10, 31, 5), (7, 7, 3), (0, 3, 3), (0, 8, 1)])
-def test_layers_close_one_after_the_other(start, end, drop):
-    closed = [closed_layers(step, start, end, drop) for step in range(end + 20)]
-    assert closed == sorted(closed)
-    assert closed[end] == drop == closed[-1]
-    assert end == start or closed[end - 1] == drop - 1
-    assert not any(closed[:start])

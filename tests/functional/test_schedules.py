@@ -1,4 +1,5 @@
 import itertools
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_compress.functional import Constant, Cosine, Cubic, Duration, Linear
-from lit_compress.functional.schedules import due, pruning_steps, width_after
+from lit_compress.functional.schedules import EqualParts, Updates, due, width_at
 
 # Test vectors of SparseML's recipes: s_i, s_f, start, end, every, sparsity at each update.
 RECIPES = {
@@ -143,14 +144,16 @@ def test_constant(progress):
 def test_widths_of_rosita():
     # Arc C: 12 heads to 2, 3072 neurons to 512, rank 768 to 128, in ten prunings.
     prunings = range(1, 11)
-    assert [width_after(i, 10, 12, 2) for i in prunings] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
-    assert [width_after(i, 10, 3072, 512) for i in prunings] == list(range(2816, 511, -256))
-    assert [width_after(i, 10, 768, 128) for i in prunings] == list(range(704, 127, -64))
+    assert [width_at(i / 10, 12, 2) for i in prunings] == [11, 10, 9, 8, 7, 6, 5, 4, 3, 2]
+    assert [width_at(i / 10, 3072, 512) for i in prunings] == list(range(2816, 511, -256))
+    assert [width_at(i / 10, 768, 128) for i in prunings] == list(range(704, 127, -64))
 
 
 @given(st.integers(1, 40), st.integers(1, 400), st.integers(0, 400))
 def test_widths_fall_to_the_final_one(prunings, final, more):
-    widths = [width_after(i, prunings, final + more, final) for i in range(prunings + 1)]
+    widths = [width_at(i / prunings, final + more, final) for i in range(prunings + 1)]
+    # As if it were computed with whole numbers: a half is a half, also where the progress is none of two to the power.
+    assert widths == [final + more - round(Fraction(more * i, prunings)) for i in range(prunings + 1)]
     assert widths[0] == final + more
     assert widths[-1] == final
     assert widths == sorted(widths, reverse=True)
@@ -159,8 +162,27 @@ def test_widths_fall_to_the_final_one(prunings, final, more):
 @given(st.integers(0, 100), st.integers(1, 30), st.integers(0, 200))
 def test_prunings_are_spread_evenly_and_the_last_is_at_the_end(start, prunings, more):
     end = start + prunings + more
-    steps = pruning_steps(start, end, prunings)
+    steps = EqualParts(start, end, prunings).steps
     assert len(set(steps)) == prunings
     assert steps[-1] == end
     gaps = {b - a for a, b in pairwise([start, *steps])}
     assert max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize(("start", "end", "parts"), [(0, 100, 4), (10, 31, 5), (7, 7, 3), (0, 3, 3), (0, 8, 1)])
+def test_progress_of_equal_parts_is_the_share_that_is_over(start, end, parts):
+    updates = EqualParts(start, end, parts)
+    progress = [updates.progress(step) for step in range(end + 20)]
+    assert progress == sorted(progress)
+    assert progress[end] == 1.0 == progress[-1]
+    assert end == start or progress[end - 1] == (parts - 1) / parts
+    assert not any(progress[:start])
+    changes = [step for step in range(1, end + 20) if progress[step] != progress[step - 1]]
+    assert [step for step in range(1, end + 20) if step in updates] == changes
+
+
+@pytest.mark.parametrize(("one_grid", "expected"), [(False, [1, 4, 6, 9, 11]), (True, [1, 4, 7, 10, 11])])
+def test_updates_go_on_after_the_end(one_grid, expected):
+    updates = Updates(start=1, end=6, every=3, last=11, one_grid=one_grid)
+    assert [step for step in range(20) if step in updates] == expected
+    assert [updates.progress(step) for step in (1, 6, 11)] == [0.0, 1.0, 1.0]

@@ -210,7 +210,7 @@ def test_accuracy_is_that_of_training(reported, capsys):
 def test_a_run_that_removed_heads_neurons_and_ranks(tmp_path, finished, tiny_teacher):
     config = yaml.safe_load((finished / "config.yaml").read_text())
     config["compression"] = [
-        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "neurons": 10, "prunings": 1}},
+        {"class_path": "StructuredPruning", "init_args": {"heads": 1, "neurons": 10, "pruning_steps": 1}},
         {"class_path": "LowRankEmbedding", "init_args": {"rank": 4}},
     ]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))

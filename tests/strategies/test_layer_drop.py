@@ -324,7 +324,7 @@ def test_layers_and_what_is_in_them_go_together(pretrained, tiny_data, tmp_path)
     strategies = [
         LayerDropping(keep=[0, 1, 3, 4, 5]),
         GradualLayerDropping(drop=2, end="50%"),
-        StructuredPruning(heads=1, neurons=0.5, scope="global", prunings=2, criterion="magnitude", end="50%"),
+        StructuredPruning(heads=1, neurons=0.5, scope="global", pruning_steps=2, criterion="magnitude", end="50%"),
         LowRankEmbedding(rank=4),
     ]
     fit(module, datamodule, strategies, tmp_path / "run")

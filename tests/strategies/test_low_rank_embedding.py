@@ -51,12 +51,12 @@ def test_with_prunings_training_starts_from_the_same_model(tiny_teacher):
     ids = torch.tensor([[2, 7, 9, 3]])
     dense = student(tiny_teacher).student.eval()
     expected = dense(input_ids=ids).logits
-    assert torch.allclose(setup(dense, rank=6, prunings=3)(input_ids=ids).logits, expected, atol=1e-5)
+    assert torch.allclose(setup(dense, rank=6, pruning_steps=3)(input_ids=ids).logits, expected, atol=1e-5)
 
 
 def test_the_rank_falls_in_equal_parts_and_nothing_is_decomposed_again(tiny_teacher, tiny_data, tmp_path):
     module, watch = student(tiny_teacher), Watch()
-    strategy = LowRankEmbedding(rank=8, prunings=3, start="1 steps", end="7 steps")
+    strategy = LowRankEmbedding(rank=8, pruning_steps=3, start="1 steps", end="7 steps")
     run = fit(module, data(tiny_data, tiny_teacher), [strategy, watch], tmp_path)
     assert list(watch.ranks.values()) == [32, 32, 32, 24, 24, 16, 16, 8, 8]
     table = module.student.get_input_embeddings()
@@ -75,13 +75,13 @@ def test_every_family_is_factorised_and_computes_almost_the_same(family):
     inputs = {"input_ids": torch.tensor([[5, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     model = build(family)
     expected = model(**inputs).logits
-    setup(model, rank=1, prunings=1)
+    setup(model, rank=1, pruning_steps=1)
     assert isinstance(model.get_input_embeddings(), FactorizedEmbedding)
     assert torch.allclose(model(**inputs).logits, expected, atol=1e-5)
 
 
 def test_setting_up_twice_changes_nothing(tiny_teacher):
-    for arguments in ({"rank": 6}, {"rank": 6, "prunings": 3}):
+    for arguments in ({"rank": 6}, {"rank": 6, "pruning_steps": 3}):
         model = setup(student(tiny_teacher).student, **arguments)
         table = model.get_input_embeddings()
         assert setup(model, **arguments).get_input_embeddings() is table
@@ -109,10 +109,10 @@ def test_frozen_tables_stay_frozen_as_factors(tiny_teacher, tiny_data, tmp_path)
 
 WRONG = {
     "no rank": ({"rank": 0}, ["LowRankEmbedding.rank: 0", "1 or more"]),
-    "negative prunings": ({"prunings": -1}, ["LowRankEmbedding.prunings: -1", "0 or more"]),
+    "negative prunings": ({"pruning_steps": -1}, ["LowRankEmbedding.pruning_steps: -1", "0 or more"]),
     "a window without prunings": ({"end": "30%"}, ["LowRankEmbedding.end: '30%' has no effect"]),
     "a start without prunings": ({"start": "30%"}, ["LowRankEmbedding.start: '30%' has no effect"]),
-    "a window backwards": ({"prunings": 2, "start": "60%"}, ["LowRankEmbedding.end", "'60%'"]),
+    "a window backwards": ({"pruning_steps": 2, "start": "60%"}, ["LowRankEmbedding.end", "'60%'"]),
     "ignore without targets": ({"ignore": ["*word*"]}, ["LowRankEmbedding.ignore"]),
 }
 
@@ -130,7 +130,7 @@ def test_a_rank_that_makes_nothing_smaller_is_refused(rank, prunings, tiny_teach
     model = student(tiny_teacher).student
     rows = model.get_input_embeddings().num_embeddings
     most = (rows * 32 - 1) // (rows + 32)
-    message = error_of(lambda: setup(model, rank=rank, prunings=prunings))
+    message = error_of(lambda: setup(model, rank=rank, pruning_steps=prunings))
     assert f"LowRankEmbedding.rank: {rank} does not make 'bert.embeddings.word_embeddings' of {rows} x 32" in message
     assert f"{most} or less" in message
     setup(model, rank=most)
@@ -139,7 +139,7 @@ def test_a_rank_that_makes_nothing_smaller_is_refused(rank, prunings, tiny_teach
 def test_a_rank_above_that_of_a_factorised_model_is_refused(tiny_teacher):
     model = setup(student(tiny_teacher).student, rank=6)
     assert "has rank 6 already" in error_of(lambda: setup(model, rank=7))
-    assert "has rank 6 already" in error_of(lambda: setup(model, rank=6, prunings=2))
+    assert "has rank 6 already" in error_of(lambda: setup(model, rank=6, pruning_steps=2))
 
 
 def test_a_table_tied_to_a_decoder_is_refused(tiny_model):
@@ -149,9 +149,9 @@ def test_a_table_tied_to_a_decoder_is_refused(tiny_model):
 
 
 def test_more_prunings_than_steps_are_refused(tiny_teacher, tiny_data, tmp_path):
-    strategy = LowRankEmbedding(rank=6, prunings=5, end="4 steps")
+    strategy = LowRankEmbedding(rank=6, pruning_steps=5, end="4 steps")
     message = error_of(lambda: fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [strategy], tmp_path))
-    assert "LowRankEmbedding.prunings: 5 do not fit" in message
+    assert "LowRankEmbedding.pruning_steps: 5 do not fit" in message
 
 
 def test_a_network_that_does_not_name_its_words_needs_targets():

@@ -95,8 +95,8 @@ WRONG = {
     "unquoted in YAML": ({"pattern": "124"}, ["MagnitudePruning.pattern", "'124'"]),  # 2:4 in base 60
     "2:4 at 80 %": ({"pattern": "2:4"}, ["MagnitudePruning.sparsity", "0.8", "'2:4'", "0.5"]),
     "1:4 at 50 %": ({"pattern": "1:4", "sparsity": 0.5}, ["MagnitudePruning.sparsity", "0.5", "'1:4'", "0.75"]),
-    "updates of nothing": ({"last_update": "80%"}, ["MagnitudePruning.last_update", "'80%'", "revive"]),
-    "last update without a unit": ({"revive": True, "last_update": "9"}, ["MagnitudePruning.last_update", "'9'"]),
+    "updates of nothing": ({"last_update": "80%"}, ["MagnitudePruning.last_update", "'80%'", "regrowth"]),
+    "last update without a unit": ({"regrowth": True, "last_update": "9"}, ["MagnitudePruning.last_update", "'9'"]),
     "global 2:4": (
         {"pattern": "2:4", "sparsity": 0.5, "scope": "global"},
         ["MagnitudePruning.scope", "'2:4'", "layer"],
@@ -126,11 +126,11 @@ WRONG_IN_A_RUN = {
     "end after training": ({"end": "9 steps"}, ["MagnitudePruning.end", "step 9", "step 8"]),
     "end epochs after training": ({"end": "3 epochs"}, ["MagnitudePruning.end", "step 12", "step 8"]),
     "last update before the end": (
-        {"end": "4 steps", "revive": True, "last_update": "2 steps"},
+        {"end": "4 steps", "regrowth": True, "last_update": "2 steps"},
         ["MagnitudePruning.last_update", "step 2", "step 4"],
     ),
     "last update after training": (
-        {"revive": True, "last_update": "9 steps"},
+        {"regrowth": True, "last_update": "9 steps"},
         ["MagnitudePruning.last_update", "step 9", "step 8"],
     ),
     "more than all": ({"end": "150%"}, ["MagnitudePruning.end", "step 12", "step 8"]),
@@ -299,7 +299,7 @@ def test_no_sparsity_prunes_nothing(prune):
 
 
 def test_revived_weights_until_the_last_update(prune):
-    module, watch = prune(sparsity=0.8, end="2 steps", every="1 steps", revive=True, last_update="6 steps")
+    module, watch = prune(sparsity=0.8, end="2 steps", every="1 steps", regrowth=True, last_update="6 steps")
     assert [watch.sparsities[step] for step in range(2, STEPS + 1)] == pytest.approx([0.8] * 7, abs=1e-3)
     back = [
         any((watch.masks[s][n] & ~watch.masks[s - 1][n]).any() for n in watch.masks[s]) for s in range(1, STEPS + 1)
@@ -318,7 +318,7 @@ def test_a_masked_weight_keeps_its_value_only_until_the_last_update(tiny_teacher
 
     behind = Behind()
     options = {"schedule": "constant", "start": "2 steps", "end": "2 steps", "every": "2 steps"}
-    pruning = MagnitudePruning(sparsity=0.5, revive=True, last_update="6 steps", **options)
+    pruning = MagnitudePruning(sparsity=0.5, regrowth=True, last_update="6 steps", **options)
     fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [pruning, behind], tmp_path)
     assert [behind.masks[step] for step in range(2, STEPS + 1)] == [True] * 4 + [False] * 3
 
@@ -332,7 +332,7 @@ def test_locked_zeros_are_not_revived(tiny_teacher, tiny_data, tmp_path):
     model.save_pretrained(tmp_path / "sparse")
     module = student(tmp_path / "sparse")
     # A sparsity below that of the pattern would have room for every locked zero.
-    pruning = MagnitudePruning(sparsity=0.3, end="2 steps", every="1 steps", revive=True, last_update="100%")
+    pruning = MagnitudePruning(sparsity=0.3, end="2 steps", every="1 steps", regrowth=True, last_update="100%")
     fit(module, data(tiny_data, tiny_teacher), [PatternLock(), pruning], tmp_path / "run")
     for _, layer in compressible_layers(module.student):
         assert not layer.weight_mask[:, ::2].any()

@@ -12,16 +12,17 @@ from lit_compress.strategies import FreezeEmbeddings, MovementPruning, QuantAwar
 
 
 class Watch(Callback):
-    """Masks, scores, weights and the pressure on the scores after each step; entry 0 is before the first."""
+    """Masks, scores, weights and what a penalty on the scores counts at each step; entry 0 is before the first."""
 
     def __init__(self):
-        self.steps, self.pressure = {}, {}
+        self.steps, self.shares = {}, {}
 
     def on_train_start(self, run, module):
         self._look(run.global_step, module)
 
     def on_train_batch_start(self, run, module, batch, batch_idx):
-        self.pressure[run.global_step] = next(compressible_layers(module.student))[1].score_pressure
+        pruning = next(callback for callback in run.callbacks if isinstance(callback, MovementPruning))
+        self.shares[run.global_step] = next(iter(pruning.score_shares(run, module).values()), None)
 
     def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
         self._look(run.global_step, module)
@@ -60,7 +61,10 @@ WRONG = {
     "initial sparsity of soft": ({"method": "soft", "initial_sparsity": 0.1}, ["MovementPruning.initial_sparsity"]),
     "scope of soft": ({"method": "soft", "scope": "global"}, ["MovementPruning.scope", "soft"]),
     "sparsity of one": ({"sparsity": 1.0}, ["MovementPruning.sparsity", "1.0"]),
-    "initial above final": ({"sparsity": 0.5, "initial_sparsity": 0.7}, ["MovementPruning.sparsity", "0.5", "0.7"]),
+    "initial above final": (
+        {"sparsity": 0.5, "initial_sparsity": 0.7},
+        ["MovementPruning.initial_sparsity", "0.5", "0.7"],
+    ),
     "threshold of zero": ({"method": "soft", "threshold": 0.0}, ["MovementPruning.threshold", "0.0"]),
     "threshold of one": ({"method": "soft", "threshold": 1.0}, ["MovementPruning.threshold", "1.0"]),
     "no unit": ({"freeze_masks": "3"}, ["MovementPruning.freeze_masks", "'3'"]),
@@ -144,12 +148,12 @@ def test_a_soft_mask_is_the_score_above_the_threshold(prune):
     assert 0 < watch.sparsities[-1] < 1
 
 
-def test_the_pressure_grows_with_the_threshold(prune):
+def test_the_penalty_grows_with_the_threshold(prune):
     _, watch = prune(
         method="soft", threshold=0.4, start="2 steps", end="6 steps", penalties={"scores": ScorePenalty(1.0)}
     )
     expected = [Cubic(final=1.0)((step - 2) / 4) for step in range(STEPS)]
-    assert [watch.pressure[step] for step in range(STEPS)] == pytest.approx(expected)
+    assert [watch.shares[step] for step in range(STEPS)] == pytest.approx(expected)
 
 
 def test_the_penalty_prunes(prune):

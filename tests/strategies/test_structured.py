@@ -52,13 +52,16 @@ WRONG = {
     "no number": ({"neurons": float("nan")}, ["StructuredPruning.neurons: nan"]),
     "scope": ({"heads": 1, "scope": "model"}, ["StructuredPruning.scope: 'model'", "layer, global"]),
     "criterion": ({"heads": 1, "criterion": "random"}, ["StructuredPruning.criterion: 'random'", "taylor, magnitude"]),
-    "no prunings": ({"heads": 1, "prunings": 0}, ["StructuredPruning.prunings: 0"]),
+    "no prunings": ({"heads": 1, "pruning_steps": 0}, ["StructuredPruning.pruning_steps: 0"]),
     "scores of magnitude": (
-        {"heads": 1, "prunings": 1, "end": "0%", "criterion": "magnitude", "score_batches": 3},
+        {"heads": 1, "pruning_steps": 1, "end": "0%", "criterion": "magnitude", "score_batches": 3},
         ["StructuredPruning.score_batches: 3 has no effect"],
     ),
     "scores during training": ({"heads": 1, "score_batches": 3}, ["StructuredPruning.score_batches: 3 has no effect"]),
-    "no batch": ({"heads": 1, "prunings": 1, "end": "0%", "score_batches": 0}, ["StructuredPruning.score_batches: 0"]),
+    "no batch": (
+        {"heads": 1, "pruning_steps": 1, "end": "0%", "score_batches": 0},
+        ["StructuredPruning.score_batches: 0"],
+    ),
     "end before start": ({"heads": 1, "start": "50%", "end": "10%"}, ["StructuredPruning.end", "'10%'"]),
 }
 
@@ -71,11 +74,20 @@ def test_wrong_arguments(case):
 
 
 REFUSED = {
-    "as many heads as there are": ({"heads": 2}, ["StructuredPruning.heads: 2 removes nothing", "more than 2"]),
-    "more neurons than there are": ({"neurons": 65}, ["StructuredPruning.neurons: 65 removes nothing"]),
-    "more prunings than steps": ({"heads": 1, "end": "3 steps"}, ["StructuredPruning.prunings: 10", "step 3"]),
+    "as many heads as there are": (
+        {"heads": 2, "pruning_steps": 2},
+        ["StructuredPruning.heads: 2 removes nothing", "more than 2"],
+    ),
+    "more neurons than there are": (
+        {"neurons": 65, "pruning_steps": 2},
+        ["StructuredPruning.neurons: 65 removes nothing"],
+    ),
+    "more prunings than steps": ({"heads": 1, "end": "3 steps"}, ["StructuredPruning.pruning_steps: 10", "step 3"]),
     "a window after the run": ({"heads": 1, "end": "99 steps"}, ["StructuredPruning.end", "99"]),
-    "many prunings before training": ({"heads": 1, "end": "0%", "prunings": 2}, ["StructuredPruning.prunings: 2"]),
+    "many prunings before training": (
+        {"heads": 1, "end": "0%", "pruning_steps": 2},
+        ["StructuredPruning.pruning_steps: 2"],
+    ),
     "targets without heads": (
         {"heads": 1, "targets": ["*.intermediate.dense"]},
         ["StructuredPruning.targets", "heads could be removed", "attention.output.dense"],
@@ -101,7 +113,7 @@ def test_a_family_without_removable_heads_is_refused_with_its_reason(family):
 
 
 def test_widths_fall_in_equal_parts_through_the_window(prune):
-    _, watch = prune(heads=1, neurons=16, prunings=3, start="1 steps", end="7 steps")
+    _, watch = prune(heads=1, neurons=16, pruning_steps=3, start="1 steps", end="7 steps")
     for name, kept in watch.kept.items():
         expected = [2, 2, 2, 2, 2, 1, 1, 1, 1] if "attention" in name else [64, 64, 64, 48, 48, 32, 32, 16, 16]
         assert list(kept.values()) == expected, name
@@ -109,7 +121,7 @@ def test_widths_fall_in_equal_parts_through_the_window(prune):
 
 
 def test_less_than_a_quarter_of_a_layer_is_said(prune, caplog):
-    prune(neurons=15, heads=1, prunings=2)  # of 64 and of 2
+    prune(neurons=15, heads=1, pruning_steps=2)  # of 64 and of 2
     found = [record.getMessage() for record in caplog.records if " are left" in record.getMessage()]
     assert [message.partition(",")[0] for message in found] == [
         "StructuredPruning.neurons: 15 of 64 neurons of a layer are left"
@@ -117,7 +129,7 @@ def test_less_than_a_quarter_of_a_layer_is_said(prune, caplog):
 
 
 def test_importance_is_collected_in_the_window_and_forgotten_at_each_pruning(prune):
-    _, watch = prune(neurons=16, prunings=2, start="1 steps", end="5 steps")
+    _, watch = prune(neurons=16, pruning_steps=2, start="1 steps", end="5 steps")
     for scores in watch.scores.values():
         assert [bool(score.any()) for score in scores.values()] == [
             *(False, False, True, False, True),
@@ -126,7 +138,7 @@ def test_importance_is_collected_in_the_window_and_forgotten_at_each_pruning(pru
 
 
 def test_a_pruned_group_collects_no_importance(prune):
-    module, watch = prune(neurons=16, prunings=2, start="0 steps", end="6 steps")
+    module, watch = prune(neurons=16, pruning_steps=2, start="0 steps", end="6 steps")
     for name, scores in watch.scores.items():
         gone = ~marked(module.student)[name].kept_groups
         assert int((scores[5] == 0).sum()) >= int(gone.sum()) // 2
@@ -148,7 +160,7 @@ class Gradients(Callback):
 
 def test_the_least_important_by_the_gradients_of_training_go(prune):
     gradients = Gradients(until=4)
-    module, _ = prune(gradients, heads=1, neurons=10, prunings=1, start="0%", end="4 steps")
+    module, _ = prune(gradients, heads=1, neurons=10, pruning_steps=1, start="0%", end="4 steps")
     for index in range(2):
         prefix = f"bert.encoder.layer.{index}"
         layers = marked(module.student)
@@ -163,7 +175,7 @@ def test_the_least_important_by_the_gradients_of_training_go(prune):
 
 def test_magnitude_leaves_the_largest(prune, tiny_teacher):
     dense = student(tiny_teacher).student
-    module, _ = prune(heads=1, neurons=10, prunings=1, end="0%", criterion="magnitude")
+    module, _ = prune(heads=1, neurons=10, pruning_steps=1, end="0%", criterion="magnitude")
     for index in range(2):
         layer, marks = dense.bert.encoder.layer[index], marked(module.student)
         neurons = neuron_scores(layer.intermediate.dense.weight.abs(), layer.output.dense.weight.abs())
@@ -177,7 +189,7 @@ def test_magnitude_leaves_the_largest(prune, tiny_teacher):
 
 
 def test_a_head_and_a_neuron_are_masked_on_both_sides(prune):
-    module, _ = prune(heads=1, neurons=10, prunings=1, end="0%", score_batches=2)
+    module, _ = prune(heads=1, neurons=10, pruning_steps=1, end="0%", score_batches=2)
     layers = dict(compressible_layers(module.student))
     for index in range(2):
         prefix = f"bert.encoder.layer.{index}"
@@ -192,14 +204,14 @@ def test_a_head_and_a_neuron_are_masked_on_both_sides(prune):
 
 
 def test_a_global_scope_gives_uneven_layers_with_the_same_sum(prune):
-    module, _ = prune(neurons=16, scope="global", prunings=1, end="0%", criterion="magnitude")
+    module, _ = prune(neurons=16, scope="global", pruning_steps=1, end="0%", criterion="magnitude")
     widths = [int(layer.kept_groups.sum()) for layer in marked(module.student).values()]
     assert sum(widths) == 32
     assert widths[0] != widths[1]
 
 
 def test_targets_choose_layers(prune):
-    module, _ = prune(heads=1, neurons=8, prunings=1, end="0%", score_batches=1, ignore=["*.layer.1.*"])
+    module, _ = prune(heads=1, neurons=8, pruning_steps=1, end="0%", score_batches=1, ignore=["*.layer.1.*"])
     assert set(marked(module.student)) == {
         "bert.encoder.layer.0.attention.output.dense",
         "bert.encoder.layer.0.output.dense",
@@ -243,7 +255,7 @@ def test_scoring_before_training_leaves_no_trace(tiny_teacher, tiny_data, tmp_pa
     strategies = [
         before,
         QuantAwareTraining(start="0%"),
-        StructuredPruning(neurons=8, prunings=1, end="0%"),
+        StructuredPruning(neurons=8, pruning_steps=1, end="0%"),
         after,
     ]
     fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path, max_epochs=1)
@@ -260,7 +272,7 @@ def test_scoring_before_training_is_the_importance_for_the_task(tiny_teacher, ti
     for run in ("a", "b"):
         # The teacher has no say.
         module = student(tiny_teacher, tiny_teacher if run == "b" else None)
-        strategy = StructuredPruning(neurons=20, prunings=1, end="0%", score_batches=1)
+        strategy = StructuredPruning(neurons=20, pruning_steps=1, end="0%", score_batches=1)
         fit(module, data(tiny_data, tiny_teacher, batch_size=64), [strategy], tmp_path / run, max_steps=1)
         kept.append([layer.kept_groups for layer in marked(module.student).values()])
         torch.rand(9)
@@ -273,7 +285,7 @@ def test_scoring_before_training_is_the_importance_for_the_task(tiny_teacher, ti
 
 
 def test_layers_that_learn_their_masks_are_refused(prune):
-    message = error_of(lambda: prune(MovementPruning(), neurons=8, prunings=1))
+    message = error_of(lambda: prune(MovementPruning(), neurons=8, pruning_steps=1))
     assert "StructuredPruning.targets" in message
     assert "learns its mask" in message
 
@@ -283,7 +295,7 @@ def test_accumulated_gradients_count_optimizer_steps(tiny_teacher, tiny_data, tm
     run = fit(
         module,
         data(tiny_data, tiny_teacher, batch_size=4),
-        [StructuredPruning(neurons=16, prunings=2)],
+        [StructuredPruning(neurons=16, pruning_steps=2)],
         tmp_path,
         accumulate_grad_batches=4,
     )

@@ -217,7 +217,7 @@ def fit(case: str, setup: Setup, watcher: Callback, steps: int, sparsity: float)
     if case == "structured":
         # One pruning, after the last step: until then scores add up.
         heads = 0.5 if module.student.config.num_attention_heads > 1 else None
-        strategies.append(StructuredPruning(heads, neurons=0.5, prunings=1, start="0%", end="100%"))
+        strategies.append(StructuredPruning(heads, neurons=0.5, pruning_steps=1, start="0%", end="100%"))
     if "qat" in case:
         strategies.append(QuantAwareTraining(start="0%", freeze_observers=None))
     trainer = cli_trainer(setup.folder, [*strategies, watcher], steps, setup.precision)

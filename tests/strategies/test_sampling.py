@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_compress.errors import UserError
-from lit_compress.strategies.gradients import sample_gradients
+from lit_compress.strategies.sampling import sample_gradients
 
 ROWS = 64
 
@@ -148,7 +148,7 @@ def test_a_stream_has_no_rows_to_draw(midway):
         global_step, global_rank, world_size = 0, 0, 1
         train_dataloader = DataLoader(Stream(), batch_size=4)
 
-    with pytest.raises(UserError, match="data: gradients are sampled from rows") as caught:
+    with pytest.raises(UserError, match="data: pruning draws training rows") as caught:
         midway(lambda run, module: list(sample_gradients(Run(), module, weights_of(module), 1, 4)))
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""How long a run is, in optimizer steps, which schedules of all kinds start from; and where in it a batch ends."""
+"""How many optimizer steps a run has, which schedules of all kinds start from; and where in it a batch ends."""
 
 import math
 from typing import Any
@@ -7,10 +7,10 @@ from lightning.pytorch import Trainer
 
 from lit_compress.errors import UserError
 
-__all__ = ["interrupted", "run_length", "stepped"]
+__all__ = ["interrupted", "stepped", "training_steps"]
 
 
-def run_length(trainer: Trainer) -> tuple[int, float]:
+def training_steps(trainer: Trainer) -> tuple[int, float]:
     """Optimizer steps of the run, and of one epoch (infinite for a stream of data).
 
     Raises:

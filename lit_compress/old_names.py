@@ -1,0 +1,61 @@
+"""Options that had another name: configurations of earlier versions go on to be read, and are told the new name."""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from lit_compress.errors import UserError
+
+__all__ = ["OLD_OPTIONS", "reading_old_names", "with_new_names"]
+
+# Class -> old name -> new name.
+OLD_OPTIONS = {
+    "LowRankEmbedding": {"prunings": "pruning_steps"},
+    "MagnitudePruning": {"revive": "regrowth"},
+    "StructuredPruning": {"prunings": "pruning_steps"},
+}
+
+
+def with_new_names(content: Any) -> Any:
+    """A parsed configuration in which every class is given its options by their present names.
+
+    Raises:
+        UserError: an option is given under both names.
+
+    Example:
+        >>> with_new_names({"class_path": "MagnitudePruning", "init_args": {"revive": True}})
+        {'class_path': 'MagnitudePruning', 'init_args': {'regrowth': True}}
+
+    """
+    if isinstance(content, list):
+        return [with_new_names(entry) for entry in content]
+    if not isinstance(content, dict):
+        return content
+    content = {key: with_new_names(value) for key, value in content.items()}
+    owner = str(content.get("class_path")).rpartition(".")[2]
+    options = content.get("init_args")
+    if isinstance(options, dict):
+        content["init_args"] = {_new_name(owner, key, options): value for key, value in options.items()}
+    return content
+
+
+def reading_old_names(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A loader of YAML that also knows the old names."""
+    return lambda text: with_new_names(load(text))
+
+
+def _new_name(owner: str, key: str, options: dict[str, Any]) -> str:
+    new = OLD_OPTIONS.get(owner, {}).get(key)
+    if new is None:
+        return key
+    if new in options:
+        raise UserError(f"{owner}.{key}: is the old name of {new}, which is given, too; leave {key} out")
+    _tell(owner, key, new)
+    return new
+
+
+@cache
+def _tell(owner: str, old: str, new: str) -> None:
+    """Once, however often a file is read."""
+    logging.getLogger(__name__).warning("%s.%s is now called %s; the old name still works", owner, old, new)
