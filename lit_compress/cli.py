@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import (  # type: ignore[attr-defined]  (lazily exported)
-    ActionConfigFile,
-    ArgumentParser,
-    Namespace,
-    get_loader,
-    set_loader,
-)
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  (lazily exported)
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
@@ -47,7 +41,7 @@ from lit_compress.migrate import migrate
 from lit_compress.models.load import load_config, transformers_progress
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import check_length
-from lit_compress.old_names import reading_old_names
+from lit_compress.old_names import read_old_names
 from lit_compress.progress import ProgressLines
 from lit_compress.recipe import recipe
 from lit_compress.report.benchmark import benchmark
@@ -65,7 +59,7 @@ from lit_compress.usage_errors import one_line, option_names, user_error
 
 __all__ = ["main"]
 
-set_loader("yaml", reading_old_names(get_loader("yaml")), (yaml.YAMLError,))
+read_old_names()
 
 # Whether a fit wrote a configuration.
 _WRITTEN = begins("# lightning.pytorch")

@@ -1,13 +1,15 @@
 """Options that had another name: configurations of earlier versions go on to be read, and are told the new name."""
 
 import logging
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+from jsonargparse import get_loader, set_loader
+from yaml import YAMLError
+
 from lit_compress.errors import UserError
 
-__all__ = ["OLD_OPTIONS", "reading_old_names", "with_new_names"]
+__all__ = ["OLD_OPTIONS", "read_old_names", "with_new_names"]
 
 # Class -> old name -> new name.
 OLD_OPTIONS = {
@@ -40,9 +42,10 @@ def with_new_names(content: Any) -> Any:
     return content
 
 
-def reading_old_names(load: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A loader of YAML that also knows the old names."""
-    return lambda text: with_new_names(load(text))
+def read_old_names() -> None:
+    """Let whatever jsonargparse reads from now on, a file or a value of the command line, have old names."""
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: with_new_names(load(text)), (YAMLError,))
 
 
 def _new_name(owner: str, key: str, options: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import match_modules
 from lit_compress.strategies.strategy import Strategy, student_of
 
@@ -26,9 +25,6 @@ class FreezeEmbeddings(Strategy):
 
     def __init__(self, targets: Sequence[str] = ("*embedding*",), ignore: Sequence[str] = ()) -> None:
         super().__init__(targets, ignore)
-
-    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
-        """No linear changes."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Before configure_optimizers, so that the optimizer never hears of the tables.

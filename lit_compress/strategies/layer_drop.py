@@ -20,7 +20,6 @@ from lit_compress.functional.layer_selection import (
 from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.models.shrink import depth, drop_layers, kept_layers
 from lit_compress.models.similarity import similarity_sums
-from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.gates import gated_layers
 from lit_compress.strategies.strategy import Strategy, amount_of, check_amount, student_of, tell_if_little
 
@@ -87,9 +86,6 @@ class LayerDropping(Strategy):
                 raise UserError(f"{owner}.{key}: {value} has no effect on which: {which}; leave it out")
         self.drop, self.which, self.threshold = drop, which, threshold
         self.keep, self.rows = list(keep) if keep is not None else None, rows or _ROWS
-
-    def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
-        """No linear changes."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         owner = type(self).__name__

@@ -67,7 +67,7 @@ class Pruning(Scheduled):
 
     def __init__(
         self,
-        importance: Importance | Callable[..., Tensor] | None = None,
+        importance: Importance | Callable[..., Any] | None = None,
         pattern: str = "unstructured",
         sparsity: float | None = None,
         initial_sparsity: float = 0.0,

@@ -114,7 +114,7 @@ def sample_input_norms(
     sums: dict[str, Tensor] = {}
     attended: list[Tensor | None] = [None]
 
-    def look(name: str, _: nn.Module, inputs: tuple[Tensor]) -> None:
+    def look(name: str, _: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
         rows = inputs[0].detach().float()
         mask = attended[0]
         if mask is not None and rows.shape[:-1] == mask.shape:
@@ -124,7 +124,7 @@ def sample_input_norms(
         total = torch.cat([rows.square().sum(0), rows.new_tensor([len(rows)])])
         sums[name] = sums[name] + total if name in sums else total
 
-    hooks = [layer.register_forward_pre_hook(partial(look, name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
     try:
         for batch in sample_batches(trainer, pl_module, batches, batch_size, draw):
             attended[0] = batch.get("attention_mask")

@@ -33,6 +33,9 @@ ENCODER_LINEARS = ("*.layer.*", "*.layers.*")
 class Strategy(Callback):
     """Compresses ``pl_module.student``. Subclass it and define :meth:`prepare`, then the Lightning hooks it needs.
 
+    What happens at certain steps is a :class:`Scheduled`. What changes other modules than linears defines its own
+    ``setup`` instead of :meth:`prepare`.
+
     Structure (masks, quantizers) belongs in :meth:`prepare`, which runs in ``setup``: before weights are loaded,
     before the optimizer exists, before anything is wrapped. Later hooks change values in place. A strategy keeps no
     state of its own: what must survive a crash is a buffer of a layer, everything else follows from the step.

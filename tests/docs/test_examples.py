@@ -65,8 +65,8 @@ def test_each_example_is_a_file_and_a_yaml():
     assert len(names) == 5
 
 
-def test_criterion(run):
-    sparse = layers(run("my_criterion"))
+def test_importance(run):
+    sparse = layers(run("my_importance"))
     assert len(sparse) == 12
     assert all(layer["sparsity"] == pytest.approx(0.6, abs=1e-3) for layer in sparse.values())
 
