@@ -88,9 +88,10 @@ class Pruning(Scheduled):
             importance = Magnitude() if importance is None else Function(importance)
         self.importance = copy(importance)  # two strategies may be given the same one
         self.importance.key = self.importance_key()
-        if self.importance.finds_sparsity:
-            self._refuse_without_effect(sparsity=sparsity is not None, initial_sparsity=initial_sparsity > 0)
-            self._refuse_without_effect(scope=scope == "global")
+        given = {"sparsity": sparsity is not None, "initial_sparsity": initial_sparsity, "scope": scope == "global"}
+        if self.importance.finds_sparsity and any(given.values()):
+            key = next(key for key, there in given.items() if there)
+            raise UserError(f"{owner}.{key}: has no effect on method soft; leave it out")
         self.sparsity = _SPARSITY if sparsity is None else sparsity
         self._check_amounts(initial_sparsity, schedule, scope)
         self.pattern = self._parse(pattern)
@@ -275,11 +276,6 @@ class Pruning(Scheduled):
             return parse_pattern(text)
         except ValueError as error:
             raise UserError(f"{type(self).__name__}.pattern: {error}") from error
-
-    def _refuse_without_effect(self, **given: bool) -> None:
-        for key, there in given.items():
-            if there:
-                raise UserError(f"{type(self).__name__}.{key}: has no effect on method soft; leave it out")
 
     def _check_amounts(self, initial: float, schedule: str, scope: str) -> None:
         owner = type(self).__name__

@@ -52,9 +52,7 @@ class Fisher(Importance):
         self.block_size, self.recomputations, self.memory = block_size, recomputations, memory
 
     def check(self, pattern: Pattern | Kind) -> None:
-        for key in ("gradients", "gradient_batch_size", "block_size", "recomputations"):
-            if (value := getattr(self, key)) < 1:
-                raise UserError(f"{self.key}.{key}: {value} must be 1 or more")
+        self._check_positive("gradients", "gradient_batch_size", "block_size", "recomputations")
         # The inverse begins as 1 / damping, a number that fp32 has.
         for key, value, least in (("damping", self.damping, 1e-30), ("memory", self.memory, 1e-6)):
             if not value >= least:

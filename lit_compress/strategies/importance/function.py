@@ -1,8 +1,7 @@
 """A function of the user's: from a weight, and what was measured beside it, to scores."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from lit_compress.errors import UserError
 from lit_compress.functional.patterns import Pattern
 from lit_compress.models.groups import Kind
+from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.strategies.distributed_weights import full_weight
 from lit_compress.strategies.importance.importance import Importance, Sample
 from lit_compress.strategies.sampling import sample_gradients, sample_input_norms
@@ -42,35 +42,47 @@ class Function(Importance):
     def check(self, pattern: Pattern | Kind) -> None:
         if unknown := [name for name in self.statistics if name not in _STATISTICS]:
             raise UserError(
-                f"{self.key}: {getattr(self.function, '__name__', self.function)!r} asks for {unknown[0]!r}; beside "
+                f"{self.key}: {_name(self.function)!r} asks for {unknown[0]!r}; beside "
                 f"the weight there are {', '.join(_STATISTICS)}"
             )
-        for key, value in (("batches", self.batches), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise UserError(f"{self.key}.{key}: {value} must be 1 or more")
+        self._check_positive("batches", "batch_size")
 
     def of_weight(self, weight: Tensor) -> Tensor:
-        return self.function(weight)
+        return self._score(weight, {})
 
     def scores(self, units: Units, sample: Sample) -> dict[str, Tensor]:
-        layers = units.layers
-        measured: dict[str, dict[str, Any]] = {name: {} for name in layers}
+        measured = self._measure(units.layers, sample)
+        return units.reduce(
+            {name: self._score(full_weight(layer), measured[name]) for name, layer in units.layers.items()}
+        )
+
+    def _score(self, weight: Tensor, measured: dict[str, Tensor]) -> Tensor:
+        scores = self.function(weight, **measured)
+        if scores.shape != weight.shape:
+            raise UserError(
+                f"{self.key}: {_name(self.function)!r} gives scores of shape {tuple(scores.shape)} for a weight of "
+                f"{tuple(weight.shape)}; give one for each weight"
+            )
+        return scores
+
+    def _measure(self, layers: Mapping[str, CompressibleLinear], sample: Sample) -> dict[str, dict[str, Tensor]]:
+        measured: dict[str, dict[str, Tensor]] = {name: {} for name in layers}
+        where = (sample.trainer, sample.pl_module)
         options = {"batches": self.batches, "batch_size": self.batch_size, "draw": sample.draw}
         if "input_norms" in self.statistics:
-            norms = sample_input_norms(sample.trainer, sample.pl_module, layers, **options)
-            for name, norm in norms.items():
-                measured[name]["input_norms"] = norm
+            for name, norms in sample_input_norms(*where, layers, **options).items():
+                measured[name]["input_norms"] = norms
         if "gradients" in self.statistics:
-            weights = [layer.weight for layer in layers.values()]
-            sums = [torch.zeros_like(full_weight(layer)) for layer in layers.values()]
-            for gradients in sample_gradients(sample.trainer, sample.pl_module, weights, **options):
-                for total, gradient in zip(sums, gradients, strict=True):
-                    total += gradient.abs() / self.batches
-            for name, total in zip(layers, sums, strict=True):
-                measured[name]["gradients"] = total
-        return units.reduce(
-            {name: self.function(full_weight(layer), **measured[name]) for name, layer in layers.items()}
-        )
+            for name, layer in layers.items():
+                measured[name]["gradients"] = torch.zeros_like(full_weight(layer))
+            for gradients in sample_gradients(*where, [layer.weight for layer in layers.values()], **options):
+                for name, gradient in zip(layers, gradients, strict=True):
+                    measured[name]["gradients"] += gradient.abs() / self.batches
+        return measured
+
+
+def _name(function: Callable[..., Tensor]) -> str:
+    return getattr(function, "__name__", repr(function))
 
 
 def _asked(function: Callable[..., Tensor]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lit_compress.errors import UserError
 from lit_compress.functional.patterns import Pattern
 from lit_compress.models.groups import Kind
 from lit_compress.nn.compressible import CompressibleLinear
@@ -61,6 +62,11 @@ class Importance:
 
     def check(self, pattern: Pattern | Kind) -> None:
         """Raise a ``UserError`` for options that make no sense, alone or with a pattern, ``heads`` or ``neurons``."""
+
+    def _check_positive(self, *options: str) -> None:
+        for option in options:
+            if (value := getattr(self, option)) < 1:
+                raise UserError(f"{self.key}.{option}: {value} must be 1 or more")
 
     def amount(self) -> str | None:
         """How much it prunes, in a few words, if it finds that itself."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lit_compress.errors import UserError
 from lit_compress.functional.importance import taylor
 from lit_compress.functional.patterns import Pattern
 from lit_compress.models.groups import Kind
@@ -35,8 +34,7 @@ class Taylor(Importance):
         self.score_batches = score_batches
 
     def check(self, pattern: Pattern | Kind) -> None:
-        if self.score_batches < 1:
-            raise UserError(f"{self.key}.score_batches: {self.score_batches} must be 1 or more")
+        self._check_positive("score_batches")
 
     def why_no_regrowth(self) -> str | None:
         return "a pruned weight has no gradient, so its Taylor importance stays 0"
