@@ -11,7 +11,7 @@ from lit_compress.functional import masks
 
 __all__ = ["BalancedBlocks", "NOfM", "Pattern", "Scope", "parse_pattern"]
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "global", "output"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,22 @@ class Pattern:
         return self._spread(masks.unstructured_mask(self._means(scores), sparsity))
 
     def masks(self, scores: Sequence[Tensor], sparsity: float, scope: Scope = "layer") -> list[Tensor]:
-        """The masks of several matrices: each with the sparsity (``layer``), or with one threshold (``global``)."""
+        """The masks of several matrices.
+
+        Args:
+            scores: of each matrix.
+            sparsity: fraction that goes: of each matrix (``layer``), of all together (``global``), or of each output,
+                or row of blocks (``output``).
+            scope: which of them.
+
+        """
         if scope == "layer":
             return [self.mask(score, sparsity) for score in scores]
-        pooled = masks.global_masks([self._means(score) for score in scores], sparsity)
-        return [self._spread(mask) for mask in pooled]
+        means = [self._means(score) for score in scores]
+        if scope == "global":
+            return [self._spread(mask) for mask in masks.global_masks(means, sparsity)]
+        kept = [(mean, mean.shape[1] - round(sparsity * mean.shape[1])) for mean in means]
+        return [self._spread(masks.nm_mask(mean, keep, mean.shape[1])) for mean, keep in kept]
 
     def why_not(self, out_features: int, in_features: int) -> str | None:
         """Why a matrix cannot be pruned in this pattern; None when it can."""

@@ -53,7 +53,8 @@ class Pruning(Scheduled):
         regrowth: a pruned weight may come back at a later update, when those that were kept have become smaller.
         last_update: with ``regrowth``, or an importance that learns: masks are chosen anew at the final sparsity until
             then; None means ``end``.
-        scope: every layer reaches the sparsity itself (``layer``), or all layers share one threshold (``global``).
+        scope: what reaches the sparsity: every layer by itself (``layer``), all layers together, with one threshold
+            (``global``), or every output of a layer (``output``, as Wanda has it).
         permute_neurons: with ``"RxC/N"``, before training, put feed-forward neurons beside each other that read and
             write alike, so that whole blocks have low scores; the model computes the same as before.
         targets: globs or ``re:`` patterns; None takes every linear of the transformer layers. For heads and neurons
@@ -88,7 +89,7 @@ class Pruning(Scheduled):
             importance = Magnitude() if importance is None else Function(importance)
         self.importance = copy(importance)  # two strategies may be given the same one
         self.importance.key = self.importance_key()
-        given = {"sparsity": sparsity is not None, "initial_sparsity": initial_sparsity, "scope": scope == "global"}
+        given = {"sparsity": sparsity is not None, "initial_sparsity": initial_sparsity, "scope": scope != "layer"}
         if self.importance.finds_sparsity and any(given.values()):
             key = next(key for key, there in given.items() if there)
             raise UserError(f"{owner}.{key}: has no effect on method soft; leave it out")
@@ -288,7 +289,7 @@ class Pruning(Scheduled):
             )
         for key, value, allowed in (
             ("schedule", schedule, ("constant", *_SCHEDULES)),
-            ("scope", scope, ("layer", "global")),
+            ("scope", scope, ("layer", "global", "output")),
         ):
             if value not in allowed:
                 raise UserError(f"{owner}.{key}: {value!r} must be one of {', '.join(allowed)}")
@@ -302,10 +303,10 @@ class Pruning(Scheduled):
                 f"{owner}.sparsity: {self.sparsity} does not go with pattern {pattern.text!r}; "
                 f"it must be {pattern.sparsity:g}"
             )
-        if isinstance(pattern, Pattern) and pattern.everywhere and self.scope == "global":
-            raise UserError(f"{owner}.scope: global has no meaning for {pattern.text!r}; use layer")
+        text, fixed = (pattern.text, pattern.everywhere) if isinstance(pattern, Pattern) else (pattern, False)
+        if (fixed and self.scope != "layer") or (text in KINDS and self.scope == "output"):
+            raise UserError(f"{owner}.scope: {self.scope} has no meaning for {text!r}; use layer")
         if self.permute_neurons and not isinstance(pattern, BalancedBlocks):
-            text = pattern.text if isinstance(pattern, Pattern) else pattern
             raise UserError(
                 f"{owner}.permute_neurons: has no effect on pattern {text!r}; choose one such as tall_blocks, "
                 "or leave it out"

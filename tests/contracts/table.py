@@ -110,7 +110,7 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "pruning-movement-blocks": _pair("movement", "4x2", last_update="7 steps"),
     "pruning-fisher-2:4": _pair("fisher", "2:4"),
-    "pruning-activations": _pair("activations", "unstructured", scope="global"),
+    "pruning-activations": _pair("activations", "unstructured", scope="output"),
     "pruning-activations-regrowth": _pair("activations", "unstructured", regrowth=True, last_update="7 steps"),
     "pruning-taylor": _pair("taylor", "unstructured", initial_sparsity=0.2),
     "pruning-fisher-heads": _pair("fisher", "heads", schedule="constant"),

@@ -85,6 +85,14 @@ SENSELESS = {
         lambda: Pruning(Movement(), "tall_blocks", scope="global"),
         ["Pruning.scope: global has no meaning for 'tall_blocks'"],
     ),
+    "2:4 of each output": (
+        lambda: Pruning(pattern="2:4", sparsity=0.5, scope="output"),
+        ["Pruning.scope: output has no meaning for '2:4'"],
+    ),
+    "heads of each output": (
+        lambda: Pruning(pattern="heads", scope="output"),
+        ["Pruning.scope: output has no meaning for 'heads'"],
+    ),
     "neurons sorted by what is not known yet": (
         lambda: Pruning(Taylor(), "tall_blocks", permute_neurons=True),
         ["Pruning.permute_neurons", "Taylor", "Magnitude"],

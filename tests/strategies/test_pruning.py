@@ -74,6 +74,18 @@ def test_activations_are_norms_over_the_tokens_that_are_attended_to(prune, tiny_
         assert not torch.equal(norms, torch.ones_like(norms))
 
 
+@pytest.mark.parametrize(("pattern", "rows", "columns"), [("unstructured", 1, 1), ("2x4", 2, 4)])
+def test_every_output_reaches_the_sparsity(pattern, rows, columns, prune):
+    options = {"start": "1 steps", "end": "6 steps", "every": "1 steps"}
+    module, before = prune(importance=Activations(2, 4), pattern=pattern, sparsity=0.75, scope="output", **options)
+    for name, layer in compressible_layers(module.student):
+        height, width = layer.weight.shape
+        blocks = layer.weight_mask.reshape(height // rows, rows, width // columns, columns).float().mean((1, 3))
+        assert set(blocks.flatten().tolist()) <= {0.0, 1.0}
+        assert ((blocks == 0).sum(1) == round(0.75 * blocks.shape[1])).all()
+        assert not (before.masks[4][name] & ~before.masks[3][name]).any()
+
+
 class Gradients(Callback):
     """The importance of each weight as its definition says, from the gradients of whole training steps."""
 

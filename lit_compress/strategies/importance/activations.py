@@ -10,8 +10,8 @@ class Activations(Function):
     """``|w| * norm of the input feature`` (Wanda: Sun et al. 2023, arXiv 2306.11695).
 
     The norms are measured anew at each update, on rows of the training data, without dropout and without padding; it
-    keeps nothing and changes no other weight. Where the paper ranks the weights of each output by themselves, the ranks
-    here are those of the pattern and the scope.
+    keeps nothing and changes no other weight. The paper ranks the weights of each output by themselves: give the scope
+    ``output``.
 
     Args:
         batches: mini-batches that an update looks at.
