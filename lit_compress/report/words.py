@@ -144,6 +144,8 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     Example:
         >>> settings_text({"sparsity": 0.9, "ignore": [], "criterion": "lit_compress.functional.magnitude"})
         'sparsity 0.9, criterion magnitude'
+        >>> settings_text({"importance": {"class_path": "lit_compress.Fisher", "init_args": {"block_size": 48}}})
+        'importance Fisher (block_size 48)'
 
     """
     said = {name: value for name, value in settings.items() if value not in (None, [], {}, "")}
@@ -151,5 +153,9 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def _last_name(value: Any) -> Any:
-    dotted = isinstance(value, str) and value.startswith("lit_compress.") and value.replace(".", "").isidentifier()
-    return value.rpartition(".")[2] if dotted else value
+    if isinstance(value, Mapping) and "class_path" in value:
+        options = settings_text(value.get("init_args") or {})
+        return f"{_last_name(value['class_path'])} ({options})" if options else _last_name(value["class_path"])
+    if isinstance(value, str) and value.startswith("lit_compress.") and value.replace(".", "").isidentifier():
+        return value.rpartition(".")[2]
+    return value
