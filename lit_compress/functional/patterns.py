@@ -36,7 +36,9 @@ class Pattern:
             sparsity: fraction of blocks, or of weights, that go.
 
         """
-        return self._spread(masks.unstructured_mask(self._means(scores), sparsity))
+        if self.rows == self.columns == 1:
+            return masks.unstructured_mask(scores, sparsity)
+        return masks.block_mask(scores, sparsity, (self.rows, self.columns))
 
     def masks(self, scores: Sequence[Tensor], sparsity: float, scope: Scope = "layer") -> list[Tensor]:
         """The masks of several matrices.

@@ -40,6 +40,8 @@ class MagnitudePruning(Pruning):
 
     """
 
+    importance_option = "criterion"
+
     def __init__(
         self,
         sparsity: float = 0.8,
@@ -73,6 +75,3 @@ class MagnitudePruning(Pruning):
             targets=targets,
             ignore=ignore,
         )
-
-    def importance_key(self) -> str:
-        return f"{type(self).__name__}.criterion"

@@ -36,7 +36,8 @@ class MovementPruning(Pruning):
 
     """
 
-    last_update_key = "freeze_masks"
+    importance_option = None
+    last_update_option = "freeze_masks"
 
     def __init__(
         self,
@@ -64,6 +65,3 @@ class MovementPruning(Pruning):
             targets=targets,
             ignore=ignore,
         )
-
-    def importance_key(self) -> str:
-        return type(self).__name__

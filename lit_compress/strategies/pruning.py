@@ -63,8 +63,9 @@ class Pruning(Scheduled):
 
     """
 
-    # Options by the name they have here, where a subclass calls them otherwise.
-    last_update_key = "last_update"
+    # Names of options in errors, where a subclass has others; None: those of the importance are its own.
+    importance_option: str | None = "importance"
+    last_update_option = "last_update"
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class Pruning(Scheduled):
         if not isinstance(importance, Importance):
             importance = Magnitude() if importance is None else Function(importance)
         self.importance = copy(importance)  # two strategies may be given the same one
-        self.importance.key = self.importance_key()
+        self.importance.key = f"{owner}.{self.importance_option}" if self.importance_option else owner
         given = {"sparsity": sparsity is not None, "initial_sparsity": initial_sparsity, "scope": scope != "layer"}
         if self.importance.finds_sparsity and any(given.values()):
             key = next(key for key, there in given.items() if there)
@@ -115,7 +116,7 @@ class Pruning(Scheduled):
             Constant(final=final) if schedule == "constant" else _SCHEDULES[schedule](initial=initial, final=final)
         )
         self.window = Window(
-            owner, start, end, every, last_update, self.last_update_key, one_grid=self.importance.learned
+            owner, start, end, every, last_update, self.last_update_option, one_grid=self.importance.learned
         )
 
     def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
@@ -259,10 +260,6 @@ class Pruning(Scheduled):
             )
             if order is not None:
                 permute_groups(student, groups, order)
-
-    def importance_key(self) -> str:
-        """How errors begin that name an option of the importance."""
-        return f"{type(self).__name__}.importance"
 
     def _parse(self, text: str) -> Pattern | Kind:
         for kind in KINDS:

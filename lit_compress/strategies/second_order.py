@@ -39,6 +39,8 @@ class SecondOrderPruning(Pruning):
 
     """
 
+    importance_option = None
+
     def __init__(
         self,
         sparsity: float = 0.9,
@@ -71,6 +73,3 @@ class SecondOrderPruning(Pruning):
             targets=targets,
             ignore=ignore,
         )
-
-    def importance_key(self) -> str:
-        return type(self).__name__

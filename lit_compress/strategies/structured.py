@@ -41,6 +41,8 @@ class StructuredPruning(Pruning):
 
     """
 
+    importance_option = None
+
     def __init__(
         self,
         heads: int | float | None = None,
@@ -91,6 +93,3 @@ class StructuredPruning(Pruning):
 
     def amount_option(self, kind: Kind) -> tuple[str, Any]:
         return kind, self.keep[kind]
-
-    def importance_key(self) -> str:
-        return type(self).__name__
