@@ -1,5 +1,11 @@
-"""Quantized attention as an attention implementation of transformers, and which models can use it."""
+"""Our attention implementation for Transformers, which models can use it, and who asks for it.
 
+One function does what none of Transformers' own does: it quantizes both products, returns probabilities before dropout
+(a dropped one has an infinite divergence from the teacher's), and takes a mask that only says which tokens are real.
+With nothing of that to do it is the implementation that the model had.
+"""
+
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,9 +14,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_compress.errors import UserError
-from lit_compress.nn.attention import QUANTIZED_PREFIX, QUANTIZERS_NAME, AttentionQuantizers
+from lit_compress.nn.attention import OWN_PREFIX, QUANTIZERS_NAME, AttentionQuantizers, switch_attention
 
-__all__ = ["attention_modules"]
+__all__ = ["UNPADDED", "attention_modules", "visible_attention"]
+
+# Name under which masks stay (batch, tokens); no file ever holds it, as the names that begin with OWN_PREFIX.
+UNPADDED = "unpadded_rows"
+
+_UNQUANTIZED = AttentionQuantizers()
 
 
 def attention_modules(model: nn.Module, key: str) -> dict[str, nn.Module]:
@@ -21,47 +32,78 @@ def attention_modules(model: nn.Module, key: str) -> dict[str, nn.Module]:
         key: config key named in the error.
 
     Raises:
-        UserError: the family multiplies queries and keys in code of its own, or was loaded with an implementation
-            that is neither ``sdpa`` nor ``eager``.
+        UserError: as in :func:`visible_attention`.
 
     """
-    if not isinstance(model, PreTrainedModel) or not model._supports_attention_backend:
-        raise UserError(
-            f"{key}: {type(model).__name__} computes its attention itself and not through the attention interface of "
-            "transformers, so its products cannot be quantized; leave this option out"
-        )
-    implementation = str(model.config._attn_implementation).removeprefix(QUANTIZED_PREFIX)
-    if implementation not in ("sdpa", "eager"):
-        raise UserError(f"{key}: attention implementation {implementation!r} must be sdpa or eager to be quantized")
+    _check(model, key, "its products cannot be quantized; leave this option out")
     # The innermost modules named so: Transformers itself finds those that use the interface by this name.
     named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
     named = {name: module for name, module in named.items() if not isinstance(module, AttentionQuantizers)}
     return {name: module for name, module in named.items() if not any(other.startswith(f"{name}.") for other in named)}
 
 
-def _through(original: str) -> Any:
-    """An attention function that is ``original`` as long as nothing is quantized."""
+def visible_attention(model: PreTrainedModel, key: str) -> None:
+    """Let ``model`` return its attention probabilities when it is asked for them (``output_attentions``), in place.
 
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        quantizers = getattr(module, QUANTIZERS_NAME)
-        if original == "sdpa" and not quantizers.enabled:
-            sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-            return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    They are those before dropout. What is saved of the model does not change.
+
+    Args:
+        model: Hugging Face encoder with any head.
+        key: config key named in the error.
+
+    Raises:
+        UserError: the family computes its attention in code of its own, or the model was loaded with an implementation
+            that is neither ``sdpa`` nor ``eager``.
+
+    """
+    _check(model, key, "its maps cannot be compared; remove the AttentionDistillation, or take another model")
+    switch_attention(model)
+
+
+def _check(model: nn.Module, key: str, consequence: str) -> None:
+    if not isinstance(model, PreTrainedModel) or not model._supports_attention_backend:
+        raise UserError(
+            f"{key}: {type(model).__name__} has an attention of its own that does not go through the attention "
+            f"interface of Transformers, so {consequence}"
+        )
+    implementation = str(model.config._attn_implementation).removeprefix(OWN_PREFIX)
+    if implementation not in ("sdpa", "eager"):
+        raise UserError(f"{key}: attention implementation {implementation!r} must be sdpa or eager, or {consequence}")
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    *,
+    plain: str,
+    output_attentions: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """As :class:`AttentionQuantizers` computes it where that makes a difference to ``plain``."""
+    if attention_mask is not None and attention_mask.dim() == 2:
+        attention_mask = attention_mask[:, None, None, :]
+    quantizers: AttentionQuantizers = getattr(module, QUANTIZERS_NAME, _UNQUANTIZED)
+    if plain == "eager" or output_attentions or quantizers.enabled:
         return quantizers(query, key, value, attention_mask, scaling, dropout)
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
-    return attention
+
+def _rows_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
+    """A mask as it was given: which tokens are real, and nothing about pairs of them."""
+    return attention_mask
 
 
-for _original in ("sdpa", "eager"):
-    AttentionInterface.register(QUANTIZED_PREFIX + _original, _through(_original))
-    # Without an entry of its own here a model would be given no mask at all.
-    AttentionMaskInterface.register(QUANTIZED_PREFIX + _original, ALL_MASK_ATTENTION_FUNCTIONS[_original])
+# Without a mask of its own here a model would be given none at all.
+for _name, _plain, _mask in (
+    (OWN_PREFIX + "sdpa", "sdpa", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]),
+    (OWN_PREFIX + "eager", "eager", ALL_MASK_ATTENTION_FUNCTIONS["eager"]),
+    (UNPADDED, "sdpa", _rows_mask),
+):
+    AttentionInterface.register(_name, partial(_attend, plain=_plain))
+    AttentionMaskInterface.register(_name, _mask)

@@ -10,22 +10,19 @@ from functools import cache
 from typing import Any, Self
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lit_compress.errors import UserError
+from lit_compress.models.attention import UNPADDED
 from lit_compress.models.fused_layer import LayerSteps, Rows, rows_for, run_layer
 from lit_compress.models.layout import LAYOUTS, Layout, encoder_layers, family_of
-from lit_compress.models.sequences import Sequences, find_sequences, pad, unpad
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.packed_join import join, share
 from lit_compress.ops.checks import Activation
+from lit_compress.ops.padding import Sequences, find_sequences, pad, unpad
 
 __all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "why_plain"]
-
-# An attention implementation of Transformers whose mask stays (batch, tokens); no file ever holds the name.
-ATTENTION = "lit_compress_rows"
 
 # Name of the function in a configuration -> ours. All others leave a layer plain.
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -143,7 +140,7 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
         encoder.fused_config = config
         encoder.row_budget = None  # type: ignore[assignment]
         encoder.plain_attention = config._attn_implementation  # type: ignore[assignment]
-        config._attn_implementation = ATTENTION
+        config._attn_implementation = UNPADDED
     return model
 
 
@@ -253,21 +250,3 @@ def _renew(layer: nn.Module, _: Any) -> None:
 def _with(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
     """A class that is both; what ``isinstance`` said of ``theirs`` it says of this one."""
     return type(f"{ours.__name__}_{theirs.__name__}", (ours, theirs), {"__module__": __name__})
-
-
-def _rows_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
-    """A mask as it was given: which tokens are real, and nothing about pairs of them."""
-    return attention_mask
-
-
-def _plain_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Attention of the layers that are not fused."""
-    if attention_mask is not None and attention_mask.dim() == 2:
-        attention_mask = attention_mask[:, None, None, :]
-    return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
-
-
-AttentionInterface.register(ATTENTION, _plain_attention)
-AttentionMaskInterface.register(ATTENTION, _rows_mask)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_compress import ops
-from lit_compress.models.sequences import Sequences
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.packed_buffers import Precision
 from lit_compress.ops import reference
 from lit_compress.ops.checks import Activation
 from lit_compress.ops.dispatch import Choice, choose
+from lit_compress.ops.padding import Sequences
 from lit_compress.ops.reference import activate
 
 __all__ = ["PRODUCTS", "LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
@@ -113,7 +113,7 @@ def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
 
 
 def _attended(steps: LayerSteps, qkv: Tensor, sequences: Sequences, choice: Choice) -> Rows:
-    if choice == "dense" and sequences.tokens is None:
+    if choice == "dense" and sequences.order is None:
         return Rows(_whole_attention(steps, qkv, sequences))
     scale = None if choice == "dense" else steps.out.input_scale
     context = _operators(choice).attention_varlen(

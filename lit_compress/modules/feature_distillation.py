@@ -86,8 +86,8 @@ class HiddenDistillation(Distillation):
 class AttentionDistillation(Distillation):
     """Attention maps: how far the student's attention probabilities are from the teacher's, mean over mapped layers.
 
-    Both models compute their probabilities explicitly (Transformers' eager attention), which is slower and takes more
-    memory than a fused kernel; the student's are those before dropout.
+    Both models compute their probabilities explicitly, which is slower and takes more memory than a fused kernel; the
+    student's are those before dropout, and before a grid of :class:`~lit_compress.strategies.QuantAwareTraining`.
 
     Args:
         weight: factor of the term.

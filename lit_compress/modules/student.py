@@ -8,7 +8,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lit_compress.data.logit_store import LogitStore
 from lit_compress.errors import UserError
-from lit_compress.models.attention_maps import visible_attention
+from lit_compress.models.attention import visible_attention
 from lit_compress.models.load import check_compatible, check_same_vocabulary, load_config, load_model
 from lit_compress.models.projections import read_projections
 from lit_compress.modules.cached_teacher import CacheDtype, open_answers, teacher_digest

@@ -1,7 +1,7 @@
-"""The two matrix products inside attention, with their operands and results on integer grids.
+"""Attention in its plain form: its probabilities can be read, and the operands and results of its products quantized.
 
-They are no modules of a Hugging Face encoder: the attention calls a function that its configuration names. A model is
-switched to ours by another name there, and back by the old one; :mod:`lit_compress.models.attention` registers both.
+The products are no modules of a Hugging Face encoder: the attention calls a function that its configuration names. A
+model is switched to ours by another name there, and back by the old one; :mod:`lit_compress.models.attention` has it.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,13 @@ from lit_compress.nn.quantizers import FakeQuantizer
 
 __all__ = [
     "ATTENTION_SLOTS",
-    "QUANTIZED_PREFIX",
+    "OWN_PREFIX",
     "QUANTIZERS_NAME",
     "AttentionQuantizers",
     "attention_quantizers",
     "quantize_attention",
     "restore_attention",
+    "switch_attention",
 ]
 
 # Operands of query @ key^T and of probabilities @ value; then the results of both.
@@ -28,7 +29,7 @@ ATTENTION_SLOTS = ("query", "key", "probabilities", "value", "scores", "context"
 
 # What an attention module calls its quantizers, and what goes before the name of an attention implementation.
 QUANTIZERS_NAME = "matmul_quantizers"
-QUANTIZED_PREFIX = "quantized_"
+OWN_PREFIX = "lit_compress_"
 
 
 class AttentionQuantizers(nn.Module):
@@ -68,7 +69,8 @@ class AttentionQuantizers(nn.Module):
             dropout: probability on the attention probabilities; 0 in evaluation.
 
         Returns:
-            Context ``(batch, queries, heads, width)`` and probabilities ``(batch, heads, queries, keys)``.
+            Context ``(batch, queries, heads, width)`` and probabilities ``(batch, heads, queries, keys)``, which are
+            those before dropout and before their own grid: the divergence from one that became 0 would be infinite.
 
         """
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -78,8 +80,8 @@ class AttentionQuantizers(nn.Module):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         elif mask is not None:
             scores = scores + mask
-        probabilities = self._quantized("probabilities", F.softmax(scores, dim=-1))
-        attended = F.dropout(probabilities, p=dropout, training=dropout > 0)
+        probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        attended = F.dropout(self._quantized("probabilities", probabilities), p=dropout, training=dropout > 0)
         context = self._quantized("context", torch.matmul(attended, self._quantized("value", value)))
         return context.transpose(1, 2).contiguous(), probabilities
 
@@ -95,26 +97,30 @@ def attention_quantizers(model: nn.Module) -> Iterator[tuple[str, AttentionQuant
             yield name.removesuffix(QUANTIZERS_NAME).removesuffix("."), module
 
 
-def quantize_attention(model: nn.Module, names: list[str]) -> dict[str, AttentionQuantizers]:
-    """Give the named attention modules of a Hugging Face model empty slots and route the model through them.
+def switch_attention(model: nn.Module) -> None:
+    """Route the attention of a Hugging Face model through ours, in place; idempotent.
 
-    Idempotent. The name in the configuration is one of those that no file ever holds.
+    The name in the configuration is one of those that no file ever holds.
     """
+    config: Any = model.config
+    config._attn_implementation = OWN_PREFIX + config._attn_implementation.removeprefix(OWN_PREFIX)
+
+
+def quantize_attention(model: nn.Module, names: list[str]) -> dict[str, AttentionQuantizers]:
+    """Give the named attention modules of a Hugging Face model empty slots and route the model through them."""
     for name in names:
         module = model.get_submodule(name)
         if not hasattr(module, QUANTIZERS_NAME):
             module.add_module(QUANTIZERS_NAME, AttentionQuantizers().train(module.training))
     if names:
-        config: Any = model.config
-        config._attn_implementation = QUANTIZED_PREFIX + config._attn_implementation.removeprefix(QUANTIZED_PREFIX)
+        switch_attention(model)
     return {name: quantizers for name, quantizers in attention_quantizers(model) if name in names}
 
 
 def restore_attention(model: nn.Module) -> None:
-    """Undo :func:`quantize_attention`, in place."""
-    names = [name for name, _ in attention_quantizers(model)]
-    for name in names:
+    """Undo :func:`switch_attention` and :func:`quantize_attention`, in place."""
+    for name in [name for name, _ in attention_quantizers(model)]:
         delattr(model.get_submodule(name), QUANTIZERS_NAME)
-    if names:
-        config: Any = model.config
-        config._attn_implementation = config._attn_implementation.removeprefix(QUANTIZED_PREFIX)
+    config: Any = getattr(model, "config", None)
+    if (name := getattr(config, "_attn_implementation", None)) is not None:
+        config._attn_implementation = name.removeprefix(OWN_PREFIX)

@@ -7,15 +7,15 @@ CUDA graphs, and none waits for the GPU. ``TRITON_INTERPRET=1`` runs the kernels
 from lit_compress.ops.attention import attention_varlen
 from lit_compress.ops.bitmap import expand_bitmap
 from lit_compress.ops.linear import dynamic_linear, quantized_linear
-from lit_compress.ops.padding import Tokens, find_tokens, gather_rows, pad, unpad
+from lit_compress.ops.padding import Sequences, find_sequences, gather_rows, pad, unpad
 from lit_compress.ops.rows import layernorm_quantize, quantize_rows
 
 __all__ = [
-    "Tokens",
+    "Sequences",
     "attention_varlen",
     "dynamic_linear",
     "expand_bitmap",
-    "find_tokens",
+    "find_sequences",
     "gather_rows",
     "layernorm_quantize",
     "pad",

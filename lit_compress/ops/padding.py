@@ -1,4 +1,4 @@
-"""A padded batch as rows of real tokens, one sequence behind the other, and back."""
+"""A padded batch as rows of real tokens, one sequence after the other, and back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,75 +10,137 @@ from lit_compress.errors import UserError
 from lit_compress.ops import reference
 from lit_compress.ops.kernel_choice import serves
 
-__all__ = ["Tokens", "find_tokens", "gather_rows", "pad", "unpad"]
+__all__ = ["Sequences", "find_sequences", "gather_rows", "pad", "unpad"]
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
-    """Where the real tokens of a padded batch are.
+class Sequences:
+    """Where the real tokens of a batch are.
 
     Args:
-        order: int32 ``(tokens,)``: the place of each real token in the flattened batch.
-        place: int32 ``(batch * length,)``: the inverse; -1 at padding.
-        cu_seqlens: int32 ``(batch + 1,)``: the row where each sequence begins, and where the last one ends.
-        max_seqlen: length of the longest sequence.
-        shape: ``(batch, length)`` of the padded batch.
+        batch: sequences.
+        length: tokens of a sequence with padding.
+        longest: tokens of a sequence without, at most.
+        starts: ``(batch + 1,)`` int32, row where each sequence begins, and where the last one ends.
+        order: int32 ``(rows,)``, the place of each row in the flattened batch, -1 for none; None when nothing is
+            padding.
+        place: int32 ``(batch * length,)``, the inverse; -1 at padding; None likewise.
+        fits: bool, whether the rows hold all real tokens, when their number was fixed beforehand; else None.
 
     """
 
-    order: Tensor
-    place: Tensor
-    cu_seqlens: Tensor
-    max_seqlen: int
-    shape: tuple[int, int]
+    batch: int
+    length: int
+    longest: int
+    starts: Tensor
+    order: Tensor | None = None
+    place: Tensor | None = None
+    fits: Tensor | None = None
 
 
-def find_tokens(mask: Tensor) -> Tokens:
-    """Find the real tokens of a batch; padding may be anywhere.
+def find_sequences(
+    mask: Tensor | None, batch: int, length: int, device: torch.device, budget: int | None = None
+) -> Sequences:
+    """Find the real tokens; padding may be left, right or in between.
 
-    The number of real tokens decides how much memory everything after it takes, so the host waits for it: this is the
-    one synchronization, once a batch. It brings the longest length along.
+    How many there are has to be known before anything is computed with them, which waits for the device once a batch.
+    While a graph is compiled or captured, nothing can wait: then a fixed number of rows is kept, all places of the
+    batch or ``budget``, real tokens first and padding behind them, which attention leaves out.
 
     Args:
-        mask: ``(batch, length)``, not zero at real tokens.
+        mask: ``(batch, length)``, non-zero at real tokens; None when all are.
+        batch: sequences.
+        length: tokens of each, with padding.
+        device: where the tokens are.
+        budget: rows of a graph. A batch that has more real tokens becomes NaN as a whole in :func:`pad`.
 
     Raises:
         UserError: a mask of another shape.
 
     Example:
-        >>> tokens = find_tokens(torch.tensor([[1, 1, 0], [1, 0, 0]]))
-        >>> tokens.order.tolist(), tokens.cu_seqlens.tolist(), tokens.max_seqlen
+        >>> found = find_sequences(torch.tensor([[1, 1, 0], [1, 0, 0]]), 2, 3, torch.device("cpu"))
+        >>> found.order.tolist(), found.starts.tolist(), found.longest
         ([0, 1, 3], [0, 2, 3], 2)
 
     """
-    if mask.ndim != 2:
-        raise UserError(f"mask: shape {tuple(mask.shape)}; padding is found in a mask of shape (batch, length)")
-    real = mask.reshape(-1) != 0
-    lengths = real.reshape(mask.shape).sum(1)
-    cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
-    place = (real.cumsum(0) - 1).masked_fill_(~real, -1).to(torch.int32)
-    longest = lengths.max() if len(lengths) else lengths.new_zeros(())
-    rows, max_seqlen = (int(number) for number in torch.stack([cu_seqlens[-1].long(), longest]).tolist())
-    # Stable, so real tokens come first in their old order; nonzero() would wait for the host a second time.
-    order = torch.argsort(real.logical_not().to(torch.uint8), stable=True)[:rows].to(torch.int32)
-    return Tokens(order, place, cu_seqlens, max_seqlen, (mask.shape[0], mask.shape[1]))
+    if mask is None:
+        return _full(batch, length, device)
+    if mask.shape != (batch, length):
+        raise UserError(
+            f"attention_mask: shape {tuple(mask.shape)}; a fused encoder takes ({batch}, {length}), or none; for masks "
+            "between single tokens call lit_compress.models.fused.unfuse(model)"
+        )
+    if not _waiting_allowed(device):
+        return _fixed(mask, batch * length if budget is None else min(budget, batch * length))
+    if device.type == "cpu" and bool(mask.all()):  # which costs nothing where nothing waits
+        return _full(batch, length, device)
+    return _found(mask)
 
 
-def unpad(hidden: Tensor, tokens: Tokens) -> Tensor:
-    """``(batch, length, width)`` to ``(tokens, width)``."""
-    return gather_rows(hidden.reshape(-1, hidden.shape[-1]), tokens.order)
+def unpad(hidden: Tensor, sequences: Sequences) -> Tensor:
+    """``(batch, length, width)`` to ``(rows, width)``."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return flat if sequences.order is None else gather_rows(flat, sequences.order)
 
 
-def pad(rows: Tensor, tokens: Tokens) -> Tensor:
-    """``(tokens, width)`` to ``(batch, length, width)``, 0 at padding.
+def pad(rows: Tensor, sequences: Sequences) -> Tensor:
+    """``(rows, width)`` to ``(batch, length, width)``, 0 at padding.
 
     Example:
-        >>> tokens = find_tokens(torch.tensor([[0, 1], [1, 1]]))
-        >>> pad(torch.tensor([[1.0], [2.0], [3.0]]), tokens).squeeze(-1).tolist()
-        [[0.0, 1.0], [2.0, 3.0]]
+        >>> where = find_sequences(torch.tensor([[0, 1], [1, 1]]), 2, 2, torch.device("cpu"))
+        >>> pad(torch.tensor([[1.0], [2.0], [3.0]]), where).squeeze(-1)
+        tensor([[0., 1.],
+                [2., 3.]])
 
     """
-    return gather_rows(rows, tokens.place).reshape(*tokens.shape, rows.shape[-1])
+    flat = rows if sequences.place is None else gather_rows(rows, sequences.place)
+    padded = flat.reshape(sequences.batch, sequences.length, rows.shape[-1])
+    return padded if sequences.fits is None else padded.masked_fill(~sequences.fits, float("nan"))
+
+
+def _full(batch: int, length: int, device: torch.device) -> Sequences:
+    starts = torch.arange(batch + 1, device=device, dtype=torch.int32) * length
+    return Sequences(batch, length, length, starts)
+
+
+def _found(mask: Tensor) -> Sequences:
+    """As many rows as real tokens; asking for their number brings the longest length along."""
+    real, counted, starts = _counted(mask)
+    longest = starts.diff().amax() if len(mask) else starts[0]
+    rows, max_length = (int(number) for number in torch.stack([starts[-1], longest]).tolist())
+    if rows == mask.numel():
+        return _full(mask.shape[0], mask.shape[1], mask.device)
+    place = (counted - 1).masked_fill(~real, -1).to(torch.int32)
+    return Sequences(mask.shape[0], mask.shape[1], max_length, starts, _real_first(real, rows), place)
+
+
+def _fixed(mask: Tensor, rows: int) -> Sequences:
+    """``rows`` rows, of which the last ones are 0 and stand for no token."""
+    real, counted, starts = _counted(mask)
+    inside = torch.arange(rows, device=mask.device) < counted[-1]
+    order = _real_first(real, rows).where(inside, -1)
+    place = (counted - 1).where(real & (counted <= rows), -1).to(torch.int32)
+    starts = starts.clamp(max=rows)  # nothing outside is ever read
+    return Sequences(mask.shape[0], mask.shape[1], mask.shape[1], starts, order, place, counted[-1] <= rows)
+
+
+def _counted(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which places are real, how many are up to each place, and where sequences begin and end."""
+    real = mask.reshape(-1) != 0
+    counted = real.cumsum(0)
+    ends = counted.reshape(mask.shape)[:, -1]
+    return real, counted, torch.nn.functional.pad(ends, (1, 0)).to(torch.int32)
+
+
+def _real_first(real: Tensor, rows: int) -> Tensor:
+    # Stable, so real tokens keep their order; nonzero() would wait for the host a second time.
+    return torch.argsort(real.logical_not().to(torch.uint8), stable=True)[:rows].to(torch.int32)
+
+
+def _waiting_allowed(device: torch.device) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def train(tiny_teacher, wide_teacher, tiny_data):
             labels=["0", "1"],
             optimization=Optimization(learning_rate=1e-2, weight_decay=0.1, warmup="0%"),
         )
-        callbacks = [build("magnitude"), build("qat"), *([StopAt(stop)] if stop else [])]
+        callbacks = [build("magnitude"), build("qat-everything"), *([StopAt(stop)] if stop else [])]
         fit(module, data(tiny_data, tiny_teacher), callbacks, root, ckpt_path=ckpt_path)
         return module
 

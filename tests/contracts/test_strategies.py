@@ -271,7 +271,7 @@ def test_hugging_face_round_trip(case, trained, tiny_data, sparse_model, tmp_pat
         got, expected = loaded.eval()(**inputs).logits, folded(**inputs).logits
     # Odd shapes lie in memory otherwise than they did, and kernels may round the last bit otherwise.
     assert torch.allclose(got, expected, atol=1e-6) if case in CUT else torch.equal(got, expected)
-    assert "quantized_" not in (tmp_path / "model" / "config.json").read_text()
+    assert "lit_compress_" not in (tmp_path / "model" / "config.json").read_text()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,6 +17,7 @@ from transformers import (
 from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.models import attention_modules
+from lit_compress.models.attention import visible_attention
 from lit_compress.nn import MovingAverageQuantizer, attention_quantizers, describe, rebuild
 from lit_compress.nn.attention import ATTENTION_SLOTS, quantize_attention
 
@@ -46,6 +47,10 @@ WITH_INTERFACE = {
         "albert.encoder.albert_layer_groups.0.albert_layers.0.attention",
     ),
 }
+# A window of 4 tokens: its masks are the family's own.
+WINDOW = ModernBertConfig(
+    **SMALL, pad_token_id=0, local_attention=4, global_attn_every_n_layers=2, attention_dropout=0.1
+)
 WITHOUT = {
     "mpnet": MPNetConfig(**SMALL),
     "xlnet": XLNetConfig(vocab_size=40, d_model=32, n_layer=2, n_head=2, d_inner=64),
@@ -114,9 +119,12 @@ def test_padding_does_not_change_the_others(implementation, batch):
 @pytest.mark.parametrize("family", WITHOUT)
 def test_families_without_it_are_refused(family):
     model = model_of(WITHOUT[family], "eager")
-    with pytest.raises(UserError, match=rf"key: {type(model).__name__}.*attention interface") as caught:
-        attention_modules(model, "key")
-    assert "\n" not in str(caught.value)
+    for ask in (attention_modules, visible_attention):
+        with pytest.raises(
+            UserError, match=rf"key: {type(model).__name__}.* of its own.*attention interface"
+        ) as caught:
+            ask(model, "key")
+        assert "\n" not in str(caught.value)
 
 
 def test_another_implementation_is_refused():
@@ -132,7 +140,7 @@ def test_folding_restores_the_implementation_and_leaves_the_original_alone(imple
     model = quantized(model_of(BertConfig(**SMALL), implementation))
     folded = fold(model)
     assert folded.config._attn_implementation == implementation
-    assert model.config._attn_implementation == f"quantized_{implementation}"
+    assert model.config._attn_implementation == f"lit_compress_{implementation}"
     assert folded.state_dict().keys() == plain.state_dict().keys()
     with torch.no_grad():
         assert torch.equal(folded(**batch).logits, plain(**batch).logits)
@@ -140,9 +148,9 @@ def test_folding_restores_the_implementation_and_leaves_the_original_alone(imple
 
 def test_no_file_ever_names_it(tmp_path):
     model = quantized(model_of(BertConfig(**SMALL)))
-    assert "quantized_" not in model.config.to_json_string(use_diff=False)
+    assert "lit_compress_" not in model.config.to_json_string(use_diff=False)
     model.config.save_pretrained(tmp_path)
-    assert "quantized_" not in (tmp_path / "config.json").read_text()
+    assert "lit_compress_" not in (tmp_path / "config.json").read_text()
 
 
 def test_rebuilt_from_the_manifest(batch):
@@ -165,3 +173,49 @@ def test_a_manifest_of_another_model_is_refused():
     manifest = describe(quantized(model_of(BertConfig(**SMALL))))
     with pytest.raises(UserError, match=r"checkpoint: .*bert\.encoder.*attention"):
         rebuild(model_of(WITH_INTERFACE["distilbert"][0]), manifest)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "config", [*(config for config, _ in WITH_INTERFACE.values()), WINDOW], ids=lambda config: config.model_type
+)
+def test_every_family_answers_as_before_and_shows_its_probabilities(config, implementation, batch):
+    model = model_of(config, implementation)
+    with torch.no_grad():
+        before = model(**batch).logits
+        visible_attention(model, "model.pretrained")
+        assert torch.equal(model(**batch).logits, before)
+        output = model(**batch, output_attentions=True)
+        assert torch.allclose(output.logits, before, atol=1e-5)
+        shown = model.train()(**batch, output_attentions=True).attentions
+    heads = config.num_attention_heads
+    for maps in (output.attentions, shown):
+        assert [tuple(one.shape) for one in maps] == [(3, heads, 8, 8)] * 2
+        for one in maps:
+            assert torch.allclose(one[1].sum(-1), torch.ones(()), atol=1e-5)
+            assert not one[0, :, :5, 5:].any()
+
+
+def test_dropout_still_acts_on_what_the_model_computes(batch):
+    config = BertConfig(**SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.5, classifier_dropout=0.0)
+    model = AutoModelForSequenceClassification.from_config(config).train()
+    visible_attention(model, "model.pretrained")
+    first, second = (model(**batch, output_attentions=True) for _ in range(2))
+    assert not torch.equal(first.logits, second.logits)
+    assert torch.equal(first.attentions[0], second.attentions[0])
+
+
+def test_probabilities_are_shown_before_their_own_grid(batch):
+    """On a grid some become 0, whose divergence from the teacher's would be infinite."""
+    model = quantized(model_of(BertConfig(**SMALL)))
+    visible_attention(model, "model.pretrained")
+    with torch.no_grad():
+        for owner in (owner for _, owner in attention_quantizers(model)):
+            owner.probabilities = MovingAverageQuantizer(bits=2)
+            owner.train()
+        rounded = model(**batch).logits
+        model.eval()
+        output = model(**batch, output_attentions=True)
+    assert torch.allclose(output.logits, rounded, atol=1e-2)
+    assert torch.allclose(output.attentions[0][1].sum(-1), torch.ones(()), atol=1e-6)
+    assert output.attentions[0].unique().numel() > 4  # more than 2 bits hold

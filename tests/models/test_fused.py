@@ -8,7 +8,8 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertModel
 
 from lit_compress.errors import UserError
 from lit_compress.models import layer_linears, remove_heads, remove_neurons
-from lit_compress.models.fused import ATTENTION, FusedEncoder, fuse, fused_layers, unfuse, why_plain
+from lit_compress.models.attention import UNPADDED
+from lit_compress.models.fused import FusedEncoder, fuse, fused_layers, unfuse, why_plain
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.packed import PackedLinear
@@ -204,7 +205,7 @@ def test_other_families_stay_plain_and_say_why(family):
     reasons = why_plain(model)
     assert len(reasons) == len(encoder_layers(model))
     assert set(reasons) == {layout_of(model).cannot["fused"]}
-    assert model.config._attn_implementation != ATTENTION
+    assert model.config._attn_implementation != UNPADDED
 
 
 @pytest.mark.parametrize(

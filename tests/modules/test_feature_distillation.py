@@ -187,10 +187,10 @@ def test_what_is_saved_does_not_know_of_attention_maps(make, tiny_teacher, tiny_
     module = make(tiny_teacher, maps=AttentionDistillation())
     fit(module, data(tiny_data, tiny_teacher), [], tmp_path)
     checkpoint = load_checkpoint(tmp_path / "step=8.ckpt")
-    assert "before_dropout" not in checkpoint["lit_compress"]["config"]
+    assert "lit_compress_" not in checkpoint["lit_compress"]["config"]
     assert student_from_checkpoint(checkpoint).config._attn_implementation == "sdpa"
     module.student.save_pretrained(tmp_path / "model")
-    assert "before_dropout" not in (tmp_path / "model/config.json").read_text()
+    assert "lit_compress_" not in (tmp_path / "model/config.json").read_text()
 
 
 # Relations

@@ -415,10 +415,10 @@ def test_padding_there_and_back():
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]], device=DEVICE)
     hidden = draw(4, 4, 1100)
 
-    tokens = ops.find_tokens(mask)
-    rows = ops.unpad(hidden, tokens)
+    sequences = ops.find_sequences(mask, 4, 4, mask.device)
+    rows = ops.unpad(hidden, sequences)
 
-    assert tokens.cu_seqlens.tolist() == [0, 2, 2, 4, 8]
-    assert tokens.max_seqlen == 4
+    assert sequences.starts.tolist() == [0, 2, 2, 4, 8]
+    assert sequences.longest == 4
     assert torch.equal(rows, hidden[mask.bool()])
-    assert torch.equal(ops.pad(rows, tokens), hidden * mask.unsqueeze(-1))
+    assert torch.equal(ops.pad(rows, sequences), hidden * mask.unsqueeze(-1))

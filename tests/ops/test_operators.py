@@ -240,10 +240,11 @@ def test_padding_there_and_back():
     mask = torch.tensor([[False, True, True], [True, False, False]])
     hidden = torch.randn(2, 3, 5, requires_grad=True)
 
-    tokens = ops.find_tokens(mask)
-    ops.pad(ops.unpad(hidden, tokens), tokens).sum().backward()
+    sequences = ops.find_sequences(mask, 2, 3, mask.device)
+    ops.pad(ops.unpad(hidden, sequences), sequences).sum().backward()
 
-    assert tokens.place.tolist() == [-1, 0, 1, 2, -1, -1]
+    assert sequences.place is not None
+    assert sequences.place.tolist() == [-1, 0, 1, 2, -1, -1]
     assert hidden.grad is not None
     assert torch.equal(hidden.grad, mask.unsqueeze(-1).float().expand(2, 3, 5))
 
@@ -260,7 +261,6 @@ def test_padding_there_and_back():
             "'silu'",
         ),
         (lambda: ops.attention_varlen(torch.ones(1, 32), torch.tensor([0, 1]).int(), 1, 3, 1.0), "3 heads"),
-        (lambda: ops.find_tokens(torch.ones(1, 2, 3)), r"\(1, 2, 3\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_compress.errors import UserError
-from lit_compress.models.sequences import find_sequences, pad, unpad
+from lit_compress.ops.padding import find_sequences, pad, unpad
 
 CPU = torch.device("cpu")
 masks = st.integers(1, 4).flatmap(
@@ -29,7 +29,7 @@ def test_every_mask_is_undone(rows):
 def test_nothing_moves_without_padding(mask):
     found = find_sequences(mask, 2, 5, CPU)
     hidden = torch.randn(2, 5, 3)
-    assert found.tokens is None
+    assert found.order is None
     assert unpad(hidden, found).data_ptr() == hidden.data_ptr()
     assert torch.equal(pad(unpad(hidden, found), found), hidden)
     assert found.starts.tolist() == [0, 5, 10]
