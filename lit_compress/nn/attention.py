@@ -80,7 +80,7 @@ class AttentionQuantizers(nn.Module):
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         elif mask is not None:
             scores = scores + mask
-        probabilities = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        probabilities = F.softmax(scores, dim=-1)
         attended = F.dropout(self._quantized("probabilities", probabilities), p=dropout, training=dropout > 0)
         context = self._quantized("context", torch.matmul(attended, self._quantized("value", value)))
         return context.transpose(1, 2).contiguous(), probabilities
