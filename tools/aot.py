@@ -31,7 +31,6 @@ from triton.compiler import ASTSource
 from lit_compress.ops import launch
 from lit_compress.ops.kernels import (
     attention,
-    expand_bitmap,
     gather_rows,
     layernorm_quantize,
     quantize_rows,
@@ -122,7 +121,6 @@ def jobs(epilogues: str) -> Iterator[Job]:
     for target in (90, 80):
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
             yield attend(target, head_dim, shape)
-        yield movement(target, expand_bitmap.kernel, {"bits": "*u8", "values": "*i8", "starts": "*i32", "out": "*i8"})
         yield movement(target, gather_rows.kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
 
 

@@ -19,7 +19,7 @@ def describe_fused(model: PreTrainedModel, tokens: int = 4096, device: str = "cp
 
     ``{"layer": 0, "fused": True, "reason": None, "launches": 7, "products": [...]}``; a layer that stays plain has the
     reason and neither launches nor products. Each product has its shape, format, dtype, density, bytes and tile, what
-    computes it (``choice``), why (``reason``), whether that was measured or derived (``source``), and microseconds.
+    computes it (``choice``), why (``reason``), where that comes from (``source``), and microseconds.
 
     Args:
         model: fused or not.

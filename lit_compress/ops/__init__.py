@@ -5,7 +5,6 @@ CUDA graphs, and none waits for the GPU. ``TRITON_INTERPRET=1`` runs the kernels
 """
 
 from lit_compress.ops.attention import attention_varlen
-from lit_compress.ops.bitmap import expand_bitmap
 from lit_compress.ops.linear import dynamic_linear, quantized_linear
 from lit_compress.ops.padding import Sequences, find_sequences, gather_rows, pad, unpad
 from lit_compress.ops.rows import layernorm_quantize, quantize_rows
@@ -14,7 +13,6 @@ __all__ = [
     "Sequences",
     "attention_varlen",
     "dynamic_linear",
-    "expand_bitmap",
     "find_sequences",
     "gather_rows",
     "layernorm_quantize",

@@ -4,19 +4,17 @@ The choice depends on Python integers and names alone, is made once per shape an
 nothing at run time, needs no synchronization, and is constant in a compiled graph. In this order:
 
 1. ``LIT_COMPRESS_DISPATCH`` (``kernel``, ``dense`` or ``reference``; read at the first import) or :func:`forced`.
-2. Times measured on this GPU, ``measured.json``, made by ``python -m tools.bench.dispatch``.
+2. What the device can do.
 3. Arithmetic, :mod:`lit_compress.ops.roofline`: derived, not measured.
 """
 
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -32,7 +30,6 @@ VARIABLE = "LIT_COMPRESS_DISPATCH"
 ROW_BUCKETS = tuple(2**power for power in range(4, 18))
 # Devices, as a problem names them, where only torch multiplies.
 WITHOUT_KERNELS = ("cpu",)
-MEASURED = Path(__file__).with_name("measured.json")
 
 # A plain global: compiled code watches it, and traces through where it would not through a context variable.
 _override: str | None = os.environ.get(VARIABLE) or None
@@ -75,7 +72,7 @@ class Decision:
 
     choice: Choice
     reason: str
-    source: Literal["forced", "fixed", "measured", "derived"]
+    source: Literal["forced", "fixed", "derived"]
     kernel_us: float | None = None
     dense_us: float | None = None
 
@@ -133,8 +130,6 @@ def _decide(rows: int, problem: Problem) -> Decision:
     if problem.device in WITHOUT_KERNELS:
         reason = "no kernels for this device: the weight is dequantized once, inputs are not rounded"
         return Decision(choice="dense", reason=reason, source="fixed")
-    if (times := _measured(rows, problem)) is not None:
-        return _faster(*times, source="measured")
     device = _known(problem.device)
     capability = device.capability if device is not None else _capability_here(problem.device)
     needed = (8, 9) if problem.dtype == "fp8" else (8, 0)
@@ -147,17 +142,12 @@ def _decide(rows: int, problem: Problem) -> Decision:
     if problem.format not in device.eight:
         return Decision(choice="dense", reason=f"no kernel for the format {problem.format}", source="fixed")
     kernel = product_us(device, rows, problem.outputs, problem.inputs, problem.format, problem.density)
-    return _faster(kernel, product_us(device, rows, problem.outputs, problem.inputs), source="derived")
-
-
-def _faster(kernel: float, dense: float, source: Literal["measured", "derived"]) -> Decision:
-    # At equal times the kernel: its results need no pass of their own for bias, activation, residual and rounding.
-    choice: Choice = "kernel" if kernel <= dense else "dense"
-    words = source if source == "measured" else "derived, not measured"
+    dense = product_us(device, rows, problem.outputs, problem.inputs)
     return Decision(
-        choice=choice,
-        reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit ({words})",
-        source=source,
+        # At equal times the kernel: its results need no pass of their own for bias, activation, residual and rounding.
+        choice="kernel" if kernel <= dense else "dense",
+        reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit (derived, not measured)",
+        source="derived",
         kernel_us=kernel,
         dense_us=dense,
     )
@@ -213,26 +203,3 @@ def _bucket(rows: int) -> int:
         if rows <= edge:
             return index
     return len(ROW_BUCKETS) - 1
-
-
-def _measured(rows: int, problem: Problem) -> tuple[float, float] | None:
-    """Times of the kernel and of the dense product on this GPU; of a weight at least as dense as this one."""
-    device = _known(problem.device)
-    name = device.name if device is not None else problem.device
-    alike: list[dict[str, Any]] = [
-        entry
-        for entry in _table().get(name, [])
-        if all(entry[key] == getattr(problem, key) for key in ("outputs", "inputs", "format", "dtype"))
-        and entry["rows"] == rows
-        and entry["density"] >= problem.density - 0.01
-    ]
-    if not alike:
-        return None
-    nearest = min(alike, key=lambda entry: entry["density"])
-    return nearest["kernel_us"], nearest["dense_us"]
-
-
-@cache
-def _table() -> dict[str, list[dict[str, Any]]]:
-    """GPU name to rows of ``{"rows", "outputs", "inputs", "format", "dtype", "density", "kernel_us", "dense_us"}``."""
-    return json.loads(MEASURED.read_text())["gpus"]

@@ -1,16 +1,11 @@
 """How kernels are launched: tile sizes, warps and pipeline stages, per architecture and shape.
 
-``launches.json`` holds the fastest configurations measured on each GPU, and is empty where nobody has measured. The
-rest is a rule: large tiles for many rows, enough programs to fill the GPU for few, as many stages as shared memory
-holds.
+Large tiles for many rows, enough programs to fill the GPU for few, as many stages as shared memory holds.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,8 +25,6 @@ __all__ = [
     "shipped_attention",
     "shipped_products",
 ]
-
-MEASURED = Path(__file__).with_name("launches.json")
 
 # ``(rows, chunk, width)`` of a weight's tiles, as of ``functional.packing.Tiles``.
 DENSE, TALL, BLOCKS = (0, 0, 0), (128, 128, 32), (64, 64, 64)
@@ -117,7 +110,7 @@ def attention_launch(max_seqlen: int, head_dim: int, element_bytes: int, device:
         device: where it runs.
 
     """
-    return _attention_rule(max_seqlen, head_dim, element_bytes, _device(device.type, device.index)[1])
+    return _attention_rule(max_seqlen, head_dim, element_bytes, _device(device.type, device.index)[0])
 
 
 def row_launch(columns: int) -> Rows:
@@ -134,7 +127,7 @@ def row_launch(columns: int) -> Rows:
 
 
 def shipped_products(capability: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int], Product]]:
-    """Every configuration that the rule can choose, and the measured ones, each with its kind of tile."""
+    """Every configuration that the rule can choose, each with its kind of tile."""
     found = {
         (tile, _rule(rows, outputs, tile, capability, processors))
         for tile in (DENSE, TALL, BLOCKS)
@@ -142,10 +135,6 @@ def shipped_products(capability: tuple[int, int]) -> Iterator[tuple[tuple[int, i
         for outputs in (64, 768, 2304, 3072)
         for processors in (16, 132)
     }
-    for entries in _measured().values():
-        for entry in entries:
-            shape = entry["shape"]
-            found.add(((shape[3], shape[4], shape[5]), Product(**entry["launch"])))
     yield from sorted(found, key=lambda pair: (pair[0], tuple(asdict(pair[1]).values())))
 
 
@@ -160,10 +149,7 @@ def shipped_attention(capability: tuple[int, int]) -> Iterator[tuple[int, Attent
 def _chosen(
     bucket: int, outputs: int, inputs: int, tile: tuple[int, int, int], kind: str, index: int | None
 ) -> Product:
-    name, capability, processors = _device(kind, index)
-    for entry in _measured().get(name, []):
-        if entry["shape"] == [bucket, outputs, inputs, *tile]:
-            return Product(**entry["launch"])
+    capability, processors = _device(kind, index)
     if inputs % 16:
         # Rows begin anywhere, and are read byte by byte: more bytes than these would not fit the registers.
         return Product(32, 32, 32, 4, 2)
@@ -222,18 +208,9 @@ def _power_of_two(number: int) -> int:
 
 
 @cache
-def _device(kind: str, index: int | None) -> tuple[str, tuple[int, int], int]:
-    """Name, compute capability and number of processors; an H200's where there is no GPU (tests, cross-compiling)."""
+def _device(kind: str, index: int | None) -> tuple[tuple[int, int], int]:
+    """Compute capability and number of processors; an H200's where there is no GPU (tests, cross-compiling)."""
     if kind != "cuda" or not torch.cuda.is_available():
-        return "", (9, 0), 132
+        return (9, 0), 132
     properties = torch.cuda.get_device_properties(index if index is not None else torch.cuda.current_device())
-    return properties.name, (properties.major, properties.minor), properties.multi_processor_count
-
-
-@cache
-def _measured() -> dict[str, list[dict[str, Any]]]:
-    """GPU name to a list of ``{"shape": [rows, outputs, inputs, *tile], "launch": fields of Product}``.
-
-    Rows are a power of two; so many, or fewer, use it.
-    """
-    return json.loads(MEASURED.read_text())["gpus"]
+    return (properties.major, properties.minor), properties.multi_processor_count

@@ -1,6 +1,6 @@
 """Products with packed 8-bit weights: the integers and everything after them, or from floats to floats."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,33 @@ from lit_compress.ops.checks import Activation, require_activation, require_colu
 from lit_compress.ops.kernel_choice import serves
 from lit_compress.ops.weight_cache import dequantized
 
-__all__ = ["dynamic_linear", "quantized_linear"]
+__all__ = ["LinearArguments", "dynamic_linear", "quantized_linear"]
+
+
+class LinearArguments(NamedTuple):
+    """What :func:`quantized_linear` is given, in its order."""
+
+    q: Tensor
+    q_scale: Tensor
+    values: Tensor
+    w_scale: Tensor
+    columns: Tensor | None
+    offsets: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    activation: str
+    out_dtype: torch.dtype
+    out_scale: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and outputs of the result."""
+        return self.q.shape[0], self.w_scale.shape[0]
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Type of the result."""
+        return self.out_dtype if self.out_scale is None else self.q.dtype
 
 
 def quantized_linear(
@@ -103,84 +129,42 @@ def dynamic_linear(
     return _dynamic_linear(x, values, w_scale, columns, offsets, bias)
 
 
-@torch.library.custom_op("lit_compress::quantized_linear", mutates_args=())
-def _quantized_linear(
-    q: Tensor,
-    q_scale: Tensor,
-    values: Tensor,
-    w_scale: Tensor,
-    columns: Tensor | None,
-    offsets: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_dtype: torch.dtype,
-    out_scale: Tensor | None,
-) -> Tensor:
-    return reference.quantized_linear(
-        q, q_scale, values, w_scale, columns, offsets, bias, residual, activation, out_dtype, out_scale
-    )
+_quantized_linear = torch.library.custom_op(
+    "lit_compress::quantized_linear", reference.quantized_linear, mutates_args=()
+)
 
 
 @_quantized_linear.register_fake
-def _(
-    q: Tensor,
-    q_scale: Tensor,
-    values: Tensor,
-    w_scale: Tensor,
-    columns: Tensor | None,
-    offsets: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_dtype: torch.dtype,
-    out_scale: Tensor | None,
-) -> Tensor:
-    return q.new_empty(q.shape[0], w_scale.shape[0], dtype=out_dtype if out_scale is None else q.dtype)
+def _(*given: Any) -> Tensor:
+    of = LinearArguments(*given)
+    return of.q.new_empty(of.shape, dtype=of.result_dtype)
 
 
 @_quantized_linear.register_kernel("cuda")
 @_quantized_linear.register_kernel("cpu")
-def _(
-    q: Tensor,
-    q_scale: Tensor,
-    values: Tensor,
-    w_scale: Tensor,
-    columns: Tensor | None,
-    offsets: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_dtype: torch.dtype,
-    out_scale: Tensor | None,
-) -> Tensor:
-    if serves(q, q.dtype):
+def _(*given: Any) -> Tensor:
+    of = LinearArguments(*given)
+    if serves(of.q, of.q.dtype):
         from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
 
-        return kernel(q, q_scale, values, w_scale, columns, offsets, bias, residual, activation, out_dtype, out_scale)
-    if not q.is_cpu:
-        return reference.quantized_linear(
-            q, q_scale, values, w_scale, columns, offsets, bias, residual, activation, out_dtype, out_scale
-        )
-    weight = dequantized(values, w_scale, columns, offsets, q.shape[1])
-    y = F.linear(q.float().mul_(q_scale.unsqueeze(1)), weight, None if bias is None else bias.float())
-    y = reference.activate(y, activation)
-    if residual is not None:
-        y = y.add_(residual)
-    return y.to(out_dtype) if out_scale is None else reference.round_to(y.mul_(out_scale.reciprocal()), q.dtype)
+        return kernel(of)
+    if not of.q.is_cpu:
+        return reference.quantized_linear(*given)
+    weight = dequantized(of.values, of.w_scale, of.columns, of.offsets, of.q.shape[1])
+    y = F.linear(of.q.float().mul_(of.q_scale.unsqueeze(1)), weight, None if of.bias is None else of.bias.float())
+    y = reference.activate(y, of.activation)
+    if of.residual is not None:
+        y = y.add_(of.residual)
+    if of.out_scale is None:
+        return y.to(of.out_dtype)
+    return reference.round_to(y.mul_(of.out_scale.reciprocal()), of.q.dtype)
 
 
-@torch.library.custom_op("lit_compress::dynamic_linear", mutates_args=())
-def _dynamic_linear(
-    x: Tensor, values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, bias: Tensor | None
-) -> Tensor:
-    return reference.dynamic_linear(x, values, w_scale, columns, offsets, bias)
+_dynamic_linear = torch.library.custom_op("lit_compress::dynamic_linear", reference.dynamic_linear, mutates_args=())
 
 
 @_dynamic_linear.register_fake
-def _(
-    x: Tensor, values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, bias: Tensor | None
-) -> Tensor:
+def _(x: Tensor, values: Tensor, w_scale: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], w_scale.shape[0])
 
 
@@ -198,7 +182,7 @@ def _(
     from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
 
     q, scale = quantize(rows, values.dtype)
-    y = kernel(q, scale, values, w_scale, columns, offsets, bias, None, "none", x.dtype, None)
+    y = kernel(LinearArguments(q, scale, values, w_scale, columns, offsets, bias, None, "none", x.dtype, None))
     return y.reshape(*x.shape[:-1], w_scale.shape[0])
 
 

@@ -17,7 +17,6 @@ __all__ = [
     "attention_varlen",
     "dense_values",
     "dynamic_linear",
-    "expand_bitmap",
     "gather_rows",
     "largest",
     "layernorm_quantize",
@@ -151,16 +150,6 @@ def attention_varlen(
         context = torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
         out[start:end] = context.transpose(0, 1).reshape(end - start, width)
     return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
-
-
-def expand_bitmap(bits: Tensor, values: Tensor, starts: Tensor, columns: int) -> Tensor:
-    """See :func:`lit_compress.ops.expand_bitmap`."""
-    shifts = torch.arange(8, device=bits.device, dtype=torch.uint8)
-    present = (bits.unsqueeze(-1) >> shifts & 1).flatten(1)[:, :columns].bool()
-    place = starts[:-1].long().unsqueeze(1) + present.long().cumsum(1) - 1
-    # Indexing is by the bytes: not every device gathers 8-bit floats. Behind the values, one that absent places read.
-    numbers = torch.cat([values.view(torch.int8), values.new_zeros(1).view(torch.int8)])
-    return numbers[place.where(present, values.shape[0])].view(values.dtype)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

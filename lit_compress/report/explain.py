@@ -123,7 +123,7 @@ def _notes(facts: dict[str, Any]) -> list[str]:
             f"({facts['fp32_bytes'] / facts['bytes']:.1f}x)."
         )
     if facts["gain"] is not None:
-        words = "derived, not measured" if facts["derived"] else "measured"
+        words = "derived, not measured"
         lines += [
             f"Times are {words}; the dense product is one of 16 bit.",
             f"All products: {facts['chosen_us']:.0f} us as chosen, {facts['dense_us']:.0f} us dense, expected gain "

@@ -8,6 +8,7 @@ import torch
 from lit_compress import ops
 from lit_compress.ops import kernel_choice, launch
 from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
+from lit_compress.ops.linear import LinearArguments
 
 DEVICE = "cpu" if kernel_choice.INTERPRETED else "cuda"
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
@@ -163,7 +164,8 @@ def test_every_shape_of_tile_gives_the_same(shape):
     q, w = draw_eight(37, 200), draw_eight(301, 200)
     scale, w_scale, bias, residual = draw(37).abs(), draw(301).abs(), draw(301), draw(37, 301)
 
-    y = kernel(q, scale, w, w_scale, None, None, bias, residual, "relu", torch.float32, None, launch=shape)
+    given = LinearArguments(q, scale, w, w_scale, None, None, bias, residual, "relu", torch.float32, None)
+    y = kernel(given, launch=shape)
 
     total = (q.double() @ w.double().T) * scale.double().unsqueeze(1) * w_scale.double() + bias.double()
     torch.testing.assert_close(y.double(), total.relu() + residual.double(), rtol=1e-5, atol=1e-3)
@@ -392,23 +394,6 @@ def test_attention_keeps_a_broken_sequence_to_itself():
     assert torch.equal(y[:10], whole[:10])
     assert torch.equal(y[20:], whole[20:])
     assert (ops.attention_varlen(qkv, lengths, 10, 1, 0.25, torch.ones(1, device=DEVICE))[10:20] == 0).all()
-
-
-@both_types
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 7), (4, 1025), (5, 64)])
-def test_bitmaps(rows, columns, dtype):
-    weight = draw_eight(rows, columns, dtype=dtype).float()
-    weight[torch.rand(rows, columns, device=DEVICE) < 0.7] = 0
-    weight[rows - 1] = 0
-    bits = torch.zeros(rows, -(-columns // 8), dtype=torch.uint8)
-    for row, column in (weight != 0).nonzero().tolist():
-        bits[row, column // 8] |= 1 << column % 8
-    starts = torch.nn.functional.pad((weight != 0).sum(1).cumsum(0), (1, 0)).int()
-
-    out = ops.expand_bitmap(bits.to(DEVICE), weight[weight != 0].to(dtype), starts, columns)
-
-    assert out.dtype == dtype
-    assert torch.equal(out.float(), weight)
 
 
 def test_padding_there_and_back():

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 
@@ -6,7 +5,6 @@ import pytest
 import torch
 
 from lit_compress.errors import UserError
-from lit_compress.ops import dispatch
 from lit_compress.ops.dispatch import ROW_BUCKETS, Problem, choose, decide, forced, row_bucket
 from lit_compress.ops.roofline import DEVICES, device_named, product_us
 
@@ -14,31 +12,6 @@ from lit_compress.ops.roofline import DEVICES, device_named, product_us
 def problem(**changed):
     given = {"outputs": 768, "inputs": 3072, "format": "tall_blocks", "dtype": "int8", "density": 0.25}
     return Problem(**(given | {"device": "h200"} | changed))
-
-
-@pytest.fixture
-def measured(monkeypatch, tmp_path):
-    """Write a table of measurements and make it the one that counts."""
-
-    def write(*entries, gpu="NVIDIA H200"):
-        path = tmp_path / "measured.json"
-        path.write_text(json.dumps({"gpus": {gpu: list(entries)}}))
-        monkeypatch.setattr(dispatch, "MEASURED", path)
-        clear()
-
-    yield write
-    monkeypatch.undo()
-    clear()
-
-
-def clear():
-    for cached in (dispatch._table, dispatch._decide, dispatch._choices_of):
-        cached.cache_clear()
-
-
-def entry(**changed):
-    given = {"rows": 4096, "outputs": 768, "inputs": 3072, "format": "tall_blocks", "dtype": "int8", "density": 0.25}
-    return given | {"kernel_us": 9.0, "dense_us": 30.0} | changed
 
 
 def test_a_cpu_multiplies_dense():
@@ -67,31 +40,17 @@ def test_a_gpu_without_figures_runs_kernels():
     assert (decision.choice, decision.source) == ("kernel", "fixed")
 
 
-def test_measurements_win_over_arithmetic(measured):
-    measured(entry(kernel_us=40.0))
-    decision = decide(3000, problem())
-    assert (decision.choice, decision.source, decision.kernel_us) == ("dense", "measured", 40.0)
-    assert decide(5000, problem()).source == "derived"  # another bucket
-    assert decide(4096, problem(outputs=3072)).source == "derived"
-    assert decide(4096, problem(device="h100")).source == "derived"
-
-
-def test_a_measurement_of_a_denser_weight_serves_and_of_a_sparser_one_does_not(measured):
-    measured(entry(density=0.5, kernel_us=20.0), entry(density=0.3, kernel_us=15.0), entry(density=0.1, kernel_us=1.0))
-    assert decide(4096, problem()).kernel_us == 15.0
-    assert decide(4096, problem(density=0.9)).source == "derived"
-
-
-def test_forced_wins_over_everything(measured):
-    measured(entry(kernel_us=40.0))
+def test_forced_wins_over_everything():
+    with forced("dense"):
+        assert decide(4096, problem()).choice == "dense"
     with forced("kernel"):
-        assert decide(4096, problem()).choice == "kernel"
+        assert decide(4096, problem(device="cpu")).choice == "kernel"
         assert choose(1, 8, 8, "dense", "int8", 1.0, torch.device("cpu")) == "kernel"
         with forced("reference"):
             assert choose(1, 8, 8, "dense", "int8", 1.0, torch.device("cpu")) == "reference"
         with forced(None):
-            assert decide(4096, problem()).source == "measured"
-    assert decide(4096, problem()).choice == "dense"
+            assert decide(4096, problem()).source == "derived"
+    assert decide(4096, problem()).choice == "kernel"
 
 
 def test_a_wrong_choice_is_refused():
@@ -120,13 +79,6 @@ def test_choices_are_constants_of_a_compiled_graph():
     with forced("kernel"):  # traced anew
         assert compiled(torch.zeros(20)).sum() == -20
     assert compiled(torch.zeros(20)).sum() == 20
-
-
-def test_the_shipped_table_is_whole():
-    table = json.loads(dispatch.MEASURED.read_text())
-    assert table["command"] == "python -m tools.bench.dispatch"
-    for entries in table["gpus"].values():
-        assert all(set(one) == set(entry()) for one in entries)
 
 
 def test_devices_by_name():

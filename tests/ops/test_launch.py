@@ -1,6 +1,4 @@
-"""Launch configurations: every one fits its GPU, and measured ones win."""
-
-import json
+"""Launch configurations: every one fits its GPU."""
 
 import pytest
 import torch
@@ -33,24 +31,6 @@ def test_many_rows_take_large_tiles_and_few_take_many(rows, outputs, expected):
     shape = launch.product_launch(rows, outputs, 768, launch.DENSE, CPU)
 
     assert (shape.block_m, shape.block_n, shape.swap) == expected
-
-
-def test_a_measured_configuration_replaces_the_rule(tmp_path, monkeypatch):
-    entry = {
-        "shape": [128, 768, 768, 0, 0, 0],
-        "launch": {"block_m": 64, "block_n": 32, "block_k": 128, "warps": 4, "stages": 3},
-    }
-    (tmp_path / "launches.json").write_text(json.dumps({"gpus": {"": [entry]}}))
-    monkeypatch.setattr(launch, "MEASURED", tmp_path / "launches.json")
-    caches = (launch._measured, launch._chosen)
-    for cached in caches:
-        cached.cache_clear()
-
-    assert launch.product_launch(100, 768, 768, launch.DENSE, CPU).block_n == 32
-    assert launch.product_launch(100, 768, 784, launch.DENSE, CPU).block_n == 64
-
-    for cached in caches:
-        cached.cache_clear()
 
 
 def test_inputs_that_no_wide_read_divides_take_small_tiles():

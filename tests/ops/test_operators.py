@@ -35,8 +35,6 @@ def calls():
     q, scale = ops.quantize_rows(x, INT8)
     values, w_scale = weight()
     found = torch.ops.lit_compress
-    bits, starts = torch.tensor([[5], [2]], dtype=torch.uint8), torch.tensor([0, 2, 3], dtype=torch.int32)
-    three = torch.tensor([7, 8, 9], dtype=torch.int8)
     rows = (q, scale, values, w_scale, None, None)
     packed = (ops.quantize_rows(torch.randn(6, 64), INT8)[0], scale, *tiles(), None, None, "none", torch.float32, None)
     return {
@@ -73,7 +71,6 @@ def calls():
             found.attention_varlen,
             (torch.randn(7, 96), lengths, 4, 2, 0.25, torch.ones(1), FP8),
         ),
-        "expand_bitmap": (ops.expand_bitmap, found.expand_bitmap, (bits, three, starts, 3)),
         "gather_rows": (
             ops.gather_rows,
             found.gather_rows,

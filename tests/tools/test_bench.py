@@ -3,14 +3,12 @@ import json
 import math
 
 import pytest
-import torch
 from torch import nn
 from transformers import AutoModel
 
 from lit_compress.nn import CompressibleLinear
 from tools.bench import measure
 from tools.bench.deployment import HALF, ROSITA, deployment
-from tools.bench.dispatch import dispatch
 from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
 from tools.bench.exports import exports
 from tools.bench.hf_trainer import hf_trainer
@@ -212,23 +210,6 @@ def test_encoder_gate_sees_a_wrong_model(tiny_model):
     assert gate(Variant(name="same", folded=right, packed=right), batch) == 0
     with pytest.raises(SystemExit, match="other differs from its folded model"):
         gate(Variant(name="other", folded=right, packed=wrong), batch)
-
-
-def test_dispatch_table(tmp_path, capsys):
-    path = tmp_path / "measured.json"
-    dispatch(shapes=[(256, 256)], rows=[16], dtypes=["int8"], rounds=1, output=path)
-    entries = json.loads(path.read_text())["gpus"]["cpu"]
-    assert [(entry["format"], entry["density"]) for entry in entries] == [
-        ("dense", 1.0), ("tall_blocks", 0.5), ("tall_blocks", 0.5), ("tall_blocks", 0.5)
-    ]  # fmt: skip
-    assert all(entry["kernel_us"] > 0 and entry["dense_us"] > 0 for entry in entries)
-    assert "4 entries written" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it would measure")
-def test_the_table_that_ships_holds_gpus_alone():
-    with pytest.raises(SystemExit, match="no GPU here"):
-        dispatch()
 
 
 def test_deployment(table):

@@ -16,40 +16,30 @@ import triton.language as tl
 from torch import Tensor
 
 from lit_compress.ops.kernels.numbers import activate, round_to
-from lit_compress.ops.launch import Product, product_launch
+from lit_compress.ops.launch import DENSE, Product, product_launch
+from lit_compress.ops.linear import LinearArguments
 
 __all__ = ["kernel", "quantized_linear", "settings"]
 
 
-def quantized_linear(
-    q: Tensor,
-    q_scale: Tensor,
-    values: Tensor,
-    w_scale: Tensor,
-    columns: Tensor | None,
-    offsets: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    out_dtype: torch.dtype,
-    out_scale: Tensor | None,
-    launch: Product | None = None,
-) -> Tensor:
+def quantized_linear(of: LinearArguments, launch: Product | None = None) -> Tensor:
     """See :func:`lit_compress.ops.quantized_linear`; ``launch`` replaces the configuration that would be chosen."""
-    q, values = q.contiguous(), values.contiguous()
-    rows, inputs = q.shape
-    outputs = w_scale.shape[0]
-    out = torch.empty(rows, outputs, dtype=out_dtype if out_scale is None else q.dtype, device=q.device)
+    q, values = of.q.contiguous(), of.values.contiguous()
+    (rows, outputs), inputs = of.shape, q.shape[1]
+    out = torch.empty(rows, outputs, dtype=of.result_dtype, device=q.device)
     if not rows or not outputs:
         return out
-    tile = (0, 0, 0) if columns is None else (values.shape[1], values.shape[2], values.shape[2] // columns.shape[1])
+    tile = DENSE
+    if of.columns is not None:
+        tile = (values.shape[1], values.shape[2], values.shape[2] // of.columns.shape[1])
     launch = launch or product_launch(rows, outputs, inputs, tile, q.device)
     with torch.cuda.device_of(q):
         kernel[(triton.cdiv(rows, launch.block_m) * triton.cdiv(outputs, launch.block_n),)](
-            q, q_scale.contiguous(), values, w_scale.contiguous(), columns, offsets,
-            None if bias is None else bias.contiguous(), None if residual is None else residual.contiguous(),
-            out, out_scale, rows, outputs, inputs,
-            **settings(launch, tile, inputs, q_scale.shape[0] > 1 or rows == 1, activation),
+            q, of.q_scale.contiguous(), values, of.w_scale.contiguous(), of.columns, of.offsets,
+            None if of.bias is None else of.bias.contiguous(),
+            None if of.residual is None else of.residual.contiguous(),
+            out, of.out_scale, rows, outputs, inputs,
+            **settings(launch, tile, inputs, of.q_scale.shape[0] > 1 or rows == 1, of.activation),
         )  # fmt: skip
     return out
 
