@@ -26,10 +26,9 @@ import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import LAST, last_checkpoint, load_checkpoint
+from lit_compress.export.command import export, pack_command
 from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
-from lit_compress.export.run import export
 from lit_compress.export.run_folder import absolute_paths, parse_file
-from lit_compress.export.run_pack import pack_command
 from lit_compress.export.trim import trim_vocabulary
 from lit_compress.files import begins, check_file, check_folder
 from lit_compress.fit.checkpoints import LastCheckpoint, WholeCheckpoints

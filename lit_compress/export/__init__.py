@@ -1,11 +1,11 @@
 """From the training form to what a runtime loads."""
 
 from lit_compress.export.checkpoint import find_checkpoint, last_checkpoint, load_checkpoint, student_from_checkpoint
+from lit_compress.export.command import write
 from lit_compress.export.fold import fold
 from lit_compress.export.folded import Folded, from_source, from_student
 from lit_compress.export.hf import save_folder
 from lit_compress.export.pack import pack, save_packed
-from lit_compress.export.run import write
 from lit_compress.export.trim import trim_vocabulary
 
 __all__ = [

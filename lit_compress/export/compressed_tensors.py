@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.extras import optional
-from lit_compress.export.folded import Folded, IntegerWeight, integer_weight, stored_state
+from lit_compress.export.folded import Folded, stored_state
 from lit_compress.export.graph_form import round_weights
 from lit_compress.export.hf import write_beside
 from lit_compress.models.load import first_line, quiet_transformers
 from lit_compress.models.shapes import describe_shapes
+from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = ["write_compressed_tensors"]
 
@@ -57,12 +58,7 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
         for entry in linears.values():
             if (entry.get("scales") or {}).get("weight"):
                 entry["input_quantizer"] = {"kind": "DynamicTokenQuantizer", "spec": {"bits": 8}, "enabled": True}
-    modules = dict(model.named_modules())
-    weights = {
-        name: integers
-        for name, entry in linears.items()
-        if (integers := integer_weight(name, modules[name].weight, entry)) is not None  # type: ignore[arg-type]
-    }
+    weights = {name: weight for name in linears if (weight := folded.quantized(name)) is not None}
     schemes = {name: _scheme(integers, linears[name]) for name, integers in weights.items()}
     stored = stored_state(model)
     for name, integers in weights.items():
@@ -79,7 +75,7 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     _check(model, weights, folder)
 
 
-def _scheme(integers: IntegerWeight, entry: dict[str, Any]) -> dict[str, Any]:
+def _scheme(integers: QuantizedWeight, entry: dict[str, Any]) -> dict[str, Any]:
     """The scheme of a layer in the package's words."""
     quantizer = entry.get("input_quantizer") or {}
     grid = entry["scales"].get("input")
@@ -102,7 +98,7 @@ def _scheme(integers: IntegerWeight, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(
-    name: str, weight: Tensor, integers: IntegerWeight, scheme: dict[str, Any], entry: dict[str, Any]
+    name: str, weight: Tensor, integers: QuantizedWeight, scheme: dict[str, Any], entry: dict[str, Any]
 ) -> dict[str, Tensor]:
     channel = scheme["weights"]["strategy"] == "channel"
     parts = {"weight_scale": integers.scale if channel else integers.scale.reshape(1)}
@@ -143,7 +139,7 @@ def _config(schemes: dict[str, dict[str, Any]], model: PreTrainedModel, version:
     }
 
 
-def _check(model: PreTrainedModel, weights: dict[str, IntegerWeight], folder: Path) -> None:
+def _check(model: PreTrainedModel, weights: dict[str, QuantizedWeight], folder: Path) -> None:
     """Load the folder as its users do; the package decompresses with the first forward pass."""
     try:
         with quiet_transformers(), contextlib.redirect_stderr(io.StringIO()):  # four progress bars of the package

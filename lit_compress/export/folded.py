@@ -1,11 +1,10 @@
 """What every format is written from: a plain model, what its layers have become, and its tokenizer."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,49 +13,58 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.fold import fold_in_place, shrink_in_place
 from lit_compress.export.manifest_file import (
-    MANIFEST_FILE,
     UNFINISHED,
     check_unfinished,
     manifest_with_scales,
+    quantized_weights,
     read_manifest,
+    weight_of,
 )
 from lit_compress.export.run_folder import run_tokenizer
 from lit_compress.models.packed import packed_linears
 from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.manifest import Manifest
+from lit_compress.storage.weight import QuantizedWeight
 
-__all__ = ["Folded", "IntegerWeight", "check_finite", "from_source", "from_student", "integer_weight", "stored_state"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntegerWeight:
-    """A weight on its grid: ``weight == (values - zero_point) * scale``, exactly.
-
-    Attributes:
-        values: int8, or uint8 where there is a zero point; shape of the weight.
-        scale: fp32, one per row ``(rows, 1)`` or one for all ``(1, 1)``.
-        zero_point: of an affine grid, else 0.
-        bits: width of the integers.
-
-    """
-
-    values: Tensor
-    scale: Tensor
-    zero_point: int = 0
-    bits: int = 8
-
-    def weight(self) -> Tensor:
-        """The weight in fp32."""
-        return self.values.float().sub_(self.zero_point).mul_(self.scale)
+__all__ = ["Folded", "check_finite", "from_source", "from_student", "stored_state"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """A plain model and its manifest with scales, as in ``compression.json``; the model may be used up by a format."""
+    """A plain model, used up by a format, and what its layers have become.
+
+    Attributes:
+        model: with plain layers, whose weights lie on their grids.
+        manifest: with scales, as in ``compression.json``.
+        tokenizer: of the model.
+        weights: integers of linears and tables by module name, as their layers made them; those of a folder are found
+            when a format asks for them, see :meth:`quantized`.
+
+    """
 
     model: PreTrainedModel
     manifest: Manifest
     tokenizer: PreTrainedTokenizerBase
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """The integers of a module's weight; None when it is not quantized.
+
+        Raises:
+            UserError: a folder's weight does not lie on the grid that its ``compression.json`` says.
+
+        """
+        if name not in self.weights:
+            weight = weight_of(name, self.model.get_parameter(f"{name}.weight"), self.entries().get(name))
+            if weight is not None:
+                self.weights[name] = weight
+        return self.weights.get(name)
+
+    def take(self, name: str) -> QuantizedWeight | None:
+        """:meth:`quantized`, not kept any longer: for formats that put the integers in the weight's place."""
+        weight = self.quantized(name)
+        self.weights.pop(name, None)
+        return weight
 
     def entries(self) -> dict[str, dict[str, Any]]:
         """Manifest entries of linears and embedding tables, by module name."""
@@ -112,39 +120,6 @@ def check_finite(model: PreTrainedModel) -> None:
             )
 
 
-def integer_weight(name: str, weight: Tensor, entry: dict[str, Any] | None) -> IntegerWeight | None:
-    """The integers of a weight; None when its manifest entry says that it is not quantized.
-
-    Args:
-        name: of the module, for errors.
-        weight: folded, ``(rows, columns)``.
-        entry: of the manifest.
-
-    Raises:
-        UserError: the weight does not lie on the grid of the entry; it was changed afterwards.
-
-    """
-    scales = (entry or {}).get("scales", {}).get("weight")
-    if entry is None or scales is None:
-        return None
-    zero_point = entry["scales"].get("weight_zero_point", 0)
-    affine = "weight_zero_point" in entry["scales"]
-    bits = int(entry["weight_quantizer"]["spec"].get("bits", 8))
-    low, high = (0, 2**bits - 1) if affine else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    scale = torch.tensor(scales, dtype=torch.float32).reshape(-1, 1)
-    values = (weight.detach().float() / scale).round_().add_(zero_point)
-    if bits > 8 or not ((values >= low) & (values <= high)).all():
-        raise UserError(
-            f"{MANIFEST_FILE}: {name!r} does not lie on the {bits}-bit grid it is said to; remove its entry"
-        )
-    integers = IntegerWeight(
-        values=values.to(torch.uint8 if affine else torch.int8), scale=scale, zero_point=zero_point, bits=bits
-    )
-    if not torch.equal(integers.weight(), weight.detach().float()):
-        raise UserError(f"{MANIFEST_FILE}: {name!r} was changed after it was quantized; remove its entry")
-    return integers
-
-
 def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors of a model by name, those that several modules share once, as a file has them."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -158,7 +133,8 @@ def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _fold_in_place(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Folded:
     shrink_in_place(student)
-    manifest = manifest_with_scales(student)  # while there are quantizers to ask
+    weights = quantized_weights(student)  # while there are quantizers to ask
+    manifest = manifest_with_scales(student, weights)
     fold_in_place(student)
     check_finite(student)
-    return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer)
+    return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer, weights=weights)

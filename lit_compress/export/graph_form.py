@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.export.folded import Folded, IntegerWeight, integer_weight
+from lit_compress.export.folded import Folded
+from lit_compress.export.manifest_file import weight_scales
 from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, symmetric_qparams
 from lit_compress.models.layout import embedding_tables, layer_linears
 from lit_compress.nn.attention import quantize_attention
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.quantizers import FakeQuantizer
+from lit_compress.storage.weight import QuantizedWeight, round_weight
 
 __all__ = [
     "Activations",
@@ -88,8 +90,7 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
         for name, module in list(model.named_modules()):
             entry = entries.get(name)
             if type(module) is nn.Linear and name not in tied:
-                integers = integer_weight(name, module.weight, entry)
-                model.set_submodule(name, GraphLinear(module, integers, entry, activations))
+                model.set_submodule(name, GraphLinear(module, folded.take(name), entry, activations))
             elif isinstance(module, FactorizedEmbedding) and entry and entry.get("scales"):
                 raise UserError(f"compression.json: {name!r} is factorised and cannot have scales")
     graph_tables(folded)
@@ -109,10 +110,9 @@ def graph_tables(folded: Folded) -> None:
         UserError: a weight that its scale and zero point do not give back.
 
     """
-    for name, entry in folded.entries().items():
-        module = folded.model.get_submodule(name)
-        if type(module) is nn.Embedding and (integers := integer_weight(name, module.weight, entry)):
-            folded.model.set_submodule(name, GraphTable(integers))
+    for name, module in list(folded.model.named_modules()):
+        if type(module) is nn.Embedding and (weight := folded.take(name)) is not None:
+            folded.model.set_submodule(name, GraphTable(weight))
 
 
 def store_wide(form: GraphForm, wide: WideWeights) -> int:
@@ -157,10 +157,10 @@ def round_weights(folded: Folded, bits: int = 8, more: Sequence[str] = ()) -> in
 
     """
     entries = folded.manifest.setdefault("linears", {})
-    linears: dict[str, Any] = layer_linears(folded.model) | {name: folded.model.get_submodule(name) for name in more}
-    for name, module in linears.items():
-        _round(module, entries.setdefault(name, {"mask": False}), bits)
-    return len(linears)
+    names = [*layer_linears(folded.model), *more]
+    for name in names:
+        _round(folded, name, entries.setdefault(name, {"mask": False}), bits)
+    return len(names)
 
 
 @torch.no_grad()
@@ -183,22 +183,23 @@ def round_tables(folded: Folded) -> int:
         for name, table in embedding_tables(folded.model).items()
         if type(table) is nn.Embedding and id(table.weight) not in tied and not entries.get(name, {}).get("scales")
     }
-    for name, table in found.items():
-        _round(table, folded.manifest.setdefault("embeddings", {}).setdefault(name, {}), 8)
+    for name in found:
+        _round(folded, name, folded.manifest.setdefault("embeddings", {}).setdefault(name, {}), 8)
     return len(found)
 
 
-def _round(module: nn.Linear | nn.Embedding, entry: dict[str, Any], bits: int) -> None:
-    scale = symmetric_qparams(module.weight.abs().amax(1).float(), 2 ** (bits - 1) - 1)
-    module.weight.copy_((module.weight / scale[:, None]).round_().mul_(scale[:, None]))
-    spec = {"out_features": len(scale), "bits": bits, "per_channel": True}
+def _round(folded: Folded, name: str, entry: dict[str, Any], bits: int) -> None:
+    parameter = folded.model.get_parameter(f"{name}.weight")
+    weight = folded.weights[name] = round_weight(parameter, bits=bits, name=name)
+    parameter.copy_(weight.weight())
+    spec = {"out_features": len(weight.values), "bits": bits, "per_channel": True}
     entry["weight_quantizer"] = {
         "kind": "MinMaxWeightQuantizer",
         "spec": spec,
         "enabled": True,
         "observing": False,
     }
-    entry["scales"] = {"weight": scale.tolist()}
+    entry["scales"] = weight_scales(weight)
 
 
 class GraphLinear(nn.Module):
@@ -210,7 +211,7 @@ class GraphLinear(nn.Module):
     def __init__(
         self,
         linear: nn.Linear,
-        integers: IntegerWeight | None,
+        weight: QuantizedWeight | None,
         entry: dict[str, Any] | None,
         activations: Activations,
     ) -> None:
@@ -219,7 +220,7 @@ class GraphLinear(nn.Module):
         self.input_grid: FixedGrid | None = None
         self.output_grid: FixedGrid | None = None
         self.mode: Literal["float", "static", "token", "dynamic"] = "float"
-        if integers is None:
+        if weight is None:
             self.register_buffer("weight", linear.weight.detach().t())
             return
         grids, quantizer = (entry or {})["scales"], (entry or {}).get("input_quantizer") or {}
@@ -232,8 +233,8 @@ class GraphLinear(nn.Module):
             self.input_grid = FixedGrid({"scale": 1.0, "zero_point": 0}, {"bits": 8, "symmetric": True})
         else:
             self.mode = "static" if activations == "float" else "dynamic"
-        scale = integers.scale.reshape(-1)
-        self.register_buffer("weight", integers.values.t())
+        scale = weight.scale.reshape(-1)
+        self.register_buffer("weight", weight.values.t())
         self.register_buffer("scale", scale if len(scale) > 1 else scale.reshape(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,11 +270,11 @@ class GraphTable(nn.Module):
     values: Tensor
     scale: Tensor
 
-    def __init__(self, integers: IntegerWeight) -> None:
+    def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
-        self.register_buffer("values", integers.values)
-        self.register_buffer("scale", integers.scale)
-        self.zero_point = integers.zero_point
+        self.register_buffer("values", weight.values)
+        self.register_buffer("scale", weight.scale)
+        self.zero_point = weight.zero_point
 
     @property
     def weight(self) -> Tensor:

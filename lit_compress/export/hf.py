@@ -12,10 +12,10 @@ from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded, check_finite
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
 from lit_compress.files import atomic_folder
-from lit_compress.models.checksums import checksums
 from lit_compress.models.groups import KINDS
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
+from lit_compress.storage.file import checksums
 
 __all__ = ["add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
@@ -14,8 +15,9 @@ from lit_compress.functional.masks import sparsity
 from lit_compress.models.load import first_line
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
 from lit_compress.nn.manifest import Manifest, describe
-from lit_compress.nn.quantizers import MinMaxWeightQuantizer, MovingAverageQuantizer, TableQuantizer
+from lit_compress.nn.quantizers import MovingAverageQuantizer
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
+from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = [
     "MANIFEST_FILE",
@@ -23,9 +25,12 @@ __all__ = [
     "check_unfinished",
     "manifest_with_scales",
     "quantization_scales",
+    "quantized_weights",
     "read_manifest",
     "require_finished",
     "unfinished_lines",
+    "weight_of",
+    "weight_scales",
 ]
 
 MANIFEST_FILE = "compression.json"
@@ -33,9 +38,22 @@ UNFINISHED = "unfinished"  # its entry for what a training that stopped early le
 _MOST_BYTES = 2**28  # of a compression.json; BERT-large with a scale per row of every table has about 2 MB
 
 
-def manifest_with_scales(student: nn.Module) -> Manifest:
-    """The manifest, with each layer's sparsity and the scales of everything that is quantized."""
-    manifest, scales = describe(student), quantization_scales(student)
+def quantized_weights(student: nn.Module) -> dict[str, QuantizedWeight]:
+    """The integers of every linear and table that is quantized, by module name; each layer makes its own."""
+    layers = [*compressible_layers(student), *compressible_tables(student)]
+    return {name: weight for name, layer in layers if (weight := layer.quantized_weight()) is not None}
+
+
+def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeight] | None = None) -> Manifest:
+    """The manifest, with each layer's sparsity and the scales of everything that is quantized.
+
+    Args:
+        student: in its training form.
+        weights: of :func:`quantized_weights`, where they are known already.
+
+    """
+    weights = quantized_weights(student) if weights is None else weights
+    manifest, scales = describe(student), quantization_scales(student, weights)
     for name, layer in compressible_layers(student):
         manifest["linears"][name]["sparsity"] = sparsity(layer.effective_weight().detach())
     for kind in ("linears", "embeddings", "attention"):
@@ -44,29 +62,48 @@ def manifest_with_scales(student: nn.Module) -> Manifest:
     return manifest
 
 
-def quantization_scales(student: nn.Module) -> dict[str, dict[str, Any]]:
-    """Module name to the grids of its enabled quantizers.
+def quantization_scales(student: nn.Module, weights: Mapping[str, QuantizedWeight]) -> dict[str, dict[str, Any]]:
+    """Module name to the grids of its enabled quantizers, as JSON types.
 
     A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
     ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
     """
-    scales: dict[str, dict[str, Any]] = {}
+    scales: dict[str, dict[str, Any]] = {name: weight_scales(weight) for name, weight in weights.items()}
     for name, layer in compressible_layers(student):
-        weight = layer.weight_quantizer
-        if isinstance(weight, MinMaxWeightQuantizer) and weight.enabled:
-            layer.effective_weight()  # a range that still follows the weights is brought up to date by use
-            scales[name] = {"weight": weight.scale.reshape(-1).tolist()}
         grids = {"input": layer.input_quantizer, "output": layer.output_quantizer}
         scales[name] = scales.get(name, {}) | _activation_grids(grids)
-    for name, table in compressible_tables(student):
-        weight = table.weight_quantizer
-        if isinstance(weight, TableQuantizer) and weight.enabled:
-            weight.observe(table.weight)
-            zero_point = {} if weight.per_row else {"weight_zero_point": weight.zero_point.item()}
-            scales[name] = {"weight": weight.scale.reshape(-1).tolist()} | zero_point
     for name, quantizers in attention_quantizers(student):
         scales[name] = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
     return {name: grids for name, grids in scales.items() if grids}
+
+
+def weight_scales(weight: QuantizedWeight) -> dict[str, Any]:
+    """The scales of a weight, as ``compression.json`` has them."""
+    zero_point = {"weight_zero_point": weight.zero_point} if weight.values.dtype == torch.uint8 else {}
+    return {"weight": weight.scale.reshape(-1).tolist()} | zero_point
+
+
+def weight_of(name: str, weight: Tensor, entry: Mapping[str, Any] | None) -> QuantizedWeight | None:
+    """The integers of a weight that was read in floating point; None when its entry says that it is not quantized.
+
+    Args:
+        name: of the module, for errors.
+        weight: folded, ``(rows, columns)``.
+        entry: of the manifest.
+
+    Raises:
+        UserError: the weight does not lie on the grid of the entry; it was changed afterwards.
+
+    """
+    scales = (entry or {}).get("scales", {})
+    if entry is None or scales.get("weight") is None:
+        return None
+    scale = torch.tensor(scales["weight"], dtype=torch.float32)
+    bits = int(entry["weight_quantizer"]["spec"].get("bits", 8))
+    try:
+        return QuantizedWeight.on_grid(weight, scale, scales.get("weight_zero_point"), bits)
+    except ValueError as error:
+        raise UserError(f"{MANIFEST_FILE}: {name!r} {error}; remove its entry") from error
 
 
 def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:

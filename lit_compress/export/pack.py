@@ -1,12 +1,11 @@
 """Folded or training form to packed model: linears of the transformer layers in 8 bit, without their zeros."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,22 +13,36 @@ from lit_compress.errors import UserError
 from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
 from lit_compress.export.hf import save_checked
-from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
-from lit_compress.export.scales import LayerScales, scales_of
+from lit_compress.export.manifest_file import (
+    MANIFEST_FILE,
+    manifest_with_scales,
+    quantized_weights,
+    unfinished_lines,
+)
+from lit_compress.export.ranges import Ranges, layers_of_static_inputs, ranges_of
 from lit_compress.files import atomic_folder
 from lit_compress.functional.masks import sparsity
-from lit_compress.functional.packing import pack_tiles
 from lit_compress.models.layout import layer_linears
 from lit_compress.models.packed import describe_packed, packed_linears
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_buffers import DTYPES, QMAX, TILES, Format, Precision, quantize_weight
-from lit_compress.nn.surgery import compressible_layers
+from lit_compress.storage.buffers import DTYPES, TILES, Format, Precision
+from lit_compress.storage.layouts import pack_tiles
+from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
-__all__ = ["PackFormat", "choose_format", "pack", "packed_bytes", "save_packed", "write_packed"]
+__all__ = [
+    "LayoutChoice",
+    "choose_layout",
+    "pack",
+    "pack_in_place",
+    "packed_bytes",
+    "packed_lines",
+    "save_packed",
+    "write_packed",
+]
 
-PackFormat = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
+LayoutChoice = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 
 # What a multiplication with stored blocks costs beside one with the dense 8-bit weight, on an H200, by how often a tile
 # of the inputs is read again: 1050 tera-operations/s dense, 909 with tiles of 128 outputs, 606 with 64. Derived.
@@ -40,47 +53,88 @@ _BITMAP_FROM = 0.6
 
 def pack(
     model: PreTrainedModel,
-    format: PackFormat = "auto",
+    layout: LayoutChoice = "auto",
     dtype: Precision = "int8",
-    scales: Mapping[str, LayerScales] | None = None,
+    ranges: Mapping[str, Ranges] | None = None,
 ) -> PreTrainedModel:
     """A copy of ``model`` whose linears inside the transformer layers are packed; its configuration says so.
 
     Everything else, embeddings, norms, pooler and head, stays what it is.
 
     Args:
-        model: folded, or in its training form, which is folded first.
-        format: one for all linears, or ``auto``, which chooses for each: see :func:`choose_format`.
+        model: plain, or in its training form, which is folded first: its quantizers know the integers.
+        layout: one for all linears, or ``auto``, which chooses for each: see :func:`choose_layout`.
         dtype: ``int8``, or ``fp8`` (e4m3), whose grid is not that of quantization-aware training.
-        scales: by the name of the linear. None takes those of the quantizers of a training form; without any, a weight
-            gets a scale per channel from its largest magnitude, and inputs have none.
+        ranges: of inputs and outputs, by the name of the linear. None takes those of the quantizers of a training
+            form; without any, inputs have no scale that is known before.
 
     Raises:
-        UserError: a linear that the format cannot hold, a wrong choice, or a model that is packed already.
+        UserError: a linear that the layout cannot hold, a wrong choice, or a model that is packed already.
 
     """
-    for key, value, allowed in (("format", format, get_args(PackFormat)), ("dtype", dtype, get_args(Precision))):
-        if value not in allowed:
-            raise UserError(f"--{key}: {value!r} must be one of {', '.join(allowed)}")
     if packed_linears(model):
         raise UserError("pack: the model is packed already; pack the one that it was made from")
     smaller = shrunk(model)
-    if scales is None and any(compressible_layers(smaller)):
-        scales = scales_of(manifest_with_scales(smaller))
+    weights = quantized_weights(smaller)
+    if ranges is None:
+        ranges = ranges_of(manifest_with_scales(smaller, weights))
     folded = fold_in_place(smaller)
     assert isinstance(folded, PreTrainedModel)
-    _pack_in_place(folded, format, dtype, scales or {})
+    pack_in_place(folded, weights.get, layout, dtype, ranges)
     return folded
 
 
-def choose_format(values: Tensor) -> Format:
+def pack_in_place(
+    model: PreTrainedModel,
+    weight_of: Callable[[str], QuantizedWeight | None],
+    layout: LayoutChoice,
+    dtype: Precision,
+    ranges: Mapping[str, Ranges],
+) -> None:
+    """Pack a plain model itself, so that no fp32 weight is in memory twice.
+
+    Args:
+        model: changed in place.
+        weight_of: name of a linear to its integers; None where it has none.
+        layout: as in :func:`pack`.
+        dtype: likewise.
+        ranges: likewise.
+
+    Raises:
+        UserError: as in :func:`pack`.
+
+    """
+    for key, value, allowed in (("layout", layout, get_args(LayoutChoice)), ("dtype", dtype, get_args(Precision))):
+        if value not in allowed:
+            raise UserError(f"--{key}: {value!r} must be one of {', '.join(allowed)}")
+    if unknown := sorted(set(ranges) - {name for name, m in model.named_modules() if isinstance(m, nn.Linear)}):
+        raise UserError(f"ranges: {unknown[0]!r} is no linear of this model; they are of another one")
+    shapes, kind = describe_shapes(model), DTYPES[dtype]
+    for name in list(layer_linears(model)):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        # An integer grid has more steps near its ends than fp8.
+        weight = weight_of(name) if dtype == "int8" else None
+        weight = weight or round_weight(linear.weight, kind, name=name)
+        chosen = choose_layout(weight.values) if layout == "auto" else layout
+        packed = PackedLinear.from_weight(weight, linear.bias, chosen, name).train(linear.training)
+        known = ranges.get(name, Ranges())
+        for slot, largest in (("input_scale", known.largest_input), ("output_scale", known.largest_output)):
+            if largest is not None:
+                setattr(packed, slot, packed.w_scale.new_tensor([largest / QMAX[kind]]))
+        model.set_submodule(name, packed)
+    config: Any = model.config
+    config.quantization_config = {"quant_method": METHOD, "shapes": shapes, "packed": describe_packed(model)}
+
+
+def choose_layout(values: Tensor) -> Format:
     """The format for a quantized weight ``(out_features, in_features)``.
 
     Blocks of zeros that a kernel skips come first, where they save more than gathering costs; then what makes the file
     smaller: 2:4 where each four consecutive inputs hold two zeros, a bitmap from 60 % zeros on.
 
     Example:
-        >>> choose_format(torch.ones(128, 64, dtype=torch.int8))
+        >>> choose_layout(torch.ones(128, 64, dtype=torch.int8))
         'dense'
 
     """
@@ -123,10 +177,48 @@ def save_packed(
     return Path(output)
 
 
-def write_packed(folded: Folded, folder: Path) -> None:
-    """Fill an empty folder with what :func:`save_packed` writes: int8, the format of each linear chosen for it."""
-    _pack_in_place(folded.model, "auto", "int8", scales_of(folded.manifest))
+def write_packed(
+    folded: Folded,
+    folder: Path,
+    layout: LayoutChoice = "auto",
+    dtype: Precision = "int8",
+    ranges: Mapping[str, Ranges] | None = None,
+) -> None:
+    """Fill an empty folder with what :func:`save_packed` writes.
+
+    Args:
+        folded: what to write; used up.
+        folder: existing and empty.
+        layout: as in :func:`pack`.
+        dtype: likewise.
+        ranges: likewise; None takes those of training.
+
+    """
+    ranges = ranges_of(folded.manifest) if ranges is None else ranges
+    pack_in_place(folded.model, folded.take, layout, dtype, ranges)
     _fill(folder, folded.model, folded.tokenizer, folded.manifest)
+
+
+def packed_lines(model: PreTrainedModel) -> list[str]:
+    """What was packed, and which ranges are missing, in lines for the console."""
+    sizes = packed_bytes(model)
+    lines = [
+        f"{len(packed_linears(model))} linears packed ({_counted(model)}): {sizes['packed'] / 1e6:.2f} MB, "
+        f"in fp32 {sizes['dense'] / 1e6:.2f} MB; everything else {sizes['rest'] / 1e6:.2f} MB"
+    ]
+    last = [model.get_submodule(name) for name in layers_of_static_inputs(model)]
+    if unknown := sum(getattr(linear, "input_scale", None) is None for linear in last):
+        lines.append(
+            f"{unknown} linears after attention and activation have no range of their inputs, which costs a pass each: "
+            "train with QuantAwareTraining, or give --calibration_batches"
+        )
+    return lines
+
+
+def _counted(model: PreTrainedModel) -> str:
+    """How many linears have each layout."""
+    layouts = [linear.format for linear in packed_linears(model).values()]
+    return ", ".join(f"{layouts.count(layout)} {layout}" for layout in dict.fromkeys(layouts))
 
 
 def packed_bytes(model: nn.Module) -> dict[str, int]:
@@ -142,38 +234,6 @@ def packed_bytes(model: nn.Module) -> dict[str, int]:
         sizes["packed" if name.rpartition(".")[0] in linears else "rest"] += tensor.numel() * tensor.element_size()
     parameters = sum(m.out_features * (m.in_features + (m.bias is not None)) for m in linears.values())
     return sizes | {"dense": 4 * parameters}
-
-
-def _pack_in_place(
-    folded: PreTrainedModel, format: PackFormat, dtype: Precision, scales: Mapping[str, LayerScales]
-) -> None:
-    """Pack a plain model itself, so that no fp32 weight is in memory twice."""
-    if unknown := sorted(set(scales) - {name for name, m in folded.named_modules() if isinstance(m, nn.Linear)}):
-        raise UserError(f"scales: {unknown[0]!r} is no linear of this model; they are of another one")
-    shapes, names = describe_shapes(folded), list(layer_linears(folded))
-    for name in names:
-        linear = folded.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        folded.set_submodule(name, _pack_linear(name, linear, format, dtype, scales.get(name, LayerScales())))
-    config: Any = folded.config
-    config.quantization_config = {"quant_method": METHOD, "shapes": shapes, "packed": describe_packed(folded)}
-
-
-def _pack_linear(
-    name: str, linear: nn.Linear, format: PackFormat, dtype: Precision, scales: LayerScales
-) -> PackedLinear:
-    kind = DTYPES[dtype]
-    # An integer grid has more steps near its ends than fp8.
-    weight_scale = scales.weight if dtype == "int8" else None
-    if format == "auto":
-        format = choose_format(quantize_weight(linear.weight, kind, weight_scale, name)[0])
-    packed = PackedLinear.from_linear(linear, format, kind, weight_scale, name)
-    for slot, largest in (("input_scale", scales.largest_input), ("output_scale", scales.largest_output)):
-        if largest is not None:
-            setattr(
-                packed, slot, torch.tensor([largest / QMAX[kind]], dtype=torch.float32, device=linear.weight.device)
-            )
-    return packed
 
 
 def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
@@ -192,8 +252,6 @@ def _is_two_four(values: Tensor) -> bool:
 
 def _card(model: PreTrainedModel, manifest: Manifest) -> str:
     linears, sizes = packed_linears(model), packed_bytes(model)
-    formats = [linear.format for linear in linears.values()]
-    counted = ", ".join(f"{formats.count(format)} {format}" for format in dict.fromkeys(formats))
     static = sum(linear.input_scale is not None for linear in linears.values())
     types = sorted({linear.describe()["dtype"] for linear in linears.values()})
     return "\n".join(
@@ -204,7 +262,7 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
             "---",
             f"# {type(model).__name__}, packed with lit_compress",
             "",
-            f"- packed linears: {len(linears)} in {', '.join(types)} ({counted})",
+            f"- packed linears: {len(linears)} in {', '.join(types)} ({_counted(model)})",
             f"- their size: {sizes['packed']:,} bytes; in fp32 {sizes['dense']:,}",
             f"- everything else: {sizes['rest']:,} bytes",
             f"- linears whose inputs have a scale known before: {static}",

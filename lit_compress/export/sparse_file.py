@@ -1,6 +1,5 @@
 """A folded model as a Hugging Face folder whose weights have no zeros and are integers where they lie on a grid."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +7,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_compress.export.folded import Folded, integer_weight, stored_state
+from lit_compress.export.folded import Folded, stored_state
 from lit_compress.export.hf import write_beside
 from lit_compress.models.shapes import METHOD, shapes_of
-from lit_compress.models.sparse_weights import BITMAP, DIGESTS, digest, encode
+from lit_compress.storage.file import checksums
+from lit_compress.storage.parts import BITMAP, encode
 
 __all__ = ["write_sparse"]
 
 
 @torch.no_grad()
 def write_sparse(folded: Folded, folder: Path) -> None:
-    """Write config, tokenizer, card, manifest and one safetensors of :mod:`lit_compress.models.sparse_weights`.
+    """Write config, tokenizer, card, manifest and one safetensors of :mod:`lit_compress.storage.parts`.
 
     Args:
         folded: what to write.
@@ -29,11 +29,9 @@ def write_sparse(folded: Folded, folder: Path) -> None:
 
     """
     model, config = folded.model, folded.model.config
-    shapes = shapes_of(config)
-    entry: dict[str, Any] = {"quant_method": METHOD, "storage": BITMAP}
-    stored = stored_tensors(folded)
-    metadata = {"format": "pt", DIGESTS: json.dumps({name: digest(name, part) for name, part in stored.items()})}
-    save_file(stored, folder / "model.safetensors", metadata=metadata)
+    shapes, path = shapes_of(config), folder / "model.safetensors"
+    save_file(stored_tensors(folded), path, metadata={"format": "pt"})
+    entry: dict[str, Any] = {"quant_method": METHOD, "storage": BITMAP, "checksums": checksums([path])}
     config.quantization_config = entry | ({"shapes": shapes} if shapes is not None else {})
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
@@ -42,13 +40,13 @@ def write_sparse(folded: Folded, folder: Path) -> None:
 
 def stored_tensors(folded: Folded) -> dict[str, Tensor]:
     """Every tensor of the file by its name."""
-    entries, modules = folded.entries(), dict(folded.model.named_modules())
+    modules = dict(folded.model.named_modules())
     stored: dict[str, Tensor] = {}
     for name, tensor in stored_state(folded.model).items():
         owner, _, last = name.rpartition(".")
         parts = None
         if last == "weight" and isinstance(modules[owner], nn.Linear | nn.Embedding) and tensor.dtype == torch.float32:
-            grid = integer_weight(owner, tensor, entries.get(owner))
-            parts = encode(tensor) if grid is None else encode(tensor, grid.values, grid.scale, grid.zero_point)
+            weight = folded.quantized(owner)
+            parts = encode(tensor if weight is None else weight)
         stored |= {name + end: part.contiguous() for end, part in (parts or {"": tensor}).items()}
     return stored

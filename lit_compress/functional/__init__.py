@@ -24,16 +24,6 @@ from lit_compress.functional.masks import (
     sparsity,
     unstructured_mask,
 )
-from lit_compress.functional.packing import (
-    Tiles,
-    pack_bitmap,
-    pack_tiles,
-    pack_two_four,
-    unpack_bitmap,
-    unpack_tiles,
-    unpack_two_four,
-    used_blocks,
-)
 from lit_compress.functional.patterns import Pattern, parse_pattern
 from lit_compress.functional.quantize import (
     asymmetric_qparams,
@@ -62,7 +52,6 @@ __all__ = [
     "EqualParts",
     "Linear",
     "Pattern",
-    "Tiles",
     "Updates",
     "asymmetric_qparams",
     "attention_kl",
@@ -88,9 +77,6 @@ __all__ = [
     "mean_logits",
     "neuron_scores",
     "nm_mask",
-    "pack_bitmap",
-    "pack_tiles",
-    "pack_two_four",
     "parse_pattern",
     "quantize",
     "relation_kl",
@@ -101,11 +87,7 @@ __all__ = [
     "taylor",
     "truncated_svd",
     "uniform_map",
-    "unpack_bitmap",
-    "unpack_tiles",
-    "unpack_two_four",
     "unstructured_mask",
-    "used_blocks",
     "wanda",
     "weight_score",
     "width_at",

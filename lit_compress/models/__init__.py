@@ -4,6 +4,10 @@ from lit_compress.models.attention import attention_modules
 from lit_compress.models.fused import fuse, unfuse
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.groups import remove_heads, remove_neurons
+from lit_compress.models.hf_quantizer import (  # registers them with Transformers
+    LitCompressConfig,
+    LitCompressQuantizer,
+)
 from lit_compress.models.layout import (
     LayerParts,
     Layout,
@@ -15,13 +19,12 @@ from lit_compress.models.layout import (
 )
 from lit_compress.models.load import check_compatible, load_classifier, load_model
 from lit_compress.models.shrink import drop_layers, kept_layers
-from lit_compress.models.smaller_config import SmallerConfig, SmallerModel  # registers them with Transformers
 
 __all__ = [
     "LayerParts",
     "Layout",
-    "SmallerConfig",
-    "SmallerModel",
+    "LitCompressConfig",
+    "LitCompressQuantizer",
     "attention_modules",
     "check_compatible",
     "describe_fused",

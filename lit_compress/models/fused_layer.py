@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from lit_compress import ops
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_buffers import Precision
 from lit_compress.ops import reference
 from lit_compress.ops.checks import Activation
 from lit_compress.ops.dispatch import Choice, choose
 from lit_compress.ops.padding import Sequences
 from lit_compress.ops.reference import activate
+from lit_compress.storage.buffers import Precision
 
 __all__ = ["PRODUCTS", "LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
 

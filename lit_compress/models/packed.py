@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.models.checksums import StoredTensor, stored_tensors
 from lit_compress.models.shapes import METHOD
 from lit_compress.nn.packed import PackedLinear
+from lit_compress.storage.file import StoredTensor, stored_tensors
 
 __all__ = ["check_packed", "check_stored", "describe_packed", "install_packed", "packed_linears", "packed_of"]
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_compress.functional.movement import masked_by_scores
-from lit_compress.nn.quantizers import FakeQuantizer
+from lit_compress.nn.quantizers import FakeQuantizer, MinMaxWeightQuantizer
+from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = ["CompressibleLinear"]
 
@@ -89,15 +90,20 @@ class CompressibleLinear(nn.Linear):
 
     def effective_weight(self) -> Tensor:
         """The weight that the layer really uses: masked, then fake-quantized; ``(out_features, in_features)``."""
-        weight = self.weight
-        if self.weight_mask is not None:
-            if self.mask_scores is not None:
-                weight = masked_by_scores(weight, self.weight_mask, self.mask_scores)
-            else:
-                weight = weight * self.weight_mask
-        if self.weight_quantizer is not None:
-            weight = self.weight_quantizer(weight)
-        return weight
+        weight = self._masked_weight()
+        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+
+    def quantized_weight(self) -> QuantizedWeight | None:
+        """The same as integers and their scales; None when the weight is not quantized."""
+        quantizer = self.weight_quantizer
+        return quantizer.quantize(self._masked_weight()) if isinstance(quantizer, MinMaxWeightQuantizer) else None
+
+    def _masked_weight(self) -> Tensor:
+        if self.weight_mask is None:
+            return self.weight
+        if self.mask_scores is not None:
+            return masked_by_scores(self.weight, self.weight_mask, self.mask_scores)
+        return self.weight * self.weight_mask
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""

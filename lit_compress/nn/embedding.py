@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_compress.nn.quantizers import TableQuantizer
+from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = ["CompressibleEmbedding"]
 
@@ -41,6 +42,10 @@ class CompressibleEmbedding(nn.Embedding):
             return self.weight
         self.weight_quantizer.observe(self.weight)
         return self.weight_quantizer(self.weight, torch.arange(self.num_embeddings, device=self.weight.device))
+
+    def quantized_weight(self) -> QuantizedWeight | None:
+        """The same as integers and their scales; None when the table is not quantized."""
+        return None if self.weight_quantizer is None else self.weight_quantizer.quantize(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         """Token ids ``(...)`` to rows ``(..., embedding_dim)``."""

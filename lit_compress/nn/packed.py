@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from lit_compress import ops
 from lit_compress.errors import UserError
-from lit_compress.functional.packing import Tiles, unpack_bitmap, unpack_tiles, unpack_two_four
-from lit_compress.nn.packed_buffers import (
+from lit_compress.ops.dispatch import choose
+from lit_compress.storage.bitmap import unpack_bitmap
+from lit_compress.storage.buffers import (
     COUNTED,
     DTYPES,
     SCALES,
@@ -21,10 +22,10 @@ from lit_compress.nn.packed_buffers import (
     check_values,
     checked_description,
     packed_buffers,
-    quantize_weight,
     stored_shapes,
 )
-from lit_compress.ops.dispatch import choose
+from lit_compress.storage.layouts import Tiles, unpack_tiles, unpack_two_four
+from lit_compress.storage.weight import QuantizedWeight, round_weight
 
 __all__ = ["PLAIN_WEIGHT", "PackedLinear"]
 
@@ -41,7 +42,7 @@ class PackedLinear(nn.Module):
     Buffers keep their type when the model is cast: a scale has no room in half precision.
 
     Attributes:
-        values: 8-bit ``(out_features, in_features)``, or those of :class:`~lit_compress.functional.packing.Tiles`.
+        values: 8-bit ``(out_features, in_features)``, or those of :class:`~lit_compress.storage.layouts.Tiles`.
         w_scale: fp32 ``(out_features,)``.
         columns: of the tiles; None in other formats.
         offsets: likewise.
@@ -77,39 +78,39 @@ class PackedLinear(nn.Module):
         self.kept_dense_weight: Tensor | None = None
 
     @classmethod
-    @torch.no_grad()
     def from_linear(
-        cls,
-        linear: nn.Linear,
-        format: Format = "dense",
-        dtype: torch.dtype = torch.int8,
-        weight_scale: Tensor | None = None,
-        name: str = "layer",
+        cls, linear: nn.Linear, format: Format = "dense", dtype: torch.dtype = torch.int8, name: str = "layer"
     ) -> Self:
-        """Round the weight of ``linear`` to 8 bit and pack it; ``linear`` is not changed.
+        """Round the weight of ``linear`` to 8 bit, a scale per channel, and pack it; ``linear`` is not changed.
 
         Args:
             linear: plain, with its effective weight.
             format: see :data:`Format`.
             dtype: ``torch.int8`` or ``torch.float8_e4m3fn``.
-            weight_scale: scale per channel ``(out_features,)`` or per tensor ``()`` or ``(1,)`` of the grid that the
-                weight lies on. A channel whose scale is 0, and every channel with None, gets its largest magnitude
-                divided by the largest number of the type.
             name: of the layer, for errors.
 
         Raises:
             UserError: the format cannot hold this weight, or the weight is not finite.
 
         """
-        values, scale = quantize_weight(linear.weight, dtype, weight_scale, name)
+        weight = round_weight(linear.weight, dtype, name=name)
+        return cls.from_weight(weight, linear.bias, format, name).train(linear.training)
+
+    @classmethod
+    @torch.no_grad()
+    def from_weight(
+        cls, weight: QuantizedWeight, bias: Tensor | None, format: Format = "dense", name: str = "layer"
+    ) -> Self:
+        """Pack a symmetric weight; the arguments are those of :meth:`from_linear`, and likewise the errors."""
         try:
-            buffers = packed_buffers(values, format)
+            buffers = packed_buffers(weight.values, format)
         except ValueError as error:
-            raise UserError(f"--format: {format} does not fit {name!r}: {error}") from error
-        bias = None if linear.bias is None else linear.bias.detach().float().clone()
-        packed = cls(linear.in_features, linear.out_features, format, dtype, buffers | {"w_scale": scale, "bias": bias})
+            raise UserError(f"--layout: {format} does not fit {name!r}: {error}") from error
+        rows, columns = weight.values.shape
+        buffers |= {"w_scale": weight.row_scales(), "bias": None if bias is None else bias.detach().float().clone()}
+        packed = cls(columns, rows, format, weight.values.dtype, buffers)
         packed.expand()
-        return packed.train(linear.training)
+        return packed
 
     @classmethod
     def from_description(cls, description: Any, name: str = "layer") -> Self:

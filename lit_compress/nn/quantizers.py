@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, symmetric_qparams
+from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = [
     "DynamicTokenQuantizer",
@@ -81,6 +82,14 @@ class MinMaxWeightQuantizer(FakeQuantizer):
             return quantized
         # A frozen scale that never saw a weight is 0 and cannot quantize.
         return torch.where(self.scale.reshape(-1, 1) > 0, quantized, weight)
+
+    @torch.no_grad()
+    def quantize(self, weight: Tensor) -> QuantizedWeight | None:
+        """The integers that :meth:`forward` computes with; None where it does not quantize."""
+        self(weight)  # a scale that still follows the weights is brought up to date by use
+        if not (self.enabled and bool((self.scale > 0).all())):
+            return None
+        return QuantizedWeight.rounded(weight, self.scale, None, self.bits)
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "bits": self.bits, "per_channel": self.per_channel}
@@ -196,6 +205,14 @@ class TableQuantizer(FakeQuantizer):
         scale, zero_point = asymmetric_qparams(low, high, self.qmin, self.qmax)
         self.scale.copy_(scale)
         self.zero_point.copy_(zero_point)
+
+    @torch.no_grad()
+    def quantize(self, table: Tensor) -> QuantizedWeight | None:
+        """The integers that lookups in a table ``(rows, features)`` give; None where they are not quantized."""
+        self.observe(table)
+        if not (self.enabled and bool((self.scale > 0).all())):
+            return None
+        return QuantizedWeight.rounded(table, self.scale, None if self.per_row else int(self.zero_point), 8)
 
     def spec(self) -> dict[str, Any]:
         return {"rows": self.rows, "per_row": self.per_row}

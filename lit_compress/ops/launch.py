@@ -26,7 +26,7 @@ __all__ = [
     "shipped_products",
 ]
 
-# ``(rows, chunk, width)`` of a weight's tiles, as of ``functional.packing.Tiles``.
+# ``(rows, chunk, width)`` of a weight's tiles, as of ``storage.layouts.Tiles``.
 DENSE, TALL, BLOCKS = (0, 0, 0), (128, 128, 32), (64, 64, 64)
 
 # Bytes of shared memory that a program may use, by compute capability (CUDA C++ programming guide, "Technical

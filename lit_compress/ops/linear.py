@@ -63,7 +63,7 @@ def quantized_linear(
         q: ``(M, K)``, int8 or float8_e4m3fn.
         q_scale: fp32, ``(M,)`` or ``(1,)``.
         values: the weight in the type of ``q``: ``(N, K)``, or in tiles ``(chunks, rows, chunk)`` as of
-            ``lit_compress.functional.packing.Tiles``.
+            ``lit_compress.storage.layouts.Tiles``.
         w_scale: fp32 ``(N,)``.
         columns: int32 ``(chunks + 1, blocks)``, of tiles; None for a dense weight.
         offsets: int32 ``(tiles + 1,)``, of tiles; likewise.

@@ -14,10 +14,10 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_compress.errors import UserError
+from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
 from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions, Processor
-from lit_compress.export.run import INTEGERS, Format, format_writer, write
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order

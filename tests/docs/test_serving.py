@@ -8,7 +8,7 @@ import torch
 from docs.blocks import ROOT, blocks
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_compress.export.run import export
+from lit_compress.export.command import export
 
 PAGE = ROOT / "docs/serving.md"
 SNIPPETS = blocks(PAGE, "python")

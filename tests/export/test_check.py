@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import lit_compress.export.check
+import lit_compress.export.command
 import lit_compress.export.onnx
-import lit_compress.export.run
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
@@ -34,8 +34,8 @@ from lit_compress.export.check import (
     sample_inputs,
     sample_lengths,
 )
+from lit_compress.export.command import export
 from lit_compress.export.graph_form import GraphForm
-from lit_compress.export.run import export
 from lit_compress.modules.tasks import make_task
 
 LABELS = ["0", "1"]
@@ -258,7 +258,7 @@ def test_a_data_module_of_ones_own_is_no_reason_to_export_nothing(finished, tmp_
     def broken(*given):
         raise AttributeError("'NoneType' object has no attribute 'world_size'")
 
-    monkeypatch.setattr(lit_compress.export.run, "validation_data", broken)
+    monkeypatch.setattr(lit_compress.export.command, "validation_data", broken)
     export(run=str(finished), output=str(tmp_path / "out"), to="onnx-int8")
     said = " ".join(capsys.readouterr().out.split())
     assert "was not compared on the run's validation rows: AttributeError: 'NoneType' object has no attribute" in said

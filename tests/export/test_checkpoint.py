@@ -19,7 +19,7 @@ from lit_compress.export import (
     save_folder,
     student_from_checkpoint,
 )
-from lit_compress.export.run import export
+from lit_compress.export.command import export
 from lit_compress.nn import describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 

@@ -17,19 +17,19 @@ from torch import nn
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.errors import UserError
-from lit_compress.export import fold, pack, save_folder, save_packed
-from lit_compress.export.pack import choose_format, packed_bytes
-from lit_compress.export.run import export
-from lit_compress.export.scales import LayerScales, scales_of
+from lit_compress.export import fold, from_source, pack, save_folder, save_packed, write
+from lit_compress.export.command import export
+from lit_compress.export.pack import choose_layout, packed_bytes
+from lit_compress.export.ranges import Ranges
 from lit_compress.functional import nm_mask, unstructured_mask
 from lit_compress.functional.masks import expand_blocks
 from lit_compress.models import layer_linears
 from lit_compress.models.fused import unfuse
 from lit_compress.models.groups import remove_heads, remove_neurons
+from lit_compress.models.hf_quantizer import LitCompressConfig, LitCompressQuantizer
 from lit_compress.models.packed import packed_linears, packed_of
 from lit_compress.models.shapes import update_config
 from lit_compress.models.shrink import drop_layers
-from lit_compress.models.smaller_config import SmallerConfig, SmallerModel
 from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.packed import PackedLinear
@@ -162,7 +162,7 @@ def test_the_base_model_and_another_head_load(folder, model):
 
 
 def test_a_plain_tensor_of_another_shape_is_refused_whatever_transformers_does(model):
-    hook = SmallerModel(SmallerConfig(shapes={}))
+    hook = LitCompressQuantizer(LitCompressConfig(shapes={}))
     hook._process_model_before_weight_loading(model)
     model.classifier.weight = nn.Parameter(torch.zeros(3, 32))
     with pytest.raises(
@@ -246,24 +246,24 @@ def test_blocks_are_only_worth_it_with_enough_zeros():
     weight = torch.ones(256, 256, dtype=torch.int8)
     kept = torch.arange(16).reshape(2, 8) % 8
     for count, expected in ((7, "dense"), (4, "tall_blocks")):
-        assert choose_format(weight * expand_blocks(kept < count, (128, 32))) == expected
+        assert choose_layout(weight * expand_blocks(kept < count, (128, 32))) == expected
     # A matrix that does not fill one tile would mostly store rows that are none.
-    assert choose_format(torch.eye(16, 256, dtype=torch.int8)) == "bitmap"
-    assert choose_format(torch.eye(5, 7, dtype=torch.int8)) == "bitmap"
+    assert choose_layout(torch.eye(16, 256, dtype=torch.int8)) == "bitmap"
+    assert choose_layout(torch.eye(5, 7, dtype=torch.int8)) == "bitmap"
 
 
 def test_a_format_for_all_is_taken_or_refused(model):
     assert {linear.format for linear in packed_linears(pack(model, "bitmap")).values()} == {"bitmap"}
-    with pytest.raises(UserError, match=r"--format: two_four does not fit 'bert.encoder.layer.0.attention.self.query'"):
+    with pytest.raises(UserError, match=r"--layout: two_four does not fit 'bert.encoder.layer.0.attention.self.query'"):
         pack(model, "two_four")
-    with pytest.raises(UserError, match="--format: 'csr' must be one of auto, dense"):
+    with pytest.raises(UserError, match="--layout: 'csr' must be one of auto, dense"):
         pack(model, "csr")
     with pytest.raises(UserError, match="--dtype: 'int4' must be one of int8, fp8"):
         pack(model, dtype="int4")
     with pytest.raises(UserError, match="packed already"):
         pack(pack(model))
-    with pytest.raises(UserError, match="scales: 'nowhere' is no linear of this model"):
-        pack(model, scales={"nowhere": LayerScales()})
+    with pytest.raises(UserError, match="ranges: 'nowhere' is no linear of this model"):
+        pack(model, ranges={"nowhere": Ranges()})
 
 
 CASES = {
@@ -328,9 +328,9 @@ def test_an_exported_folder_packs_like_its_student(tiny_teacher, tiny_data, toke
     module = student(tiny_teacher)
     fit(module, data(tiny_data, tiny_teacher), [QuantAwareTraining(start="0%")], tmp_path / "run", max_epochs=1)
     save_folder(module.student.eval(), tokenizer, tmp_path / "exported")
-    manifest = json.loads((tmp_path / "exported" / "compression.json").read_text())
-    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
-    one, other = pack(exported, scales=scales_of(manifest)).state_dict(), pack(module.student).state_dict()
+    write(from_source(model=str(tmp_path / "exported")), tmp_path / "packed", "packed")
+    packed = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
+    one, other = packed.state_dict(), pack(module.student).state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
@@ -425,7 +425,7 @@ def test_damage_is_refused_before_anything_runs(case, folder, tmp_path, monkeypa
     [
         ("tall_blocks", "columns", lambda t: t.fill_(99), "a block that is not one of the 4"),
         ("tall_blocks", "offsets", lambda t: t.add_(1), "offsets do not divide"),
-        ("bitmap", "bits", lambda t: t.zero_(), "more or fewer than its values"),
+        ("bitmap", "bits", lambda t: t.zero_(), "positions and it has"),
         ("two_four", "index", lambda t: t.zero_(), "no first and second position"),
     ],
 )

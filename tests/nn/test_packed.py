@@ -9,8 +9,9 @@ from lit_compress.errors import UserError
 from lit_compress.functional import nm_mask, unstructured_mask
 from lit_compress.functional.masks import expand_blocks
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_buffers import DTYPES, quantize_weight
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer
+from lit_compress.storage.buffers import DTYPES
+from lit_compress.storage.weight import QuantizedWeight, round_weight
 
 FORMATS = ["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 
@@ -83,26 +84,19 @@ def test_integers_are_those_of_the_training_form(per_channel):
     with torch.no_grad():
         linear.weight.mul_(0.9)  # the scale is frozen and no longer the largest weight's
         on_grid = quantizer(linear.weight)
-    linear.weight = nn.Parameter(on_grid.clone())
-    layer = PackedLinear.from_linear(linear, "dense", torch.int8, quantizer.scale)
+    layer = PackedLinear.from_weight(quantizer.quantize(linear.weight), linear.bias)
     integers = (on_grid / quantizer.scale.reshape(-1, 1)).round()
     assert torch.equal(layer.values.float(), integers)
     assert torch.equal(layer.dequantized(), on_grid)
     assert not torch.equal(on_grid, grid)
 
 
-def test_a_channel_without_scale_gets_its_own():
-    linear = nn.Linear(8, 2)
-    layer = PackedLinear.from_linear(linear, weight_scale=torch.tensor([0.0, 0.5]))
-    assert layer.w_scale.tolist() == [pytest.approx(linear.weight[0].abs().max().item() / 127), 0.5]
-
-
 def test_values_are_never_minus_128_and_channels_of_zeros_stay_zero():
-    values, scale = quantize_weight(torch.tensor([[-9.0, 9.0], [0.0, 0.0]]), torch.int8, torch.tensor(0.01))
-    assert values.tolist() == [[-127, 127], [0, 0]]
-    values, scale = quantize_weight(torch.zeros(1, 4), torch.float8_e4m3fn)
-    assert values.float().tolist() == [[0.0] * 4]
-    assert (1 / scale).isfinite().all()
+    weight = QuantizedWeight.rounded(torch.tensor([[-9.0, 9.0], [0.0, 0.0]]), torch.tensor(0.01), None, 8)
+    assert weight.values.tolist() == [[-127, 127], [0, 0]]
+    weight = round_weight(torch.zeros(1, 4), torch.float8_e4m3fn)
+    assert weight.values.float().tolist() == [[0.0] * 4]
+    assert (1 / weight.scale).isfinite().all()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -123,7 +117,7 @@ def test_a_weight_that_is_not_finite_is_refused(value):
     ],
 )
 def test_a_format_that_does_not_fit_is_refused(format, inputs, words):
-    with pytest.raises(UserError, match=f"--format: {format} does not fit 'the.layer': .*{words}"):
+    with pytest.raises(UserError, match=f"--layout: {format} does not fit 'the.layer': .*{words}"):
         PackedLinear.from_linear(nn.Linear(inputs, 16), format, name="the.layer")
 
 
@@ -200,7 +194,7 @@ DAMAGES = {
     "a block twice": ("blocks", lambda s: s["columns"].fill_(0), "blocks come twice, out of order"),
     "offsets": ("tall_blocks", lambda s: s["offsets"].add_(1), "offsets do not divide"),
     "offsets down": ("blocks", lambda s: s["offsets"].__setitem__(1, 99), "offsets do not divide"),
-    "bits": ("bitmap", lambda s: s["bits"].bitwise_xor_(1), "more or fewer than its values"),
+    "bits": ("bitmap", lambda s: s["bits"].bitwise_xor_(1), "positions and it has"),
     "starts": ("bitmap", lambda s: s["starts"].add_(1), "more or fewer than its values"),
     "index": ("two_four", lambda s: s["index"].zero_(), "no first and second position"),
     "scale": ("dense", lambda s: s["w_scale"].__setitem__(0, torch.nan), "w_scale holds a number that is not finite"),

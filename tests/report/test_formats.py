@@ -13,7 +13,7 @@ from contracts.labels import swapped
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
-from lit_compress.export.run import _WRITERS
+from lit_compress.export.command import _WRITERS
 from lit_compress.modules.tasks import make_task
 from lit_compress.report.benchmark import Case
 from lit_compress.report.formats import evaluate_cases, formats

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
+from lit_compress.export.command import write
 from lit_compress.export.folded import from_source
-from lit_compress.export.run import write
 from lit_compress.serve import engines
 from lit_compress.serve.engines import Form, forms, local_folder, open_engine
 from lit_compress.serve.worker import batch_of

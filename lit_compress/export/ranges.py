@@ -1,8 +1,8 @@
-"""Scales for packing: those that quantization-aware training found, and ranges measured on data."""
+"""Ranges of activations for packing: those that quantization-aware training found, and those measured on data."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
+from lit_compress.export.folded import Folded
 from lit_compress.models.layout import LAYOUTS, encoder_layers, family_of
+from lit_compress.modules.encoder import model_inputs
+from lit_compress.storage.buffers import Precision
 
-__all__ = ["LayerScales", "calibrate", "layers_of_static_inputs", "scales_of"]
+__all__ = ["Ranges", "calibrate", "calibrated", "layers_of_static_inputs", "ranges_of"]
 
 # Share of an activation's magnitudes that a calibrated int8 range holds. Of BERT's feed-forward activations a handful
 # are many times larger than all others, and a grid that reaches them has no steps left for the rest (Wu et al. 2020,
@@ -21,23 +24,21 @@ PERCENTILE = 0.9999
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerScales:
-    """What is known of a linear before it is packed.
+class Ranges:
+    """What is known of a linear's activations before it is packed.
 
     Args:
-        weight: fp32 scale per channel ``(out_features,)`` or per tensor ``(1,)`` of the integer grid of its weight.
         largest_input: magnitude that the 8-bit form of its input must reach.
         largest_output: likewise of its output.
 
     """
 
-    weight: Tensor | None = field(default=None, compare=False)
     largest_input: float | None = None
     largest_output: float | None = None
 
 
-def scales_of(manifest: Mapping[str, Any]) -> dict[str, LayerScales]:
-    """The scales in a manifest with scales, of a model or of a ``compression.json``, by the name of the linear.
+def ranges_of(manifest: Mapping[str, Any]) -> dict[str, Ranges]:
+    """The ranges in a manifest with scales, of a model or of a ``compression.json``, by the name of the linear.
 
     An affine range ``[low, high]`` becomes the symmetric one that holds it, ``max(-low, high)``: a range that begins
     at 0 loses half its steps that way.
@@ -50,6 +51,34 @@ def scales_of(manifest: Mapping[str, Any]) -> dict[str, LayerScales]:
         return {name: _of_layer(entry) for name, entry in manifest.get("linears", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"compression.json: damaged: {type(error).__name__} {error}; export the model again") from error
+
+
+def calibrated(
+    folded: Folded, ranges: Mapping[str, Ranges], batches: Iterable[dict[str, Any]], dtype: Precision
+) -> dict[str, Ranges]:
+    """The ranges, with measured ones of the inputs that need one and have none.
+
+    Args:
+        folded: model to run.
+        ranges: that are known.
+        batches: of a data module.
+        dtype: of the packed model.
+
+    Raises:
+        UserError: all are known.
+
+    """
+    known = {name for name, layer in ranges.items() if layer.largest_input is not None}
+    names = [name for name in layers_of_static_inputs(folded.model) if name not in known]
+    if not names:
+        raise UserError(
+            "--calibration_batches: has no effect, quantization-aware training knows the ranges already; leave it out"
+        )
+    # fp8 has room for what is rare and large.
+    share = PERCENTILE if dtype == "int8" else 1.0
+    largest = calibrate(folded.model, map(model_inputs, batches), names, share)
+    measured = {name: replace(ranges.get(name, Ranges()), largest_input=value) for name, value in largest.items()}
+    return {**ranges, **measured}
 
 
 @torch.inference_mode()
@@ -102,15 +131,14 @@ def layers_of_static_inputs(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def _of_layer(entry: Mapping[str, Any]) -> LayerScales:
+def _of_layer(entry: Mapping[str, Any]) -> Ranges:
     scales = entry.get("scales") or {}
-    weight = torch.tensor(scales["weight"], dtype=torch.float32) if "weight" in scales else None
     ranges = {
         f"largest_{slot}": _largest(scales[slot], entry[f"{slot}_quantizer"]["spec"])
         for slot in ("input", "output")
         if slot in scales
     }
-    return LayerScales(weight=weight, **ranges)
+    return Ranges(**ranges)
 
 
 def _largest(grid: Mapping[str, Any], spec: Mapping[str, Any]) -> float | None:

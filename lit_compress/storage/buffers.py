@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from lit_compress.errors import UserError
-from lit_compress.functional.packing import Tiles, pack_bitmap, pack_tiles, pack_two_four, unpack_tiles
-from lit_compress.functional.quantize import symmetric_qparams
+from lit_compress.storage.bitmap import pack_bitmap
+from lit_compress.storage.layouts import Tiles, pack_tiles, pack_two_four, unpack_tiles
 
 __all__ = [
     "COUNTED",
     "DTYPES",
-    "QMAX",
     "SCALES",
     "STORED",
     "TILES",
@@ -23,7 +22,6 @@ __all__ = [
     "check_values",
     "checked_description",
     "packed_buffers",
-    "quantize_weight",
     "stored_shapes",
 ]
 
@@ -31,8 +29,6 @@ Format = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 Precision = Literal["int8", "fp8"]
 
 DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-# Largest number of each type that is used.
-QMAX: dict[torch.dtype, float] = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 # Format -> rows and width of its blocks, and blocks of a chunk.
 TILES: dict[str, tuple[int, int, int]] = {"tall_blocks": (128, 32, 4), "blocks": (64, 64, 1)}
 # What a format that is expanded when it is loaded stores beside `values`.
@@ -40,40 +36,6 @@ STORED = {"bitmap": ("bits", "starts"), "two_four": ("index",)}
 # Format -> the key of a description that counts what its buffers hold.
 COUNTED = {"tall_blocks": "chunks", "blocks": "chunks", "bitmap": "nonzeros"}
 SCALES = ("input_scale", "output_scale")
-
-
-@torch.no_grad()
-def quantize_weight(
-    weight: Tensor, dtype: torch.dtype, scale: Tensor | None = None, name: str = "layer"
-) -> tuple[Tensor, Tensor]:
-    """A weight ``(out_features, in_features)`` in 8 bit, and its scales, fp32 ``(out_features,)``.
-
-    Args:
-        weight: any float type.
-        dtype: ``torch.int8`` (rounded half to even, never -128) or ``torch.float8_e4m3fn``.
-        scale: as in :meth:`PackedLinear.from_linear`.
-        name: of the layer, for errors.
-
-    Raises:
-        UserError: the weight is not finite.
-
-    Example:
-        >>> values, scale = quantize_weight(torch.tensor([[1.27, -0.5, 0.0]]), torch.int8)
-        >>> values.tolist()
-        [[127, -50, 0]]
-
-    """
-    weight = weight.detach().float()
-    if not bool(weight.isfinite().all()):
-        raise UserError(f"{name}: its weight holds a number that is not finite; train it again")
-    qmax = QMAX[dtype]
-    largest = symmetric_qparams(weight.abs().amax(dim=1), int(qmax))
-    if scale is not None:
-        given = scale.detach().to(largest).reshape(-1).expand_as(largest)
-        largest = torch.where(given > 0, given, largest)
-    # By the reciprocal, as everything that quantizes here: the two forms must agree on every tie.
-    scaled = (weight * (1.0 / largest).unsqueeze(1)).clamp(-qmax, qmax)
-    return (scaled.round() if dtype == torch.int8 else scaled).to(dtype), largest
 
 
 def packed_buffers(values: Tensor, format: str) -> dict[str, Tensor | None]:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from lit_compress.errors import UserError
-from lit_compress.models.sparse_weights import DIGESTS, check_file, decode, digest, encode, read_file
+from lit_compress.storage.file import checksums, verify_checksums, verify_header
+from lit_compress.storage.parts import check_parts, decode, encode
+from lit_compress.storage.weight import QuantizedWeight
 
 SHAPE = (6, 20)
 
@@ -17,9 +19,8 @@ SHAPE = (6, 20)
 @given(st.integers(1, 9), st.integers(1, 40), st.floats(0, 1), st.sampled_from(["float", "row", "tensor", "affine"]))
 def test_a_weight_comes_back_bit_for_bit(rows, columns, share, kind):
     torch.manual_seed(rows * columns)
-    values, scale, zero_point = None, None, 0
     if kind == "float":
-        weight = torch.randn(rows, columns)
+        weight = stored = torch.randn(rows, columns)
         weight[torch.rand(rows, columns) < share] = 0
     else:
         zero_point = 7 if kind == "affine" else 0
@@ -27,16 +28,17 @@ def test_a_weight_comes_back_bit_for_bit(rows, columns, share, kind):
         if kind != "affine":
             values[torch.rand(rows, columns) < share] = 0
         scale = torch.rand(rows if kind == "row" else 1, 1) + 0.1
-        weight = (values.float() - zero_point) * scale
-    parts = encode(weight, values, scale, zero_point)
+        stored = QuantizedWeight(values=values, scale=scale, zero_point=zero_point)
+        weight = stored.weight()
+    parts = encode(stored)
     if parts is None:
         assert kind == "float"
         return
     assert parts[""].ndim == 1  # whoever does not know the form finds another shape
     assert torch.equal(decode(parts, (rows, columns)), weight)
-    stored = sum(part.numel() * part.element_size() for part in parts.values())
-    bits = 4 if values is None else 1
-    assert stored <= weight.numel() * bits + (0 if scale is None else 4 * scale.numel()) + 1
+    size = sum(part.numel() * part.element_size() for part in parts.values())
+    most = 4 * weight.numel() if kind == "float" else weight.numel() + 4 * scale.numel() + 1
+    assert size <= most
 
 
 def test_size_follows_density():
@@ -54,38 +56,38 @@ def sparse_parts():
     torch.manual_seed(0)
     values = torch.randint(-127, 128, SHAPE, dtype=torch.int8) * (torch.rand(SHAPE) < 0.3)
     scale = torch.rand(SHAPE[0], 1) + 0.1
-    return encode(values * scale, values.to(torch.int8), scale)
+    return encode(QuantizedWeight(values=values.to(torch.int8), scale=scale))
 
 
-def write(path, tensors, digests=None):
-    digests = {name: digest(name, tensor) for name, tensor in tensors.items()} if digests is None else digests
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {DIGESTS: json.dumps(digests)})
+def write(path, tensors):
+    """A file, and the checksums that are written beside it."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    return checksums([path])
 
 
-def test_a_file_is_read_one_weight_at_a_time(tmp_path):
-    parts = sparse_parts()
-    tensors = {f"a.weight{end}": part for end, part in parts.items()} | {"a.bias": torch.ones(6)}
-    write(tmp_path / "f", tensors)
-    reader = read_file(tmp_path / "f")
-    first = next(reader)
-    assert first[0] == "a.bias"
-    name, found = next(reader)
-    assert name == "a.weight"
-    assert torch.equal(decode(found, SHAPE), decode(parts, SHAPE))
-    check_file(tmp_path / "f", {"a.weight": SHAPE, "a.bias": (6,)})
+def check(path, expected):
+    verify_checksums([path], expected, "here")
+    check_parts(path, {"a.weight": SHAPE})
+
+
+def test_what_was_written_is_accepted(tmp_path):
+    tensors = {f"a.weight{end}": part for end, part in sparse_parts().items()} | {"a.bias": torch.ones(6)}
+    expected = write(tmp_path / "f", tensors)
+    check(tmp_path / "f", expected)
+    check_parts(tmp_path / "f", {"a.weight": SHAPE, "a.bias": (6,)})
 
 
 @given(st.data())
 def test_a_changed_byte_is_found(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
-    write(path, {f"a.weight{end}": part for end, part in sparse_parts().items()})
+    expected = write(path, {f"a.weight{end}": part for end, part in sparse_parts().items()})
     content = bytearray(path.read_bytes())
     (length,) = struct.unpack("<Q", content[:8])
     place = data.draw(st.integers(8 + length, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
-    with pytest.raises(UserError, match="SHA-256"):
-        check_file(path, {"a.weight": SHAPE})
+    with pytest.raises(UserError, match="not what was written"):
+        check(path, expected)
 
 
 @given(st.binary(max_size=400) | st.integers(0, 600).map(lambda n: ("cut", n)))
@@ -97,7 +99,7 @@ def test_bytes_that_are_no_file_are_refused(tmp_path_factory, content):
         content = whole[: min(content[1], len(whole) - 1)]
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        check_file(path, {"a.weight": SHAPE})
+        check_parts(path, {"a.weight": SHAPE})
     assert "\n" not in str(caught.value)
 
 
@@ -123,7 +125,7 @@ def test_a_hostile_header_is_refused(tmp_path_factory, change):
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
     with pytest.raises(UserError) as caught:
-        check_file(path, {"a.weight": SHAPE})
+        check_parts(path, {"a.weight": SHAPE})
     assert "\n" not in str(caught.value)
 
 
@@ -160,12 +162,13 @@ def test_parts_that_do_not_fit_are_an_error_and_no_allocation(parts, shape):
 def test_a_file_with_right_digests_and_wrong_parts_is_refused(change, words, tmp_path):
     write(tmp_path / "f", {f"a.weight{end}": part for end, part in change(sparse_parts()).items()})
     with pytest.raises(UserError, match=words) as caught:
-        check_file(tmp_path / "f", {"a.weight": SHAPE})
+        check_parts(tmp_path / "f", {"a.weight": SHAPE})
     assert "a.weight" in str(caught.value)
 
 
-@pytest.mark.parametrize("digests", [{}, {"a.weight": "0"}, [], 3])
-def test_a_file_without_digests_is_refused(digests, tmp_path):
-    write(tmp_path / "f", {f"a.weight{end}": part for end, part in sparse_parts().items()}, digests)
+@pytest.mark.parametrize("digests", [None, {}, {"a.weight": "0"}, [], 3])
+def test_a_file_of_0_1_without_digests_is_refused(digests, tmp_path):
+    tensors = {f"a.weight{end}": part for end, part in sparse_parts().items()}
+    save_file(tensors, tmp_path / "f", None if digests is None else {"sha256": json.dumps(digests)})
     with pytest.raises(UserError, match=r"digest|SHA"):
-        check_file(tmp_path / "f", {"a.weight": SHAPE})
+        verify_header(tmp_path / "f")

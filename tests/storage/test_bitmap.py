@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_compress.functional.bitmap import pack_bits, unpack_bits
+from lit_compress.storage.bitmap import pack_bits, unpack_bits
 
 
 @given(st.integers(0, 5), st.integers(0, 40), st.integers(0, 2**16))

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
-from lit_compress.export.run_pack import pack_command
+from lit_compress.export.command import pack_command
 from lit_compress.models.packed import packed_linears
 
 QAT = {"class_path": "QuantAwareTraining", "init_args": {"start": "50%"}}
@@ -98,7 +98,7 @@ def test_calibration_without_effect_is_refused(runs, tmp_path):
         ({"run": "nowhere", "output": "out"}, ["--run", "'nowhere'"]),
         ({"model": "./nowhere", "output": "out"}, ["--model", "'./nowhere'"]),
         ({"run": "{runs}/pruned", "output": "{runs}"}, ["--output", "which is read"]),
-        ({"run": "{runs}/pruned", "output": "out", "format": "two_four"}, ["--format", "two_four", "query"]),
+        ({"run": "{runs}/pruned", "output": "out", "format": "two_four"}, ["--layout", "two_four", "query"]),
         ({"run": "{runs}/pruned", "output": "out", "calibration_batches": -1}, ["--calibration_batches", "-1"]),
         (
             {"model": "{runs}/pruned/model", "output": "out", "calibration_batches": 1},

@@ -1,8 +1,8 @@
 """Sparse 8-bit weights without their zeros, and back, bit for bit.
 
 Every pair of functions here is an exact inverse on what it accepts: int8 from -127 to 127, or ``float8_e4m3fn``, whose
--0 comes back as 0. Two formats are what a kernel multiplies (:class:`Tiles`), two are small files that are expanded
-when they are loaded (bitmap and 2:4).
+-0 comes back as 0. Tiles are what a kernel multiplies; 2:4, and the bitmap of :mod:`lit_compress.storage.bitmap`, are
+small in files and expanded when they are loaded.
 """
 
 from dataclasses import dataclass
@@ -10,17 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_compress.functional.bitmap import pack_bits, unpack_bits
-
 __all__ = [
     "Tiles",
-    "pack_bitmap",
     "pack_tiles",
     "pack_two_four",
-    "unpack_bitmap",
     "unpack_tiles",
     "unpack_two_four",
-    "used_blocks",
 ]
 
 
@@ -44,25 +39,6 @@ class Tiles:
     values: Tensor
     columns: Tensor
     offsets: Tensor
-
-
-def used_blocks(weight_q: Tensor, rows: int, width: int) -> Tensor:
-    """Which blocks are not all zero: bool ``(ceil(out_features / rows), in_features / width)``.
-
-    Args:
-        weight_q: 8-bit ``(out_features, in_features)``.
-        rows: of a block; a last block of fewer is filled up with zeros.
-        width: columns of a block.
-
-    Raises:
-        ValueError: ``width`` does not divide ``in_features``.
-
-    Example:
-        >>> used_blocks(torch.tensor([[0, 0, 3, 0]], dtype=torch.int8), rows=2, width=2).tolist()
-        [[False, True]]
-
-    """
-    return _blocks(_bytes(weight_q), rows, width).ne(0).any(dim=3).any(dim=1)
 
 
 def pack_tiles(weight_q: Tensor, rows: int, width: int, per_chunk: int | None = None) -> Tiles:
@@ -122,50 +98,6 @@ def unpack_tiles(tiles: Tiles, shape: tuple[int, int]) -> Tensor:
     dense = blocks.new_zeros(count * (in_features // width), rows, width).index_add_(0, place, blocks)
     dense = dense.reshape(count, in_features // width, rows, width).transpose(1, 2).reshape(count * rows, in_features)
     return dense[:out_features].contiguous().view(tiles.values.dtype)
-
-
-def pack_bitmap(weight_q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A bit for each weight and the values of those that are not zero.
-
-    Args:
-        weight_q: 8-bit ``(out_features, in_features)``.
-
-    Returns:
-        ``(bits, values, starts)``: uint8 ``(out_features, ceil(in_features / 8))`` of
-        :func:`~lit_compress.functional.bitmap.pack_bits`; the values ``(nonzeros,)``, row by row; and int32
-        ``(out_features + 1,)``, where each row's values start.
-
-    Example:
-        >>> bits, values, starts = pack_bitmap(torch.tensor([[0, 7, 0], [5, 0, 6]], dtype=torch.int8))
-        >>> bits.tolist(), values.tolist(), starts.tolist()
-        ([[2], [5]], [7, 5, 6], [0, 1, 3])
-
-    """
-    flat = _bytes(weight_q)
-    used = flat.ne(0)
-    counts = used.sum(dim=1)
-    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
-    return pack_bits(used), flat[used].view(weight_q.dtype), starts
-
-
-def unpack_bitmap(bits: Tensor, values: Tensor, starts: Tensor, columns: int) -> Tensor:
-    """The dense 8-bit weight ``(out_features, columns)`` that :func:`pack_bitmap` was given.
-
-    Raises:
-        ValueError: there are more or fewer values than bits, or bits of other columns.
-
-    Example:
-        >>> weight = torch.tensor([[0, 7, 0], [5, 0, 6]], dtype=torch.int8)
-        >>> torch.equal(unpack_bitmap(*pack_bitmap(weight), columns=3), weight)
-        True
-
-    """
-    used = unpack_bits(bits, columns)
-    if starts[0] != 0 or starts[-1] != len(values) or not torch.equal(used.sum(dim=1), starts.diff()):
-        raise ValueError("the bits of some row are more or fewer than its values")
-    dense = torch.zeros(used.shape, dtype=torch.int8, device=bits.device)
-    dense[used] = _bytes(values)
-    return dense.view(values.dtype)
 
 
 def pack_two_four(weight_q: Tensor) -> tuple[Tensor, Tensor]:

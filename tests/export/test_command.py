@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import fold, from_source, write
-from lit_compress.export.run import Format, export
+from lit_compress.export.command import Format, export
 from lit_compress.files import atomic_folder
 from lit_compress.strategies import MagnitudePruning
 

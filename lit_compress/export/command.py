@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +18,14 @@ from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions
+from lit_compress.export.pack import LayoutChoice, packed_lines
+from lit_compress.export.ranges import calibrated, ranges_of
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.load import first_line
+from lit_compress.storage.buffers import Precision
 
-__all__ = ["INTEGERS", "Format", "export", "format_writer", "write"]
+__all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]
 
 Format = Literal["hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
 
@@ -37,8 +41,12 @@ _WRITERS: dict[str, tuple[str, str]] = {
     "openvino-int8": ("openvino", "write_openvino_int8"),
     "compressed-tensors": ("compressed_tensors", "write_compressed_tensors"),
 }
-# Those that round activations; the options about that are theirs alone.
+# Options that only some formats have.
 INTEGERS = ("onnx-int8", "openvino-int8")
+_OPTIONS = dict.fromkeys(("processor", "tables", "check", "strict"), INTEGERS) | {
+    **dict.fromkeys(("layout", "dtype", "calibration_batches"), ("packed",)),
+    "data": (*INTEGERS, "packed"),
+}
 
 
 def export(
@@ -54,6 +62,9 @@ def export(
     check: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     strict: bool = False,
+    layout: LayoutChoice = "auto",
+    dtype: Precision = "int8",
+    calibration_batches: int = 0,
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
 
@@ -72,9 +83,14 @@ def export(
             a scale for each row, or stay `float`.
         check: file of examples on which onnx-int8 and openvino-int8 are compared with PyTorch; by default the run's
             validation data.
-        data: options of the data module that reads it: `--data.text_columns '[sentence]'`; with `label_column`, scores
-            are compared, too.
+        data: options of the data module that reads it, or the run's validation data: `--data.text_columns
+            '[sentence]'`; with `label_column`, scores are compared, too.
         strict: refuse an integer file whose predictions or score are worse than PyTorch's, instead of saying so.
+        layout: of packed: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32
+            zeros left out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
+        dtype: of packed: `int8` runs on every GPU since Ampere; `fp8` needs Ada or Hopper.
+        calibration_batches: of packed: validation batches of the run on which the ranges of inputs are measured that
+            quantization-aware training left open; 0 measures none.
 
     """
     if sum(source is not None for source in (run, checkpoint, model)) != 1:
@@ -88,38 +104,109 @@ def export(
         "check": check,
         "data": data,
         "strict": strict,
+        "layout": layout != "auto",
+        "dtype": dtype != "int8",
+        "calibration_batches": calibration_batches,
     }
-    if to not in INTEGERS and (unused := next((key for key, value in given.items() if value), None)):
-        raise UserError(f"--{unused}: has no effect on {to}, only on {' and '.join(INTEGERS)}; leave it out")
+    _check_options(to, run, given)
     check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
     folded = from_source(run, checkpoint, model)
     require_finished(folded.manifest, unfinished)
-    validation = None if run is None else _validation_data(run, folded, check, data)
+    validation = None if run is None else _validation_data(run, folded, check, data, calibration_batches)
     if to in INTEGERS:
-        examples: Examples | None = None
-        if isinstance(validation, TextData):
-            origin = repr(check) if check else f"the validation data of {run}"
-            examples = examples_of_data(validation, folded.model, origin)
-        elif check is not None:
-            examples = examples_of_file(folded, checkpoint or model or "", check, data)
-        else:
-            _say("Not compared with PyTorch on examples; give --check, a file with texts as the model will read them.")
+        examples = _examples(folded, validation, run or checkpoint or model or "", check, data)
         if strict and examples is None:
             raise UserError("--strict: asks for a comparison, and there are no examples; give --check, a file of some")
         options = IntegerOptions(processor=processor, tables=tables, examples=examples, strict=strict)
         writer = partial(writer, options=options)
+    if to == "packed":
+        ranges = ranges_of(folded.manifest)
+        if calibration_batches and validation is not None:
+            ranges = calibrated(folded, ranges, islice(validation.val_dataloader(), calibration_batches), dtype)
+        writer = partial(writer, layout=layout, dtype=dtype, ranges=ranges)
     write(folded, output, _reading_as_trained(writer, validation), overwrite)
+    if to == "packed":
+        for line in packed_lines(folded.model):
+            _say(line)
+        _say(f"Saved as {output}")
+
+
+def pack_command(
+    run: str | None = None,
+    model: str | None = None,
+    output: str = "",
+    format: LayoutChoice = "auto",
+    dtype: Precision = "int8",
+    calibration_batches: int = 0,
+    data: dict[str, Any] = {},  # noqa: B006 (as above)
+    unfinished: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Another name of `export --to packed`, whose `--layout` is `--format` here.
+
+    Args:
+        run: run folder of a `fit`; the student of its last checkpoint is packed.
+        model: exported folder instead of a run.
+        output: folder to make.
+        format: as `--layout` of `export`.
+        dtype: as of `export`.
+        calibration_batches: as of `export`.
+        data: as of `export`.
+        unfinished: pack it also when its training stopped before its compression was complete.
+        overwrite: replace an existing output folder that an export wrote.
+
+    """
+    _say("lit_compress pack is lit_compress export --to packed; its --format is --layout there")
+    export(
+        run=run,
+        model=model,
+        output=output,
+        to="packed",
+        layout=format,
+        dtype=dtype,
+        calibration_batches=calibration_batches,
+        data=data,
+        unfinished=unfinished,
+        overwrite=overwrite,
+    )
+
+
+def _check_options(to: str, run: str | None, given: dict[str, Any]) -> None:
+    """Refuse options that have no effect."""
+    for key in (key for key, value in given.items() if value):
+        if to not in _OPTIONS[key]:
+            raise UserError(f"--{key}: has no effect on {to}, only on {' and '.join(_OPTIONS[key])}; leave it out")
+    batches = given["calibration_batches"]
+    if batches < 0:
+        raise UserError(f"--calibration_batches: {batches} must be 0 or more")
+    if batches and run is None:
+        raise UserError("--calibration_batches: measures on the validation data of a run; give one with --run")
+    if given["data"] and to == "packed" and not batches:
+        raise UserError(f"--data: {given['data']} has no effect without --calibration_batches; leave it out")
+
+
+def _examples(
+    folded: Folded, validation: LightningDataModule | None, source: str, check: str | None, data: dict[str, Any]
+) -> Examples | None:
+    """What an integer file is compared on; None, with a line on the console, when there is nothing."""
+    if isinstance(validation, TextData):
+        origin = repr(check) if check else f"the validation data of {source}"
+        return examples_of_data(validation, folded.model, origin)
+    if check is not None:
+        return examples_of_file(folded, source, check, data)
+    _say("Not compared with PyTorch on examples; give --check, a file with texts as the model will read them.")
+    return None
 
 
 def _validation_data(
-    run: str, folded: Folded, check: str | None, options: dict[str, Any]
+    run: str, folded: Folded, check: str | None, options: dict[str, Any], calibration_batches: int
 ) -> LightningDataModule | None:
     """Of a run, or a file in its place; None, with the reason on the console, when the run's is not there any more."""
     given = options | ({"val_file": check} if check else {})
     try:
         return validation_data(run_config(run, given)["data"], folded.model.config)
     except Exception as error:  # a data module of the user's own may need what only a fit has
-        if given:
+        if given or calibration_batches:
             raise
         # That its data is gone is no reason to export nothing.
         why = first_line(error).removeprefix("--").partition(";")[0]

@@ -17,25 +17,25 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lit_compress.errors import UserError
-from lit_compress.models.checksums import verify_checksums
 from lit_compress.models.fused import fuse
 from lit_compress.models.packed import check_packed, check_stored, install_packed
 from lit_compress.models.shapes import METHOD, apply_shapes
-from lit_compress.models.sparse_weights import BITMAP, PARTS, check_file, decode
 from lit_compress.nn.packed import PLAIN_WEIGHT
+from lit_compress.storage.file import verify_checksums, verify_header
+from lit_compress.storage.parts import BITMAP, PARTS, check_parts, decode
 
-__all__ = ["SmallerConfig", "SmallerModel"]
+__all__ = ["LitCompressConfig", "LitCompressQuantizer"]
 
 
 @register_quantization_config(METHOD)
-class SmallerConfig(QuantizationConfigMixin):
+class LitCompressConfig(QuantizationConfigMixin):
     """The entry of ``config.json``.
 
     Args:
         shapes: what differs from the stock shapes, see :func:`lit_compress.models.shapes.describe_shapes`.
-        storage: how the weights are stored: ``"bitmap"``, see :mod:`lit_compress.models.sparse_weights`; None as usual.
+        storage: how the weights are stored: ``"bitmap"``, see :mod:`lit_compress.storage.parts`; None as usual.
         packed: which linears are packed, see :func:`lit_compress.models.packed.describe_packed`; None when none is.
-        checksums: of every tensor in the files, see :func:`lit_compress.models.checksums.checksums`. They are those of
+        checksums: of every tensor in the files, see :func:`lit_compress.storage.file.checksums`. They are those of
             one folder and not kept with the model: what is trained and saved again is another.
         **unknown: left alone, for later versions.
 
@@ -49,7 +49,7 @@ class SmallerConfig(QuantizationConfigMixin):
 
 
 @register_quantizer(METHOD)
-class SmallerModel(HfQuantizer):
+class LitCompressQuantizer(HfQuantizer):
     """Cuts the skeleton to shape and decodes weights on their way in.
 
     Afterwards the model is an ordinary one in floating point, or, when its linears are packed, a fused one.
@@ -66,10 +66,6 @@ class SmallerModel(HfQuantizer):
             )
         if entry.shapes is not None or entry.storage is None:
             apply_shapes(model, entry.shapes)
-        if entry.storage == BITMAP:
-            if len(files) != 1:
-                raise UserError(f"config.json: storage {BITMAP!r} is one safetensors file and here are {len(files)}")
-            check_file(files[0], {name: tuple(value.shape) for name, value in model.state_dict().items()})
         if entry.packed is not None:
             install_packed(model, entry.packed)
             known = set(model._keys_to_ignore_on_load_unexpected or ())
@@ -80,6 +76,12 @@ class SmallerModel(HfQuantizer):
         if entry.checksums is not None and checkpoint_files is not None:
             verify_checksums(checkpoint_files, entry.checksums, "config.json: quantization_config.checksums")
         self._expected = _shapes(model)
+        if entry.storage == BITMAP:
+            if len(files) != 1:
+                raise UserError(f"config.json: storage {BITMAP!r} is one safetensors file and here are {len(files)}")
+            if entry.checksums is None:
+                verify_header(files[0])
+            check_parts(files[0], self._expected)
         return model
 
     def get_weight_conversions(self) -> list[Any]:

@@ -1,0 +1,5 @@
+"""How weights are stored: integers on a grid, layouts without zeros, and files whose every tensor has a digest."""
+
+from lit_compress.storage.weight import QuantizedWeight, round_weight
+
+__all__ = ["QuantizedWeight", "round_weight"]
