@@ -130,7 +130,7 @@ def _notes(facts: dict[str, Any]) -> list[str]:
             f"{facts['gain']:.2f}x ({words}). Attention, norms and embeddings are not counted.",
         ]
     if not facts["fused_layers"]:
-        lines.append("Only layers of packed linears run fused: lit_compress pack --help")
+        lines.append("Only layers of packed linears run fused: lit_compress export --to packed")
     return lines
 
 

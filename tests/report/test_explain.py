@@ -75,7 +75,7 @@ def test_a_folder_that_is_not_packed(tiny_teacher, capsys):
     explain(str(tiny_teacher), device="cpu")
     printed = " ".join(capsys.readouterr().out.split())
     assert "0 of 2 layers" in printed
-    assert "lit_compress pack" in printed
+    assert "lit_compress export --to packed" in printed
 
 
 @pytest.mark.parametrize(
