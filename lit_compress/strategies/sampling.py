@@ -128,7 +128,8 @@ def sample_input_norms(
     try:
         for batch in sample_batches(trainer, pl_module, batches, batch_size, draw):
             attended[0] = batch.get("attention_mask")
-            with trainer.precision_plugin.train_step_context():
+            # A compiled student would be compiled again for the hooks of each update.
+            with trainer.precision_plugin.train_step_context(), torch.compiler.set_stance("force_eager"):
                 task_loss(batch)
     finally:
         for hook in hooks:

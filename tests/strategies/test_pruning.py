@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
@@ -164,3 +165,19 @@ def test_soft_movement_by_its_importance(prune):
     masks = [layer.weight_mask for _, layer in compressible_layers(module.student)]
     assert 0 < sum(int((~mask).sum()) for mask in masks) < sum(mask.numel() for mask in masks)
     assert "Pruning.importance.method: soft" in error_of(lambda: prune(importance=importance, **options))
+
+
+def test_looking_at_inputs_compiles_nothing_anew(tiny_teacher, tiny_data, tmp_path):
+    masks, frames = [], []
+    for compiled in (False, True):
+        module, counter = student(tiny_teacher), torch._dynamo.testing.CompileCounter()
+        if compiled:
+            torch._dynamo.reset()
+            module.student.compile(backend=counter, dynamic=True)
+        pruning = Pruning(Activations(2, 4), sparsity=0.5, start="1 steps", end="3 steps", every="1 steps")
+        options = {"max_epochs": 1, "limit_val_batches": 0}
+        fit(module, data(tiny_data, tiny_teacher), [pruning], tmp_path / str(compiled), **options)
+        masks.append([layer.weight_mask for _, layer in compressible_layers(module.student)])
+        frames.append(counter.frame_count)
+    assert all(torch.equal(first, second) for first, second in zip(*masks, strict=True))
+    assert frames == [0, 1]  # the student as it is trained
