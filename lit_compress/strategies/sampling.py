@@ -1,5 +1,6 @@
 """Batches, and gradients of the task, between the steps of a training, sampled without a trace."""
 
+import inspect
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.errors import UserError
 from lit_compress.strategies.distributed_weights import full_tensor, sum_over_ranks_
+from lit_compress.strategies.strategy import student_of
 
 __all__ = ["loader_batch_size", "sample_batches", "sample_gradients", "sample_input_norms"]
 
@@ -110,9 +112,13 @@ def sample_input_norms(
         UserError: the module has no task loss, or rows cannot be drawn from the training data.
 
     """
-    task_loss = _task_loss(pl_module)
+    task_loss, student = _task_loss(pl_module), student_of(pl_module)
+    parameters = inspect.signature(student.forward)
     sums: dict[str, Tensor] = {}
     attended: list[Tensor | None] = [None]
+
+    def begin(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        attended[0] = parameters.bind_partial(*given, **named).arguments.get("attention_mask")
 
     def look(name: str, _: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
         rows = inputs[0].detach().float()
@@ -124,10 +130,11 @@ def sample_input_norms(
         total = torch.cat([rows.square().sum(0), rows.new_tensor([len(rows)])])
         sums[name] = sums[name] + total if name in sums else total
 
+    # They only look. What is padding, the call of the student says, whatever a batch is like.
     hooks = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
+    hooks.append(student.register_forward_pre_hook(begin, with_kwargs=True))
     try:
         for batch in sample_batches(trainer, pl_module, batches, batch_size, draw):
-            attended[0] = batch.get("attention_mask")
             # A compiled student would be compiled again for the hooks of each update.
             with trainer.precision_plugin.train_step_context(), torch.compiler.set_stance("force_eager"):
                 task_loss(batch)
