@@ -21,8 +21,8 @@ from lit_compress.export.manifest_file import (
     weight_of,
 )
 from lit_compress.export.run_folder import run_tokenizer
+from lit_compress.models.folder import load_whole_model
 from lit_compress.models.packed import packed_linears
-from lit_compress.models.whole import load_whole_model
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.weight import QuantizedWeight
 

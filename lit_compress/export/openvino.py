@@ -18,9 +18,8 @@ from lit_compress.export.onnx import (
     float_form,
     integer_form,
     structure,
-    trace,
-    with_layers,
 )
+from lit_compress.export.onnx_graph import trace, with_layers
 
 __all__ = ["write_openvino", "write_openvino_int8"]
 

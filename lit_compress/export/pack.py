@@ -27,7 +27,7 @@ from lit_compress.models.packed import describe_packed, packed_linears
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.storage.buffers import DTYPES, TILES, Format, Precision
+from lit_compress.storage.buffers import DTYPES, TILES, PackedLayout, Precision
 from lit_compress.storage.layouts import pack_tiles
 from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
@@ -127,7 +127,7 @@ def pack_in_place(
     config.quantization_config = {"quant_method": METHOD, "shapes": shapes, "packed": describe_packed(model)}
 
 
-def choose_layout(values: Tensor) -> Format:
+def choose_layout(values: Tensor) -> PackedLayout:
     """The format for a quantized weight ``(out_features, in_features)``.
 
     Blocks of zeros that a kernel skips come first, where they save more than gathering costs; then what makes the file

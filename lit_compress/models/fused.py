@@ -22,7 +22,7 @@ from lit_compress.nn.packed_join import join, share
 from lit_compress.ops.checks import Activation
 from lit_compress.ops.padding import Sequences, find_sequences, pad, unpad
 
-__all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "why_plain"]
+__all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "unfused_reasons"]
 
 # Name of the function in a configuration -> ours. All others leave a layer plain.
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -121,7 +121,7 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     """Let the layers whose linears are packed run on rows of real tokens, in place; the others stay as they are.
 
     The hidden states of padding become 0. Masks between single tokens and attention probabilities are refused. A model
-    of a family that is not served is left alone; :func:`why_plain` tells the reason. Applying it twice changes nothing.
+    of a family that is not served is left alone; :func:`unfused_reasons` tells why. Applying it twice changes nothing.
 
     Returns:
         The model.
@@ -167,7 +167,7 @@ def fused_layers(model: nn.Module) -> list[FusedLayer]:
     return [module for module in model.modules() if isinstance(module, FusedLayer)]
 
 
-def why_plain(model: PreTrainedModel) -> list[str | None]:
+def unfused_reasons(model: PreTrainedModel) -> list[str | None]:
     """For each layer of :func:`~lit_compress.models.layout.encoder_layers` the reason why it is not fused, or None."""
     layers = encoder_layers(model)
     if (reason := _why_model_plain(model)) is not None:
@@ -183,7 +183,7 @@ def _why_model_plain(model: PreTrainedModel) -> str | None:
     family, config = family_of(model), model.config
     if family not in LAYOUTS:
         return f"the family {family or type(model).__name__!r} is not in the table of layouts"
-    if (reason := LAYOUTS[family].cannot.get("fused")) is not None:
+    if (reason := LAYOUTS[family].unsupported.get("fused")) is not None:
         return reason
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         return "a decoder looks at earlier tokens only, or at another sequence"

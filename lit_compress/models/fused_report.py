@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_compress.models.fused import FusedLayer, why_plain
+from lit_compress.models.fused import FusedLayer, unfused_reasons
 from lit_compress.models.fused_layer import PRODUCTS, LayerSteps, density, launches, precision
 from lit_compress.models.layout import encoder_layers
 from lit_compress.nn.packed import PackedLinear
@@ -27,7 +27,7 @@ def describe_fused(model: PreTrainedModel, tokens: int = 4096, device: str = "cp
         device: ``"cpu"``, the name of a GPU, or a short one: see :data:`lit_compress.ops.roofline.DEVICES`.
 
     """
-    layers, reasons = encoder_layers(model), why_plain(model)
+    layers, reasons = encoder_layers(model), unfused_reasons(model)
     return [
         {"layer": index} | _entry(layer, reason, tokens, device)
         for index, (layer, reason) in enumerate(zip(layers, reasons, strict=True))

@@ -55,7 +55,7 @@ class Layout:
         head_size: attribute of ``attention`` that is the size of a head.
         summary_token: position of the token that stands for the sequence.
         shared: whether one stored layer is run as every layer.
-        cannot: what this family does not allow, and why.
+        unsupported: what this family does not allow, and why.
 
     """
 
@@ -83,7 +83,7 @@ class Layout:
     head_size: str = "attention_head_size"
     summary_token: Literal["first", "last"] = "first"
     shared: bool = False
-    cannot: Mapping[Ability, str] = field(default_factory=dict)
+    unsupported: Mapping[Ability, str] = field(default_factory=dict)
 
     def require(self, ability: Ability, setting: str) -> None:
         """Refuse what the family cannot do.
@@ -92,8 +92,8 @@ class Layout:
             UserError: with the reason, after ``setting``.
 
         """
-        if ability in self.cannot:
-            raise UserError(f"{setting}: {self.cannot[ability]}")
+        if ability in self.unsupported:
+            raise UserError(f"{setting}: {self.unsupported[ability]}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ LAYOUTS: dict[str, Layout] = {
         head_count="n_head",
         head_size="d_head",
         summary_token="last",
-        cannot={
+        unsupported={
             "heads": "XLNet's attention has no linears: q, k, v, o and r are Parameters of rel_attn",
             "attention_masks": "XLNet's attention has no linears (q, k, v, o and r are Parameters of rel_attn); "
             "give the pattern '*.ff.*' to work on the feed-forward part alone",
@@ -194,7 +194,7 @@ LAYOUTS: dict[str, Layout] = {
         embeddings=_TABLES,
         pooler="pooler",
         shared=True,
-        cannot={
+        unsupported={
             "layers": "ALBERT stores one layer and repeats it: only the number of repeats can be lowered, from the top",
             "fused": "ALBERT repeats one stored layer inside groups of its own",
         },
@@ -211,7 +211,7 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES[:2], "encoder.relative_attention_bias"),
         pooler="pooler.dense",
-        cannot={
+        unsupported={
             "heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
             "layers cannot lose different heads",
             "fused": "MPNet adds relative positions to the scores of its attention",
@@ -233,7 +233,7 @@ LAYOUTS: dict[str, Layout] = {
         fused_head_linears=("attn.Wqkv",),
         head_count=None,
         head_size="head_dim",
-        cannot={
+        unsupported={
             "first_layer": "ModernBERT's first layer is the only one without a norm before its attention",
             "fused": "ModernBERT normalises before each part and rotates queries and keys",
         },
@@ -252,7 +252,7 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES, "encoder.rel_embeddings"),
         pooler=None,
-        cannot={"fused": "DeBERTa adds relative positions to the scores of its attention"},
+        unsupported={"fused": "DeBERTa adds relative positions to the scores of its attention"},
     ),
 }
 

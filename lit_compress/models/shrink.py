@@ -52,9 +52,9 @@ def drop_layers(model: PreTrainedModel, keep: Sequence[int], setting: str = "kee
     if layout.shared:
         # With several groups, which of them runs when follows from the number of layers.
         if keep != list(range(len(keep))) or model.config.num_hidden_groups > 1:
-            raise UserError(f"{setting}: {keep} cannot be kept alone: {layout.cannot['layers']}")
+            raise UserError(f"{setting}: {keep} cannot be kept alone: {layout.unsupported['layers']}")
     else:
-        if keep[0] > 0 and (reason := layout.cannot.get("first_layer")):
+        if keep[0] > 0 and (reason := layout.unsupported.get("first_layer")):
             raise UserError(f"{setting}: {keep} leaves out layer 0: {reason}")
         _delete(encoder_layers(model), keep)
     _count_anew(model, layout.layers_key, keep)

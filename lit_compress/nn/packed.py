@@ -17,7 +17,7 @@ from lit_compress.storage.buffers import (
     SCALES,
     STORED,
     TILES,
-    Format,
+    PackedLayout,
     check_tiles,
     check_values,
     checked_description,
@@ -50,7 +50,7 @@ class PackedLinear(nn.Module):
         input_scale: fp32 ``(1,)``, with which inputs may be rounded before they are seen; None when each row needs its
             own.
         output_scale: the same of outputs.
-        format: one of :data:`Format`.
+        format: one of :data:`PackedLayout`.
         dtype: of the values, ``torch.int8`` or ``torch.float8_e4m3fn``.
 
     """
@@ -67,7 +67,12 @@ class PackedLinear(nn.Module):
     index: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, format: Format, dtype: torch.dtype, buffers: dict[str, Tensor | None]
+        self,
+        in_features: int,
+        out_features: int,
+        format: PackedLayout,
+        dtype: torch.dtype,
+        buffers: dict[str, Tensor | None],
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.format, self.dtype = in_features, out_features, format, dtype
@@ -79,13 +84,13 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_linear(
-        cls, linear: nn.Linear, format: Format = "dense", dtype: torch.dtype = torch.int8, name: str = "layer"
+        cls, linear: nn.Linear, format: PackedLayout = "dense", dtype: torch.dtype = torch.int8, name: str = "layer"
     ) -> Self:
         """Round the weight of ``linear`` to 8 bit, a scale per channel, and pack it; ``linear`` is not changed.
 
         Args:
             linear: plain, with its effective weight.
-            format: see :data:`Format`.
+            format: see :data:`PackedLayout`.
             dtype: ``torch.int8`` or ``torch.float8_e4m3fn``.
             name: of the layer, for errors.
 
@@ -99,7 +104,7 @@ class PackedLinear(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_weight(
-        cls, weight: QuantizedWeight, bias: Tensor | None, format: Format = "dense", name: str = "layer"
+        cls, weight: QuantizedWeight, bias: Tensor | None, format: PackedLayout = "dense", name: str = "layer"
     ) -> Self:
         """Pack a symmetric weight; the arguments are those of :meth:`from_linear`, and likewise the errors."""
         try:

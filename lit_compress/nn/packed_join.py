@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.storage.buffers import TILES, Format, packed_buffers
+from lit_compress.storage.buffers import TILES, PackedLayout, packed_buffers
 
 __all__ = ["join", "share"]
 
@@ -55,14 +55,14 @@ def share(joined: PackedLinear, linears: Sequence[PackedLinear]) -> None:
         _replace(linears, "values", joined.values.split(sizes))
 
 
-def _format(linears: Sequence[PackedLinear]) -> Format:
+def _format(linears: Sequence[PackedLinear]) -> PackedLayout:
     """The format of the product: what is only stored small is multiplied dense, and so is what differs."""
     first = linears[0].format
     alike = first in TILES and all(linear.format == first for linear in linears)
-    return cast(Format, first) if alike else "dense"
+    return cast(PackedLayout, first) if alike else "dense"
 
 
-def _padded(format: Format, linears: Sequence[PackedLinear]) -> bool:
+def _padded(format: PackedLayout, linears: Sequence[PackedLinear]) -> bool:
     """Whether rows that fill up a tile of one linear would stand in the midst of the outputs of all."""
     return format in TILES and any(linear.out_features % TILES[format][0] for linear in linears)
 

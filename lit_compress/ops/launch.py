@@ -18,7 +18,7 @@ __all__ = [
     "TALL",
     "Attention",
     "Product",
-    "Rows",
+    "RowLaunch",
     "attention_launch",
     "product_launch",
     "row_launch",
@@ -79,7 +79,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLaunch:
     """Configuration of an operator on rows: the padded length of a row, warps."""
 
     block: int
@@ -113,7 +113,7 @@ def attention_launch(max_seqlen: int, head_dim: int, element_bytes: int, device:
     return _attention_rule(max_seqlen, head_dim, element_bytes, _device(device.type, device.index)[0])
 
 
-def row_launch(columns: int) -> Rows:
+def row_launch(columns: int) -> RowLaunch:
     """Configuration of an operator on rows.
 
     Raises:
@@ -123,7 +123,7 @@ def row_launch(columns: int) -> Rows:
     if columns > _LONGEST_ROW:
         raise UserError(f"{columns} columns in a row; kernels hold a whole row, {_LONGEST_ROW} at most")
     block = max(16, _power_of_two(columns))
-    return Rows(block, min(16, max(1, block // 256)))
+    return RowLaunch(block, min(16, max(1, block // 256)))
 
 
 def shipped_products(capability: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int], Product]]:

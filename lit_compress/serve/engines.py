@@ -16,8 +16,8 @@ from lit_compress.errors import UserError
 from lit_compress.export.extras import optional
 from lit_compress.export.onnx_session import open_session
 from lit_compress.files import resolve_source
+from lit_compress.models.folder import load_whole_model
 from lit_compress.models.load import first_line
-from lit_compress.models.whole import load_whole_model
 
 __all__ = ["ENGINES", "Engine", "EngineName", "Form", "answers", "forms", "installed", "local_folder", "open_engine"]
 

@@ -16,7 +16,7 @@ __all__ = [
     "SCALES",
     "STORED",
     "TILES",
-    "Format",
+    "PackedLayout",
     "Precision",
     "check_tiles",
     "check_values",
@@ -25,15 +25,15 @@ __all__ = [
     "stored_shapes",
 ]
 
-Format = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
+PackedLayout = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 Precision = Literal["int8", "fp8"]
 
 DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-# Format -> rows and width of its blocks, and blocks of a chunk.
+# PackedLayout -> rows and width of its blocks, and blocks of a chunk.
 TILES: dict[str, tuple[int, int, int]] = {"tall_blocks": (128, 32, 4), "blocks": (64, 64, 1)}
 # What a format that is expanded when it is loaded stores beside `values`.
 STORED = {"bitmap": ("bits", "starts"), "two_four": ("index",)}
-# Format -> the key of a description that counts what its buffers hold.
+# PackedLayout -> the key of a description that counts what its buffers hold.
 COUNTED = {"tall_blocks": "chunks", "blocks": "chunks", "bitmap": "nonzeros"}
 SCALES = ("input_scale", "output_scale")
 
@@ -79,8 +79,8 @@ def stored_shapes(
     return {"values": ((rows, columns), dtype)}
 
 
-def checked_description(description: Any, name: str) -> tuple[Format, torch.dtype, int, int]:
-    """Format, type, rows and columns of a description in which nothing is wrong or too large.
+def checked_description(description: Any, name: str) -> tuple[PackedLayout, torch.dtype, int, int]:
+    """PackedLayout, type, rows and columns of a description in which nothing is wrong or too large.
 
     Raises:
         UserError: something is.
@@ -91,9 +91,9 @@ def checked_description(description: Any, name: str) -> tuple[Format, torch.dtyp
     if not isinstance(description, dict) or not expected <= set(description):
         raise UserError(f"{where} must have {', '.join(sorted(expected))}")
     format, dtype, shape = (description[key] for key in ("format", "dtype", "shape"))
-    if format not in get_args(Format) or dtype not in list(DTYPES):
+    if format not in get_args(PackedLayout) or dtype not in list(DTYPES):
         raise UserError(
-            f"{where} is {format!r} in {dtype!r} and must be one of {', '.join(get_args(Format))} in int8 or fp8"
+            f"{where} is {format!r} in {dtype!r} and must be one of {', '.join(get_args(PackedLayout))} in int8 or fp8"
         )
     if not isinstance(shape, list) or len(shape) != 2 or not all(_is_count(size) and size for size in shape):
         raise UserError(f"{where} has the shape {shape!r} and must have two sizes above 0")

@@ -66,6 +66,18 @@ def test_an_exported_folder_gives_the_same_files(runs, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "folder" / name).read_bytes()
 
 
+def test_pack_is_another_name_of_export(runs, tmp_path, capsys):
+    run, options = f"--run={runs / 'pruned'}", ["--dtype=fp8", "--calibration_batches=1"]
+    main(["pack", run, "--format=dense", *options, f"--output={tmp_path / 'pack'}"])
+    assert "export --to packed" in capsys.readouterr().out
+    main(["export", run, "--to=packed", "--layout=dense", *options, f"--output={tmp_path / 'export'}"])
+    assert "12 linears packed (12 dense)" in capsys.readouterr().out
+    for name in ("config.json", "model.safetensors", "compression.json", "README.md"):
+        assert (tmp_path / "pack" / name).read_bytes() == (tmp_path / "export" / name).read_bytes()
+    with pytest.raises(SystemExit, match="--layout: has no effect on hf, only on packed"):
+        main(["export", run, "--to=hf", "--layout=dense", f"--output={tmp_path / 'hf'}"])
+
+
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])
 def test_calibration_fills_what_training_left_open(dtype, runs, tmp_path, capsys):
     given = [f"--run={runs / 'pruned'}", f"--dtype={dtype}", "--format=dense"]

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertModel
 from lit_compress.errors import UserError
 from lit_compress.models import layer_linears, remove_heads, remove_neurons
 from lit_compress.models.attention import UNPADDED
-from lit_compress.models.fused import FusedEncoder, fuse, fused_layers, unfuse, why_plain
+from lit_compress.models.fused import FusedEncoder, fuse, fused_layers, unfuse, unfused_reasons
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.packed import PackedLinear
@@ -137,9 +137,9 @@ def test_plain_layers_between_fused_ones():
     names = [name for name in layer_linears(dense) if ".1." not in name and not name.endswith("3.output.dense")]
     model = packed(dense, names=names)
     expected = hidden(dequantized(model), "holes")
-    assert [reason is None for reason in why_plain(fuse(model))] == [True, False, True, False]
-    assert "attention.self.query is no packed linear but a Linear" in why_plain(model)[1]
-    assert "output.dense is no packed linear" in why_plain(model)[3]
+    assert [reason is None for reason in unfused_reasons(fuse(model))] == [True, False, True, False]
+    assert "attention.self.query is no packed linear but a Linear" in unfused_reasons(model)[1]
+    assert "output.dense is no packed linear" in unfused_reasons(model)[3]
     assert relative_error(real(hidden(model, "holes"), "holes"), real(expected, "holes")) < INT8
     with torch.no_grad():
         states = model(**inputs(), output_hidden_states=True).hidden_states
@@ -202,9 +202,9 @@ def test_attentions_asked_for_by_the_configuration_are_refused():
 def test_other_families_stay_plain_and_say_why(family):
     model = fuse(build(family, AutoModel))
     assert not fused_layers(model)
-    reasons = why_plain(model)
+    reasons = unfused_reasons(model)
     assert len(reasons) == len(encoder_layers(model))
-    assert set(reasons) == {layout_of(model).cannot["fused"]}
+    assert set(reasons) == {layout_of(model).unsupported["fused"]}
     assert model.config._attn_implementation != UNPADDED
 
 
@@ -216,7 +216,7 @@ def test_other_models_stay_plain_and_say_why(settings, reason):
     config.update(settings)
     model = fuse(packed(BertModel(config)))
     assert not fused_layers(model)
-    assert reason in why_plain(model)[0]
+    assert reason in unfused_reasons(model)[0]
 
 
 def test_names_and_values_stay():

@@ -110,13 +110,13 @@ def test_the_linears_of_the_layers_are_all_but_embeddings_pooler_and_head(family
         assert not any(word in name for word in ("pooler", "classifier", "embedding", "proj_out", "summary"))
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if LAYOUTS[family].cannot])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if LAYOUTS[family].unsupported])
 def test_what_a_family_cannot_do_is_refused_with_the_reason(family):
     layout = layout_of(build(family))
-    for ability, reason in layout.cannot.items():
+    for ability, reason in layout.unsupported.items():
         with pytest.raises(UserError, match=f"^Some.option: {reason[:20]}"):
             layout.require(ability, "Some.option")
-    for ability in {"layers", "heads", "neurons", "attention_masks"} - set(layout.cannot):
+    for ability in {"layers", "heads", "neurons", "attention_masks"} - set(layout.unsupported):
         layout.require(ability, "Some.option")
 
 

@@ -38,6 +38,6 @@ def test_inputs_that_no_wide_read_divides_take_small_tiles():
 
 
 def test_rows_that_no_program_holds_are_refused():
-    assert launch.row_launch(768) == launch.Rows(1024, 4)
+    assert launch.row_launch(768) == launch.RowLaunch(1024, 4)
     with pytest.raises(UserError, match="65537"):
         launch.row_launch(65537)

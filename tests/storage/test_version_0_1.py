@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.models.whole import load_whole_model
+from lit_compress.models.folder import load_whole_model
 
 ROOT = Path(__file__).parent / "version_0_1"
 LOGITS = json.loads((ROOT / "logits.json").read_text())

@@ -22,7 +22,8 @@ from lit_compress.export.check import Comparison, compare, reference
 from lit_compress.export.examples import examples_of_data
 from lit_compress.export.folded import from_source
 from lit_compress.export.graph_form import graph_form, has_grids
-from lit_compress.export.onnx import IntegerOptions, input_names, write_onnx, write_onnx_int8
+from lit_compress.export.onnx import IntegerOptions, write_onnx, write_onnx_int8
+from lit_compress.export.onnx_graph import input_names
 from lit_compress.export.onnx_session import adds_in_16_bits, open_session
 from lit_compress.export.openvino import write_openvino, write_openvino_int8
 from lit_compress.export.run_folder import run_config, validation_data

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from lit_compress.errors import UserError
-from lit_compress.models.whole import load_whole_model
+from lit_compress.models.folder import load_whole_model
 
 HEADS = [
     *(AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForQuestionAnswering),
