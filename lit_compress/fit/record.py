@@ -35,8 +35,8 @@ class RunRecord(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         run = Path(trainer.default_root_dir)
         run.mkdir(parents=True, exist_ok=True)
-        path, told = run / self.config_filename, {"overwrite": self.overwrite, "multifile": self.multifile}
-        self.parser.save(self.config, path, skip_unset=False, **told)
+        path = run / self.config_filename
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=self.overwrite, multifile=self.multifile)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = run / TOKENIZER
         if isinstance(data, TextData) and not tokenizer.exists():
