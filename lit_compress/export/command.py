@@ -128,7 +128,7 @@ def export(
     if to == "packed":
         for line in packed_lines(folded.model):
             _say(line)
-        _say(f"Saved as {output}")
+    _say(f"Saved as {output}")
 
 
 def pack_command(

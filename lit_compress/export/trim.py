@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +66,9 @@ def trim_vocabulary(
         write_hf(_trim_model(folded, keep), staging)
         _write_tokenizer(staging, smaller, keep)
         _check_loaded(load_tokenizer(str(staging), "--output"), smaller, files)
+    Console(soft_wrap=True).print(
+        f"{len(keep):,} of {rows:,} tokens are left; saved as {output}", markup=False, highlight=False
+    )
 
 
 def _lines(files: list[str]) -> Iterator[str]:

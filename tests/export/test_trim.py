@@ -94,7 +94,7 @@ def test_rows_with_scales_and_low_rank_tables(corpus, tmp_path):
     assert loaded.bert.embeddings.word_embeddings.weight.shape == (loaded.config.vocab_size, 5)
 
 
-def test_the_command_and_an_old_tokenizer_description(corpus, tmp_path):
+def test_the_command_and_an_old_tokenizer_description(corpus, tmp_path, capsys):
     made = KINDS["unigram"]()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, **NAMES)
     tokenizer.save_pretrained(tmp_path / "model")
@@ -106,6 +106,7 @@ def test_the_command_and_an_old_tokenizer_description(corpus, tmp_path):
     main(["trim-vocabulary", f"--model={tmp_path / 'model'}", f"--corpus={corpus}", f"--output={tmp_path / 'out'}"])
     after = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert after.convert_tokens_to_ids("<unk>") == after.unk_token_id
+    assert capsys.readouterr().out.rstrip().endswith(f"saved as {tmp_path / 'out'}")
 
 
 @pytest.mark.parametrize(
