@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCard
 
+from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
+from lit_compress.models.load import first_line
 from lit_compress.report.card import section, table
 from lit_compress.report.sections import again, cost, done, gain, own_name, where
 
 __all__ = ["update_model_card", "with_results"]
 
 _BEGIN, _END = "<!-- lit_compress report -->", "<!-- end of lit_compress report -->"
-_FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 # Names of tasks on the hub; pretraining has none of its own.
 _TASKS = {
     "classification": "text-classification",
@@ -38,38 +40,42 @@ def with_results(card: str, results: Mapping[str, Any]) -> str:
 
     What somebody wrote stays: only the keys ``model-index`` and, if it is missing, ``pipeline_tag`` of the front matter
     change, and what is between the two comments around the section.
+
+    Raises:
+        UserError: its front matter is no YAML mapping.
+
     """
-    found = _FRONT.match(card)
-    front = yaml.safe_load(found[1]) if found else {}
-    if not isinstance(front, dict):
-        front = {}
-    body = card[found.end() :] if found else card
-    front |= {"pipeline_tag": front.get("pipeline_tag", _TASKS[results["task"]]), "model-index": [_entry(results)]}
+    try:
+        made = ModelCard(card, ignore_metadata_errors=True)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"README.md: damaged front matter: {first_line(error)}; mend it, or remove the file") from error
+    data: Any = made.data
+    data.pipeline_tag = data.pipeline_tag or _TASKS[results["task"]]
+    data.model_name = Path(results["run"]).name or "model"
+    data.eval_results = _entries(results)
+    body = made.text
     begin, end = body.find(_BEGIN), body.find(_END)
     before, after = (body[:begin], body[end + len(_END) :]) if 0 <= begin < end else (body.rstrip("\n") + "\n\n", "\n")
-    head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n{before}{_BEGIN}\n{_section(results)}\n{_END}{after}"
+    made.text = f"{before}{_BEGIN}\n{_section(results)}\n{_END}{after}"
+    return str(made)
 
 
-def _entry(results: Mapping[str, Any]) -> dict[str, Any]:
+def _entries(results: Mapping[str, Any]) -> list[EvalResult]:
     """The results in the hub's form; a value that is not defined is left out, because the hub takes numbers only."""
-    accuracy = results["models"][own_name(results)]["accuracy"]
     # Only its last part: the folders above are those of the machine where it was measured.
     data = results["data"]["source"].rstrip("/").rpartition("/")[2]
-    return {
-        "name": Path(results["run"]).name or "model",
-        "results": [
-            {
-                "task": {"type": _TASKS[results["task"]]},
-                "dataset": {"name": data, "type": re.sub(r"[^\w.-]+", "-", data).strip("-") or "text"},
-                "metrics": [
-                    {"type": metric, "name": metric, "value": value}
-                    for metric, value in accuracy.items()
-                    if value == value
-                ],
-            }
-        ],
-    }
+    return [
+        EvalResult(
+            task_type=_TASKS[results["task"]],
+            dataset_type=re.sub(r"[^\w.-]+", "-", data).strip("-") or "text",
+            dataset_name=data,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in results["models"][own_name(results)]["accuracy"].items()
+        if value == value
+    ]
 
 
 def _section(results: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
+import pytest
 import yaml
 from huggingface_hub import ModelCard
 from report.results import HOSTILE, results
 
+from lit_compress.errors import UserError
 from lit_compress.report.model_card import update_model_card, with_results
 
 CARD = "---\nlibrary_name: transformers\ntags: [lit_compress]\nlicense: mit\n---\n# Mine\n\nWritten by me.\n"
@@ -60,3 +62,9 @@ def test_a_value_that_is_not_defined_is_left_out():
     given["models"]["compressed"]["accuracy"] = {"pearson": float("nan"), "spearman": 0.5}
     (entry,) = front(with_results(CARD, given))["model-index"][0]["results"]
     assert [metric["type"] for metric in entry["metrics"]] == ["spearman"]
+
+
+@pytest.mark.parametrize("front", ["- a list", "a: [not closed"])
+def test_damaged_front_matter_is_one_line(front):
+    with pytest.raises(UserError, match=r"README\.md: damaged front matter: [^\n]*; mend it, or remove the file$"):
+        with_results(f"---\n{front}\n---\nbody\n", results())
