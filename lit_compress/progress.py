@@ -1,12 +1,21 @@
-"""Progress for where no terminal is: a line every few seconds instead of a bar."""
+"""Progress as a bar where there is a terminal or a notebook, and else a line every few seconds."""
 
+import sys
 import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from rich.console import Console
 
-__all__ = ["ProgressLines"]
+__all__ = ["ProgressLines", "progress_bar"]
+
+
+def progress_bar() -> ProgressBar:
+    """What shows progress here: rich in a terminal, tqdm in a notebook, lines in a file."""
+    if Console().is_jupyter:
+        return TQDMProgressBar()
+    return RichProgressBar() if sys.stdout.isatty() else ProgressLines()
 
 
 class ProgressLines(ProgressBar):

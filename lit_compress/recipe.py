@@ -1,6 +1,5 @@
 """`lit_compress recipe`: several fits in a row, each an ordinary configuration that may start from an earlier one."""
 
-import copy
 import hashlib
 import itertools
 import json
@@ -21,8 +20,9 @@ from lit_compress.errors import UserError
 from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.export.run_folder import absolute_paths, parse_file
 from lit_compress.files import atomic_file, begins, check_file
-from lit_compress.fit.claim import check_new, has_begun
 from lit_compress.report.compare import check_comparison, compare
+from lit_compress.shipped_configs import config_path, short_path
+from lit_compress.training.claim import check_new, has_begun
 
 __all__ = ["Stage", "load_recipe", "recipe"]
 
@@ -117,8 +117,7 @@ class Stage:
                     "choose another --run, or remove that folder and those of later stages"
                 )
         # For whoever runs it alone, from another working directory.
-        settings = copy.deepcopy(self.settings)
-        absolute_paths(settings)
+        settings = absolute_paths(self.settings)
         with atomic_file(self.file) as staging:
             staging.write_text(f"{marks[0]}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
@@ -138,7 +137,7 @@ def recipe(
     """Run the stages of a recipe, each a `fit`; finished ones are skipped, an interrupted one goes on.
 
     Args:
-        config: YAML file with `run` and `stages`.
+        config: YAML file with `run` and `stages`, or the name of one of the package's (`@recipes/rosita/small`).
         overrides: options of `fit` for every stage (`--trainer.max_epochs 1`) or, after a stage's name, for that one
             (`--teacher.trainer.max_epochs 1`).
         run: folder for all stages instead of the file's.
@@ -180,8 +179,9 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
     ``stage:NAME`` anywhere in a stage's settings is the model that an earlier stage leaves.
 
     Args:
-        config: YAML file: ``run``, ``stages`` (name to `fit` settings, with ``config: [files]`` relative to the
-            recipe and ``dense: model``), and keys beginning with ``x-`` to hang YAML anchors on.
+        config: YAML file, or the name of one of the package's: ``run``, ``stages`` (name to `fit` settings, with
+            ``config: [files]`` relative to the recipe and ``dense: model``), and keys beginning with ``x-`` to hang
+            YAML anchors on.
         run: folder for all stages instead of the file's.
         overrides: options of `fit`, see :func:`recipe`.
 
@@ -189,7 +189,7 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
         UserError: no such file, no recipe, a stage that reads a later one, a missing file.
 
     """
-    path = Path(config)
+    path = Path(config_path(str(config), "recipe"))
     content = _read(path)
     root = Path(run or content["run"])
     shared, own = _split_overrides(overrides, list(content["stages"]))
@@ -200,7 +200,9 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
         if name == "stages" or not str(name).replace("_", "").replace("-", "").isalnum():
             raise UserError(f"recipe: {name!r} in {str(path)!r} cannot name a stage; use letters, digits, _ and -")
         resolved = _resolve(dict(settings), {known: stages[known].folder / "model" for known in stages}, name)
-        configs = tuple(path.parent / file for file in resolved.get("config") or [])
+        configs = tuple(
+            path.parent / config_path(file, f"recipe: stages.{name}.config") for file in resolved.get("config") or []
+        )
         if missing := [file for file in configs if not file.is_file()]:
             raise UserError(f"recipe: stages.{name}.config: {str(missing[0])!r} does not exist")
         stages[name] = Stage(
@@ -273,7 +275,9 @@ def _require_finished(stages: Mapping[str, Stage], stage: Stage) -> None:
 
 
 def _short(path: Path) -> str:
-    """Relative to where the command is given, when it is below."""
+    """Its name, when it comes with the package; relative to where the command is given, when it is below."""
+    if shipped := short_path(Path(os.path.normpath(path))):
+        return shipped
     relative = os.path.relpath(path)
     return str(path) if relative.startswith(os.pardir) else relative
 

@@ -34,7 +34,7 @@ COMMANDS = {
     "compare": ("comparison", ["run"], False),
 }
 # Commands whose output is no --output: the run folders of `fit` and `recipe` have tests of their own below.
-WITHOUT = {"recipe"}
+WITHOUT = {"configs", "recipe"}
 SUFFIX = {"benchmark": ".json", "explain": ".json", "predict": ".csv", "migrate": ".yaml"}
 
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
+from lit_compress.init_args import KeepsInitArgs
 
 __all__ = ["MaskedWordReplacement"]
 
@@ -29,7 +30,7 @@ _STOP_WORDS = frozenset(
 )
 
 
-class MaskedWordReplacement:
+class MaskedWordReplacement(KeepsInitArgs):
     """Replaces words by likely ones: TinyBERT's augmentation (arXiv 1909.10351, algorithm 1), which ROSITA uses.
 
     A word of one token is masked and the model's best guesses become its candidates; in each copy of a text every

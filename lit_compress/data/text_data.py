@@ -14,12 +14,13 @@ from torch.utils.data import DataLoader
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.errors import UserError
+from lit_compress.init_args import KeepsInitArgs
 from lit_compress.training_steps import interrupted
 
 __all__ = ["TextData"]
 
 
-class TextData(LightningDataModule):
+class TextData(KeepsInitArgs, LightningDataModule):
     """Base of the data modules: texts from files or the hub, tokenised once, batched by length, sharded by rank.
 
     A subclass defines :meth:`encode` and :meth:`collate`, says in ``task`` what the head is for, and checks what its

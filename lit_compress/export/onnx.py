@@ -20,7 +20,6 @@ from lit_compress.export.check import (
     reference,
     sample_inputs,
 )
-from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import (
     Activations,
@@ -36,6 +35,7 @@ from lit_compress.export.graph_form import (
 from lit_compress.export.hf import add_to_card, write_beside, write_manifest
 from lit_compress.export.onnx_graph import input_names, trace, with_layers
 from lit_compress.export.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
+from lit_compress.extras import optional
 
 __all__ = [
     "DEFAULTS",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_compress.export.extras import optional
+from lit_compress.extras import optional
 
 __all__ = ["DEFAULT_SESSION", "adds_in_16_bits", "open_session"]
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from lit_compress.export.check import Reference, Run, check_structure
-from lit_compress.export.extras import optional
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.export.hf import write_beside
@@ -20,6 +19,7 @@ from lit_compress.export.onnx import (
     structure,
 )
 from lit_compress.export.onnx_graph import trace, with_layers
+from lit_compress.extras import optional
 
 __all__ = ["write_openvino", "write_openvino_int8"]
 

@@ -1,12 +1,13 @@
 """What a run leaves beside its checkpoint: how it was configured, its tokenizer, and the data it was validated on."""
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from transformers import PretrainedConfig
 
@@ -78,26 +79,28 @@ def parse_file(path: Path, parse: Callable[[str], Any], keys: list[str], key: st
     return content
 
 
-def absolute_paths(config: Namespace | dict[str, Any]) -> None:
-    """Make the paths of a configuration of `fit` absolute, in place: it is read from other working directories, too."""
+def absolute_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration of `fit` whose paths are absolute: it is read from other working directories, too."""
+    made = copy.deepcopy(dict(settings))
     for key in (*_PATHS, *_MODELS):
-        around, _, name = key.rpartition(".")
-        section = _section(config, around)
-        if isinstance(value := section.get(name), str):
+        section, name = _section(made, key)
+        value = section.get(name)
+        if isinstance(value, str):
             is_path = key in _PATHS and not value.startswith("package:")
             section[name] = os.path.abspath(value) if is_path else absolute_source(value)
-    arguments = _section(config, "model.init_args")
-    if teachers := arguments.get("teachers"):
-        arguments["teachers"] = {name: absolute_source(source) for name, source in dict(teachers).items()}
+    section, name = _section(made, "model.init_args.teachers")
+    if section.get(name):
+        section[name] = {teacher: absolute_source(source) for teacher, source in section[name].items()}
+    return made
 
 
-def _section(config: Any, key: str) -> Any:
-    """The part of a configuration under a dotted key; an empty one where there is none."""
-    for name in key.split(".") if key else ():
-        config = config.get(name)
-        if not isinstance(config, Namespace | dict):
-            return {}
-    return config
+def _section(settings: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The mapping that a dotted key ends in, an empty one where there is none, and the last part of the key."""
+    *path, name = key.split(".")
+    for part in path:
+        inner = settings.get(part)
+        settings = inner if isinstance(inner, dict) else {}
+    return settings, name
 
 
 def run_tokenizer(run: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Hugging Face models: loading them, where their parts are, and making them smaller."""
 
 from lit_compress.models.attention import attention_modules
+from lit_compress.models.compress import prune_, quantize_
 from lit_compress.models.fused import fuse, unfuse
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.groups import remove_heads, remove_neurons
@@ -38,6 +39,8 @@ __all__ = [
     "layout_of",
     "load_classifier",
     "load_model",
+    "prune_",
+    "quantize_",
     "remove_heads",
     "remove_neurons",
     "unfuse",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_compress.errors import UserError
 from lit_compress.functional.distill import logit_kl, mean_logits, soft_cross_entropy
+from lit_compress.init_args import KeepsInitArgs
 
 __all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
 
@@ -24,7 +25,7 @@ _HEADS = (_SPANS, ("prediction_logits", "seq_relationship_logits"), ("logits",))
 _NEVER = -1e9
 
 
-class Distillation(nn.Module):
+class Distillation(KeepsInitArgs, nn.Module):
     """Base of all terms: subclass it, return a scalar from ``forward``, and name the class in the YAML.
 
     Attributes:

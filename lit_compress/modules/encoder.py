@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
+from lit_compress.init_args import KeepsInitArgs
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
 from lit_compress.models.positions import check_length
@@ -38,7 +39,7 @@ _NO_INPUTS = {
 }
 
 
-class LitEncoder(LightningModule):
+class LitEncoder(KeepsInitArgs, LightningModule):
     """Trains ``self.student``, a Hugging Face encoder with a head, and logs every part of its loss by name.
 
     Whatever the role, the network that learns is ``self.student``: strategies, export and reports find it there.

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lit_compress.errors import UserError
 from lit_compress.functional.movement import score_penalty
+from lit_compress.init_args import KeepsInitArgs
 from lit_compress.modules.cached_teacher import CacheDtype
 from lit_compress.modules.distillation import Distillation, named_terms
 from lit_compress.modules.optim import Optimization
@@ -16,7 +17,7 @@ from lit_compress.nn.surgery import compressible_layers
 __all__ = ["L1Penalty", "LitPrunedStudent", "Penalty", "ScorePenalty"]
 
 
-class Penalty(nn.Module):
+class Penalty(KeepsInitArgs, nn.Module):
     """Base of differentiable sparsity penalties: subclass it and return a scalar from ``forward``.
 
     Attributes:

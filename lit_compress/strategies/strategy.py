@@ -9,13 +9,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from lit_compress.errors import UserError
-from lit_compress.models.layout import LAYOUTS, family_of, layer_linears, layout_of
+from lit_compress.init_args import KeepsInitArgs
+from lit_compress.models.targets import match_linears
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.nn.surgery import make_compressible, match_modules
+from lit_compress.nn.surgery import make_compressible
 from lit_compress.training_steps import training_steps
 
 __all__ = [
-    "ENCODER_LINEARS",
     "Strategy",
     "amount_of",
     "check_amount",
@@ -25,12 +25,8 @@ __all__ = [
     "zeros",
 ]
 
-# Every linear of every transformer layer: attention and feed-forward, not embeddings, pooler or head. For models that
-# are in no table; where the layers of the known families are, their layout says.
-ENCODER_LINEARS = ("*.layer.*", "*.layers.*")
 
-
-class Strategy(Callback):
+class Strategy(KeepsInitArgs, Callback):
     """Compresses ``pl_module.student``. Subclass it and define :meth:`prepare`, then the Lightning hooks it needs.
 
     What happens at certain steps is a :class:`Scheduled`. What changes other modules than linears defines its own
@@ -84,15 +80,7 @@ class Strategy(Callback):
         return self._match(student_of(pl_module))
 
     def _match(self, student: nn.Module) -> dict[str, Any]:
-        key = f"{type(self).__name__}.targets"
-        if self.targets is not None:
-            return match_modules(student, self.targets, self.ignore, key=key)
-        if family_of(student) in LAYOUTS:
-            layout_of(student).require("attention_masks", key)
-            return match_modules(student, list(layer_linears(student)), self.ignore, key=key)
-        names = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
-        stacks = [glob for glob in ENCODER_LINEARS if any(glob.strip("*") in name for name in names)]
-        return match_modules(student, stacks or ENCODER_LINEARS, self.ignore, key=key)
+        return match_linears(student, self.targets, self.ignore, f"{type(self).__name__}.targets")
 
 
 def check_amount(value: int | float, key: str) -> None:

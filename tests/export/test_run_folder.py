@@ -10,7 +10,6 @@ import pytest
 import yaml
 from contracts.errors import error_of
 from contracts.training import data_config
-from jsonargparse import dict_to_namespace
 from lightning.pytorch import LightningDataModule
 
 import lit_compress.data
@@ -164,15 +163,12 @@ def test_every_path_of_a_configuration_is_made_absolute(tmp_path, monkeypatch):
                 if "teachers" in inspect.signature(kind).parameters:
                     made["init_args"]["teachers"] = {"first": "there"}
                 where = "data" if base is LightningDataModule else "model"
-                paths = dict_to_namespace({where: made})
-                absolute_paths(paths)
-                found = strings(paths.as_dict()[where]["init_args"])
+                found = strings(absolute_paths({where: made})[where]["init_args"])
                 assert set(found) <= {str(tmp_path / "there"), "MaskedWordReplacement"}, kind
 
 
 def test_names_of_the_hub_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = {"pretrained": "owner/name", "teacher": "package:one/inner", "teachers": {"a": "name"}}
-    config = dict_to_namespace({"model": {"class_path": "LitStudent", "init_args": made}})
-    absolute_paths(config)
-    assert config.model.init_args.as_dict() == made
+    config = {"model": {"class_path": "LitStudent", "init_args": made}}
+    assert absolute_paths(config) == config

@@ -12,9 +12,9 @@ from report.browser import CHROMIUM, browser
 from report.results import results
 from torch.utils.tensorboard import SummaryWriter
 
+from lit_compress.report.experiment import experiment
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.save import save_report
-from lit_compress.report.tensorboard import experiment
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_compress.errors import UserError
 from lit_compress.functional.patterns import Pattern
+from lit_compress.init_args import KeepsInitArgs
 from lit_compress.models.groups import Kind
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.strategies.distributed_weights import full_weight
@@ -34,7 +35,7 @@ class Sample:
     first: bool = False
 
 
-class Importance:
+class Importance(KeepsInitArgs):
     """Says what a weight, a block, a head or a neuron is worth. Subclass it and define :meth:`of_weight` or more.
 
     An importance keeps no state of its own: what it collects during training is a buffer, what it learns a Parameter of

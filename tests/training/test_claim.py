@@ -14,15 +14,15 @@ from contracts.training import student_config
 from filelock import SoftFileLease
 
 from lit_compress.cli import main
-from lit_compress.fit import claim as module
-from lit_compress.fit.checkpoints import WholeCheckpoints
-from lit_compress.fit.claim import claim, discard
+from lit_compress.training import claim as module
+from lit_compress.training.checkpoints import WholeCheckpoints
+from lit_compress.training.claim import claim, discard
 
 HOLD = """
 import sys
 from pathlib import Path
 
-from lit_compress.fit import claim as module
+from lit_compress.training import claim as module
 
 module._LEASE, module._SIGN = 3.0, 0.5
 run = Path(sys.argv[1])

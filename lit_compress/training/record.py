@@ -3,48 +3,55 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.cli import SaveConfigCallback
+import yaml
+from lightning import __version__
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
-from lit_compress.export.run_folder import TOKENIZER, absolute_paths
-from lit_compress.files import atomic_folder
-from lit_compress.report.tensorboard import experiment
+from lit_compress.export.run_folder import TOKENIZER
+from lit_compress.files import atomic_file, atomic_folder, begins
+from lit_compress.report.experiment import experiment
 
-__all__ = ["RunRecord", "flat_settings"]
+__all__ = ["RunRecord", "flat_settings", "is_written"]
+
+_MARK = "# lightning.pytorch"
+# Whether a fit wrote a configuration.
+is_written = begins(_MARK)
 
 
-class RunRecord(SaveConfigCallback):
-    """Keeps what made a run in it: `config.yaml`, the same as text in TensorBoard, hyper-parameters, the tokenizer."""
+class RunRecord(Callback):
+    """Keeps what made a run in it: `config.yaml`, the same as text in TensorBoard, hyper-parameters, the tokenizer.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # Not beside the events: a logger of another kind has a folder of its own.
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+    Args:
+        settings: of the run, as a configuration has them, with absolute paths.
+
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":  # a later `validate` must not replace the configuration that made the model
-            # Where a run was resumed from is no part of how to repeat it.
-            self.config = self.config.clone()
-            self.config["ckpt_path"] = None
-            absolute_paths(self.config)
-            super().setup(trainer, pl_module, stage)
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.is_global_zero:
+            self._write(trainer)
+        trainer.strategy.barrier()
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        run = Path(trainer.default_root_dir)
-        run.mkdir(parents=True, exist_ok=True)
-        path = run / self.config_filename
-        self.parser.save(self.config, str(path), skip_unset=False, overwrite=self.overwrite, multifile=self.multifile)
+    def _write(self, trainer: Trainer) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        run = Path(trainer.default_root_dir)
+        text = yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True)
+        with atomic_file(run / "config.yaml") as staging:
+            staging.write_text(f"{_MARK}=={__version__}\n{text}")
         tokenizer = run / TOKENIZER
         if isinstance(data, TextData) and not tokenizer.exists():
             with atomic_folder(tokenizer, kind="tokenizer") as staging:
                 data.tokenizer.save_pretrained(staging)
                 check_tokenizer(staging, data)
         if isinstance(trainer.logger, TensorBoardLogger):
-            text = self.parser.dump(self.config, skip_unset=False)
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             trainer.logger.experiment.add_text("config", indented)
 
@@ -52,9 +59,8 @@ class RunRecord(SaveConfigCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-            config = self.config.as_dict()
-            chosen = {key: config[key] for key in ("model", "data", "compression", "seed_everything")}
-            chosen["max_epochs"] = config["trainer"]["max_epochs"]
+            chosen = {key: self.settings.get(key) for key in ("model", "data", "compression", "seed_everything")}
+            chosen["max_epochs"] = self.settings["trainer"].get("max_epochs")
             trainer.logger.log_metrics(final)
             writer = trainer.logger.experiment._get_file_writer()
             for summary in experiment(flat_settings(chosen), final):

@@ -14,7 +14,7 @@ from contracts.training import differences, student_config
 
 from lit_compress.cli import main
 from lit_compress.export import last_checkpoint, load_checkpoint
-from lit_compress.fit.checkpoints import WholeCheckpoints
+from lit_compress.training.checkpoints import WholeCheckpoints
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""What an object was made with, so that a run can say how to make it again."""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Self
+
+__all__ = ["KeepsInitArgs", "settings_of"]
+
+
+class KeepsInitArgs:
+    """Keeps the arguments of the constructor, whatever it is in a subclass, for :func:`settings_of`.
+
+    Example:
+        >>> class Fixed(KeepsInitArgs):
+        ...     def __init__(self, rate: float, steps: int = 3) -> None: ...
+        >>> settings_of(Fixed(0.5))["init_args"]
+        {'rate': 0.5, 'steps': 3}
+
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        made = super().__new__(cls)
+        signature = inspect.signature(cls.__init__)
+        with suppress(TypeError):  # the constructor, which is called next, says it better
+            bound = signature.bind_partial(made, *args, **kwargs)
+            bound.apply_defaults()
+            given = dict(list(bound.arguments.items())[1:])
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    given |= given.pop(name, {})
+            vars(made)["_init_args"] = given  # not setattr, which modules answer only once they are made
+        return made
+
+
+def settings_of(value: Any) -> Any:
+    """What a configuration would have for a value: JSON types, import paths of functions, classes with ``init_args``.
+
+    Raises:
+        TypeError: there is an object in it that does not say how it was made.
+
+    """
+    if isinstance(value, KeepsInitArgs):
+        arguments: Mapping[str, Any] = vars(value)["_init_args"]
+        path = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"class_path": path, "init_args": settings_of(arguments)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return settings_of(asdict(value))
+    if isinstance(value, Mapping):
+        return {name: settings_of(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [settings_of(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if inspect.isroutine(value) and "<" not in value.__qualname__:
+        return f"{value.__module__}.{value.__qualname__}"
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{type(value).__name__} does not say how it was made")

@@ -1,0 +1,250 @@
+"""One training from its run folder to the folded model in it: what `lit_compress fit` runs, for Python."""
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.export.checkpoint import last_checkpoint
+from lit_compress.export.command import export
+from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
+from lit_compress.export.run_folder import absolute_paths, parse_file
+from lit_compress.files import check_file, check_folder
+from lit_compress.init_args import settings_of
+from lit_compress.models.packed import packed_linears
+from lit_compress.modules.encoder import LitEncoder
+from lit_compress.training.claim import Claim, claim, discard
+from lit_compress.training.record import RunRecord, is_written
+from lit_compress.training.resume import check_resumed
+from lit_compress.training.stopping import StopOnSignal, Stopped, is_requeued
+from lit_compress.training.trainer import DEFAULTS, last_of, make_trainer
+
+__all__ = ["FittedRun", "StartedRun", "checkpoint_of", "fit", "start", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedRun:
+    """What a training leaves; every command that takes a run takes its folder.
+
+    Attributes:
+        folder: configuration, checkpoints, events, tokenizer.
+        model: folder of the folded model, for ``from_pretrained``.
+        checkpoint: of the very end, to go on from.
+        metrics: last value of everything that was logged.
+
+    """
+
+    folder: Path
+    model: Path
+    checkpoint: Path
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartedRun:
+    """A run folder that belongs to this process: what :func:`start` gives and :func:`train` needs.
+
+    Attributes:
+        folder: of the run.
+        new: whether a run begins in it, whose beginning is removed if nothing comes of it.
+        claim: what this process has of it; None on other ranks than the first.
+        callbacks: what the trainer must have: the record of the settings, and the end at a signal.
+
+    """
+
+    folder: Path
+    new: bool
+    claim: Claim | None
+    callbacks: tuple[Callback, ...]
+
+
+def fit(
+    *,
+    model: LightningModule,
+    data: LightningDataModule,
+    strategies: Sequence[Callback] = (),
+    run: str | Path,
+    trainer: Mapping[str, Any] | None = None,
+    checkpoint_every: int = 500,
+    resume: str | Path | None = None,
+    seed: int | None = None,
+) -> FittedRun:
+    """Train a model in a run folder of its own and fold it: what the command `fit` does.
+
+    Settings are kept in ``config.yaml``, as far as objects say how they were made: those of this package and their
+    subclasses do. Ctrl-C saves a checkpoint and raises ``KeyboardInterrupt``; ``resume="last"`` goes on.
+
+    Args:
+        model: what learns: :class:`~lit_compress.LitTeacher`, :class:`~lit_compress.LitStudent` or another module with
+            a ``student``.
+        data: a data module whose labels, and order of them, are the model's.
+        strategies: what compresses it, in this order.
+        run: folder; new, unless ``resume`` is given.
+        trainer: options of Lightning's `Trainer`, over those of :data:`lit_compress.training.trainer.DEFAULTS`.
+        checkpoint_every: optimizer steps between two checkpoints.
+        resume: ``"last"`` for the run's own, or the path of a checkpoint.
+        seed: of the order of the data and of dropout; None takes that of an earlier ``seed_everything``, or 42.
+
+    Raises:
+        UserError: the folder is taken, a resumed run has other settings, model and data do not belong together.
+
+    """
+    folder = Path(run)
+    _check_pair(model, data)
+    seed = seed_everything(int(os.environ.get("PL_GLOBAL_SEED", 42)) if seed is None else seed, workers=True)
+    options = DEFAULTS | dict(trainer or {})
+    checkpoint, _ = checkpoint_of(folder, None if resume is None else str(resume))
+    settings = _settings(model, data, strategies) | {
+        "seed_everything": seed,
+        "trainer": {name: value for name, value in options.items() if _is_plain(f"trainer.{name}", value)},
+        "run": str(run),
+        "checkpoint_every": checkpoint_every,
+    }
+    try:
+        with start(folder, settings, checkpoint) as started:
+            made = make_trainer(
+                folder, strategies, options, checkpoint_every, checkpoint, started.callbacks, started.claim
+            )
+            return train(started, made, model, data, checkpoint)
+    except Stopped as stopped:
+        if stopped.code != 128 + signal.SIGINT:
+            raise
+        saved = "; go on with resume='last'" if stopped.path.is_file() else ""
+        raise KeyboardInterrupt(f"stopped by {stopped.name}{saved}") from None
+
+
+def checkpoint_of(run: Path, given: str | None) -> tuple[str | None, dict[str, Any] | None]:
+    """The checkpoint that a training goes on from, and its content if it is the run's last one.
+
+    Args:
+        run: its folder.
+        given: a path, ``"last"``, or None for a new run, which goes on all the same when SLURM has requeued it.
+
+    """
+    if given is None and is_requeued() and last_of(run).is_file():
+        given = "last"
+    if given != "last":
+        return given, None
+    path, content = last_checkpoint(run)
+    return str(path), content
+
+
+@contextmanager
+def start(run: Path, settings: dict[str, Any], resumed: str | None) -> Iterator[StartedRun]:
+    """Take a run folder and check what only a training needs, before minutes of work.
+
+    Args:
+        run: the folder.
+        settings: what the training is made from, as a configuration has it.
+        resumed: checkpoint that it goes on from.
+
+    Raises:
+        UserError: the folder is in use or taken, or the run began with other settings.
+
+    """
+    # Where it was resumed from is no part of how to repeat it.
+    settings = absolute_paths(settings) | {"ckpt_path": None}
+    last, file = last_of(run), run / "config.yaml"
+    own = resumed is not None and Path(resumed).absolute().parent == last.absolute().parent
+    if own and file.is_file():
+        check_resumed(parse_file(file, yaml.safe_load, ["data", "model"]), settings)
+    first = rank_zero_only.rank == 0
+    with ExitStack() as held:
+        stop = held.enter_context(StopOnSignal(last))
+        if first and resumed:  # what it replaces
+            check_file(file, is_written, key="--run")
+            check_folder(run / "model", overwrite=True, key="--run")
+        claimed = held.enter_context(claim(run, new=not resumed)) if first else None
+        yield StartedRun(folder=run, new=not resumed, claim=claimed, callbacks=(stop, RunRecord(settings)))
+
+
+def train(
+    run: StartedRun,
+    trainer: Trainer,
+    model: LightningModule,
+    data: LightningDataModule | None,
+    resumed: str | None = None,
+) -> FittedRun:
+    """Train; leave a checkpoint of the very end and the folded model. What fails before its first step leaves nothing.
+
+    Args:
+        run: of :func:`start`.
+        trainer: of :func:`lit_compress.training.trainer.make_trainer`.
+        model: what learns.
+        data: what it learns from.
+        resumed: checkpoint that it goes on from.
+
+    """
+    last, output = last_of(run.folder), run.folder / "model"
+    try:
+        _check_trainable(model)
+        # A checkpoint is data; nothing in it is ever executed.
+        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+    except BaseException:
+        began = trainer.global_step > 0 or last.is_file()
+        if run.new and not began and run.claim is not None and run.claim.holds():
+            discard(run.folder)
+        raise
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        trainer.save_checkpoint(last)
+        if trainer.is_global_zero:
+            export(run=str(run.folder), output=str(output), unfinished=True, overwrite=True)
+            for line in unfinished_lines(json.loads((output / MANIFEST_FILE).read_text())):
+                Console(soft_wrap=True).print(f"Not finished: {line}", markup=False, highlight=False)
+    return FittedRun(folder=run.folder, model=output, checkpoint=last, metrics=metrics)
+
+
+def _check_trainable(model: Any) -> None:
+    if isinstance(model, LitEncoder) and packed_linears(model.student):
+        source = model.read_from["model.pretrained"][0]
+        raise UserError(
+            f"model.pretrained: {source!r} is packed, and integers do not learn; give the folder that it was made from"
+        )
+
+
+def _check_pair(model: Any, data: Any) -> None:
+    """Refuse a model that was made for another task or other classes than the data's."""
+    if not isinstance(model, LitEncoder) or not isinstance(data, TextData):
+        return
+    if model.task_name != data.task:
+        raise UserError(
+            f"model.task: {model.task_name!r}, but the data's is {data.task!r}; give labels=data.labels, task=data.task"
+        )
+    if model.labels != data.labels:
+        raise UserError(f"model.labels: {model.labels}, but the data's are {data.labels}; give labels=data.labels")
+
+
+def _settings(model: LightningModule, data: LightningDataModule, strategies: Sequence[Callback]) -> dict[str, Any]:
+    """The sections of a configuration that make these objects again; what cannot be said is left out, and that said."""
+    found: dict[str, Any] = {}
+    for key, value in {"model": model, "data": data, "compression": list(strategies)}.items():
+        try:
+            found[key] = settings_of(value)
+        except TypeError as error:
+            logging.getLogger(__name__).warning("%s: not kept in config.yaml: %s", key, error)
+            found[key] = [] if key == "compression" else {}
+    for name in ("task", "labels", "tokenizer") if isinstance(data, TextData) else ():  # they are the data's
+        found["model"].get("init_args", {}).pop(name, None)
+    return found
+
+
+def _is_plain(key: str, value: Any) -> bool:
+    try:
+        settings_of(value)
+    except TypeError as error:
+        logging.getLogger(__name__).warning("%s: not kept in config.yaml: %s", key, error)
+        return False
+    return True

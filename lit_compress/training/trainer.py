@@ -1,0 +1,79 @@
+"""A `Trainer` with what every run has switched on."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_compress.export.checkpoint import LAST
+from lit_compress.progress import progress_bar
+from lit_compress.strategies.after_compression import after_compression
+from lit_compress.strategies.monitor import CompressionMonitor
+from lit_compress.training.checkpoints import LastCheckpoint, WholeCheckpoints
+from lit_compress.training.claim import Claim
+
+__all__ = ["DEFAULTS", "last_of", "make_trainer"]
+
+# Options that differ from Lightning's own.
+DEFAULTS: dict[str, Any] = {
+    "max_epochs": 3,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    # The data module deals out batches itself, whole and grouped by length.
+    "use_distributed_sampler": False,
+}
+
+
+def last_of(run: Path) -> Path:
+    """Where the last checkpoint of a run is."""
+    return run / "checkpoints" / LAST
+
+
+def make_trainer(
+    run: Path,
+    strategies: Iterable[Callback],
+    options: Mapping[str, Any],
+    checkpoint_every: int,
+    resumed: str | None = None,
+    callbacks: Iterable[Callback] = (),
+    claim: Claim | None = None,
+) -> Trainer:
+    """A trainer whose strategies come first and whose checkpoints are whole.
+
+    Args:
+        run: folder of the run.
+        strategies: in their order.
+        options: of the `Trainer`; what somebody chose there stays.
+        checkpoint_every: optimizer steps between two checkpoints.
+        resumed: checkpoint that is gone on from.
+        callbacks: of this package, after all others; those that save are left out where nothing is saved.
+        claim: of the run folder; nothing is written when another process has taken it.
+
+    """
+    chosen = dict(options)
+    if chosen.get("logger") in (None, True):
+        chosen["logger"] = TensorBoardLogger(str(run), name="", version="", default_hp_metric=False)
+    # Strategies come first, in their order; Lightning itself puts checkpointing last.
+    all_callbacks = [*strategies, *map(after_compression, _as_list(chosen.get("callbacks"))), CompressionMonitor()]
+    if chosen.get("logger") is not False:
+        all_callbacks.append(LearningRateMonitor("step"))
+    if chosen.get("enable_progress_bar") is not False:
+        all_callbacks.append(progress_bar())
+    saves = chosen.get("enable_checkpointing") is not False
+    if saves:
+        last = last_of(run)
+        all_callbacks.append(LastCheckpoint(last, checkpoint_every))
+        plugins = _as_list(chosen.get("plugins"))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            chosen["plugins"] = [*plugins, WholeCheckpoints(last, resumed, claim)]
+    saves = saves and not chosen.get("fast_dev_run")
+    all_callbacks += [each for each in callbacks if saves or not isinstance(each, Checkpoint)]
+    return Trainer(**chosen | {"default_root_dir": str(run), "callbacks": all_callbacks})
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []

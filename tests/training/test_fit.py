@@ -1,0 +1,151 @@
+"""`lit_compress.fit`: the same run as the command's, from objects."""
+
+import logging
+import os
+import signal
+
+import pytest
+import torch
+import yaml
+from contracts.training import differences, student_config
+from lightning.pytorch import Callback, LightningDataModule, seed_everything
+from transformers import AutoModelForSequenceClassification
+
+from lit_compress import (
+    LitStudent,
+    LogitDistillation,
+    MagnitudePruning,
+    Optimization,
+    QuantAwareTraining,
+    TextClassification,
+    UserError,
+    fit,
+)
+from lit_compress.cli import main
+from lit_compress.export import load_checkpoint
+
+OPTIONS = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_earlier_fits(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "42")
+    monkeypatch.setattr("sys.argv", ["lit_compress"])
+
+
+@pytest.fixture
+def make(tiny_teacher, tiny_data):
+    """Fresh objects of a run, as keyword arguments of `fit`."""
+
+    def objects(**options):
+        files = {"train_file": str(tiny_data / "train.tsv"), "val_file": str(tiny_data / "val.tsv")}
+        data = TextClassification(
+            **files, tokenizer=str(tiny_teacher), text_columns=["sentence"], batch_size=16, max_length=16
+        )
+        model = LitStudent(
+            str(tiny_teacher),
+            teacher=str(tiny_teacher),
+            distillation={"kd": LogitDistillation(temperature=2.0)},
+            labels=data.labels,
+            optimization=Optimization(learning_rate=1e-3),
+        )
+        strategies = [MagnitudePruning(sparsity=0.75, end="50%"), QuantAwareTraining(start="50%")]
+        return {"model": model, "data": data, "strategies": strategies, "trainer": OPTIONS} | options
+
+    return objects
+
+
+def test_it_is_the_run_of_the_command(make, tiny_teacher, tiny_data, tmp_path):
+    seed_everything(42)
+    run = fit(**make(run=tmp_path / "python"))
+    config = student_config(
+        tiny_teacher,
+        tiny_data,
+        compression=[
+            {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75, "end": "50%"}},
+            {"class_path": "QuantAwareTraining", "init_args": {"start": "50%"}},
+        ],
+        trainer=OPTIONS,
+    )
+    config["model"]["init_args"] |= {
+        "distillation": {"kd": {"class_path": "LogitDistillation", "init_args": {"temperature": 2.0}}},
+        "optimization": {"learning_rate": 1e-3},
+    }
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", f"--config={tmp_path / 'task.yaml'}", f"--run={tmp_path / 'command'}"])
+    command, python = (load_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("command", "python"))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress"):
+        assert not differences(command[key], python[key])
+    left = [
+        [path.name.partition("tfevents")[0] for path in (tmp_path / name).iterdir()] for name in ("command", "python")
+    ]
+    assert sorted(left[0]) == sorted(left[1])
+    assert 0 <= run.metrics["val/accuracy"] <= 1
+    assert run.checkpoint.is_file()
+    weight = AutoModelForSequenceClassification.from_pretrained(run.model).bert.encoder.layer[0].output.dense.weight
+    assert (weight == 0).float().mean() == pytest.approx(0.75, abs=0.01)
+
+
+def test_commands_know_its_run(make, tmp_path, capsys):
+    run = fit(**make(run=tmp_path / "run"))
+    main(["report", f"--run={run.folder}"])
+    assert (run.folder / "report/report.html").is_file()
+    main(["fit", f"--config={run.folder / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=2"])
+    assert load_checkpoint(run.checkpoint)["epoch"] == 2
+
+
+class Interrupt(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupted_run_goes_on(make, tmp_path):
+    whole = fit(**make(run=tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt, match="SIGINT; go on with resume='last'"):
+        fit(**make(run=tmp_path / "run", trainer=OPTIONS | {"callbacks": [Interrupt()]}))
+    run = fit(**make(run=tmp_path / "run", resume="last"))
+    first, second = load_checkpoint(whole.checkpoint), load_checkpoint(run.checkpoint)
+    assert not differences(first["state_dict"], second["state_dict"])
+
+
+def test_what_cannot_work_is_said_before_anything_is_written(make, tmp_path, tiny_teacher):
+    model = LitStudent(str(tiny_teacher), labels=["1", "0"])
+    with pytest.raises(
+        UserError, match=r"^model\.labels: \['1', '0'\], but the data's are .* give labels=data\.labels$"
+    ):
+        fit(**make(model=model, run=tmp_path / "run"))
+    model = LitStudent(str(tiny_teacher), task="token_classification", labels=["0", "1"])
+    with pytest.raises(UserError, match=r"^model\.task: 'token_classification', but the data's is 'classification'"):
+        fit(**make(model=model, run=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"^run: .* exists"):
+        fit(**make(run=tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+class Wrapped(LightningDataModule):
+    """Somebody's own, which does not say how it was made."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def train_dataloader(self):
+        self.inner.setup("fit")
+        return self.inner.train_dataloader()
+
+
+def test_what_is_not_kept_is_said(make, tmp_path, caplog):
+    given = make()
+    given |= {"data": Wrapped(given["data"]), "trainer": OPTIONS | {"callbacks": [Callback()]}, "run": tmp_path / "run"}
+    with caplog.at_level(logging.WARNING):
+        fit(**given)
+    assert "data: not kept in config.yaml: Wrapped does not say how it was made" in caplog.text
+    assert "trainer.callbacks: not kept in config.yaml" in caplog.text
+    kept = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert kept["data"] == {}
+    assert kept["compression"][0]["init_args"]["sparsity"] == 0.75
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
