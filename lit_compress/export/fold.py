@@ -1,6 +1,7 @@
 """Training form to plain model."""
 
 import copy
+from collections.abc import Mapping
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from lit_compress.nn.attention import restore_attention
 from lit_compress.nn.factorized import factorized_embeddings
 from lit_compress.nn.gates import gated_layers
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
+from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = ["fold", "fold_in_place", "shrink_in_place", "shrunk"]
 
@@ -28,10 +30,16 @@ def fold(model: nn.Module) -> nn.Module:
     return fold_in_place(shrunk(model))
 
 
-def fold_in_place(model: nn.Module) -> nn.Module:
-    """The model of :func:`shrunk` itself, with plain layers and tables; a weight at a time is in memory twice."""
+def fold_in_place(model: nn.Module, weights: Mapping[str, QuantizedWeight] | None = None) -> nn.Module:
+    """The model of :func:`shrunk` itself, with plain layers and tables; a weight at a time is in memory twice.
+
+    Args:
+        model: changed in place.
+        weights: integers of its layers, by name, where they are known already.
+
+    """
     for name, layer in list(compressible_layers(model)):
-        model.set_submodule(name, layer.to_linear())
+        model.set_submodule(name, layer.to_linear((weights or {}).get(name)))
     for name, table in list(compressible_tables(model)):
         model.set_submodule(name, table.to_embedding())
     restore_attention(model)

@@ -135,6 +135,6 @@ def _fold_in_place(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     shrink_in_place(student)
     weights = quantized_weights(student)  # while there are quantizers to ask
     manifest = manifest_with_scales(student, weights)
-    fold_in_place(student)
+    fold_in_place(student, weights)
     check_finite(student)
     return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer, weights=weights)

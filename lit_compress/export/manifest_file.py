@@ -55,7 +55,8 @@ def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeig
     weights = quantized_weights(student) if weights is None else weights
     manifest, scales = describe(student), quantization_scales(student, weights)
     for name, layer in compressible_layers(student):
-        manifest["linears"][name]["sparsity"] = sparsity(layer.effective_weight().detach())
+        weight = weights[name].values if name in weights else layer.effective_weight().detach()
+        manifest["linears"][name]["sparsity"] = sparsity(weight)
     for kind in ("linears", "embeddings", "attention"):
         for name, entry in manifest.get(kind, {}).items():
             entry["scales"] = scales.get(name, {})

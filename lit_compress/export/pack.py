@@ -78,7 +78,7 @@ def pack(
     weights = quantized_weights(smaller)
     if ranges is None:
         ranges = ranges_of(manifest_with_scales(smaller, weights))
-    folded = fold_in_place(smaller)
+    folded = fold_in_place(smaller, weights)
     assert isinstance(folded, PreTrainedModel)
     pack_in_place(folded, weights.get, layout, dtype, ranges)
     return folded

@@ -113,9 +113,15 @@ class CompressibleLinear(nn.Linear):
         return y if self.output_quantizer is None else self.output_quantizer(y)
 
     @torch.no_grad()
-    def to_linear(self) -> nn.Linear:
-        """A plain ``nn.Linear`` with the effective weight: what the layer has become, for export."""
+    def to_linear(self, quantized: QuantizedWeight | None = None) -> nn.Linear:
+        """A plain ``nn.Linear`` with the effective weight: what the layer has become, for export.
+
+        Args:
+            quantized: of :meth:`quantized_weight`, where it is known already.
+
+        """
+        weight = self.effective_weight().detach() if quantized is None else quantized.weight().to(self.weight.dtype)
         linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.effective_weight().detach().clone())
+        linear.weight = nn.Parameter(weight.clone() if weight.data_ptr() == self.weight.data_ptr() else weight)
         linear.bias = self.bias
         return linear.train(self.training)

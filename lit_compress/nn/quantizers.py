@@ -72,10 +72,7 @@ class MinMaxWeightQuantizer(FakeQuantizer):
         if not self.enabled:
             return weight
         if self.observing:
-            with torch.no_grad():
-                # amin and amax: along a dimension they are many times faster on a CPU than one aminmax.
-                low, high = (weight.amin(1), weight.amax(1)) if self.per_channel else weight.aminmax()
-                self.scale.copy_(symmetric_qparams(torch.maximum(-low, high).float(), self.qmax))
+            self._observe(weight)
         channel_dim = 0 if self.per_channel else None
         quantized = _fake_quantize(weight, self.scale, self.zero_point, -self.qmax, self.qmax, channel_dim)
         if self.observing:
@@ -86,10 +83,17 @@ class MinMaxWeightQuantizer(FakeQuantizer):
     @torch.no_grad()
     def quantize(self, weight: Tensor) -> QuantizedWeight | None:
         """The integers that :meth:`forward` computes with; None where it does not quantize."""
-        self(weight)  # a scale that still follows the weights is brought up to date by use
+        if self.enabled and self.observing:
+            self._observe(weight)
         if not (self.enabled and bool((self.scale > 0).all())):
             return None
         return QuantizedWeight.rounded(weight, self.scale, None, self.bits)
+
+    @torch.no_grad()
+    def _observe(self, weight: Tensor) -> None:
+        # amin and amax: along a dimension they are many times faster on a CPU than one aminmax.
+        low, high = (weight.amin(1), weight.amax(1)) if self.per_channel else weight.aminmax()
+        self.scale.copy_(symmetric_qparams(torch.maximum(-low, high).float(), self.qmax))
 
     def spec(self) -> dict[str, Any]:
         return {"out_features": self.out_features, "bits": self.bits, "per_channel": self.per_channel}
