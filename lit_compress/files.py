@@ -193,7 +193,7 @@ def foreign_file(folder: Path, is_own: Callable[[str], bool]) -> str | None:
     """
     try:
         for around, folders, files in os.walk(folder, onerror=_raise):
-            for path in (Path(around, name) for name in (*files, *folders)):
+            for path in (Path(around, name) for name in sorted((*files, *folders))):
                 mode, name = path.lstat().st_mode, path.relative_to(folder).as_posix()
                 if path.is_mount() or not (stat.S_ISDIR(mode) or (stat.S_ISREG(mode) and is_own(name))):
                     return name
@@ -313,7 +313,8 @@ def _known_names(folder: Path, kind: FolderKind) -> Callable[[str], bool]:
     """Which files of a folder were written there, by their names inside it."""
     try:
         content = json.loads((folder / _LIST).read_text())
-        known = {_LIST, *content["files"]} if content["kind"] == kind else set()
+        # What tells the kinds apart is the content, and so the line names a file of it.
+        known = {_LIST, *(content["files"] if content["kind"] == kind else ())}
     except FileNotFoundError:
         sign, patterns = _WITHOUT_LIST.get(kind, ("", ()))
         return lambda name: (
