@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import torch
 from datasets import ClassLabel, Dataset
-from torch import Tensor
 
 from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.data.text import load_table, tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.tasks import Batch, ClassificationTask, RegressionTask, Task
 
 __all__ = ["TextClassification"]
 
@@ -96,15 +96,18 @@ class TextClassification(TextData):
             cache_dir=cache_dir,
             pair=len(text_columns) == 2,
         )
-        self.task = task
+        self.regression = task == "regression"
         self.text_columns, self.label_column, self.columns = list(text_columns), label_column, columns
         self.augmentation = augmentation
-        self._labels: list[str] | None = None
+
+    @property
+    def task(self) -> Task:
+        return RegressionTask() if self.regression else ClassificationTask(self.labels)
 
     @property
     def labels(self) -> list[str] | None:
         """Class names in the order of their ids (numbers by value, text by alphabet); None for regression."""
-        if self.task == "regression":
+        if self.regression:
             return None
         if self._labels is None:
             # From all rows, also those that are held out or beyond the limit: a split must not lose a class.
@@ -128,10 +131,6 @@ class TextClassification(TextData):
                     f"in {self.source('train')!r}; a classification needs two; for numbers set data.task to regression"
                 )
         return self._labels
-
-    def use_labels(self, labels: Sequence[str]) -> None:
-        """Take a trained model's classes, in the order of their ids, instead of those of the training file."""
-        self._labels = list(labels)
 
     def load(self, source: str, key: str) -> Dataset:
         return load_table(source, key, self.columns, self.encoding, self.encoding_errors, self.cache_dir)
@@ -159,14 +158,12 @@ class TextClassification(TextData):
         label = self._label(table, split) if split != "predict" else None
         return tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenising {split}", label)
 
-    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """Columns of a batch, padded to its longest row: ids and masks ``(batch, tokens)``, labels ``(batch,)``."""
-        batch = self.pad(rows)
-        if "labels" in rows:
-            batch["labels"] = torch.tensor(
-                rows["labels"], dtype=torch.float32 if self.task == "regression" else torch.long
-            )
-        return batch
+    def collate(self, rows: dict[str, list[Any]]) -> Batch:
+        """Ids and masks ``(batch, tokens)``, padded to the longest row; target ``labels`` ``(batch,)``."""
+        if "labels" not in rows:
+            return self.batch(rows, {})
+        dtype = torch.float32 if self.regression else torch.long
+        return self.batch(rows, {"labels": torch.tensor(rows["labels"], dtype=dtype)})
 
     def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
         table: Any = self.table("val")

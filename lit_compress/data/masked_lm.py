@@ -18,6 +18,7 @@ from lit_compress.data.text import cached_map, load_table
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
+from lit_compress.tasks import IGNORED, Batch, MaskedWordsTask, PretrainingTask, Task
 
 __all__ = ["MaskedLanguageModeling"]
 
@@ -120,10 +121,13 @@ class MaskedLanguageModeling(TextData):
             short_sequence_probability,
         )
         self._check_options()
-        self.task = "pretraining" if packing == "segment_pairs" else "masked_lm"
         self.same_inputs = False
         self.special = np.array(sorted(self.tokenizer.all_special_ids))
         self.words = np.setdiff1d(np.arange(len(self.tokenizer)), self.special)
+
+    @property
+    def task(self) -> Task:
+        return PretrainingTask() if self.packing == "segment_pairs" else MaskedWordsTask()
 
     def load(self, source: str, key: str) -> Dataset:
         files, builder = self._files(source, key)
@@ -205,24 +209,24 @@ class MaskedLanguageModeling(TextData):
             call = {"text": row[self._column("val")] or "", "truncation": True, "max_length": self.max_length}
             yield call, self.inputs_of(dict(self.tokenizer(**call)))
 
-    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """Masked ids, masks and ``labels`` (-100 where nothing is to guess), all ``(batch, tokens)``.
+    def collate(self, rows: dict[str, list[Any]]) -> Batch:
+        """Masked ids, masks and target ``labels`` (-100 where nothing is to guess), all ``(batch, tokens)``.
 
         In predictions the text says what is masked, and there are no labels.
         """
         if "key" not in rows:
-            return dict(self.pad(rows))
+            return self.batch(rows, {})
         masked = [
             mask_tokens(np.asarray(ids), self.special, self._id("mask"), self.words, self.mask_probability, key)
             for ids, key in zip(rows["input_ids"], rows["key"], strict=True)
         ]
-        batch: dict[str, Any] = self.pad(rows | {"input_ids": [ids.tolist() for ids, _ in masked]})
-        batch["labels"] = torch.full(batch["input_ids"].shape, -100)
+        batch = self.batch(rows | {"input_ids": [ids.tolist() for ids, _ in masked]}, {})
+        targets = torch.full(batch.inputs["input_ids"].shape, IGNORED)
         for row, (_, labels) in enumerate(masked):
-            real = batch["attention_mask"][row].bool()
-            batch["labels"][row, real] = torch.from_numpy(labels)
+            targets[row, batch.inputs["attention_mask"][row].bool()] = torch.from_numpy(labels)
+        batch.targets["labels"] = targets
         if "next_sentence_label" in rows:
-            batch["next_sentence_label"] = torch.tensor(rows["next_sentence_label"])
+            batch.targets["next_sentence_label"] = torch.tensor(rows["next_sentence_label"])
         return batch
 
     def train_dataloader(self) -> Any:

@@ -14,6 +14,7 @@ from lit_compress.data.text import cached_map, generate_table, load_table, open_
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
+from lit_compress.tasks import Batch, QuestionAnsweringTask, Task
 
 __all__ = ["QuestionAnswering"]
 
@@ -58,8 +59,6 @@ class QuestionAnswering(TextData):
         cache_dir: for Arrow files; None is the `datasets` default.
 
     """
-
-    task = "question_answering"
 
     def __init__(
         self,
@@ -122,6 +121,10 @@ class QuestionAnswering(TextData):
             raise UserError(f"data.tokenizer: {tokenizer!r} does not begin with its classification token")
         self.no_answer, self.doc_stride = no_answer, doc_stride
         self.answer_marks = list(answer_marks) if answer_marks is not None else None
+
+    @property
+    def task(self) -> Task:
+        return QuestionAnsweringTask(self.no_answer)
 
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith((".json", ".json.gz")):
@@ -202,21 +205,24 @@ class QuestionAnswering(TextData):
             texts = {"text": row["question"].lstrip(), "text_pair": row["context"]}
             yield texts | {"truncation": "only_second", "max_length": self.max_length}, self.inputs_of(window)
 
-    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """Ids, masks ``(batch, tokens)`` and positions ``(batch,)``; for metrics characters and texts, too."""
-        batch: dict[str, Any] = self.pad(rows)
-        for name in ("start_positions", "end_positions"):
-            batch[name] = torch.tensor(rows[name])
+    def collate(self, rows: dict[str, list[Any]]) -> Batch:
+        """Ids and masks ``(batch, tokens)``; targets ``start_positions`` and ``end_positions`` ``(batch,)``.
+
+        For metrics ``meta`` has ``char_start`` and ``char_end`` ``(batch, tokens)``, -1 outside the context, and texts
+        in ``examples``.
+        """
+        targets = {name: torch.tensor(rows[name]) for name in ("start_positions", "end_positions")}
         if "char_start" not in rows:
-            return batch
+            return self.batch(rows, targets)
+        meta: dict[str, Any] = {}
         for name in ("char_start", "char_end"):
             columns = [torch.tensor(row) for row in rows[name]]
-            batch[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
-        batch["examples"] = [
+            meta[name] = torch.nn.utils.rnn.pad_sequence(columns, batch_first=True, padding_value=-1)
+        meta["examples"] = [
             {"question": question, "context": context, "answers": answers, "no_answer": self.no_answer}
             for question, context, answers in zip(rows["id"], rows["context"], rows["answers"], strict=True)
         ]
-        return batch
+        return self.batch(rows, targets, meta)
 
     def _windows(self, examples: list[dict[str, Any]], split: str) -> dict[str, list[Any]]:
         # Some of SQuAD's questions begin with many blanks, which would take the context's place.

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterable
 
 from lit_compress.errors import UserError
+from lit_compress.tasks import Batch
 
 __all__ = ["StreamLoader", "StreamedBatches"]
 
@@ -41,7 +42,7 @@ class StreamedBatches(TorchIterable):
         self,
         read: Callable[[], IterableDataset],
         encode: Callable[[dict[str, list[Any]], int, int], dict[str, list[Any]]],
-        collate: Callable[[dict[str, list[Any]]], dict[str, Any]],
+        collate: Callable[[dict[str, list[Any]]], Batch],
         batch_size: int,
         seed: int,
         world: int = 1,
@@ -52,7 +53,7 @@ class StreamedBatches(TorchIterable):
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
         self.start: Position = (0, 0, 0)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], Position]]:
+    def __iter__(self) -> Iterator[tuple[Batch, Position]]:
         rows: list[dict[str, Any]] = []
         for row, position in self._sequences(*self.start):
             rows.append(row)
@@ -102,7 +103,7 @@ class StreamLoader:
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
             self.batches, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
         )

@@ -15,6 +15,7 @@ from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs
+from lit_compress.tasks import Batch, Task
 from lit_compress.training_steps import interrupted
 
 __all__ = ["TextData"]
@@ -23,8 +24,8 @@ __all__ = ["TextData"]
 class TextData(KeepsInitArgs, LightningDataModule):
     """Base of the data modules: texts from files or the hub, tokenised once, batched by length, sharded by rank.
 
-    A subclass defines :meth:`encode` and :meth:`collate`, says in ``task`` what the head is for, and checks what its
-    columns hold in :meth:`check`.
+    A subclass defines :meth:`encode` and :meth:`collate`, gives in :attr:`task` what the head is for, and checks what
+    its columns hold in :meth:`check`.
 
     Args:
         train_file: as in :class:`lit_compress.data.TextClassification`, and so are the other arguments.
@@ -48,13 +49,11 @@ class TextData(KeepsInitArgs, LightningDataModule):
         pair: whether an input is a pair of texts.
 
     Attributes:
-        task: what the head is trained for; the command line gives it to the model.
         same_inputs: whether an example reads the same in each epoch.
         predict_from: row of the file that predictions begin with, 0 for all.
 
     """
 
-    task: str
     same_inputs: bool = True
     predict_from: int = 0
 
@@ -117,12 +116,18 @@ class TextData(KeepsInitArgs, LightningDataModule):
         self._train_loader: Any = None
         self._position: dict[str, Any] = {"consumed": 0}
         self._tokenized: dict[str, Dataset] = {}
+        self._labels: list[str] | None = None
+
+    @property
+    def task(self) -> Task:
+        """What the head is trained for; the command line gives it to the model."""
+        raise NotImplementedError(f"{type(self).__name__} must define task")
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         """The rows of a split as token ids, with a column ``length``; cached."""
         raise NotImplementedError(f"{type(self).__name__} must define encode(table, split)")
 
-    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
+    def collate(self, rows: dict[str, list[Any]]) -> Batch:
         """Columns of a batch as what the model and the task take."""
         raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
 
@@ -141,6 +146,10 @@ class TextData(KeepsInitArgs, LightningDataModule):
     def labels(self) -> list[str] | None:
         """Names of the classes or tags in the order of their ids; None where there are none."""
         return None
+
+    def use_labels(self, labels: Sequence[str]) -> None:
+        """Take a trained model's classes, in the order of their ids, instead of those of the training file."""
+        self._labels = list(labels)
 
     def prepare_data(self) -> None:
         """Read and tokenise every split into the cache, on one process of each machine."""
@@ -219,12 +228,16 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """The columns, of one row or of several, that are inputs of the model."""
         return {name: columns[name] for name in self.tokenizer.model_input_names if name in columns}
 
+    def batch(
+        self, rows: dict[str, list[Any]], targets: dict[str, Tensor], meta: dict[str, Any] | None = None
+    ) -> Batch:
+        """The model's inputs ``(batch, tokens)`` padded to the longest row, and what a subclass knows beside."""
+        numbers = {"index": torch.tensor(rows["index"])} if "index" in rows else {}
+        return Batch(self.pad(rows), targets, numbers | (meta or {}))
+
     def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
-        """The model's inputs ``(batch, tokens)``, padded to the longest row, and in training ``index`` ``(batch,)``."""
-        batch = dict(self.tokenizer.pad(self.inputs_of(rows), return_tensors="pt"))
-        if "index" in rows:
-            batch["index"] = torch.tensor(rows["index"])
-        return batch
+        """The model's inputs ``(batch, tokens)``, padded to the longest row."""
+        return dict(self.tokenizer.pad(self.inputs_of(rows), return_tensors="pt"))
 
     def view(self, dataset: Dataset, batches: LengthGroupedBatches) -> Any:
         """What a loader reads: the rows, or the rows and something about them."""
@@ -234,7 +247,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """Where a split comes from, for errors."""
         return self.files[split] or self.hub
 
-    def _collate_rows(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def _collate_rows(self, rows: list[dict[str, Any]]) -> Batch:
         return self.collate({name: [row[name] for row in rows] for name in rows[0]})
 
     def _loader(self, split: str, shuffle: bool) -> DataLoader:

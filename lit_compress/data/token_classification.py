@@ -16,11 +16,11 @@ from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 from lit_compress.functional.entities import is_entity_tag, write_tags
+from lit_compress.tasks import IGNORED, Batch, Task, TokenClassificationTask
 
 __all__ = ["TokenClassification"]
 
 _TABLES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
-_IGNORED = -100
 _FEATURES = Features({"tokens": List(Value("string")), "tags": List(Value("string"))})
 
 
@@ -59,8 +59,6 @@ class TokenClassification(TextData):
         cache_dir: for Arrow files; None is the `datasets` default.
 
     """
-
-    task = "token_classification"
 
     def __init__(
         self,
@@ -122,7 +120,10 @@ class TokenClassification(TextData):
             raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which words need")
         self.tokenizer = load_tokenizer(str(tokenizer), "data.tokenizer", words=True)
         self._ends = _special_ends(self.tokenizer)
-        self._labels: list[str] | None = None
+
+    @property
+    def task(self) -> Task:
+        return TokenClassificationTask(self.labels)
 
     @property
     def labels(self) -> list[str]:
@@ -140,10 +141,6 @@ class TokenClassification(TextData):
                     "name the column with the tags"
                 )
         return self._labels
-
-    def use_labels(self, labels: Sequence[str]) -> None:
-        """Take a trained model's tags, in the order of their ids, instead of those of the training file."""
-        self._labels = list(labels)
 
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith(_TABLES):
@@ -222,10 +219,12 @@ class TokenClassification(TextData):
             if whole and self.tokenizer.unk_token_id not in row["input_ids"]:
                 yield {"text": words, "is_split_into_words": True}, self.inputs_of(row)
 
-    def collate(self, rows: dict[str, list[Any]]) -> dict[str, Any]:
-        """Ids and masks ``(batch, tokens)``; ``labels``, -100 where no word begins; where words begin; row numbers."""
-        batch: dict[str, Any] = self.pad(rows)
-        labels = torch.full(batch["input_ids"].shape, _IGNORED)
+    def collate(self, rows: dict[str, list[Any]]) -> Batch:
+        """Ids and masks ``(batch, tokens)``; target ``labels``, -100 where no word begins.
+
+        ``meta`` has ``word_starts`` ``(batch, tokens)``, and in ``examples`` the sentence and first word of each row.
+        """
+        labels = torch.full((len(rows["input_ids"]), max(map(len, rows["input_ids"]))), IGNORED)
         starts = torch.zeros(labels.shape, dtype=torch.bool)
         left = self.tokenizer.padding_side == "left"
         for row, (tags, begins) in enumerate(zip(rows["tags"], rows["word_starts"], strict=True)):
@@ -233,10 +232,9 @@ class TokenClassification(TextData):
             positions = torch.tensor(begins) + offset
             starts[row, positions] = True
             labels[row, positions] = torch.tensor(tags)
-        batch |= {"labels": labels, "word_starts": starts}
         pairs = zip(rows["sentence"], rows["first_word"], strict=True)
-        batch["examples"] = [{"sentence": sentence, "first_word": word} for sentence, word in pairs]
-        return batch
+        examples = [{"sentence": sentence, "first_word": word} for sentence, word in pairs]
+        return self.batch(rows, {"labels": labels}, {"word_starts": starts, "examples": examples})
 
     def _windows(
         self, number: int, words: list[str], tags: list[str] | None, ids: dict[str, int], training: bool
@@ -277,7 +275,7 @@ class TokenClassification(TextData):
         words = [token for piece in pieces for token in piece]
         ids, types = [*first, *words, *last], [*first_types, *[0] * len(words), *last_types]
         row = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": types}
-        unlabelled = [_IGNORED] * len(pieces)
+        unlabelled = [IGNORED] * len(pieces)
         return row | {"length": len(ids), "word_starts": begins.tolist(), "tags": tags or unlabelled}
 
     def _names(self, split: str) -> tuple[str, str]:

@@ -19,8 +19,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.positions import longest_input
-from lit_compress.modules.encoder import model_inputs
-from lit_compress.modules.tasks import MaskedLanguageModel, QuestionAnswering, Task
+from lit_compress.tasks import Batch, Task
 
 __all__ = [
     "Comparison",
@@ -63,13 +62,13 @@ class Examples:
 
     """
 
-    batches: list[dict[str, Any]]
+    batches: list[Batch]
     task: Task
     origin: str
     labelled: bool
 
     def __len__(self) -> int:
-        return sum(len(batch["input_ids"]) for batch in self.batches)
+        return sum(batch.rows for batch in self.batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +215,10 @@ def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) 
     for batch, ours in zip(examples.batches, expected.outputs, strict=True):
         results = run(_arrays(form, _inputs(form, batch)))
         theirs = {name: torch.as_tensor(value) for name, value in zip(form.outputs, results, strict=True)}
+        mask = batch.inputs["attention_mask"]
         for name, value in ours.items():
-            same.append(_same(value, theirs[name], batch["attention_mask"], close))
-            differences.append(_of_tokens((value - theirs[name]).abs(), batch["attention_mask"]).flatten(1).amax(1))
+            same.append(_same(value, theirs[name], mask, close))
+            differences.append(_of_tokens((value - theirs[name]).abs(), mask).flatten(1).amax(1))
         if examples.labelled:
             for metric, outputs in zip(metrics, (ours, theirs), strict=True):
                 examples.task.update(metric, SimpleNamespace(**outputs), batch)
@@ -234,10 +234,9 @@ def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) 
 def _score(task: Task, *metrics: MetricCollection) -> tuple[str, float, float] | None:
     """Name of a task's score, PyTorch's and the file's, from 0 to 1; None where PyTorch's is undefined."""
     ours, theirs = (metric.compute() for metric in metrics)
-    first = next(iter(ours))
-    name = "accuracy" if isinstance(task, MaskedLanguageModel) else first
-    unit = 100 if isinstance(task, QuestionAnswering) else 1
-    found = (name, float(ours[name]) / unit, float(theirs[name]) / unit)
+    # The first that is a share: a perplexity has no points.
+    name, points = next((name, points) for name in ours if (points := task.points(name)) is not None)
+    found = (name, float(ours[name]) * points / 100, float(theirs[name]) * points / 100)
     return None if math.isnan(found[1]) else found
 
 
@@ -281,7 +280,7 @@ def first_wrong_layer(form: GraphForm, examples: Examples, expected: Reference, 
     """
     inputs = tuple(tensor[:_TRACED] for tensor in _inputs(form, examples.batches[0]))
     found = [torch.as_tensor(layer) for layer in run(_arrays(form, inputs))]
-    mask = examples.batches[0]["attention_mask"][:_TRACED]
+    mask = examples.batches[0].inputs["attention_mask"][:_TRACED]
     if len(found) != len(expected.layers):  # ALBERT runs one layer several times
         return "an unknown layer"
     for index, (ours, theirs) in enumerate(zip(expected.layers, found, strict=True)):
@@ -305,8 +304,8 @@ def _of_tokens(values: Tensor, mask: Tensor) -> Tensor:
     return values[mask.bool()] if values.ndim == 3 and values.shape[:2] == mask.shape else values
 
 
-def _inputs(form: GraphForm, batch: dict[str, Any]) -> tuple[Tensor, ...]:
-    given = model_inputs(batch)
+def _inputs(form: GraphForm, batch: Batch) -> tuple[Tensor, ...]:
+    given = batch.inputs
     return tuple(given[name] if name in given else torch.zeros_like(given["input_ids"]) for name in form.inputs)
 
 

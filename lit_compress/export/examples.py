@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from lit_compress.errors import UserError
 from lit_compress.export.check import Examples
 from lit_compress.export.folded import Folded
-from lit_compress.export.run_folder import has_labels, text_data_of, use_labels
+from lit_compress.export.run_folder import task_of, text_data_of, use_labels
 from lit_compress.models.positions import check_length
-from lit_compress.modules.tasks import MaskedLanguageModel, make_task
+from lit_compress.tasks import Batch
 
 __all__ = ["examples_of_data", "examples_of_file"]
 
@@ -59,8 +59,8 @@ def examples_of_file(folded: Folded, source: str, file: str, options: dict[str, 
     given = files | {"tokenizer": folded.tokenizer.name_or_path}
     data = text_data_of(config, source, given | options)
     check_length(config, data.max_length, f"--model {source!r}", "--data.max_length")
+    use_labels(data, config)
     if labelled:
-        use_labels(data, config)
         data.setup("validate")
     loader = data.val_dataloader() if labelled else data.predict_dataloader()
     return _examples(data, model, loader, repr(file), labelled, MOST_EXAMPLES)
@@ -70,20 +70,18 @@ def _examples(
     data: LightningDataModule, model: PreTrainedModel, loader: DataLoader, origin: str, labelled: bool, most: int
 ) -> Examples:
     config: Any = model.config
-    labels = [config.id2label[index] for index in range(config.num_labels)] if has_labels(data) else None
-    task = make_task(getattr(data, "task", None), labels)
-    per_token = config.vocab_size if isinstance(task, MaskedLanguageModel) else config.num_labels
-    batches: list[dict[str, Any]] = []
+    per_token = config.vocab_size if model.get_output_embeddings() is not None else config.num_labels
+    batches: list[Batch] = []
     rows = values = step = 0
     for index, batch in enumerate(loader):
         # Evenly over all batches, which are in the order of their lengths.
-        step = step or max(1, len(loader) * len(batch["input_ids"]) // most)
+        step = step or max(1, len(loader) * batch.rows // most)
         if index % step == 0:
             batches.append(batch)
-            rows += len(batch["input_ids"])
-            values += batch["input_ids"].numel() * per_token
+            rows += batch.rows
+            values += batch.inputs["input_ids"].numel() * per_token
         if rows >= most or values >= _MOST_VALUES:
             break
     if not batches:
         raise UserError(f"--check: {origin} has no example; give a file with some")
-    return Examples(batches=batches, task=task, origin=origin, labelled=labelled)
+    return Examples(batches=batches, task=task_of(data), origin=origin, labelled=labelled)

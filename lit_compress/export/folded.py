@@ -25,6 +25,7 @@ from lit_compress.models.folder import load_whole_model
 from lit_compress.models.packed import packed_linears
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.weight import QuantizedWeight
+from lit_compress.tasks import TokenClassificationTask
 
 __all__ = ["Folded", "check_finite", "from_source", "from_student", "stored_state"]
 
@@ -98,7 +99,7 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
         path, content = last_checkpoint(run or "")
     kept = run_tokenizer(path.parent.parent) if path.parent.name == "checkpoints" else None
     source = content["lit_compress"]
-    words = source["architecture"].endswith("ForTokenClassification")  # as the data module reads it
+    words = source["architecture"].endswith(TokenClassificationTask.architectures)  # as the data module reads it
     tokenizer = load_tokenizer(kept or source["tokenizer"], "checkpoint tokenizer", words)
     student = student_from_checkpoint(content)
     try:

@@ -11,20 +11,20 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from transformers import PretrainedConfig
 
-from lit_compress.data import TextClassification, TokenClassification
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
 from lit_compress.models.positions import check_length
+from lit_compress.tasks import Task, make_task, task_class_of
 from lit_compress.usage_errors import user_error
 
 __all__ = [
     "TOKENIZER",
     "absolute_paths",
-    "has_labels",
     "parse_file",
     "run_config",
     "run_tokenizer",
+    "task_of",
     "text_data",
     "text_data_of",
     "use_labels",
@@ -32,13 +32,6 @@ __all__ = [
 ]
 
 TOKENIZER = "tokenizer"  # folder of a run, from its start on
-
-# Ends of the names of models, and the data module that reads for them.
-_MODULES = {
-    "ForSequenceClassification": "TextClassification",
-    "ForTokenClassification": "TokenClassification",
-    "ForQuestionAnswering": "QuestionAnswering",
-}
 
 # Keys of a configuration that hold a path and nothing else, and those that may also hold the name of a model.
 _PATHS = (
@@ -156,7 +149,7 @@ def validation_data(section: dict[str, Any], model: PretrainedConfig) -> Lightni
 
 def use_labels(data: LightningDataModule, model: PretrainedConfig) -> None:
     """Give a data module the names of a model's labels, in the model's order."""
-    if isinstance(data, TextClassification | TokenClassification):
+    if isinstance(data, TextData):
         names: Any = model.id2label or {}
         data.use_labels([str(names[index]) for index in sorted(names)])
 
@@ -173,15 +166,12 @@ def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any])
         UserError: nothing here reads for this head, or an option is wrong.
 
     """
-    architectures = config.architectures or []
-    for end, name in _MODULES.items():
-        if any(architecture.endswith(end) for architecture in architectures):
-            task = {"task": "regression"} if name == "TextClassification" and config.num_labels == 1 else {}
-            return text_data(name, task | options)
-    raise UserError(
-        f"--model: {folder!r} is a {', '.join(architectures) or 'model without a head'}; predictions are written for "
-        "classification, regression, token classification and question answering"
-    )
+    if (task := task_class_of(config)) is None:
+        raise UserError(
+            f"--model: {folder!r} is a {', '.join(config.architectures or []) or 'model without a head'}, which no "
+            "task of lit_compress reads for; give the --run that it comes from"
+        )
+    return text_data(task.data_module, {**task.data_options, **options})
 
 
 def text_data(name: str, options: dict[str, Any]) -> TextData:
@@ -204,8 +194,6 @@ def text_data(name: str, options: dict[str, Any]) -> TextData:
     return module
 
 
-def has_labels(module: LightningDataModule) -> bool:
-    """Whether the answers of a data module have names."""
-    return isinstance(module, TokenClassification) or (
-        isinstance(module, TextClassification) and module.task == "classification"
-    )
+def task_of(data: LightningDataModule) -> Task:
+    """The task of a data module, which may be given by name."""
+    return make_task(getattr(data, "task", None), getattr(data, "labels", None))

@@ -9,10 +9,11 @@ from rich.console import Console
 
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file
-from lit_compress.migrate.draft import FILL_IN, Draft, TaskName
+from lit_compress.migrate.draft import FILL_IN, Draft
 from lit_compress.migrate.nn_pruning import from_nn_pruning, is_nn_pruning
 from lit_compress.migrate.nncf import from_nncf, is_nncf
 from lit_compress.migrate.sparseml import from_sparseml
+from lit_compress.tasks import task_class
 
 __all__ = ["migrate", "migrated"]
 
@@ -23,7 +24,7 @@ _MARK = "# Made by `lit_compress migrate`"
 def migrate(
     file: str,
     output: str,
-    task: TaskName = "classification",
+    task: str = "classification",
     pretrained: str | None = None,
     teacher: str | None = None,
     layers: int | None = None,
@@ -36,7 +37,8 @@ def migrate(
     Args:
         file: SparseML's .yaml or .md; NNCF's or nn_pruning's .json.
         output: YAML file to write.
-        task: what the model is trained for; a recipe does not say.
+        task: what the model is trained for, which a recipe does not say: `classification`, `regression`,
+            `token_classification`, `question_answering`, `masked_lm` or `pretraining`.
         pretrained: where the student starts; likewise.
         teacher: of the student, if there is distillation; likewise.
         layers: transformer layers of the model, for a recipe that drops some.
@@ -46,6 +48,7 @@ def migrate(
 
     """
     target = Path(output)
+    task_class(task, "--task")
     check_file(target, begins(_MARK), overwrite, inputs=[file])
     draft = Draft(task=task, pretrained=pretrained, teacher=teacher)
     kind = migrated(file, draft, recipe_args, layers)

@@ -32,10 +32,6 @@ _FEW = 2**8
 _COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_hidden_groups", "inner_group_num")
 _MOST_LABELS = 2**17
 _BUFFERS = 2**20  # elements that a model makes itself, positions for example, and that no file has
-_HEADS = (
-    *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForQuestionAnsweringSimple"),
-    *("ForMaskedLM", "LMHeadModel", "ForPreTraining", "Model"),
-)
 
 
 def load_whole_model(folder: str, key: str) -> PreTrainedModel:
@@ -116,7 +112,7 @@ def _weight_files(folder: Path, key: str) -> list[Path]:
 def _architecture(config: PretrainedConfig, folder: str, key: str) -> Any:
     names: Any = config.architectures
     name = str(names[0]) if isinstance(names, list) and names else ""
-    found = getattr(transformers, name, None) if name.isidentifier() and name.endswith(_HEADS) else None
+    found = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or found.config_class is None:
         raise UserError(f"{key}: {folder!r} is a {name or 'model without a name'!r}, which is no encoder with a head")
     if not isinstance(config, found.config_class):

@@ -2,29 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
+from lit_compress.tasks import Task, make_task
 
 __all__ = [
     "check_compatible",
@@ -38,41 +27,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class _Head:
-    """What a task asks of Transformers: a class, and the ends of the names of models whose files have the head."""
-
-    model: Any
-    architectures: tuple[str, ...]
-    described: str
-
-
-_CLASSIFIER = _Head(AutoModelForSequenceClassification, ("ForSequenceClassification",), "classification")
-_HEADS = {
-    "classification": _CLASSIFIER,
-    "regression": _CLASSIFIER,
-    "token_classification": _Head(AutoModelForTokenClassification, ("ForTokenClassification",), "token classification"),
-    "question_answering": _Head(AutoModelForQuestionAnswering, ("ForQuestionAnswering",), "question answering"),
-    "masked_lm": _Head(AutoModelForMaskedLM, ("ForMaskedLM", "ForPreTraining"), "masked language model"),
-    "pretraining": _Head(AutoModelForPreTraining, ("ForPreTraining",), "masked language model and next sentence"),
-}
-# Part of BERT's pretraining head that a file of a masked language model need not have.
-_NEXT_SENTENCE = "seq_relationship"
-
-
-def load_model(
-    source: str, task: str, labels: Sequence[str] | None, key: str, label_map: LabelMap | None = None
-) -> PreTrainedModel:
+def load_model(source: str, task: Task, key: str, label_map: LabelMap | None = None) -> PreTrainedModel:
     """Load an encoder with the head of a task in fp32; a head that the source lacks is new and random.
 
-    The decoder of a new masked language model head is tied to the word embeddings. Weights of the encoder are never
-    made up. A head whose classes are in another order than the labels is brought into theirs, which is said.
+    Weights of the encoder are never made up. A head whose classes are in another order than the task's labels is
+    brought into theirs, which is said.
 
     Args:
         source: hub name, folder, or ``package:name/inner/folder``.
-        task: ``classification``, ``regression``, ``token_classification``, ``question_answering``, ``masked_lm`` or
-            ``pretraining`` (masked words and next sentence).
-        labels: names of classes or tags in the order of their ids; None where there are none.
+        task: says which head, and the names of its classes.
         key: config key named in errors.
         label_map: names of the model's classes -> labels, where they differ.
 
@@ -80,22 +43,12 @@ def load_model(
         UserError: nothing loadable there, a head for other labels, or a family without such a head.
 
     """
-    head, config = _HEADS[task], load_config(source, key)
-    has_head = _has_head(config, head)
-    order = None
-    if head is _CLASSIFIER or task == "token_classification":
-        order = _set_labels(config, labels, has_head, source, key, label_map)
-    elif task == "question_answering":
-        config.num_labels = 2  # start and end, whatever the source counted
-    elif not has_head:
-        config.tie_word_embeddings = True
-    if task in ("classification", "regression"):
-        config.problem_type = "single_label_classification" if labels else "regression"
-    model, missing = _from_pretrained(source, config, key, head)
-    if task == "pretraining" and not any(_NEXT_SENTENCE in name for name, _ in model.named_parameters()):
-        raise UserError(
-            f"{key}: {type(model).__name__} has no next-sentence head; set data.packing to full_sentences or line"
-        )
+    config = load_config(source, key)
+    has_head = task.has_head(config)
+    order = _set_labels(config, task, source, key, label_map) if task.outputs is not None else None
+    task.configure(config)
+    model, missing = _from_pretrained(source, config, key, task)
+    task.check_head(model, key)
     if lacking := [name for name in missing if not _may_be_new(name, model, has_head, task)]:
         raise UserError(f"{key}: the weights in {source!r} lack {lacking[0]!r}; download or export them again")
     if order is not None:
@@ -105,51 +58,38 @@ def load_model(
 
 def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
     """:func:`load_model` for a classification, or without labels a regression."""
-    return load_model(source, "classification" if labels else "regression", labels, key)
-
-
-def _has_head(config: PretrainedConfig, head: _Head) -> bool:
-    return any(name.endswith(head.architectures) for name in config.architectures or [])
+    return load_model(source, make_task(None, labels), key)
 
 
 def _set_labels(
-    config: PretrainedConfig,
-    labels: Sequence[str] | None,
-    has_head: bool,
-    source: str,
-    key: str,
-    label_map: LabelMap | None,
+    config: PretrainedConfig, task: Task, source: str, key: str, label_map: LabelMap | None
 ) -> list[int] | None:
-    """Make a configuration that of the data's labels; which class of the head each of them is, if the order differs."""
-    wanted = len(labels) if labels else 1
+    """Make a configuration that of the task's labels; which class of the head each of them is, if the order differs."""
     # A configuration that names no architecture may be that of a head all the same.
     order = None
-    if has_head or (not config.architectures and config.num_labels == wanted):
-        order = label_order(config, labels, label_map, source, key)
-    config.num_labels = wanted
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
+    if task.has_head(config) or (not config.architectures and config.num_labels == task.outputs):
+        order = label_order(config, task.labels, label_map, source, key)
+    config.num_labels = task.outputs  # type: ignore[assignment]  (of a task that says how many)
+    if task.labels is not None:
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: index for index, label in enumerate(task.labels)}
     return order
 
 
-def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: str) -> bool:
-    """Whether a weight that the source lacks may start at random: the head it never had, and the pooler before it."""
+def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: Task) -> bool:
+    """Whether a weight that the source lacks may start at random: of the head, and the pooler before a new one."""
     if name.startswith(f"{model.base_model_prefix}."):
         return ".pooler." in name and not has_head
-    if task == "pretraining" and _NEXT_SENTENCE not in name:
-        # A masked language model has this part of the head, so its loss would be damage.
-        return not _has_head(model.config, _HEADS["masked_lm"])
-    return not has_head
+    return task.may_be_new(name, model.config)
 
 
-def _from_pretrained(source: str, config: PretrainedConfig, key: str, head: _Head) -> tuple[PreTrainedModel, list[str]]:
+def _from_pretrained(source: str, config: PretrainedConfig, key: str, task: Task) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
     try:
         # The report about the new head would be the loudest line of every run, and it is what was asked for.
         with quiet_transformers():
-            model, info = head.model.from_pretrained(
+            model, info = task.head.from_pretrained(
                 path,
                 config=config,
                 use_safetensors=True,
@@ -190,11 +130,7 @@ def load_config(source: str, key: str) -> PretrainedConfig:
 
 
 def check_compatible(
-    student: PretrainedConfig,
-    teacher: PretrainedConfig,
-    source: str,
-    task: str = "classification",
-    key: str = "model.teacher",
+    student: PretrainedConfig, teacher: PretrainedConfig, source: str, task: Task, key: str = "model.teacher"
 ) -> None:
     """A teacher must have no head of another task and answer about as many labels.
 
@@ -211,14 +147,12 @@ def check_compatible(
         UserError: another head, or another number of labels.
 
     """
-    head = _HEADS[task]
     other = next((name for name in teacher.architectures or [] if "For" in name), None)
-    if other and not _has_head(teacher, head):
+    if other and not task.has_head(teacher):
         raise UserError(
-            f"{key}: {source!r} is a {other} without a head for {head.described}; give a teacher trained on this task"
+            f"{key}: {source!r} is a {other} without a head for {task.name}; give a teacher trained on this task"
         )
-    counts_labels = head is _CLASSIFIER or task == "token_classification"
-    if counts_labels and teacher.num_labels != student.num_labels:
+    if task.outputs is not None and teacher.num_labels != student.num_labels:
         raise UserError(
             f"{key}: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "
             "give a teacher fine-tuned on the same labels"

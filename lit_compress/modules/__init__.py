@@ -7,12 +7,10 @@ from lit_compress.modules.learning_rate import Phase, Rewind
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty, ScorePenalty
 from lit_compress.modules.student import LitStudent
-from lit_compress.modules.tasks import Classification, Regression, Task, make_task
 from lit_compress.modules.teacher import LitTeacher
 
 __all__ = [
     "AttentionDistillation",
-    "Classification",
     "Distillation",
     "HiddenDistillation",
     "L1Penalty",
@@ -24,10 +22,7 @@ __all__ = [
     "Optimization",
     "Penalty",
     "Phase",
-    "Regression",
     "RelationDistillation",
     "Rewind",
     "ScorePenalty",
-    "Task",
-    "make_task",
 ]

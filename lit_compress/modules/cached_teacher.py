@@ -20,7 +20,6 @@ from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.logit_store import LogitStore, model_digest, rows_digest
 from lit_compress.errors import UserError
 from lit_compress.modules.distillation import logit_heads
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn.teacher import FrozenTeacher
 
 __all__ = ["CacheDtype", "open_answers", "teacher_digest"]
@@ -148,7 +147,7 @@ def _fill(
     for batch in tqdm(loader, desc="Asking the teacher", disable=not trainer.is_global_zero or None):
         batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
-            heads = logit_heads(teacher(**model_inputs(batch)))
+            heads = logit_heads(teacher(**batch.inputs))
         logits = _stacked(heads, teacher.model)
         if store is None:
             if trainer.is_global_zero:
@@ -156,7 +155,7 @@ def _fill(
                 LogitStore.create(staging, [len(dataset), *tokens, logits.shape[-1]], list(heads), dtype, about)
             trainer.strategy.barrier()
             store = LogitStore(staging, writable=True)
-        index = batch["index"].tolist()
+        index = batch.meta["index"].tolist()
         store.write(index, logits, lengths[index].tolist())
     if store is not None:
         store.array.flush()  # type: ignore[attr-defined]  (of a memory map)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_compress.errors import UserError
 from lit_compress.functional.distill import logit_kl, mean_logits, soft_cross_entropy
 from lit_compress.init_args import KeepsInitArgs
+from lit_compress.tasks import IGNORED, Batch
 
 __all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
 
@@ -55,11 +56,11 @@ class Distillation(KeepsInitArgs, nn.Module):
 
         """
 
-    def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         """Loss term from both models' Hugging Face outputs and the batch they saw."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(student, teacher, batch)")
 
-    def average(self, student: Any, teachers: Sequence[Any], batch: dict[str, Tensor]) -> Tensor:
+    def average(self, student: Any, teachers: Sequence[Any], batch: Batch) -> Tensor:
         """The term for several teachers: the mean over them, unless a subclass knows better."""
         return torch.stack([self(student, teacher, batch) for teacher in teachers]).mean()
 
@@ -102,10 +103,10 @@ class LogitDistillation(Distillation):
         self.weight = self.hardness = hardness
         self.temperature, self.loss, self.tokens, self.teacher = temperature, loss, tokens, teacher
 
-    def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         return self.average(student, [teacher], batch)
 
-    def average(self, student: Any, teachers: Sequence[Any], batch: dict[str, Tensor]) -> Tensor:
+    def average(self, student: Any, teachers: Sequence[Any], batch: Batch) -> Tensor:
         heads = logit_heads(student)
         terms = [
             self._span(logits, [getattr(teacher, name) for teacher in teachers], batch)
@@ -116,16 +117,16 @@ class LogitDistillation(Distillation):
         total = sum(terms[1:], terms[0])
         return total / 2 if heads.keys() == set(_SPANS) else total
 
-    def _span(self, student: Tensor, teachers: list[Tensor], batch: dict[str, Tensor]) -> Tensor:
+    def _span(self, student: Tensor, teachers: list[Tensor], batch: Batch) -> Tensor:
         """Distributions over the positions: ``(batch, tokens)``."""
         if self.tokens == "masked":
             raise UserError("distillation tokens: 'masked' needs a label per token; for answers take attended or all")
         if self.tokens != "all":
-            padding = batch["attention_mask"] == 0
+            padding = batch.inputs["attention_mask"] == 0
             student, *teachers = (logits.masked_fill(padding, _NEVER) for logits in (student.float(), *teachers))
         return self._loss(student, teachers, None)
 
-    def _classes(self, student: Tensor, teachers: list[Tensor], batch: dict[str, Tensor], alone: bool) -> Tensor:
+    def _classes(self, student: Tensor, teachers: list[Tensor], batch: Batch, alone: bool) -> Tensor:
         """Distributions over classes: ``(batch, classes)``, or ``(batch, tokens, classes)``."""
         if student.ndim == 2:
             if self.tokens is not None and alone:
@@ -141,7 +142,7 @@ class LogitDistillation(Distillation):
         student, *teachers = (logits[..., :words] for logits in (student, *teachers))
         if self.tokens == "all":
             return self._loss(student, teachers, None)
-        mask = batch["labels"] != -100 if self.tokens == "masked" else batch["attention_mask"]
+        mask = batch.targets["labels"] != IGNORED if self.tokens == "masked" else batch.inputs["attention_mask"]
         return self._loss(student, teachers, mask)
 
     def _loss(self, student: Tensor, teachers: list[Tensor], mask: Tensor | None) -> Tensor:

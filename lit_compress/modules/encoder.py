@@ -19,10 +19,10 @@ from lit_compress.models.load import load_model
 from lit_compress.models.positions import check_length
 from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
-from lit_compress.modules.metrics import MeanLoss
+from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.tasks import make_task
 from lit_compress.nn.manifest import describe, part_names, rebuild
+from lit_compress.tasks import Batch, Task, make_task
 from lit_compress.training_steps import training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
@@ -30,13 +30,6 @@ __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
 _GRADIENTS_KEY = "accumulated_gradients"
-
-# Tensors of a batch that say what is right, where a token came from, or which example a row is.
-_NO_INPUTS = {
-    "index",
-    *("labels", "next_sentence_label", "start_positions", "end_positions"),
-    *("char_start", "char_end", "word_starts"),
-}
 
 
 class LitEncoder(KeepsInitArgs, LightningModule):
@@ -51,7 +44,8 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data likewise.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile`` (after all structure is in place).
-        task: what the head is for, as in :func:`lit_compress.modules.tasks.make_task`; comes from the data likewise.
+        task: what the head is for, or the name of a task as in :func:`lit_compress.tasks.make_task`; comes from the
+            data likewise.
         label_map: where a model names its classes otherwise than the data: its names, and the data's label for each.
 
     """
@@ -63,21 +57,22 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
-        task: str | None = None,
+        task: Task | str | None = None,
         label_map: dict[str, str | int] | None = None,
     ) -> None:
         super().__init__()
         if label_map and not labels:
             raise UserError("model.label_map: the task has no classes; leave it out")
+        self.task = make_task(task, labels)
         # Only JSON types go into a checkpoint. On the command line Lightning saves the whole configuration instead.
-        self.save_hyperparameters(ignore=["optimization", "distillation", "penalties"])
-        self.labels = labels
+        self.save_hyperparameters(ignore=["optimization", "distillation", "penalties", "task"])
+        if "_instantiator" not in self.hparams:
+            self.hparams["task"] = self.task.name
+        self.labels = self.task.labels
         self.tokenizer = tokenizer or pretrained
         self.optimization = optimization
         self.compile_student = compile
-        self.task = make_task(task, labels)
-        self.task_name = task or ("classification" if labels else "regression")
-        self.student = load_model(pretrained, self.task_name, labels, "model.pretrained", label_map).train()
+        self.student = load_model(pretrained, self.task, "model.pretrained", label_map).train()
         # Config key -> source and configuration of every model that reads the data.
         self.read_from: dict[str, tuple[str, Any]] = {"model.pretrained": (pretrained, self.student.config)}
         self.eval_loss = MeanLoss()
@@ -92,19 +87,24 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         for key, (source, config) in self.read_from.items():
             check_length(config, length, f"{key} {source!r}")
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Named parts of the training loss, their sum under ``loss``: the one place where gradients come from."""
         return {"loss": self.task_loss(batch)}
 
-    def task_loss(self, batch: dict[str, Any]) -> Tensor:
+    def task_loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch on the task alone, whatever else the training loss has."""
         return self.task.loss(self(batch), batch)
 
-    def forward(self, batch: dict[str, Tensor], **options: Any) -> Any:
+    def forward(self, batch: Batch, **options: Any) -> Any:
         """Hugging Face output for a batch; labels are not passed, the task computes its own loss."""
-        return self.student(**model_inputs(batch), **options)
+        if not isinstance(batch, Batch):
+            raise UserError(
+                f"data: a batch is a {type(batch).__name__} and must be a lit_compress.tasks.Batch(inputs, targets, "
+                "meta); let the data module's collate function make one"
+            )
+        return self.student(**batch.inputs, **options)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         parts = self.losses(batch)
         # Waiting for the device here is on purpose: a step with a NaN gradient cannot be undone.
         if not torch.isfinite(parts["loss"]):
@@ -120,13 +120,13 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()}, prog_bar=True)
         return parts["loss"]
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.test_metrics)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
+    def predict_step(self, batch: Batch, batch_idx: int) -> Any:
         """What the task predicts: probabilities ``(batch, labels)``, values, tags, answers or token ids."""
         return self.task.predictions(self(batch), batch)
 
@@ -136,7 +136,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test", self.test_metrics)
 
-    def _evaluate(self, batch: dict[str, Any], metrics: MetricCollection) -> None:
+    def _evaluate(self, batch: Batch, metrics: MetricCollection) -> None:
         output = self(batch)
         # Lightning's own mean over ranks halves the weights as integers, so with an odd number it is slightly off.
         self.eval_loss.update(self.task.loss(output, batch), self.task.count(batch))
@@ -205,11 +205,6 @@ class LitEncoder(KeepsInitArgs, LightningModule):
             )
         rebuild(self.student, manifest)
         self._gradients = checkpoint.get(_GRADIENTS_KEY, [])
-
-
-def model_inputs(batch: dict[str, Any]) -> dict[str, Tensor]:
-    """What a Hugging Face encoder takes from a batch: its tensors, but for labels and what metrics need."""
-    return {name: value for name, value in batch.items() if isinstance(value, Tensor) and name not in _NO_INPUTS}
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

@@ -10,6 +10,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.distill import attention_kl, attention_mse, hidden_mse, relation_kl
 from lit_compress.functional.layer_maps import LAYER_MAPS
 from lit_compress.modules.distillation import Distillation
+from lit_compress.tasks import Batch
 
 __all__ = ["AttentionDistillation", "HiddenDistillation", "RelationDistillation"]
 
@@ -69,9 +70,9 @@ class HiddenDistillation(Distillation):
             else:
                 _check_widths(student.hidden_size, width)
 
-    def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         pairs = _pairs(self.layer_map, len(student.hidden_states) - 1, len(teacher.hidden_states) - 1)
-        mask = batch["attention_mask"] if self.mask_padding else None
+        mask = batch.inputs["attention_mask"] if self.mask_padding else None
         terms = []
         for s, t in pairs.items():
             ours, theirs = _hidden_state(student, s, "student"), _hidden_state(teacher, t, "teacher")
@@ -121,7 +122,7 @@ class AttentionDistillation(Distillation):
             for teacher in teachers:
                 _check_heads(student.num_attention_heads, teacher.num_attention_heads)
 
-    def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         for output, who in ((student, "student"), (teacher, "teacher")):
             if not output.attentions:
                 raise UserError(f"distillation: the {who} returns no attention maps; remove this term")
@@ -135,7 +136,7 @@ class AttentionDistillation(Distillation):
             if self.heads == "mean":
                 ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
             _check_heads(ours.shape[1], theirs.shape[1])
-            terms.append(_ATTENTION_LOSSES[self.loss](ours, theirs, batch["attention_mask"]))
+            terms.append(_ATTENTION_LOSSES[self.loss](ours, theirs, batch.inputs["attention_mask"]))
         return sum(terms[1:], terms[0]) / len(terms)
 
 
@@ -177,14 +178,14 @@ class RelationDistillation(Distillation):
         for teacher in teachers:
             _check_relation_heads(self.relation_heads, student.hidden_size, teacher.hidden_size)
 
-    def forward(self, student: Any, teacher: Any, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         assert self.needs_projections is not None
         student_layer, teacher_layer = self.needs_projections
         ours, theirs = student.projections[student_layer], teacher.projections[teacher_layer]
         terms = []
         for name in self.relations:
             _check_relation_heads(self.relation_heads, ours[name].shape[-1], theirs[name].shape[-1])
-            terms.append(relation_kl(ours[name], theirs[name], self.relation_heads, batch["attention_mask"]))
+            terms.append(relation_kl(ours[name], theirs[name], self.relation_heads, batch.inputs["attention_mask"]))
         return sum(terms[1:], terms[0])
 
 

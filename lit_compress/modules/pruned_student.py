@@ -13,6 +13,7 @@ from lit_compress.modules.distillation import Distillation, named_terms
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.student import LitStudent
 from lit_compress.nn.surgery import compressible_layers
+from lit_compress.tasks import Batch, Task
 
 __all__ = ["L1Penalty", "LitPrunedStudent", "Penalty", "ScorePenalty"]
 
@@ -115,7 +116,7 @@ class LitPrunedStudent(LitStudent):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
-        task: str | None = None,
+        task: Task | str | None = None,
         teachers: dict[str, str] | None = None,
         teacher_cache: str | None = None,
         teacher_cache_dtype: CacheDtype = "float32",
@@ -138,7 +139,7 @@ class LitPrunedStudent(LitStudent):
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The student's parts and each penalty."""
         parts = super().losses(batch)
         for name, penalty in self.penalties.items():

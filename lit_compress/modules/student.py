@@ -13,9 +13,10 @@ from lit_compress.models.load import check_compatible, check_same_vocabulary, lo
 from lit_compress.models.projections import read_projections
 from lit_compress.modules.cached_teacher import CacheDtype, open_answers, teacher_digest
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
-from lit_compress.modules.encoder import LitEncoder, model_inputs
+from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.teacher import FrozenTeacher
+from lit_compress.tasks import Batch, Task
 
 __all__ = ["LitStudent"]
 
@@ -52,7 +53,7 @@ class LitStudent(LitEncoder):
         tokenizer: str | None = None,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
         compile: bool = False,
-        task: str | None = None,
+        task: Task | str | None = None,
         teachers: dict[str, str] | None = None,
         teacher_cache: str | None = None,
         teacher_cache_dtype: CacheDtype = "float32",
@@ -72,10 +73,10 @@ class LitStudent(LitEncoder):
         super().__init__(pretrained, labels, tokenizer, optimization, compile, task, label_map)
         held = {}
         for name, source in sources.items():
-            check_compatible(self.student.config, configs[name], source, self.task_name, keys[name])
+            check_compatible(self.student.config, configs[name], source, self.task, keys[name])
             rows = self.student.config.vocab_size, configs[name].vocab_size
             check_same_vocabulary(self.tokenizer, source, rows, keys[name])
-            held[name] = FrozenTeacher(load_model(source, self.task_name, labels, keys[name], label_map))
+            held[name] = FrozenTeacher(load_model(source, self.task, keys[name], label_map))
         self.read_from |= {keys[name]: (source, configs[name]) for name, source in sources.items()}
         self.teachers = named_terms(held, "model.teachers")
         for term in terms.values():
@@ -96,7 +97,7 @@ class LitStudent(LitEncoder):
         held = list(self.teachers.values())
         return held[0] if len(held) == 1 else None  # type: ignore[return-value]
 
-    def losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The task's loss, each distillation term, and their weighted sum."""
         terms = self._terms()
         with read_projections(self.student, _layers(terms, 0)) as projections:
@@ -136,14 +137,14 @@ class LitStudent(LitEncoder):
                 if next(term.parameters(), None) is not None:
                     fully_shard(term, mesh=self.device_mesh["data_parallel"])
 
-    def _ask(self, name: str, batch: dict[str, Tensor]) -> Any:
+    def _ask(self, name: str, batch: Batch) -> Any:
         """A teacher's output, or what it said when it was asked before training."""
         if name in self._answers:
-            return self._answers[name].read(batch["index"], batch["input_ids"].shape[1])
+            return self._answers[name].read(batch.meta["index"], batch.inputs["input_ids"].shape[1])
         terms, teacher = self._terms(name), self.teachers[name]
         assert isinstance(teacher, FrozenTeacher)
         with read_projections(teacher.model, _layers(terms, 1)) as projections:
-            answer = teacher(**model_inputs(batch), **_needs(terms))
+            answer = teacher(**batch.inputs, **_needs(terms))
         if projections:
             answer.projections = projections
         return answer

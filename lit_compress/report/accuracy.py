@@ -1,6 +1,7 @@
 """How good a model is on a run's validation data."""
 
-from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,30 +9,54 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedModel
 
-from lit_compress.modules.encoder import model_inputs
-from lit_compress.modules.tasks import Task
-from lit_compress.report.outcomes import Outcomes, Recorder
+from lit_compress.tasks import Batch, Outcomes, Task
 
-__all__ = ["evaluate_units"]
+__all__ = ["Recorder", "evaluate_units"]
+
+
+class Recorder:
+    """Keeps what :class:`~lit_compress.tasks.Outcomes` needs of each batch; logits are not kept.
+
+    Args:
+        task: what the model is asked.
+
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._batches: list[dict[str, Any]] = []
+
+    def add(self, output: Any, batch: Batch) -> None:
+        """Keep the answers to one batch, a Hugging Face output."""
+        ids, mask = batch.inputs["input_ids"], batch.inputs.get("attention_mask")
+        lengths = torch.full(ids.shape[:1], ids.shape[1]) if mask is None else mask.sum(1)
+        self._batches.append({"lengths": lengths.cpu().numpy()} | self.task.units(output, batch))
+
+    def outcomes(self) -> Outcomes:
+        """Everything that was added."""
+        columns: dict[str, Any] = {}
+        for name in self._batches[0]:
+            parts = [batch[name] for batch in self._batches]
+            columns[name] = (
+                np.concatenate(parts) if isinstance(parts[0], np.ndarray) else list(chain.from_iterable(parts))
+            )
+        return self.task.outcomes(columns)
 
 
 @torch.inference_mode()
-def evaluate_units(
-    model: PreTrainedModel, data: LightningDataModule, task: Task, labels: Sequence[str] | None
-) -> tuple[dict[str, float], Outcomes]:
+def evaluate_units(model: PreTrainedModel, data: LightningDataModule, task: Task) -> tuple[dict[str, float], Outcomes]:
     """Metrics of a model on ``data.val_dataloader()`` in float64, and what it did on each row, from one pass.
 
     Args:
         model: in evaluation mode; runs on its own device.
         data: after ``setup``; its rows come in the same order for every model.
         task: what the model is asked.
-        labels: names of classes or tags in the order of their ids.
 
     """
-    recorder = Recorder(task, labels)
+    recorder = Recorder(task)
     for batch in data.val_dataloader():
         batch = move_data_to_device(batch, model.device)
-        recorder.add(model(**model_inputs(batch)), batch)
+        recorder.add(model(**batch.inputs), batch)
     outcomes = recorder.outcomes()
     scores = outcomes.score(np.ones((1, len(outcomes.lengths))))
     return {name: float(value[0]) for name, value in scores.items()}, outcomes

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from scipy.stats import binomtest
 
-from lit_compress.report.outcomes import Outcomes, Scores
 from lit_compress.report.slices import slices_of
+from lit_compress.tasks.outcomes import Outcomes, Scores
 
 __all__ = [
     "CONFIDENCE",

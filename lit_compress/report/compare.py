@@ -23,7 +23,7 @@ from lit_compress.report.run import SCHEMA, has_dense, measure_run
 from lit_compress.report.save import save_report
 from lit_compress.report.sections import Section, Table, own_name, reference
 from lit_compress.report.size import sparsity_of
-from lit_compress.report.words import number, points_of, ratio, settings_text, verdict
+from lit_compress.report.words import number, points_of, ratio, settings_text, verdict_of
 
 __all__ = ["check_comparison", "compare", "compare_runs", "comparison_rows"]
 
@@ -182,7 +182,7 @@ def _metrics(results: Mapping[str, dict[str, Any]]) -> Table:
         (
             name,
             *(
-                number(result["models"][own_name(result)]["accuracy"][metric], points_of(result["task"], metric))
+                number(result["models"][own_name(result)]["accuracy"][metric], points_of(result, metric))
                 for metric in names
             ),
         )
@@ -200,7 +200,7 @@ def _how(result: Mapping[str, Any]) -> str:
 def _verdict(result: Mapping[str, Any], metric: str) -> str:
     entry = result.get("comparison", {}).get("metrics", {}).get(metric, {"differences": {}})
     difference = entry["differences"].get(own_name(result))
-    return verdict(difference, result["task"], metric) if difference else ""
+    return verdict_of(result, metric, difference) if difference else ""
 
 
 def _up_to_date(run: Path) -> dict[str, Any] | None:

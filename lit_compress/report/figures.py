@@ -31,10 +31,10 @@ def figures(results: Results) -> Iterator[tuple[str, str, Figure]]:
 def metrics(results: Results) -> Iterator[Figure | None]:
     """Difference of each metric to the dense model, in points, with its interval."""
     rows = [
-        (metric, entry["differences"][name] | {"points": points_of(results["task"], metric)}, name)
+        (metric, entry["differences"][name] | {"points": points_of(results, metric)}, name)
         for metric, entry in results["comparison"]["metrics"].items()
         for name in entry["differences"]
-        if points_of(results["task"], metric) is not None
+        if points_of(results, metric) is not None
     ]
     with _differences([(f"{metric}{_suffix(name)}", entry) for metric, entry, name in rows]) as figure:
         yield figure
@@ -45,8 +45,8 @@ def parts(results: Results) -> Iterator[Figure | None]:
     """Differences of classes and slices, those that lose most first."""
     metric, own = next(iter(results["comparison"]["metrics"])), own_name(results)
     rows = []
-    for part, wanted in (("classes", "recall" if results["task"] == "classification" else "f1"), ("slices", metric)):
-        points = points_of(results["task"], wanted)
+    for part, wanted in (("classes", results["class_metric"]), ("slices", metric)):
+        points = points_of(results, wanted)
         entries = [
             (_short(name), differences[own] | {"points": points})
             for name, entry in results["comparison"][part].items()

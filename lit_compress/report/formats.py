@@ -18,17 +18,16 @@ from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
 from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions, Processor
-from lit_compress.export.run_folder import run_config, validation_data
+from lit_compress.export.run_folder import run_config, task_of, validation_data
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
-from lit_compress.modules.encoder import model_inputs
-from lit_compress.modules.tasks import Task, make_task
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.run import dense_of
+from lit_compress.tasks import Task
 
 __all__ = ["evaluate_cases", "formats"]
 
@@ -96,7 +95,7 @@ def formats(
     del folded
     check_length(own, max(lengths), f"--run {run!r}", "--lengths")
     validation = validation_data(config["data"], own)
-    labels = getattr(validation, "labels", None)
+    task = task_of(validation)
     dense, missing = dense_of(config, dense)
     order = None
     if dense:
@@ -104,7 +103,7 @@ def formats(
         check_length(theirs, max(lengths), f"--dense {dense!r}", "--lengths")
         check_length(theirs, config["data"]["init_args"]["max_length"], f"--dense {dense!r}", "--data.max_length")
         label_map = label_map or config["model"]["init_args"].get("label_map")
-        order = label_order(theirs, labels, label_map, dense, "--dense") if labels else None
+        order = label_order(theirs, task.labels, label_map, dense, "--dense") if task.labels else None
     Path(output).mkdir(parents=True, exist_ok=True)
     left_out = _write_all(run, places, overwrite, processor)
     cases = cases_of(
@@ -112,7 +111,6 @@ def formats(
     )
     for case in cases:
         case.order = order if case.model == "dense" else None
-    task = make_task(getattr(validation, "task", None), labels)
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
     with opened(cases, threads, "cpu") as asks:
         measure(cases, asks, shapes, warmup, repetitions)
@@ -186,11 +184,11 @@ def evaluate_cases(
         for batch in data.val_dataloader():
             expected: dict[str, Tensor] = {}
             for index, ask in enumerate(asks):
-                found = _asked(ask, model_inputs(batch), Path(folder))
+                found = _asked(ask, batch.inputs, Path(folder))
                 if (order := cases[index].order) is not None:
                     found["logits"] = found["logits"][..., order]
                 task.update(metrics[index], SimpleNamespace(**found), batch)
-                outputs = {name: _of_tokens(value, batch["attention_mask"]) for name, value in found.items()}
+                outputs = {name: _of_tokens(value, batch.inputs["attention_mask"]) for name, value in found.items()}
                 if index == after:
                     expected = outputs
                     sizes += [float(value.abs().max()) for value in expected.values()]

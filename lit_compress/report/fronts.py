@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.pareto import pareto_front
 from lit_compress.report.sections import own_name
-from lit_compress.report.words import higher_is_better, points_of
+from lit_compress.report.words import points_of
 
 __all__ = ["Group", "groups_of", "pareto_figure"]
 
@@ -27,6 +27,7 @@ class Group:
     Attributes:
         task: name of the task.
         metric: its first one.
+        factor: what brings the metric into points; None where that has no meaning.
         source: where the validation rows come from.
         rows: how many.
         names: of the runs.
@@ -38,6 +39,7 @@ class Group:
 
     task: str
     metric: str
+    factor: float | None
     source: str
     rows: int
     names: list[str]
@@ -72,13 +74,15 @@ def _group(key: tuple, results: Mapping[str, Mapping[str, Any]]) -> Group:
             label = "dense" if len(denses) == 1 else f"dense {len(denses)}"
             points["size"].setdefault(label, (_megabytes(dense), dense["accuracy"][metric]))
             points["latency"].setdefault(label, (1.0, dense["accuracy"][metric]))
-    sign = 1 if higher_is_better(metric) else -1
+    first = next(iter(results.values()))
+    sign = -1 if metric in first["lower_is_better"] else 1
     fronts = {}
     for axis, found in points.items():
         names, pairs = list(found), list(found.values())
         front = pareto_front([cost for cost, _ in pairs], [sign * value for _, value in pairs])
         fronts[axis] = [names[number] for number in front]
-    return Group(task=task, metric=metric, source=source, rows=rows, names=list(results), points=points, fronts=fronts)
+    about = {"task": task, "metric": metric, "factor": points_of(first, metric), "source": source, "rows": rows}
+    return Group(**about, names=list(results), points=points, fronts=fronts)
 
 
 @contextmanager
@@ -89,7 +93,7 @@ def pareto_figure(group: Group, axis: str, label: str) -> Iterator[Figure | None
     if len(points) < 2:
         yield None
         return
-    factor = points_of(group.task, group.metric) or 1
+    factor = group.factor or 1
     with chart(height=3.6) as (figure, (axes,)):
         pairs = [(points[name][0], factor * points[name][1]) for name in front]
         axes.plot(*zip(*pairs, strict=True), color=ACCENT, linewidth=1.4, alpha=0.5, drawstyle="steps-post")
@@ -107,7 +111,7 @@ def pareto_figure(group: Group, axis: str, label: str) -> Iterator[Figure | None
         axes.margins(x=0.2, y=0.16)
         _write_names(axes, {name: (cost, factor * value) for name, (cost, value) in points.items()}, front)
         axes.set_xlabel(label)
-        axes.set_ylabel(group.metric + (", points" if points_of(group.task, group.metric) else ""))
+        axes.set_ylabel(group.metric + (", points" if group.factor else ""))
         bare(axes, "both")
         yield figure
 

@@ -17,15 +17,6 @@ from lit_compress.report.sections import again, cost, done, gain, own_name, wher
 __all__ = ["update_model_card", "with_results"]
 
 _BEGIN, _END = "<!-- lit_compress report -->", "<!-- end of lit_compress report -->"
-# Names of tasks on the hub; pretraining has none of its own.
-_TASKS = {
-    "classification": "text-classification",
-    "regression": "text-classification",
-    "token_classification": "token-classification",
-    "question_answering": "question-answering",
-    "masked_lm": "fill-mask",
-    "pretraining": "fill-mask",
-}
 
 
 def update_model_card(path: Path, results: Mapping[str, Any]) -> None:
@@ -50,7 +41,7 @@ def with_results(card: str, results: Mapping[str, Any]) -> str:
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"README.md: damaged front matter: {first_line(error)}; mend it, or remove the file") from error
     data: Any = made.data
-    data.pipeline_tag = data.pipeline_tag or _TASKS[results["task"]]
+    data.pipeline_tag = data.pipeline_tag or results["pipeline_tag"]
     data.model_name = Path(results["run"]).name or "model"
     data.eval_results = _entries(results)
     body = made.text
@@ -66,7 +57,7 @@ def _entries(results: Mapping[str, Any]) -> list[EvalResult]:
     data = results["data"]["source"].rstrip("/").rpartition("/")[2]
     return [
         EvalResult(
-            task_type=_TASKS[results["task"]],
+            task_type=results["pipeline_tag"] or "other",
             dataset_type=re.sub(r"[^\w.-]+", "-", data).strip("-") or "text",
             dataset_name=data,
             metric_type=metric,

@@ -13,12 +13,11 @@ from transformers import PreTrainedModel
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
 from lit_compress.export.manifest_file import MANIFEST_FILE, UNFINISHED
-from lit_compress.export.run_folder import parse_file, run_config, validation_data
+from lit_compress.export.run_folder import parse_file, run_config, task_of, validation_data
 from lit_compress.files import check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
-from lit_compress.modules.tasks import make_task
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.bootstrap import compare_outcomes
@@ -28,14 +27,14 @@ from lit_compress.report.latency import latencies
 from lit_compress.report.layers import describe_layers
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.model_card import update_model_card
-from lit_compress.report.outcomes import Outcomes
 from lit_compress.report.save import save_report
 from lit_compress.report.size import model_size
+from lit_compress.tasks import Outcomes, Task
 
 __all__ = ["SCHEMA", "dense_of", "has_dense", "measure_run", "report"]
 
 # Of report.json; grows when a figure is added, so that `compare` measures runs with an older report again.
-SCHEMA = 3
+SCHEMA = 4
 
 
 def report(
@@ -118,15 +117,13 @@ def measure_run(
     config = run_config(folder, data_options or {})
     exported = _exported(folder)
     data = validation_data(config["data"], load_config(str(exported), "--run"))
-    labels = getattr(data, "labels", None)
-    name = getattr(data, "task", None) or ("classification" if labels else "regression")
-    task = make_task(name, labels)
+    task = task_of(data)
     dense, missing = dense_of(config, dense)
     if missing:
         Console(soft_wrap=True).print(missing, markup=False, highlight=False)
     label_map = label_map or config["model"]["init_args"].get("label_map")
     tokens = config["data"]["init_args"]["max_length"]
-    models, manifest = _models(exported, dense, name, labels, label_map, tokens)
+    models, manifest = _models(exported, dense, task, label_map, tokens)
     layers = manifest.get("linears", {})
     times = {batch: latencies(models, batch, tokens, repetitions) for batch in batch_sizes}
     entries: dict[str, Any] = {}
@@ -134,7 +131,7 @@ def measure_run(
     for model_name, model in models.items():
         compressed = model_name == "compressed"
         sizes = model_size(model, layers, manifest.get("embeddings")) if compressed else model_size(model, {})
-        accuracy, outcomes[model_name] = evaluate_units(model, data, task, labels)
+        accuracy, outcomes[model_name] = evaluate_units(model, data, task)
         entries[model_name] = {
             "accuracy": accuracy,
             "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
@@ -143,10 +140,10 @@ def measure_run(
         }
     student = student_from_checkpoint(checkpoint)
     if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
-        simulated = evaluate_units(student, data, task, labels)
+        simulated = evaluate_units(student, data, task)
         entries["compressed"]["accuracy_quantized_inputs"], outcomes["compressed_quantized_inputs"] = simulated
     own = "compressed" if "compressed" in models else "model"
-    reference = _reference(models, own, config["model"]["init_args"].get("pretrained"), name, labels)
+    reference = _reference(models, own, config["model"]["init_args"].get("pretrained"), task)
     for entry in entries.values():
         for part, size in entry["size"].items():
             size["times_smaller"] = {
@@ -159,8 +156,12 @@ def measure_run(
         "config": str(folder / "config.yaml"),
         "command": command_line(),
         "machine": machine(),
-        "task": name,
-        "labels": labels,
+        "task": task.name,
+        "labels": task.labels,
+        "pipeline_tag": task.pipeline_tag,
+        "points": {metric: task.points(metric) for metric in entries[own]["accuracy"]},
+        "lower_is_better": sorted(task.lower_is_better),
+        "class_metric": task.class_metric,
         "data": {
             "validation_rows": len(data.val_dataloader().dataset),
             "max_length": tokens,
@@ -185,14 +186,12 @@ def measure_run(
     } | describe_layers(models[own], manifest, models.get("dense"))
 
 
-def _reference(
-    models: Mapping[str, PreTrainedModel], own: str, pretrained: str | None, task: str, labels: list[str] | None
-) -> dict[str, Any]:
+def _reference(models: Mapping[str, PreTrainedModel], own: str, pretrained: str | None, task: Task) -> dict[str, Any]:
     """What sizes are compared with, in bytes of fp32: the dense model, or what the student began as, or itself."""
     found, model = ("dense", models["dense"]) if "dense" in models else ("own", models[own])
     if found == "own" and pretrained is not None:
         try:
-            found, model = "pretrained", load_model(pretrained, task, labels, key="model.pretrained")
+            found, model = "pretrained", load_model(pretrained, task, key="model.pretrained")
         except UserError:  # it is gone, or its head is for other labels: the name says what the figures are of
             found, model = "own", models[own]
     return {"name": found} | {part: size.dense_bytes for part, size in model_size(model, {}).items()}
@@ -263,14 +262,14 @@ def _exported(run: Path) -> Path:
 
 
 def _models(
-    exported: Path, dense: str | None, task: str, labels: list[str] | None, label_map: LabelMap | None, tokens: int
+    exported: Path, dense: str | None, task: Task, label_map: LabelMap | None, tokens: int
 ) -> tuple[dict[str, PreTrainedModel], dict[str, Any]]:
     manifest = parse_file(exported / MANIFEST_FILE, json.loads, ["lit_compress"])
     models = {}
     if dense is not None:
         check_length(load_config(dense, "--dense"), tokens, f"--dense {dense!r}", "--data.max_length")
-        models["dense"] = load_model(dense, task, labels, "--dense", label_map).eval()
+        models["dense"] = load_model(dense, task, "--dense", label_map).eval()
     # Beside the version, one entry for each kind of compression.
     name = "compressed" if len(manifest) > 1 else "model"
-    models[name] = load_model(str(exported), task, labels, key="--run").eval()
+    models[name] = load_model(str(exported), task, key="--run").eval()
     return models, manifest

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_compress.export.manifest_file import unfinished_lines
 from lit_compress.report.bootstrap import FEW_CHANGES
-from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict
+from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text, verdict_of
 
 __all__ = [
     "Section",
@@ -83,7 +83,7 @@ def verdict_lines(results: Results) -> list[str]:
     """What the interval of each metric says, a sentence for each."""
     lines = []
     for metric, entry in results["comparison"]["metrics"].items():
-        said = {name: verdict(change, results["task"], metric) for name, change in entry["differences"].items()}
+        said = {name: verdict_of(results, metric, change) for name, change in entry["differences"].items()}
         own = said.pop(own_name(results), None)
         lines += [f"{metric}: {own}"] if own else []
         lines += [f"{metric}, inputs quantized too: {other}" for other in said.values() if other != own]
@@ -131,7 +131,7 @@ def highlights(results: Results) -> list[tuple[str, str, str]]:
     """Title, figure and explanation of what a reader looks for first."""
     own, dense = results["models"][own_name(results)], results["models"].get("dense")
     metric, value = next(iter(own["accuracy"].items()))
-    points = points_of(results["task"], metric)
+    points = points_of(results, metric)
     found = [(metric, number(value, points), f"dense {number(dense['accuracy'][metric], points)}" if dense else "")]
     whose, full = reference(results)
     for part, title in (("model", "whole model"), ("encoder", "encoder")):
@@ -153,11 +153,11 @@ def highlights(results: Results) -> list[tuple[str, str, str]]:
 
 def cost(results: Results) -> Section:
     """Metrics with intervals, and answers that changed."""
-    comparison, task = results["comparison"], results["task"]
+    comparison = results["comparison"]
     models = list(next(iter(comparison["metrics"].values()))["models"])
     rows = []
     for metric, entry in comparison["metrics"].items():
-        points = points_of(task, metric)
+        points = points_of(results, metric)
         cells = [_with_interval(entry["models"][name], points) for name in models]
         cells += [_difference(difference, points) for difference in entry["differences"].values()]
         rows.append((metric, *cells))
@@ -291,7 +291,7 @@ def where(results: Results) -> Section | None:
         shown = list(next(iter(comparison[part].values()))["metrics"])
         rows = []
         for label, entry in comparison[part].items():
-            cells = [_own_and_change(entry["metrics"][metric], name, results["task"], metric) for metric in shown]
+            cells = [_own_and_change(entry["metrics"][metric], name, points_of(results, metric)) for metric in shown]
             rows.append((label, f"{entry['units']:,}", *cells))
         count += len(rows) * len(shown)
         tables.append(Table(header=(title, "how many", *shown), rows=rows))
@@ -372,8 +372,7 @@ def _difference(estimate: Mapping[str, Any], points: float | None) -> str:
     return f"{_signed(estimate['value'], points)} ({_range(estimate, points)})"
 
 
-def _own_and_change(entry: Mapping[str, Any], name: str, task: str, metric: str) -> str:
-    points = points_of(task, metric)
+def _own_and_change(entry: Mapping[str, Any], name: str, points: float | None) -> str:
     own = number(entry["models"][name]["value"], points)
     change = entry["differences"].get(name)
     return f"{own} ({_range(change, points)})" if change else own

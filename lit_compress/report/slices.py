@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lit_compress.report.outcomes import Outcomes
+from lit_compress.tasks import Outcomes
 
 __all__ = ["length_slices", "slices_of"]
 

@@ -7,31 +7,24 @@ __all__ = [
     "amount",
     "bytes_text",
     "direction",
-    "higher_is_better",
     "number",
     "points_of",
     "ratio",
     "settings_text",
     "verdict",
+    "verdict_of",
 ]
 
 
-def points_of(task: str, metric: str) -> float | None:
-    """What a metric is multiplied by to be in points of a hundred; None where that has no meaning.
+def points_of(results: Mapping[str, Any], metric: str) -> float | None:
+    """What a metric of a report is multiplied by to be in points of a hundred; None where that has no meaning.
 
     Example:
-        >>> points_of("classification", "f1"), points_of("question_answering", "f1")
-        (100.0, 1.0)
+        >>> points_of({"points": {"f1": 1.0}}, "f1"), points_of({"points": {"f1": 1.0}}, "recall")
+        (1.0, 100.0)
 
     """
-    if metric == "perplexity":
-        return None
-    return 1.0 if task == "question_answering" else 100.0
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more of a metric is a better model."""
-    return metric != "perplexity"
+    return results["points"].get(metric, 100.0)  # else of a class, all of which are shares
 
 
 def direction(difference: Mapping[str, Any], confidence: float = 0.95) -> int:
@@ -52,23 +45,28 @@ def direction(difference: Mapping[str, Any], confidence: float = 0.95) -> int:
     return int(low > 0) - int(high < 0)
 
 
-def verdict(difference: Mapping[str, Any], task: str, metric: str) -> str:
+def verdict(difference: Mapping[str, Any], points: float | None = 100.0, higher_is_better: bool = True) -> str:
     """What the interval of a difference to the dense model says; a side only when it leaves 0 out.
 
+    Args:
+        difference: an entry of ``differences`` in a report.
+        points: of the metric, see :func:`points_of`.
+        higher_is_better: whether more of the metric is a better model.
+
     Example:
-        >>> verdict({"value": -0.02, "low": -0.031, "high": -0.008}, "classification", "accuracy")
+        >>> verdict({"value": -0.02, "low": -0.031, "high": -0.008})
         'loses between 0.8 and 3.1 points'
-        >>> verdict({"value": -0.02, "low": -0.031, "high": 0.004}, "classification", "accuracy")
+        >>> verdict({"value": -0.02, "low": -0.031, "high": 0.004})
         'undecided, between a loss of 3.1 points and a gain of 0.4'
         >>> changes = {"few": True, "worse": 0, "better": 4, "p": 0.125}
-        >>> verdict({"value": 0.07, "low": -0.031, "high": 0.12} | changes, "classification", "accuracy")
+        >>> verdict({"value": 0.07, "low": -0.031, "high": 0.12} | changes)
         'undecided, between a loss of 3.1 points and a gain of 12.0: only 4 answers changed, 0 for the worse'
 
     """
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         return "not defined on this data"
-    points, sign = points_of(task, metric), 1 if higher_is_better(metric) else -1
+    sign = 1 if higher_is_better else -1
     unit = "" if points is None else " points"
     worst, best = sorted((sign * low, sign * high))
     loss, gain = ((points or 1) * change for change in (0 - worst, best))
@@ -81,6 +79,11 @@ def verdict(difference: Mapping[str, Any], task: str, metric: str) -> str:
     if loss < 0 or gain < 0:  # the interval alone would decide
         return f"undecided: {why}"
     return f"undecided, between a loss of {amount(loss)}{unit} and a gain of {amount(gain)}{why and f': {why}'}"
+
+
+def verdict_of(results: Mapping[str, Any], metric: str, difference: Mapping[str, Any]) -> str:
+    """:func:`verdict` on a metric of a report."""
+    return verdict(difference, points_of(results, metric), metric not in results["lower_is_better"])
 
 
 def _few_changes(difference: Mapping[str, Any]) -> str:

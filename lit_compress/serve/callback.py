@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.export.run_folder import task_of
 from lit_compress.serve.predict import fingerprint
 from lit_compress.serve.prediction_file import PredictionFile
 from lit_compress.serve.records import Records, schema_of
@@ -36,14 +37,13 @@ class WritePredictions(Callback):
         source = data.source("predict")
         if data.files["predict"] is None or source is None:
             raise UserError("data.predict_file: missing; give the file to predict on")
-        labels = data.labels
+        task = task_of(data)
         settings = {"model": fingerprint(self.model), "file": fingerprint(source), "max_length": data.max_length}
-        self._file = PredictionFile(self.output, schema_of(data.task, labels), settings)
+        self._file = PredictionFile(self.output, schema_of(task), settings)
         rows, done = data.predict_rows(), self._file.done
         # All rows may be written: a loader without examples would be an error, so that the last is predicted again.
         data.predict_from = min(done, int(rows[-1]))
-        no_answer = bool(getattr(data, "no_answer", False))
-        self._records = Records(data.task, labels, rows[rows >= data.predict_from], data.predict_from, no_answer)
+        self._records = Records(task, rows[rows >= data.predict_from], data.predict_from)
 
     def on_predict_batch_end(
         self,

@@ -11,14 +11,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from lit_compress.errors import UserError
-from lit_compress.export.run_folder import has_labels, text_data, text_data_of
+from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
-from lit_compress.modules.encoder import model_inputs
-from lit_compress.modules.tasks import make_task
 from lit_compress.serve.engines import EngineName, answers, forms, open_engine
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
+from lit_compress.tasks import Batch, Task
 
 __all__ = ["fingerprint", "predict"]
 
@@ -64,15 +63,16 @@ def predict(
     options = {**settings, **data, "predict_file": file, "tokenizer": folder}
     module = text_data(name, options) if run else text_data_of(config, folder, options)
     check_length(config, module.max_length, f"{key} {folder!r}", "--data.max_length")
-    labels = [config.id2label[index] for index in range(config.num_labels)] if has_labels(module) else None
-    answer = _loaded(folder, engine, module.task, labels, key, _device(device))
-    task = make_task(module.task, labels)
-    no_answer = bool(getattr(module, "no_answer", False))
+    use_labels(module, config)
+    task = task_of(module)
+    schema = schema_of(task)
+    check_predictions(output, overwrite, inputs=[file], column=schema.names[1])
+    answer = _loaded(folder, engine, task, key, _device(device))
     settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}, "engine": engine}
-    target = PredictionFile(output, schema_of(module.task, labels), settings, part_rows, overwrite)
+    target = PredictionFile(output, schema, settings, part_rows, overwrite)
     module.predict_from, count = target.done, module.predict_count()
     rows = module.predict_rows()
-    records = Records(module.task, labels, rows[rows >= target.done], target.done, no_answer)
+    records = Records(task, rows[rows >= target.done], target.done)
     with torch.inference_mode(), Progress(disable=not Console().is_terminal, transient=True) as progress:
         bar = progress.add_task("Predicting", total=count, completed=target.done)
         for batch in module.predict_dataloader() if target.done < count else ():
@@ -84,17 +84,17 @@ def predict(
 
 
 def _loaded(
-    folder: str, engine: EngineName | None, task: str, labels: list[str] | None, key: str, device: str
-) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
+    folder: str, engine: EngineName | None, task: Task, key: str, device: str
+) -> Callable[[Batch], tuple[Any, Batch]]:
     """A function from a batch to the model's output, and the batch where the output is."""
     found = forms(Path(folder)) if Path(folder).is_dir() else []
     if engine is None and (not found or found[0].engine == "eager"):
-        network: Any = load_model(folder, task, labels, key).eval()
+        network: Any = load_model(folder, task, key).eval()
         network.to(device)
 
-        def compute(batch: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        def compute(batch: Batch) -> tuple[Any, Batch]:
             moved = move_data_to_device(batch, network.device)
-            return network(**model_inputs(moved)), moved
+            return network(**moved.inputs), moved
 
         return compute
     form = next((form for form in found if engine in (None, form.engine)), None)
@@ -102,7 +102,7 @@ def _loaded(
         there = ", ".join(sorted({form.engine for form in found})) or "none"
         raise UserError(f"--engine: {engine!r} has nothing to run in {folder!r}; it is made for: {there}")
     answer = answers(open_engine(form, None, device))
-    return lambda batch: (answer(model_inputs(batch)), batch)
+    return lambda batch: (answer(batch.inputs), batch)
 
 
 def fingerprint(path: str) -> list[Any]:

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,20 @@ __all__ = ["FORMATS", "PredictionFile", "check_predictions"]
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 _SETTINGS = "settings.json"
+# What follows the row in predictions of the package's own tasks: how a file of predictions is told from others.
+_SECOND_COLUMNS = ("label", "value", "tags", "id")
 
 
-def check_predictions(output: str | Path, overwrite: bool = False, inputs: Sequence[str] = ()) -> None:
+def check_predictions(
+    output: str | Path, overwrite: bool = False, inputs: Sequence[str] = (), column: str | None = None
+) -> None:
     """Refuse a file that predictions cannot be written to; for before any work.
 
     Args:
         output: ``.csv``, ``.jsonl`` or ``.parquet``.
         overwrite: replace earlier predictions.
         inputs: files that are read.
+        column: that follows the row in what will be written; None where that is not known yet.
 
     Raises:
         UserError: another ending, or something is there that must stay.
@@ -34,11 +41,11 @@ def check_predictions(output: str | Path, overwrite: bool = False, inputs: Seque
     suffix = Path(output).suffix
     if suffix not in FORMATS:
         raise UserError(f"--output: {str(output)!r} must end in one of {', '.join(FORMATS)}")
-    # The first columns of any file of predictions, see `schema_of`.
+    second = "|".join(map(re.escape, (*_SECOND_COLUMNS, column))) if column else r'[^,"\n]+'
     is_own = {
-        ".csv": begins(r"row,(label|value|tags|id)\b"),
-        ".jsonl": begins(r'\{"row": \d+, "(label|value|tags|id)": '),
-        ".parquet": _is_own_parquet,
+        ".csv": begins(rf"row,({second})[,\n]"),
+        ".jsonl": begins(rf'\{{"row": \d+, "({second})": '),
+        ".parquet": partial(_is_own_parquet, second=second),
     }
     check_file(output, is_own[suffix], overwrite, inputs)
 
@@ -70,7 +77,7 @@ class PredictionFile:
         overwrite: bool = False,
     ) -> None:
         self.output, self.schema, self.part_rows = Path(output), schema, part_rows
-        check_predictions(output, overwrite)
+        check_predictions(output, overwrite, column=schema.names[1])
         if part_rows < 1:
             raise UserError(f"--part_rows: {part_rows} must be 1 or more")
         self.parts = self.output.with_name(f".{self.output.name}.parts")
@@ -152,12 +159,12 @@ def _is_own_part(name: str) -> bool:
     return name.lstrip(".").startswith(("part-", _SETTINGS))  # hidden while it is written
 
 
-def _is_own_parquet(path: Path) -> bool:
+def _is_own_parquet(path: Path, second: str) -> bool:
     try:
         names = parquet.read_schema(path).names
     except pyarrow.ArrowInvalid:
         return False
-    return len(names) > 1 and names[0] == "row" and names[1] in ("label", "value", "tags", "id")
+    return len(names) > 1 and names[0] == "row" and re.fullmatch(second, names[1]) is not None
 
 
 def _write_csv(path: Path, records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> None:

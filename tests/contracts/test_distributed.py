@@ -41,7 +41,7 @@ class Probe(Callback):
         self.rows = []
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rows += batch["input_ids"].sum(1).tolist()
+        self.rows += batch.inputs["input_ids"].sum(1).tolist()
 
     def on_train_end(self, trainer, module):
         digest = {"masks": hashlib.sha256(), "weights": hashlib.sha256()}
@@ -203,7 +203,8 @@ def stream(devices):
         data = tasks.data("masked_lm", Path("files"), Path(sys.argv[2]), batch_size=4, streaming=True, packing="line")
         module = tasks.student("masked_lm", Path(sys.argv[2]), data)
         rows = []
-        module.on_train_batch_end = lambda outputs, batch, index, rows=rows: rows.append(batch["input_ids"].tolist())
+        keep = lambda outputs, batch, index, rows=rows: rows.append(batch.inputs["input_ids"].tolist())  # noqa: E731
+        module.on_train_batch_end = keep
         trainer = Trainer(
             accelerator="cpu", devices=devices, strategy="ddp", logger=False, max_steps=steps,
             enable_progress_bar=False, enable_checkpointing=False, use_distributed_sampler=False,

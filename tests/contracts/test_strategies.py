@@ -246,7 +246,7 @@ def test_fold_equals_training_form(case, trained, tiny_data, sparse_model):
         folded = fold(model)
         assert not any(isinstance(module, FakeQuantizer) for module in folded.modules())
         assert not list(compressible_layers(folded))
-        got = folded(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        got = folded(input_ids=batch.inputs["input_ids"], attention_mask=batch.inputs["attention_mask"]).logits
     if case in CUT:
         dense = AutoModelForSequenceClassification.from_pretrained(sparse_model)
         assert sum(p.numel() for p in folded.parameters()) < sum(p.numel() for p in dense.parameters())
@@ -264,7 +264,7 @@ def test_hugging_face_round_trip(case, trained, tiny_data, sparse_model, tmp_pat
     save_folder(module.student, datamodule.tokenizer, tmp_path / "model")
     loaded, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not any(info.values())
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
     folded = fold(module.student)
     assert differences(dict(loaded.state_dict()), dict(folded.state_dict())) == []
     with torch.inference_mode():

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 
 from lit_compress.cli import main
 from lit_compress.export import fold, load_checkpoint, save_folder, student_from_checkpoint
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn import compressible_layers
 from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, QuantAwareTraining
 
@@ -120,7 +119,7 @@ def test_a_folder_that_stock_transformers_loads(task, trained, tmp_path):
     loaded, info = kind.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert type(loaded).__name__ == ARCHITECTURES[task]
     assert not any(info.values())
-    inputs = model_inputs(batch)
+    inputs = batch.inputs
     with torch.inference_mode():
         assert same_outputs(fold(module.student)(**inputs), loaded.eval()(**inputs))
     again = student_from_checkpoint(load_checkpoint(root / f"step={module.trainer.global_step}.ckpt"))

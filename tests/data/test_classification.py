@@ -40,11 +40,13 @@ def make(tmp_path, tiny_model, write):
 
 def texts(data, loader):
     """What a loader's batches say, a line per example."""
-    return [data.tokenizer.decode(ids, skip_special_tokens=True) for batch in loader for ids in batch["input_ids"]]
+    return [
+        data.tokenizer.decode(ids, skip_special_tokens=True) for batch in loader for ids in batch.inputs["input_ids"]
+    ]
 
 
 def answers(loader):
-    return torch.cat([batch["labels"] for batch in loader]).tolist()
+    return torch.cat([batch.targets["labels"] for batch in loader]).tolist()
 
 
 def train_texts(data):
@@ -70,7 +72,7 @@ def test_tiny_data_is_what_the_fixtures_promise(tiny_data, tiny_model):
     assert sum(answers(batches)) == 32
     assert len(answers(data.val_dataloader())) == 16
     unknown = data.tokenizer.unk_token_id
-    assert not any((batch["input_ids"] == unknown).any() for batch in batches)
+    assert not any((batch.inputs["input_ids"] == unknown).any() for batch in batches)
 
 
 def test_every_split(make):
@@ -86,24 +88,24 @@ def test_batches_are_padded_to_their_own_longest_row(make):
     data = make(rows, val=ROWS, batch_size=4)
     widths = set()
     for batch in data.train_dataloader():
-        lengths = batch["attention_mask"].sum(1)
-        assert batch["input_ids"].shape[1] == lengths.max()
-        assert ((batch["input_ids"] != data.tokenizer.pad_token_id).sum(1) == lengths).all()
-        assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels", "index"}
+        lengths = batch.inputs["attention_mask"].sum(1)
+        assert batch.inputs["input_ids"].shape[1] == lengths.max()
+        assert ((batch.inputs["input_ids"] != data.tokenizer.pad_token_id).sum(1) == lengths).all()
+        assert tuple(map(set, batch)) == ({"input_ids", "attention_mask", "token_type_ids"}, {"labels"}, {"index"})
         widths.add(lengths.max().item())
     assert len(widths) > 3
 
 
 def test_batch_sizes(make):
     data = make(numbered(20), val=numbered(20), batch_size=8, eval_batch_size=5)
-    assert [len(batch["labels"]) for batch in data.train_dataloader()] == [8, 8, 4]
-    assert [len(batch["labels"]) for batch in data.val_dataloader()] == [5, 5, 5, 5]
+    assert [len(batch.targets["labels"]) for batch in data.train_dataloader()] == [8, 8, 4]
+    assert [len(batch.targets["labels"]) for batch in data.val_dataloader()] == [5, 5, 5, 5]
 
 
 @pytest.mark.parametrize("max_length", [2, 3, 6])
 def test_no_row_is_longer_than_max_length(make, max_length):
     data = make("the plot was very good and funny\t1\nbad\t0\n", val=ROWS, max_length=max_length)
-    assert max(batch["input_ids"].shape[1] for batch in data.train_dataloader()) <= max_length
+    assert max(batch.inputs["input_ids"].shape[1] for batch in data.train_dataloader()) <= max_length
 
 
 @pytest.mark.parametrize(
@@ -129,8 +131,8 @@ def test_a_label_belongs_to_its_text(make):
     data = make("good\tpos\nbad\tneg\n" * 4, val="bad\tneg\ngood\tpos\n", batch_size=3)
     for batch in [*data.train_dataloader(), *data.val_dataloader()]:
         words = texts(data, [batch])
-        assert batch["labels"].tolist() == [{"bad": 0, "good": 1}[word] for word in words]
-        assert batch["labels"].dtype == torch.long
+        assert batch.targets["labels"].tolist() == [{"bad": 0, "good": 1}[word] for word in words]
+        assert batch.targets["labels"].dtype == torch.long
 
 
 def with_names(tmp_path, split, names, **columns):
@@ -160,7 +162,7 @@ def test_pairs(make):
     data = make(rows, val=rows, header=header, text_columns=["one", "two"])
     assert val_texts(data) == {"good film bad plot", "the story the scene"}
     (batch,) = data.val_dataloader()
-    assert batch["token_type_ids"].sum(1).tolist() == [3, 3]
+    assert batch.inputs["token_type_ids"].sum(1).tolist() == [3, 3]
 
 
 def test_regression(make):
@@ -168,7 +170,7 @@ def test_regression(make):
     labels = answers(data.train_dataloader())
     assert data.labels is None
     assert sorted(labels) == pytest.approx([-1.0, 0.3, 4.75])
-    assert next(iter(data.val_dataloader()))["labels"].dtype == torch.float32
+    assert next(iter(data.val_dataloader())).targets["labels"].dtype == torch.float32
 
 
 def test_a_folder_per_class(make, tmp_path):
@@ -232,7 +234,7 @@ def test_predict_keeps_the_order_of_the_file_and_needs_no_labels(make, write):
     data = make(predict_file=write("unlabelled.tsv", "\n".join(["sentence", *rows]) + "\n"), eval_batch_size=3)
     batches = list(data.predict_dataloader())
     assert texts(data, batches) == rows
-    assert not any("labels" in batch for batch in batches)
+    assert not any(batch.targets for batch in batches)
 
 
 def test_a_second_instance_does_not_tokenise_again(make, monkeypatch):
@@ -265,11 +267,11 @@ def test_what_is_cached_follows_the_text_columns(make):
 
 
 def test_what_is_cached_follows_the_vocabulary(make, tmp_path):
-    ids = [next(iter(make("good\t1\nbad\t0\n", val="good\t1\n").val_dataloader()))["input_ids"]]
+    ids = [next(iter(make("good\t1\nbad\t0\n", val="good\t1\n").val_dataloader())).inputs["input_ids"]]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "bad", "good"]
     BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)}).save_pretrained(tmp_path / "other")
     data = make("good\t1\nbad\t0\n", val="good\t1\n", tokenizer=str(tmp_path / "other"))
-    ids.append(next(iter(data.val_dataloader()))["input_ids"])
+    ids.append(next(iter(data.val_dataloader())).inputs["input_ids"])
     assert ids[1].tolist() == [[2, 6, 3]]
     assert ids[0].tolist() != ids[1].tolist()
 

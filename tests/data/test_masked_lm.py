@@ -44,7 +44,7 @@ def make(tmp_path, tiny_model, write):
 
 def original(data, batch):
     """What the batch said before it was masked, a line per sequence."""
-    ids = torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"])
+    ids = torch.where(batch.targets["labels"] == -100, batch.inputs["input_ids"], batch.targets["labels"])
     return [data.tokenizer.decode(row[row != data.tokenizer.pad_token_id]) for row in ids]
 
 
@@ -78,14 +78,14 @@ def test_a_line_is_a_sequence(make):
 
 def test_pairs(make, tmp_path):
     data = make(train_file=str(corpus(tmp_path / "corpus.txt")), packing="segment_pairs", max_length=24, batch_size=4)
-    assert data.task == "pretraining"
+    assert data.task.name == "pretraining"
     labels = []
     for batch in data.train_dataloader():
-        labels += batch["next_sentence_label"].tolist()
+        labels += batch.targets["next_sentence_label"].tolist()
         for row, text in enumerate(original(data, batch)):
             assert text.count("[SEP]") == 2
             assert text.startswith("[CLS]")
-            kinds = batch["token_type_ids"][row][batch["attention_mask"][row].bool()].tolist()
+            kinds = batch.inputs["token_type_ids"][row][batch.inputs["attention_mask"][row].bool()].tolist()
             first = text.split("[SEP]")[0]
             assert kinds == sorted(kinds)
             assert kinds.count(0) == len(data.tokenizer.tokenize(first)) + 1
@@ -102,7 +102,7 @@ def test_masks_follow_epoch_and_sequence_alone(make, tmp_path):
         return {
             text: labels[labels != -100].tolist()
             for batch in loader
-            for text, labels in zip(original(data, batch), batch["labels"], strict=True)
+            for text, labels in zip(original(data, batch), batch.targets["labels"], strict=True)
         }
 
     first = masks(0, batch_size=4)
@@ -118,7 +118,7 @@ def test_masks_follow_the_seed_in_training_only(make, tmp_path, monkeypatch):
         data = make(mask_probability=0.5)
         loader = data.val_dataloader()
         loader.sampler.set_epoch(int(seed))  # Lightning tells validation the epoch, too
-        batches.append((next(iter(data.train_dataloader()))["labels"], next(iter(loader))["labels"]))
+        batches.append((next(iter(data.train_dataloader())).targets["labels"], next(iter(loader)).targets["labels"]))
     assert not torch.equal(batches[0][0], batches[1][0])
     assert torch.equal(batches[0][1], batches[1][1])
 
@@ -126,12 +126,12 @@ def test_masks_follow_the_seed_in_training_only(make, tmp_path, monkeypatch):
 def test_what_the_model_gets(make):
     data = make(mask_probability=0.5)
     batch = next(iter(data.train_dataloader()))
-    assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "labels"}
-    counted = batch["labels"] != -100
+    assert tuple(map(set, batch)) == ({"input_ids", "attention_mask", "token_type_ids"}, {"labels"}, set())
+    counted = batch.targets["labels"] != -100
     assert counted.any()
-    assert not (counted & (batch["attention_mask"] == 0)).any()
+    assert not (counted & (batch.inputs["attention_mask"] == 0)).any()
     special = torch.tensor(data.tokenizer.all_special_ids)
-    assert not torch.isin(batch["labels"][counted], special).any()
+    assert not torch.isin(batch.targets["labels"][counted], special).any()
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.tokens", "a.jsonl", "a.parquet", "folder"])
@@ -165,7 +165,7 @@ def test_the_end_of_the_corpus_is_held_out(make):
 
 def test_predictions_keep_the_masks_and_the_order_of_the_file(make, write):
     data = make(predict_file=write("p.txt", "the film was [MASK]\na [MASK] story it was\n"), eval_batch_size=1)
-    rows = [data.tokenizer.decode(ids) for batch in data.predict_dataloader() for ids in batch["input_ids"]]
+    rows = [data.tokenizer.decode(ids) for batch in data.predict_dataloader() for ids in batch.inputs["input_ids"]]
     assert rows == ["[CLS] the film was [MASK] [SEP]", "[CLS] a [MASK] story it was [SEP]"]
 
 
@@ -178,7 +178,7 @@ def stream(make, tmp_path, root, steps=12, stop=None, ckpt_path=None, **settings
     torch.manual_seed(3)
     module = LitTeacher(data.tokenizer_name, task=data.task)
     seen = []
-    module.on_train_batch_end = lambda outputs, batch, index: seen.append(batch["labels"])
+    module.on_train_batch_end = lambda outputs, batch, index: seen.append(batch.targets["labels"])
     callbacks = []
     fit(module, data, callbacks, root, max_steps=stop or steps, max_epochs=-1, ckpt_path=ckpt_path)
     return module, seen

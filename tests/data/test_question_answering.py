@@ -47,7 +47,12 @@ def windows(data, loader):
     """Text and answer of each row."""
     found = []
     for batch in loader:
-        rows = zip(batch["input_ids"], batch["start_positions"].tolist(), batch["end_positions"].tolist(), strict=True)
+        rows = zip(
+            batch.inputs["input_ids"],
+            batch.targets["start_positions"].tolist(),
+            batch.targets["end_positions"].tolist(),
+            strict=True,
+        )
         for ids, start, end in rows:
             text = data.tokenizer.decode(ids, skip_special_tokens=True)
             found.append((text, data.tokenizer.decode(ids[start : end + 1])))
@@ -59,7 +64,7 @@ def test_a_short_context_is_one_window(make):
     assert windows(data, data.train_dataloader()) == [(f"it was {CONTEXT}", "story")]
     (batch,) = data.train_dataloader()
     inputs = {"input_ids", "attention_mask", "token_type_ids"}
-    assert set(batch) == inputs | {"start_positions", "end_positions", "index"}
+    assert tuple(map(set, batch)) == (inputs, {"start_positions", "end_positions"}, {"index"})
 
 
 def test_windows_overlap_and_the_answer_is_found_where_it_is(make):
@@ -81,18 +86,21 @@ def test_every_window_with_the_answer_has_it_and_offsets_are_those_of_the_text(m
     data = make(val=paragraphs, max_length=max_length, doc_stride=doc_stride)
     hits = dict.fromkeys(answers, 0)
     for batch in data.val_dataloader():
-        for row, example in enumerate(batch["examples"]):
+        for row, example in enumerate(batch.meta["examples"]):
             (answer,) = example["answers"]
-            inside = batch["char_start"][row] >= 0
-            begins, ends = batch["char_start"][row][inside], batch["char_end"][row][inside]
-            for token, begin, end in zip(batch["input_ids"][row][inside], begins, ends, strict=True):
+            inside = batch.meta["char_start"][row] >= 0
+            begins, ends = batch.meta["char_start"][row][inside], batch.meta["char_end"][row][inside]
+            for token, begin, end in zip(batch.inputs["input_ids"][row][inside], begins, ends, strict=True):
                 assert data.tokenizer.decode(token) == example["context"][begin:end]
-            start, end = int(batch["start_positions"][row]), int(batch["end_positions"][row])
+            start, end = int(batch.targets["start_positions"][row]), int(batch.targets["end_positions"][row])
             whole = begins.min() <= CONTEXT.index(answer) and CONTEXT.index(answer) + len(answer) <= ends.max()
             assert (start > 0) == bool(whole)
             if start:
                 hits[answer] += 1
-                assert example["context"][batch["char_start"][row, start] : batch["char_end"][row, end]] == answer
+                assert (
+                    example["context"][batch.meta["char_start"][row, start] : batch.meta["char_end"][row, end]]
+                    == answer
+                )
     assert all(hits.values()) or max_length == 12
 
 
@@ -100,7 +108,7 @@ def test_a_question_that_has_no_answer(make):
     paragraphs = [question(), question(None, number=2, is_impossible=True)]
     data = make(paragraphs, val=paragraphs, no_answer=True)
     assert [answer for _, answer in windows(data, data.train_dataloader())] == ["[CLS]", "story"]
-    examples = [example for batch in data.val_dataloader() for example in batch["examples"]]
+    examples = [example for batch in data.val_dataloader() for example in batch.meta["examples"]]
     assert {example["question"]: example["answers"] for example in examples} == {"q1": ["story"], "q2": []}
     assert all(example["no_answer"] for example in examples)
 
@@ -127,8 +135,8 @@ def test_answers_without_a_place_are_measured_and_not_trained_on(make):
     data = make([question(), unplaced], val=[unplaced])
     assert len(windows(data, data.train_dataloader())) == 1
     (batch,) = data.val_dataloader()
-    assert batch["examples"][0]["answers"] == ["film"]
-    assert batch["start_positions"].item() >= batch["input_ids"].shape[1]
+    assert batch.meta["examples"][0]["answers"] == ["film"]
+    assert batch.targets["start_positions"].item() >= batch.inputs["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "a.jsonl", "a.parquet", "b.jsonl"])
@@ -156,7 +164,7 @@ def test_formats(make, tmp_path, name):
 def test_held_out_questions_are_the_last(make):
     train = [question(number=number) for number in range(10)]
     data = make(train, val=None, val_fraction=0.2)
-    ids = {example["question"] for batch in data.val_dataloader() for example in batch["examples"]}
+    ids = {example["question"] for batch in data.val_dataloader() for example in batch.meta["examples"]}
     assert ids == {"q8", "q9"}
 
 
@@ -195,7 +203,7 @@ def test_predictions_need_no_answers(make, tmp_path):
     path = tmp_path / "predict.json"
     path.write_text(squad(question(None), question(None, number=2)))
     data = make(predict_file=str(path))
-    questions = [example["question"] for batch in data.predict_dataloader() for example in batch["examples"]]
+    questions = [example["question"] for batch in data.predict_dataloader() for example in batch.meta["examples"]]
     assert questions == ["q1", "q2"]
 
 
@@ -239,8 +247,10 @@ def test_padding_is_outside_the_context(make):
     short = question("good", "it was good", number=2)
     data = make(val=[question(), short])
     (batch,) = data.val_dataloader()
-    assert batch["char_start"].shape == batch["input_ids"].shape
-    padded = batch["attention_mask"] == 0
+    assert batch.meta["char_start"].shape == batch.inputs["input_ids"].shape
+    padded = batch.inputs["attention_mask"] == 0
     assert padded.any()
-    assert (batch["char_start"][padded] == -1).all()
-    assert torch.equal(batch["char_start"] >= 0, batch["token_type_ids"].bool() & (batch["input_ids"] != 3))
+    assert (batch.meta["char_start"][padded] == -1).all()
+    assert torch.equal(
+        batch.meta["char_start"] >= 0, batch.inputs["token_type_ids"].bool() & (batch.inputs["input_ids"] != 3)
+    )

@@ -55,7 +55,7 @@ def test_entities(name, kinds, cut, bert, tmp_path):
     data.setup("fit")
     assert {label.partition("-")[2] for label in data.labels} - {""} <= kinds
     batch = next(iter(data.val_dataloader()))
-    tags = [data.labels[label] for label in batch["labels"][batch["labels"] >= 0].tolist()]
+    tags = [data.labels[label] for label in batch.targets["labels"][batch.targets["labels"] >= 0].tolist()]
     assert entities(tags)
 
 
@@ -76,10 +76,10 @@ def test_questions(name, settings, bert, tmp_path):
     data.setup("fit")
     found = 0
     for batch in data.val_dataloader():
-        for row, example in enumerate(batch["examples"]):
-            start, end = int(batch["start_positions"][row]), int(batch["end_positions"][row])
-            if 0 < start < batch["input_ids"].shape[1]:
-                text = example["context"][batch["char_start"][row, start] : batch["char_end"][row, end]]
+        for row, example in enumerate(batch.meta["examples"]):
+            start, end = int(batch.targets["start_positions"][row]), int(batch.targets["end_positions"][row])
+            if 0 < start < batch.inputs["input_ids"].shape[1]:
+                text = example["context"][batch.meta["char_start"][row, start] : batch.meta["char_end"][row, end]]
                 found += any(answer in text for answer in example["answers"])
                 assert any(answer in text for answer in example["answers"])
     assert found > 10
@@ -93,11 +93,11 @@ def test_texts(name, packing, cut, bert, tmp_path):
     data = MaskedLanguageModeling(cut(name, 300), tokenizer=bert, packing=packing, cache_dir=str(tmp_path))
     data.setup("fit")
     batches = list(data.train_dataloader())
-    masked = sum(int((batch["labels"] != -100).sum()) for batch in batches)
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    masked = sum(int((batch.targets["labels"] != -100).sum()) for batch in batches)
+    tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
     assert 0.12 < masked / tokens < 0.16  # special tokens, [UNK] among them, are never drawn
     if packing == "full_sentences":
-        assert tokens / sum(len(batch["input_ids"]) for batch in batches) > 90
+        assert tokens / sum(len(batch.inputs["input_ids"]) for batch in batches) > 90
     else:
-        labels = [label for batch in batches for label in batch["next_sentence_label"].tolist()]
+        labels = [label for batch in batches for label in batch.targets["next_sentence_label"].tolist()]
         assert 0.4 < sum(labels) / len(labels) < 0.8

@@ -33,7 +33,9 @@ def tagged(data, loader):
     """Words and their tags as batches say them: a word is its pieces, its tag that of the first."""
     rows = []
     for batch in loader:
-        for ids, labels, starts in zip(batch["input_ids"], batch["labels"], batch["word_starts"], strict=True):
+        for ids, labels, starts in zip(
+            batch.inputs["input_ids"], batch.targets["labels"], batch.meta["word_starts"], strict=True
+        ):
             row, tokens = [], data.tokenizer.convert_ids_to_tokens(ids)
             for token, label, start in zip(tokens, labels.tolist(), starts.tolist(), strict=True):
                 if start:
@@ -92,18 +94,18 @@ def test_a_word_of_several_pieces_has_its_tag_at_the_first(make):
     # The vocabulary has single letters and the endings ##s and ##ly.
     data = make("goods\tB-PER\nfilms\tO\n", "goods\tB-PER\nfilms\tO\n")
     (batch,) = data.val_dataloader()
-    assert data.tokenizer.convert_ids_to_tokens(batch["input_ids"][0]) == [
+    assert data.tokenizer.convert_ids_to_tokens(batch.inputs["input_ids"][0]) == [
         "[CLS]", "good", "##s", "film", "##s", "[SEP]",
     ]  # fmt: skip
-    assert batch["labels"].tolist() == [[-100, 1, -100, 0, -100, -100]]
+    assert batch.targets["labels"].tolist() == [[-100, 1, -100, 0, -100, -100]]
 
 
 def test_a_word_that_the_tokenizer_drops_keeps_its_place(make):
     rows = "good\tB-PER\n\u200b\tO\nfilm\tO\n"
     data = make(rows, rows)
     (batch,) = data.train_dataloader()
-    assert int(batch["word_starts"].sum()) == 3
-    assert data.tokenizer.unk_token_id in batch["input_ids"][0]
+    assert int(batch.meta["word_starts"].sum()) == 3
+    assert data.tokenizer.unk_token_id in batch.inputs["input_ids"][0]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_a_long_sentence_becomes_windows_between_entities(make):
     rows = [[tag for _, tag in row] for row in tagged(data, data.train_dataloader())]
     assert sum(map(len, rows)) == 30
     assert all(row[0] != "I-LOC" for row in rows)
-    starts = [example["first_word"] for batch in data.train_dataloader() for example in batch["examples"]]
+    starts = [example["first_word"] for batch in data.train_dataloader() for example in batch.meta["examples"]]
     assert sorted(starts) == [0, 9, 18, 27]
 
 
@@ -141,7 +143,7 @@ def test_evaluation_divides_a_sentence_as_prediction_does(make, tmp_path, long_s
     files = {"test_file": str(path), "predict_file": str(path)}
     data = make(long_sentence(), long_sentence(), max_length=12, long_sentences=long_sentences, **files)
     for loader in (data.val_dataloader(), data.test_dataloader(), data.predict_dataloader()):
-        starts = [example["first_word"] for batch in loader for example in batch["examples"]]
+        starts = [example["first_word"] for batch in loader for example in batch.meta["examples"]]
         assert sorted(starts) == [0, 10, 20]
 
 
@@ -162,10 +164,10 @@ def test_predictions_keep_the_order_and_need_no_tags(make, tmp_path):
     path.write_text("film\nis\n\n" + "good\n" * 20 + "\na\n")
     data = make(predict_file=str(path), max_length=12)
     (batch,) = data.predict_dataloader()
-    places = [(example["sentence"], example["first_word"]) for example in batch["examples"]]
+    places = [(example["sentence"], example["first_word"]) for example in batch.meta["examples"]]
     assert places == [(0, 0), (1, 0), (1, 10), (2, 0)]
-    assert (batch["labels"] == -100).all()
-    assert batch["word_starts"].sum(1).tolist() == [2, 10, 10, 1]
+    assert (batch.targets["labels"] == -100).all()
+    assert batch.meta["word_starts"].sum(1).tolist() == [2, 10, 10, 1]
 
 
 def test_held_out_sentences_do_not_lose_tags(make):
@@ -179,8 +181,8 @@ def test_held_out_sentences_do_not_lose_tags(make):
 def test_padding_has_no_label(make):
     data = make("film\tO\n\n" + ROWS)
     (batch,) = data.train_dataloader()
-    assert ((batch["labels"] == -100) | batch["attention_mask"].bool()).all()
-    assert torch.equal(batch["labels"] != -100, batch["word_starts"])
+    assert ((batch.targets["labels"] == -100) | batch.inputs["attention_mask"].bool()).all()
+    assert torch.equal(batch.targets["labels"] != -100, batch.meta["word_starts"])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def run(tmp_path, monkeypatch, tiny_model, tiny_teacher, tiny_data):
     monkeypatch.setattr(sys, "argv", ["lit_compress"])
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
 
-    def fit(name: str) -> Path:
+    def fit(name: str, **changes: str) -> Path:
         files = [str(ROOT / "configs/sst2/student.yaml"), f"{name}.yaml"]
         options = {
             "run": "run",
@@ -39,7 +39,7 @@ def run(tmp_path, monkeypatch, tiny_model, tiny_teacher, tiny_data):
             "trainer.max_epochs": 1,
             "trainer.log_every_n_steps": 1,
             "trainer.enable_model_summary": False,
-        }
+        } | changes
         arguments = ["fit", *(word for file in files for word in ("--config", file))]
         main(arguments + [word for key, value in options.items() for word in (f"--{key}", str(value))])
         return tmp_path / "run"
@@ -62,7 +62,7 @@ def logged(folder: Path) -> set[str]:
 def test_each_example_is_a_file_and_a_yaml():
     names = {Path(title).stem for title in FILES}
     assert set(FILES) == {f"{name}{suffix}" for name in names for suffix in (".py", ".yaml")}
-    assert len(names) == 5
+    assert len(names) == 6
 
 
 def test_importance(run):
@@ -88,6 +88,17 @@ def test_penalty(run):
     folder = run("my_penalty")
     assert {"train/task", "train/kd", "train/hidden", "train/rows"} <= logged(folder)
     assert all(layer["sparsity"] == pytest.approx(0.5, abs=1e-3) for layer in layers(folder).values())
+
+
+def test_task(run, tiny_data, tiny_model):
+    # The student of the page's other examples is distilled from a classifier; this one begins anew.
+    alone = {"model.pretrained": tiny_model, "model.teacher": "null", "model.distillation": "null"}
+    names = logged(run("my_task", **alone))
+    assert {"val/pearson", "val/spearman"} <= names
+    assert "accuracy" not in str(names)
+    main(["predict", f"--file={tiny_data / 'val.tsv'}", "--run=run", "--output=relevance.csv"])
+    values = [float(row.split(",")[1]) for row in Path("relevance.csv").read_text().splitlines()[1:]]
+    assert all(0 < value < 1 for value in values)
 
 
 def test_data(run, tiny_data, tiny_teacher, tmp_path):

@@ -36,14 +36,14 @@ from lit_compress.export.check import (
 )
 from lit_compress.export.command import export
 from lit_compress.export.graph_form import GraphForm
-from lit_compress.modules.tasks import make_task
+from lit_compress.tasks import Batch, make_task
 
 LABELS = ["0", "1"]
 
 
 def examples(labels=(0, 1, 0, 1), task="classification"):
     ids = torch.arange(3, 3 + 5 * len(labels)).reshape(len(labels), 5) % 30
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor(labels)}
+    batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {"labels": torch.tensor(labels)}, {})
     task = make_task(task, LABELS if task == "classification" else None)
     return Examples(batches=[batch], task=task, origin="a test", labelled=True)
 
@@ -71,7 +71,7 @@ def test_predictions_and_scores_are_compared_not_the_size_of_logits():
 
 def test_tokens_that_are_padding_do_not_count():
     given = examples()
-    given.batches[0]["attention_mask"][:, 3:] = 0
+    given.batches[0].inputs["attention_mask"][:, 3:] = 0
     words = torch.zeros(4, 5, 30)
     words[..., 1] = 1.0
     found = words.clone()
@@ -174,7 +174,7 @@ def test_the_reference_is_what_the_model_was_before_rounding():
     model = build("bert")
     found = reference(form(model), examples())
     with torch.no_grad():
-        expected = model(**{k: v for k, v in examples().batches[0].items() if k != "labels"}).logits
+        expected = model(**examples().batches[0].inputs).logits
     torch.testing.assert_close(found.outputs[0]["logits"], expected)
     assert [layer.shape for layer in found.layers] == [(4, 5, 16)] * 3
 

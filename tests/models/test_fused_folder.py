@@ -16,7 +16,6 @@ from lit_compress.models import drop_layers, layer_linears, remove_heads, remove
 from lit_compress.models.fused import fuse, fused_layers
 from lit_compress.models.packed import packed_linears
 from lit_compress.modules import LitStudent, Optimization
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.ops.dispatch import forced
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 
@@ -100,8 +99,8 @@ def answers(model, datamodule):
     """Logits on the validation rows, and how many of them are right."""
     logits, right = [], 0
     for batch in datamodule.val_dataloader():
-        logits.append(model(**model_inputs(batch)).logits)
-        right += int((logits[-1].argmax(1) == batch["labels"]).sum())
+        logits.append(model(**batch.inputs).logits)
+        right += int((logits[-1].argmax(1) == batch.targets["labels"]).sum())
     return torch.cat(logits), right
 
 
@@ -143,7 +142,7 @@ def test_a_real_model_embeds_as_before(tmp_path):
     def embeddings(model):
         with torch.no_grad():
             hidden = model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"].unsqueeze(2)
+        mask = batch.inputs["attention_mask"].unsqueeze(2)
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
     expected = embeddings(model)

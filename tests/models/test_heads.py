@@ -23,9 +23,9 @@ from lit_compress.errors import UserError
 from lit_compress.export import save_folder
 from lit_compress.models import check_compatible, load_model
 from lit_compress.models.load import load_config
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn import compressible_layers
 from lit_compress.strategies import MagnitudePruning
+from lit_compress.tasks import make_task
 
 KEY = "model.pretrained"
 TAGS = ["O", "B-X", "I-X"]
@@ -37,12 +37,16 @@ HEADS = {
 }
 
 
-error_of = partial(errors.error_of, load_model)
+def load(source, task, labels):
+    return load_model(str(source), make_task(task, labels), KEY)
+
+
+error_of = partial(errors.error_of, load)
 
 
 @pytest.mark.parametrize("task", HEADS)
 def test_an_encoder_gets_a_new_head(task, tiny_model):
-    model = load_model(str(tiny_model), task, HEADS[task][0], KEY)
+    model = load(tiny_model, task, HEADS[task][0])
     encoder = AutoModel.from_pretrained(tiny_model).state_dict()
     own = model.base_model.state_dict()
     assert all(torch.equal(encoder[name], value) for name, value in own.items())
@@ -53,9 +57,9 @@ def test_an_encoder_gets_a_new_head(task, tiny_model):
 def test_a_head_that_is_there_is_kept_and_its_loss_is_an_error(task, tiny_model, tmp_path):
     labels, weight = HEADS[task]
     torch.manual_seed(3)
-    model = load_model(str(tiny_model), task, labels, KEY)
+    model = load(tiny_model, task, labels)
     model.save_pretrained(tmp_path)
-    again = load_model(str(tmp_path), task, labels, KEY)
+    again = load(tmp_path, task, labels)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     weights = load_file(tmp_path / "model.safetensors")
     for lost in (weight, f"{model.base_model_prefix}.encoder.layer.1.output.dense.weight"):
@@ -64,41 +68,41 @@ def test_a_head_that_is_there_is_kept_and_its_loss_is_an_error(task, tiny_model,
             tmp_path / "model.safetensors",
             {"format": "pt"},
         )
-        assert lost in error_of(str(tmp_path), task, labels, KEY)
+        assert lost in error_of(str(tmp_path), task, labels)
 
 
 def test_a_new_decoder_is_tied_to_the_words(tiny_model):
     for task in ("masked_lm", "pretraining"):
-        model = load_model(str(tiny_model), task, None, KEY)
+        model = load(tiny_model, task, None)
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
 def test_a_masked_language_model_becomes_a_pretraining_model_and_back(tiny_model, tmp_path):
     language_model = AutoModelForMaskedLM.from_pretrained(tiny_model)
     language_model.save_pretrained(tmp_path / "mlm")
-    both = load_model(str(tmp_path / "mlm"), "pretraining", None, KEY)
+    both = load(tmp_path / "mlm", "pretraining", None)
     assert isinstance(both, BertForPreTraining)
     decoder = "cls.predictions.transform.dense.weight"
     assert torch.equal(both.state_dict()[decoder], language_model.state_dict()[decoder])
     both.save_pretrained(tmp_path / "both")
-    again = load_model(str(tmp_path / "both"), "masked_lm", None, KEY)
+    again = load(tmp_path / "both", "masked_lm", None)
     assert torch.equal(again.state_dict()[decoder], language_model.state_dict()[decoder])
     weights = load_file(tmp_path / "mlm" / "model.safetensors")
     del weights[decoder]
     save_file(weights, tmp_path / "mlm" / "model.safetensors", {"format": "pt"})
-    assert decoder in error_of(str(tmp_path / "mlm"), "pretraining", None, KEY)
+    assert decoder in error_of(str(tmp_path / "mlm"), "pretraining", None)
 
 
 def test_a_classifier_of_three_becomes_a_question_answerer_of_two(tiny_model, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3).save_pretrained(tmp_path)
-    assert load_model(str(tmp_path), "question_answering", None, KEY).qa_outputs.out_features == 2
+    assert load(tmp_path, "question_answering", None).qa_outputs.out_features == 2
 
 
 def test_tags_that_are_not_the_models(tiny_model, tmp_path):
-    model = load_model(str(tiny_model), "token_classification", TAGS, KEY)
+    model = load(tiny_model, "token_classification", TAGS)
     assert model.config.id2label == dict(enumerate(TAGS))
     model.save_pretrained(tmp_path)
-    assert "has 3 labels and the data has 5" in error_of(str(tmp_path), "token_classification", [*TAGS, "a", "b"], KEY)
+    assert "has 3 labels and the data has 5" in error_of(str(tmp_path), "token_classification", [*TAGS, "a", "b"])
 
 
 @pytest.mark.parametrize("task", ["masked_lm", "question_answering", "token_classification"])
@@ -106,9 +110,9 @@ def test_a_teacher_of_another_task(task, tiny_model, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tiny_model).save_pretrained(tmp_path / "c")
     student, teacher = load_config(str(tiny_model), KEY), load_config(str(tmp_path / "c"), "model.teacher")
     with pytest.raises(UserError, match=r"^model\.teacher: .*BertForSequenceClassification without a head"):
-        check_compatible(student, teacher, "c", task)
+        check_compatible(student, teacher, "c", make_task(task, HEADS.get(task, [None])[0]))
     AutoModelForQuestionAnswering.from_pretrained(tiny_model).save_pretrained(tmp_path / "q")
-    check_compatible(student, load_config(str(tmp_path / "q"), "model.teacher"), "q", "question_answering")
+    check_compatible(student, load_config(str(tmp_path / "q"), "model.teacher"), "q", make_task("question_answering"))
 
 
 # --- other families
@@ -146,11 +150,11 @@ def test_families_train_and_export(family, task, families, tmp_path):
     assert len(layers) == 12
     assert all(".layer." in name for name in layers)
     batch = next(iter(datamodule.val_dataloader()))
-    assert ("token_type_ids" in batch) == ("token_type_ids" in datamodule.tokenizer.model_input_names)
+    assert ("token_type_ids" in batch.inputs) == ("token_type_ids" in datamodule.tokenizer.model_input_names)
     save_folder(module.student, datamodule.tokenizer, tmp_path / "out")
-    again = load_model(str(tmp_path / "out"), task, datamodule.labels, KEY).eval()
+    again = load(tmp_path / "out", task, datamodule.labels).eval()
     with torch.inference_mode():
-        ours, theirs = module.student.eval()(**model_inputs(batch)), again(**model_inputs(batch))
+        ours, theirs = module.student.eval()(**batch.inputs), again(**batch.inputs)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
     if task == "masked_lm":
         assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
@@ -158,7 +162,7 @@ def test_families_train_and_export(family, task, families, tmp_path):
 
 @pytest.mark.parametrize("family", ["roberta", "distilbert"])
 def test_a_family_without_a_next_sentence_head(family, families):
-    assert "data.packing" in error_of(str(families[family]), "pretraining", None, KEY)
+    assert "data.packing" in error_of(str(families[family]), "pretraining", None)
 
 
 def test_offsets_of_byte_level_tokens(families, tmp_path):
@@ -166,10 +170,10 @@ def test_offsets_of_byte_level_tokens(families, tmp_path):
     datamodule.setup("fit")
     found = 0
     for batch in datamodule.val_dataloader():
-        for row, example in enumerate(batch["examples"]):
-            start, end = int(batch["start_positions"][row]), int(batch["end_positions"][row])
+        for row, example in enumerate(batch.meta["examples"]):
+            start, end = int(batch.targets["start_positions"][row]), int(batch.targets["end_positions"][row])
             if start:
-                begin, stop = batch["char_start"][row, start], batch["char_end"][row, end]
+                begin, stop = batch.meta["char_start"][row, start], batch.meta["char_end"][row, end]
                 assert [example["context"][begin:stop].strip()] == example["answers"]
                 found += 1
     assert found > 10

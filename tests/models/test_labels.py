@@ -10,6 +10,7 @@ from models.families import FAMILIES, batch, build
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from lit_compress.models import load_model
+from lit_compress.tasks import make_task
 
 LABELS = ["a", "b", "c"]
 THEIRS = {0: "c", 1: "a", 2: "b"}
@@ -27,7 +28,7 @@ def saved(folder, names, family="bert", task="classification"):
 
 
 def loaded(folder, labels=LABELS, label_map=None, task="classification"):
-    model = load_model(str(folder), task, labels, "model.pretrained", label_map).eval()
+    model = load_model(str(folder), make_task(task, labels), "model.pretrained", label_map).eval()
     assert (model.config.id2label, model.config.label2id) == (
         dict(enumerate(labels)),
         {label: index for index, label in enumerate(labels)},
@@ -94,16 +95,17 @@ def test_names_are_mapped_to_labels(names, label_map, tmp_path):
 @pytest.mark.parametrize(("key", "option"), [("model.teacher", "model.label_map"), ("--dense", "--label_map")])
 def test_other_names_are_refused(names, label_map, key, option, tmp_path):
     saved(tmp_path, dict(enumerate(names)))
-    message = error_of(str(tmp_path), "classification", ["0", "1"], key, label_map)
+    message = error_of(str(tmp_path), make_task(None, ["0", "1"]), key, label_map)
     for words in (f"{key}: {str(tmp_path)!r} has the classes {names}", "['0', '1']", option):
         assert words in message
 
 
 def test_a_long_list_of_names_is_cut(tmp_path):
     saved(tmp_path, {index: f"intent {index}" for index in range(40)})
-    assert len(error_of(str(tmp_path), "classification", [str(index) for index in range(40)], "model.pretrained")) < 600
+    task = make_task(None, [str(index) for index in range(40)])
+    assert len(error_of(str(tmp_path), task, "model.pretrained")) < 600
 
 
 def test_an_encoder_without_a_head_has_no_names(tiny_model):
-    loaded_model = load_model(str(tiny_model), "classification", ["yes", "no"], "model.pretrained", {"LABEL_0": "no"})
+    loaded_model = load_model(str(tiny_model), make_task(None, ["yes", "no"]), "model.pretrained", {"LABEL_0": "no"})
     assert loaded_model.config.id2label == {0: "yes", 1: "no"}

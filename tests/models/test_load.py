@@ -17,6 +17,9 @@ from transformers.utils import logging as transformers_logging
 from lit_compress.errors import UserError
 from lit_compress.models import check_compatible, load_classifier
 from lit_compress.models.load import load_config, transformers_progress
+from lit_compress.tasks import ClassificationTask, RegressionTask
+
+TWO = ClassificationTask(["0", "1"])
 
 
 @pytest.fixture
@@ -209,7 +212,12 @@ def test_remote_code_is_never_run(copy, tmp_path, monkeypatch):
     ],
 )
 def test_compatible(student, teacher):
-    check_compatible(BertConfig(**student), RobertaConfig(**{"vocab_size": 30522} | teacher), "source")
+    check_compatible(
+        BertConfig(**student),
+        RobertaConfig(**{"vocab_size": 30522} | teacher),
+        "source",
+        RegressionTask() if student else TWO,
+    )
 
 
 @pytest.mark.parametrize(
@@ -220,7 +228,7 @@ def test_compatible(student, teacher):
 )
 def test_incompatible(student, teacher, words):
     with pytest.raises(UserError) as caught:
-        check_compatible(BertConfig(**student), BertConfig(**teacher), "the-source")
+        check_compatible(BertConfig(**student), BertConfig(**teacher), "the-source", TWO)
     message = str(caught.value)
     assert message.startswith("model.teacher: 'the-source'")
     assert "\n" not in message

@@ -13,6 +13,7 @@ from lit_compress.export import fold
 from lit_compress.models import drop_layers, load_classifier, load_model, remove_heads, remove_neurons
 from lit_compress.models.shapes import apply_shapes, describe_shapes
 from lit_compress.nn import FactorizedEmbedding
+from lit_compress.tasks import make_task
 
 WORDS = "embeddings.word_embeddings"
 INPUTS = {"input_ids": torch.tensor([[2, 7, 8, 9, 3]])}
@@ -94,7 +95,7 @@ def test_an_encoder_without_a_head_gets_a_new_one(folder, tmp_path):
 
 def test_a_decoder_tied_to_factors_is_refused(folder):
     with pytest.raises(UserError, match="BertForMaskedLM ties its decoder"):
-        load_model(str(folder), "masked_lm", None, "model.pretrained")
+        load_model(str(folder), make_task("masked_lm"), "model.pretrained")
 
 
 def test_without_the_import_transformers_refuses_the_weights(folder):

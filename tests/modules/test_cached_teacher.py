@@ -26,6 +26,7 @@ from lit_compress.modules import (
 )
 from lit_compress.modules.cached_teacher import teacher_digest
 from lit_compress.nn import FrozenTeacher
+from lit_compress.tasks import Batch
 
 
 class Record(Callback):
@@ -237,7 +238,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
 
 
 def test_data_without_numbers(tiny_teacher, tmp_path):
-    rows = [{"input_ids": torch.tensor([[6, 7]]), "labels": torch.tensor([0])}]
+    rows = [Batch({"input_ids": torch.tensor([[6, 7]])}, {"labels": torch.tensor([0])}, {})]
     module = LitStudent(str(tiny_teacher), str(tiny_teacher), labels=["0", "1"], teacher_cache=str(tmp_path / "cache"))
 
     class Rows(DataLoader):
@@ -258,7 +259,7 @@ def of_task(tmp_path, tiny_model):
         teacher = tmp_path / f"{task}-teacher"
         if not teacher.exists():
             torch.manual_seed(5)
-            model = load_model(str(tiny_model), task, datamodule.labels, "model.teacher")
+            model = load_model(str(tiny_model), datamodule.task, "model.teacher")
             model.save_pretrained(teacher)
         torch.manual_seed(1)
         module = LitStudent(

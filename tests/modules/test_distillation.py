@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from lit_compress.errors import UserError
 from lit_compress.modules import Distillation, HiddenDistillation, LitStudent, LogitDistillation
+from lit_compress.tasks import Batch
 
 
 def output(logits=None, hidden_states=None):
@@ -18,7 +19,7 @@ def hidden(*levels, shape=(2, 3, 4)):
     return tuple(torch.full(shape, float(level)) for level in levels)
 
 
-ALL = {"attention_mask": torch.ones(2, 3, dtype=torch.long)}
+ALL = Batch({"attention_mask": torch.ones(2, 3, dtype=torch.long)}, {}, {})
 
 
 class Constant(Distillation):
@@ -44,7 +45,7 @@ def make(tiny_teacher):
 @pytest.fixture
 def batch():
     ids = torch.randint(5, 40, (4, 6))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {"labels": torch.tensor([0, 1, 1, 0])}, {})
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 5.5])
@@ -65,7 +66,7 @@ def test_token_logits_leave_padding_out():
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     rows = (F.softmax(teacher, -1) * (F.log_softmax(teacher, -1) - F.log_softmax(student, -1))).sum(-1)
     expected = rows[mask.bool()].mean().item()
-    term, batch = LogitDistillation(1.0, temperature=1.0), {"attention_mask": mask}
+    term, batch = LogitDistillation(1.0, temperature=1.0), Batch({"attention_mask": mask}, {}, {})
     assert term(output(student), output(teacher), batch).item() == pytest.approx(expected, rel=1e-5)
     student[~mask.bool()] = 100.0
     assert term(output(student), output(teacher), batch).item() == pytest.approx(expected, rel=1e-5)
@@ -103,7 +104,7 @@ def test_hidden_states_leave_padding_out():
     got = HiddenDistillation()(
         output(hidden_states=(*student, *hidden(1))),
         output(hidden_states=(*teacher, *hidden(2))),
-        {"attention_mask": mask},
+        Batch({"attention_mask": mask}, {}, {}),
     )
     assert got.item() == pytest.approx((4 + 1) / 2)
 
@@ -143,9 +144,9 @@ def test_hardness_replaces_its_share_of_the_task(make, batch, hardness):
 def test_full_hardness_gives_labels_no_gradient(make, batch, hardness, labels_matter):
     module = make(kd=LogitDistillation(hardness))
     gradients = []
-    for labels in (batch["labels"], 1 - batch["labels"]):
+    for labels in (batch.targets["labels"], 1 - batch.targets["labels"]):
         module.zero_grad()
-        module.losses(batch | {"labels": labels})["loss"].backward()
+        module.losses(batch._replace(targets={"labels": labels}))["loss"].backward()
         gradients.append(module.student.classifier.weight.grad.clone())
     assert torch.equal(*gradients) == (not labels_matter)
 
@@ -227,7 +228,7 @@ def kl_rows(student, teacher, temperature=1.0):
 )
 def test_token_logits_by_hand(tokens, counted, temperature):
     student, teacher = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
-    batch = {"attention_mask": MASK, "labels": torch.tensor([[-100, 4, -100], [2, -100, -100]])}
+    batch = Batch({"attention_mask": MASK}, {"labels": torch.tensor([[-100, 4, -100], [2, -100, -100]])}, {})
     expected = kl_rows(student, teacher, temperature)[torch.tensor(counted).bool()].mean()
     term = LogitDistillation(1.0, temperature, tokens=tokens)
     assert torch.isclose(term(output(student), output(teacher), batch), expected, rtol=1e-4)
@@ -238,11 +239,11 @@ def test_answers_average_start_and_end():
     heads = ("start_logits", "end_logits")
     whole = [kl_rows(getattr(student, name), getattr(teacher, name), 2.0).mean() for name in heads]
     term = LogitDistillation(1.0, temperature=2.0, tokens="all")
-    assert torch.isclose(term(student, teacher, {"attention_mask": MASK}), sum(whole) / 2, rtol=1e-4)
+    assert torch.isclose(term(student, teacher, Batch({"attention_mask": MASK}, {}, {})), sum(whole) / 2, rtol=1e-4)
     # Padding is no candidate: distributions over the first two positions, and over the first.
     cut = [(kl_rows(getattr(student, name)[0, :2], getattr(teacher, name)[0, :2], 2.0) + 0.0) / 2 for name in heads]
     term = LogitDistillation(1.0, temperature=2.0)
-    assert torch.isclose(term(student, teacher, {"attention_mask": MASK}), sum(cut) / 2, rtol=1e-4)
+    assert torch.isclose(term(student, teacher, Batch({"attention_mask": MASK}, {}, {})), sum(cut) / 2, rtol=1e-4)
 
 
 def test_a_pretraining_model_adds_tokens_and_sentences():
@@ -254,7 +255,9 @@ def test_a_pretraining_model_adds_tokens_and_sentences():
     sentences = kl_rows(student.seq_relationship_logits, teacher.seq_relationship_logits).mean()
     for choice in (None, "attended"):
         term = LogitDistillation(1.0, temperature=1.0, tokens=choice)
-        assert torch.isclose(term(student, teacher, {"attention_mask": MASK}), tokens + sentences, rtol=1e-4)
+        assert torch.isclose(
+            term(student, teacher, Batch({"attention_mask": MASK}, {}, {})), tokens + sentences, rtol=1e-4
+        )
 
 
 def test_rosita_s_prediction_loss():
@@ -274,7 +277,7 @@ def test_tokens_have_no_effect_on_one_answer_per_text(tokens):
 def test_answers_have_no_label_per_token():
     answer = SimpleNamespace(start_logits=torch.randn(2, 3), end_logits=torch.randn(2, 3))
     with pytest.raises(UserError, match="'masked' needs a label per token"):
-        LogitDistillation(tokens="masked")(answer, answer, {"attention_mask": MASK})
+        LogitDistillation(tokens="masked")(answer, answer, Batch({"attention_mask": MASK}, {}, {}))
 
 
 def test_an_output_without_logits_is_a_one_line_error():
@@ -308,5 +311,5 @@ def test_only_the_rows_that_count_are_computed():
     labels[0, 3] = 7
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
-        LogitDistillation(1.0, tokens="masked")(output(student), output(teacher), {"labels": labels})
+        LogitDistillation(1.0, tokens="masked")(output(student), output(teacher), Batch({}, {"labels": labels}, {}))
     assert max(saved) <= 1000

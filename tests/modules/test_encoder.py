@@ -14,6 +14,7 @@ from lit_compress.export import load_checkpoint
 from lit_compress.modules import Distillation, LitEncoder, LitStudent, LitTeacher, Optimization
 from lit_compress.nn import compressible_layers, describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
+from lit_compress.tasks import Batch
 
 
 class Seen(Callback):
@@ -63,7 +64,7 @@ def compressed(tmp_path_factory, tiny_teacher, tiny_data):
 @pytest.fixture
 def batch():
     ids = torch.randint(5, 40, (4, 6))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {"labels": torch.tensor([0, 1, 1, 0])}, {})
 
 
 def test_a_loss_that_is_not_finite_names_step_and_part_and_spares_the_checkpoint(tiny_teacher, tiny_data, tmp_path):
@@ -114,8 +115,7 @@ def test_predictions_of_a_regression_are_values(tiny_model, batch):
 
 def test_predictions_need_no_labels(tiny_teacher, batch):
     module = student(tiny_teacher).eval()
-    unlabelled = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    assert torch.equal(module.predict_step(unlabelled, 0), module.predict_step(batch, 0))
+    assert torch.equal(module.predict_step(batch._replace(targets={}), 0), module.predict_step(batch, 0))
 
 
 def test_a_checkpoint_alone_gives_the_module_back(compressed, batch):

@@ -16,6 +16,7 @@ from lit_compress.modules import (
     Optimization,
     RelationDistillation,
 )
+from lit_compress.tasks import Batch
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def batch():
     ids = torch.randint(5, 40, (4, 6))
     mask = torch.ones_like(ids)
     mask[1, 4:] = 0
-    return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([0, 1, 1, 0])}
+    return Batch({"input_ids": ids, "attention_mask": mask}, {"labels": torch.tensor([0, 1, 1, 0])}, {})
 
 
 # Hidden states
@@ -45,7 +46,7 @@ def states(*levels, shape=(2, 3, 4)):
     return SimpleNamespace(hidden_states=tuple(torch.full(shape, float(level)) for level in levels))
 
 
-ALL = {"attention_mask": torch.ones(2, 3, dtype=torch.long)}
+ALL = Batch({"attention_mask": torch.ones(2, 3, dtype=torch.long)}, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_rosita_s_hidden_loss():
         (ours - teacher.hidden_states[2 * i]).square().mean() for i, ours in enumerate(student.hidden_states)
     )
     term = HiddenDistillation(layer_map="drop_multiples", reduction="sum", mask_padding=False)
-    got = term(student, teacher, {"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
+    got = term(student, teacher, Batch({"attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}, {}, {}))
     assert torch.isclose(got, expected)
 
 
@@ -96,10 +97,11 @@ def test_a_projection_is_one_matrix_for_all_pairs(make, batch, wide_teacher):
         "distillation.hidden.projection.weight"
     ]
     ours = module(batch, output_hidden_states=True).hidden_states
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = batch.inputs
     theirs = module.teacher(**inputs, output_hidden_states=True).hidden_states
     pairs = {0: 0, 1: 2, 2: 3}
-    expected = sum(hidden_mse(ours[s] @ weight.T, theirs[t], batch["attention_mask"]) for s, t in pairs.items()) / 3
+    mask = batch.inputs["attention_mask"]
+    expected = sum(hidden_mse(ours[s] @ weight.T, theirs[t], mask) for s, t in pairs.items()) / 3
     assert torch.isclose(module.losses(batch)["hidden"], expected)
 
 
@@ -149,10 +151,10 @@ def test_attention_terms_by_hand(make, batch, loss, function, tiny_teacher):
     module = make(tiny_teacher, maps=AttentionDistillation(loss=loss)).eval()
     with torch.no_grad():
         module.student.bert.encoder.layer[0].attention.self.query.weight.mul_(-30)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = batch.inputs
     ours = module(batch, output_attentions=True).attentions
     theirs = module.teacher(**inputs, output_attentions=True).attentions
-    expected = sum(function(s, t, batch["attention_mask"]) for s, t in zip(ours, theirs, strict=True)) / 2
+    expected = sum(function(s, t, batch.inputs["attention_mask"]) for s, t in zip(ours, theirs, strict=True)) / 2
     got = module.losses(batch)["maps"]
     assert got > 0
     assert torch.isclose(got, expected)
@@ -199,14 +201,14 @@ def test_what_is_saved_does_not_know_of_attention_maps(make, tiny_teacher, tiny_
 def test_relations_of_other_widths_and_heads_by_hand(make, batch, wide_teacher):
     term = RelationDistillation(weight=2.0, relation_heads=4, teacher_layer=2)
     module = make(wide_teacher, relations=term).eval()
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    inputs = batch.inputs
     ours = module(batch, output_hidden_states=True).hidden_states
     theirs = module.teacher(**inputs, output_hidden_states=True).hidden_states
     expected = 0.0
     for name in ("query", "key", "value"):
         student = getattr(module.student.bert.encoder.layer[1].attention.self, name)(ours[1])
         teacher = getattr(module.teacher.model.bert.encoder.layer[1].attention.self, name)(theirs[1])
-        expected += relation_kl(student, teacher, 4, batch["attention_mask"])
+        expected += relation_kl(student, teacher, 4, batch.inputs["attention_mask"])
     parts = module.losses(batch)
     assert torch.isclose(parts["relations"], expected)
     assert torch.isclose(parts["loss"], parts["task"] + 2 * expected)

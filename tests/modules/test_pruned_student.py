@@ -6,6 +6,7 @@ from lit_compress.errors import UserError
 from lit_compress.modules import L1Penalty, LitPrunedStudent, LogitDistillation, Penalty, ScorePenalty
 from lit_compress.nn import make_compressible
 from lit_compress.strategies import MagnitudePruning
+from lit_compress.tasks import Batch
 
 NAMES = [f"bert.encoder.layer.{i}.output.dense" for i in (0, 1)]
 
@@ -31,7 +32,7 @@ def make(tiny_teacher):
 @pytest.fixture
 def batch():
     ids = torch.randint(5, 40, (4, 6))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {"labels": torch.tensor([0, 1, 1, 0])}, {})
 
 
 def test_l1_is_the_mean_over_layers_of_the_mean_magnitude():

@@ -10,12 +10,13 @@ from contracts.training import data, fit, student
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.modules import Distillation, HiddenDistillation, LitStudent, LogitDistillation, Optimization
+from lit_compress.tasks import Batch
 
 
 @pytest.fixture
 def batch():
     ids = torch.randint(5, 40, (4, 6))
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.tensor([0, 1, 1, 0])}
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {"labels": torch.tensor([0, 1, 1, 0])}, {})
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_teacher_never_learns(tiny_model, tiny_teacher, tiny_data, tmp_path):
 
 def test_a_teacher_has_no_dropout_while_its_student_trains(tiny_teacher, batch):
     module = student(tiny_teacher, tiny_teacher).train()
-    asked = [module.teacher(input_ids=batch["input_ids"]).logits for _ in range(2)]
+    asked = [module.teacher(input_ids=batch.inputs["input_ids"]).logits for _ in range(2)]
     assert torch.equal(*asked)
     own = [module(batch).logits for _ in range(2)]
     assert not torch.equal(*own)
@@ -98,10 +99,10 @@ def test_a_regression_student_imitates_values(tiny_model, tmp_path, batch):
     AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(tmp_path)
     module = LitStudent(str(tmp_path), teacher=str(tmp_path), distillation={"kd": LogitDistillation(1.0)}).eval()
     labels = torch.tensor([0.0, 5.0, 1.0, 2.0])
-    assert module.losses(batch | {"labels": labels})["loss"].item() == pytest.approx(0, abs=1e-6)
+    assert module.losses(batch._replace(targets={"labels": labels}))["loss"].item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         module.student.classifier.bias.add_(2)
-    assert module.losses(batch | {"labels": labels})["loss"].item() == pytest.approx(4, rel=1e-4)
+    assert module.losses(batch._replace(targets={"labels": labels}))["loss"].item() == pytest.approx(4, rel=1e-4)
 
 
 def test_a_teacher_folder_that_is_missing(tiny_teacher, tmp_path):

@@ -41,13 +41,17 @@ def results(**changes: Any) -> dict[str, Any]:
     labels = ["good", HOSTILE, IMAGE, MATH]
     layer = {"heads": 1, "dense_heads": 2, "neurons": 10, "dense_neurons": 64, "sparsity": 0.75}
     made = {
-        "schema": 3,
+        "schema": 4,
         "run": f"runs/{IMAGE}",
         "config": "runs/x/config.yaml",
         "command": f"lit_compress report --run '{HOSTILE}'",
         "machine": {"device": "Some CPU", "threads": "2 of 4", "python": "3.11.1", "torch": "9.8.7"},
         "task": "classification",
         "labels": labels,
+        "pipeline_tag": "text-classification",
+        "points": {"accuracy": 100.0, "f1": 100.0},
+        "lower_is_better": [],
+        "class_metric": "recall",
         "data": {"validation_rows": 400, "max_length": 66, "source": f"data/{HOSTILE}.tsv"},
         "dense": "runs/teacher/model",
         "settings": {

@@ -4,8 +4,8 @@ import torchmetrics
 from contracts.training import data
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_compress.modules import Classification, Regression
 from lit_compress.report.accuracy import evaluate_units
+from lit_compress.tasks import ClassificationTask, RegressionTask
 
 ROWS = [("good film", 1), ("bad film", 0), ("a very dull and boring plot it was not", 0), ("lovely", 1), ("it is", 1)]
 
@@ -41,7 +41,7 @@ def test_classification_equals_row_by_row(folder, tiny_teacher, batch_size):
         "f1": torchmetrics.functional.f1_score(predictions, labels, "binary"),
         "matthews": torchmetrics.functional.matthews_corrcoef(predictions, labels, "binary"),
     }
-    got, _ = evaluate_units(model, datamodule, Classification(2), ["0", "1"])
+    got, _ = evaluate_units(model, datamodule, ClassificationTask(["0", "1"]))
     assert got == pytest.approx({name: float(value) for name, value in metrics.items()})
     assert all(type(value) is float for value in got.values())
 
@@ -57,5 +57,5 @@ def test_regression_equals_row_by_row(folder, tiny_model):
         "pearson": float(torchmetrics.functional.pearson_corrcoef(values, labels)),
         "spearman": float(torchmetrics.functional.spearman_corrcoef(values, labels)),
     }
-    got, _ = evaluate_units(model, datamodule, Regression(), None)
+    got, _ = evaluate_units(model, datamodule, RegressionTask())
     assert got == pytest.approx(expected, abs=1e-4)

@@ -14,12 +14,12 @@ from contracts.labels import swapped
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.command import _WRITERS
-from lit_compress.modules.tasks import make_task
 from lit_compress.report.benchmark import Case
 from lit_compress.report.formats import evaluate_cases, formats
 from lit_compress.report.run import measure_run
 from lit_compress.serve.engines import Form
 from lit_compress.serve.worker import memory_now
+from lit_compress.tasks import Batch, make_task
 
 
 def test_every_format_side_by_side(finished, tmp_path):
@@ -76,7 +76,7 @@ def evaluated(values, words, batches, folder, seen):
     class Texts:
         def val_dataloader(self):
             ids = torch.ones(rows, tokens, dtype=torch.long)
-            return [{"input_ids": ids, "attention_mask": ids, "labels": ids} for _ in range(batches)]
+            return [Batch({"input_ids": ids, "attention_mask": ids}, {"labels": ids}, {}) for _ in range(batches)]
 
     def answering(value):
         def ask(command, inputs, outputs):

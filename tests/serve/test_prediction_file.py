@@ -8,8 +8,9 @@ from pyarrow import parquet
 from lit_compress.errors import UserError
 from lit_compress.serve.prediction_file import PredictionFile
 from lit_compress.serve.records import schema_of
+from lit_compress.tasks import ClassificationTask, QuestionAnsweringTask, TokenClassificationTask
 
-SCHEMA = schema_of("classification", ['a "b", c', "ü\n"])
+SCHEMA = schema_of(ClassificationTask(['a "b", c', "ü\n"]))
 RECORDS = [
     {"row": row, "label": "ü\n", 'probability_a "b", c': 0.1 * row, "probability_ü\n": 1 / 3} for row in range(7)
 ]
@@ -53,10 +54,10 @@ def test_no_rows_are_a_file_with_columns(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_lists_and_missing_values(tmp_path, suffix):
     tags = [{"row": 0, "tags": ["O", "B-X"]}, {"row": 1, "tags": []}]
-    got = written(tmp_path / f"tags{suffix}", tags, schema_of("token_classification", None))
+    got = written(tmp_path / f"tags{suffix}", tags, schema_of(TokenClassificationTask(["O"])))
     assert [json.loads(row["tags"]) if suffix == ".csv" else row["tags"] for row in got] == [["O", "B-X"], []]
     none = [{"row": 0, "id": "q", "answer": "", "start": None, "end": None, "score": None, "score_no_answer": 1.0}]
-    (row,) = written(tmp_path / f"qa{suffix}", none, schema_of("question_answering", None))
+    (row,) = written(tmp_path / f"qa{suffix}", none, schema_of(QuestionAnsweringTask()))
     assert row["start"] == ("" if suffix == ".csv" else None)
 
 

@@ -3,10 +3,17 @@ import torch
 
 from lit_compress.errors import UserError
 from lit_compress.serve.records import Records, schema_of
+from lit_compress.tasks import (
+    ClassificationTask,
+    MaskedWordsTask,
+    QuestionAnsweringTask,
+    RegressionTask,
+    TokenClassificationTask,
+)
 
 
 def test_probabilities_and_the_most_probable_label():
-    records = Records("classification", ["no", "yes"], [0, 1])
+    records = Records(ClassificationTask(["no", "yes"]), [0, 1])
     assert list(records.add(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))) == [
         {"row": 0, "label": "yes", "probability_no": 0.25, "probability_yes": 0.75}
     ]
@@ -14,13 +21,13 @@ def test_probabilities_and_the_most_probable_label():
 
 
 def test_values():
-    records = Records("regression", None, [0, 1, 2])
+    records = Records(RegressionTask(), [0, 1, 2])
     got = [*records.add(torch.tensor([1.5, 2.5])), *records.add(torch.tensor([3.5])), *records.finish(3)]
     assert got == [{"row": 0, "value": 1.5}, {"row": 1, "value": 2.5}, {"row": 2, "value": 3.5}]
 
 
 def test_windows_of_a_sentence_are_joined_over_batches_and_empty_sentences_have_no_tags():
-    records = Records("token_classification", ["O", "B"], [1, 1, 3], first=0)
+    records = Records(TokenClassificationTask(["O", "B"]), [1, 1, 3], first=0)
     got = [*records.add([{"tags": ["O"]}]), *records.add([{"tags": ["B", "O"]}, {"tags": ["O"]}]), *records.finish(5)]
     assert got == [
         {"row": 0, "tags": []},
@@ -47,7 +54,7 @@ def answer(text, score, null, start=0):
     ],
 )
 def test_the_best_answer_of_all_windows(windows, no_answer, expected):
-    records = Records("question_answering", None, [4] * len(windows), first=4, no_answer=no_answer)
+    records = Records(QuestionAnsweringTask(no_answer), [4] * len(windows), first=4)
     assert list(records.add(windows)) == []
     (got,) = records.finish(5)
     assert (got["id"], got["row"]) == ("q", 4)
@@ -56,4 +63,4 @@ def test_the_best_answer_of_all_windows(windows, no_answer, expected):
 
 def test_a_task_without_columns():
     with pytest.raises(UserError, match="masked_lm"):
-        schema_of("masked_lm", None)
+        schema_of(MaskedWordsTask())

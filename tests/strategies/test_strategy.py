@@ -31,6 +31,7 @@ from lit_compress.strategies import (
     Strategy,
 )
 from lit_compress.strategies.strategy import amount_of
+from lit_compress.tasks import Batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILIES = {
@@ -163,7 +164,8 @@ class Stream(IterableDataset):
     def __iter__(self):
         while True:
             ids = torch.randint(5, 40, (4, 6))
-            yield {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(4, dtype=torch.long)}
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            yield Batch(inputs, {"labels": torch.zeros(4, dtype=torch.long)}, {})
 
 
 def fit_stream(pretrained, root, *strategies, max_steps=STEPS):

@@ -84,7 +84,7 @@ def test_model_source_passes_names_on_and_makes_random_models(tmp_path):
     assert model_source("bert-base-uncased", tmp_path) == "bert-base-uncased"
     path = model_source("random:1x64", tmp_path, vocabulary=50)
     assert path == model_source("random:1x64", tmp_path)
-    assert synthetic_batches(2, 3, 4, 50)[1]["input_ids"].shape == (3, 4)
+    assert synthetic_batches(2, 3, 4, 50)[1].inputs["input_ids"].shape == (3, 4)
 
 
 def test_distillation_is_compared_less_the_teacher():

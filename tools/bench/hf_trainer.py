@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch import Trainer as LightningTrainer
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
@@ -76,7 +77,7 @@ class Tokens(Callback):
     def on_train_batch_start(
         self, trainer: LightningTrainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.count += batch["input_ids"].numel()
+        self.count += batch.inputs["input_ids"].numel()
 
 
 class CountingCollator(DataCollatorWithPadding):
@@ -179,12 +180,11 @@ def gate(source: str, data: TextClassification, folder: Path, hf_optim: str) -> 
     model = trainer.model.train()
     model.load_state_dict(ours.student.state_dict())
     ours = ours.to(model.device)
-    # The examples' numbers are no input of a model.
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "index"}
+    batch = move_data_to_device(batch, model.device)
     torch.manual_seed(0)
     our_loss = ours.losses(batch)["loss"].item()
     torch.manual_seed(0)
-    their_loss = trainer.compute_loss(model, dict(batch)).item()
+    their_loss = trainer.compute_loss(model, batch.inputs | batch.targets).item()
     require_close("the losses of both trainers", [our_loss], [their_loss], 1e-6)
 
 

@@ -30,13 +30,13 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_compress.models.load import load_config
 from lit_compress.modules import LitTeacher
 from lit_compress.nn import CompressibleLinear, compressible_layers
 from lit_compress.strategies import MagnitudePruning
+from lit_compress.tasks import Batch
 from tools.bench.measure import (
     RESULTS,
     Row,
@@ -126,9 +126,7 @@ def mask_update(
     return rows
 
 
-def fit(
-    source: str, batches: list[dict[str, Tensor]], options: dict[str, Any], folder: Path
-) -> tuple[list[float], list[float]]:
+def fit(source: str, batches: list[Batch], options: dict[str, Any], folder: Path) -> tuple[list[float], list[float]]:
     """Seconds of each step without its update, and of each update."""
     seed_everything(42, verbose=False)
     module = LitTeacher(source, labels=["0", "1"])

@@ -29,13 +29,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from lit_compress.models.load import transformers_progress
 from lit_compress.progress import ProgressLines
 from lit_compress.report.machine import machine
 from lit_compress.strategies import CompressionMonitor
+from lit_compress.tasks import Batch
 
 __all__ = [
     "MINILM",
@@ -246,15 +246,18 @@ def model_source(source: str, folder: Path, vocabulary: int = 30522) -> str:
     return str(path)
 
 
-def synthetic_batches(count: int, batch_size: int, tokens: int, vocabulary: int) -> list[dict[str, Tensor]]:
+def synthetic_batches(count: int, batch_size: int, tokens: int, vocabulary: int) -> list[Batch]:
     """Batches of random token ids with two labels, all of full length: no padding, no tokenizer, no reading."""
     generator = torch.Generator().manual_seed(0)
     return [
-        {
-            "input_ids": torch.randint(vocabulary, (batch_size, tokens), generator=generator),
-            "attention_mask": torch.ones(batch_size, tokens, dtype=torch.long),
-            "labels": torch.randint(2, (batch_size,), generator=generator),
-        }
+        Batch(
+            {
+                "input_ids": torch.randint(vocabulary, (batch_size, tokens), generator=generator),
+                "attention_mask": torch.ones(batch_size, tokens, dtype=torch.long),
+            },
+            {"labels": torch.randint(2, (batch_size,), generator=generator)},
+            {},
+        )
         for _ in range(count)
     ]
 

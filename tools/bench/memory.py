@@ -36,8 +36,8 @@ from torch.utils.data import DataLoader
 from lit_compress.models import load_classifier
 from lit_compress.models.load import load_config
 from lit_compress.modules import HiddenDistillation, LitEncoder, LitStudent, LitTeacher, LogitDistillation
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn import FrozenTeacher
+from lit_compress.tasks import Batch
 from tools.bench.measure import (
     MINILM,
     RESULTS,
@@ -157,12 +157,12 @@ def footprint(case: str, model: str, teacher: str, batch_size: int, tokens: int,
         return peak_bytes(), losses.task[0]
 
 
-def teachers_own(source: str, batch: dict[str, torch.Tensor]) -> float:
+def teachers_own(source: str, batch: Batch) -> float:
     """Bytes of the parameters, and of what a forward under ``no_grad`` adds at its peak."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = FrozenTeacher(load_classifier(source, LABELS, key="teacher")).to(device)
     parameters = sum(p.numel() * p.element_size() for p in teacher.model.parameters())
-    inputs = {name: tensor.to(device) for name, tensor in model_inputs(batch).items()}
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
     # Weights are mapped from their file and become resident when first read, libraries load with the first forward:
     # neither is part of the forward measured.
     teacher(**{name: tensor[:1, :8] for name, tensor in inputs.items()})

@@ -30,15 +30,14 @@ from typing import Any, Literal
 import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Callback, seed_everything
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_compress.models import load_classifier
 from lit_compress.models.load import load_config
 from lit_compress.modules import LitEncoder, LitStudent, LitTeacher
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.nn import FrozenTeacher, compressible_layers
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining, StructuredPruning
+from lit_compress.tasks import Batch
 from tools.bench.measure import (
     MINILM,
     RESULTS,
@@ -68,7 +67,7 @@ class Setup:
 
     model: str
     teacher: str
-    batches: list[dict[str, Tensor]]
+    batches: list[Batch]
     folder: Path
     skip: int
     compile: bool
@@ -194,7 +193,7 @@ def timed_teacher(setup: Setup) -> float:
     teacher = FrozenTeacher(load_classifier(setup.teacher, LABELS, key="teacher")).to(device)
     seconds = []
     for batch in setup.batches:
-        inputs = {name: tensor.to(device) for name, tensor in model_inputs(batch).items()}
+        inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
         synchronize()
         started = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=setup.precision == "bf16-mixed"):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_compress.modules.metrics import ClassScore
+from lit_compress.tasks.classification import ClassScore
 
 
 @pytest.mark.parametrize(

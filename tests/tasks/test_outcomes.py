@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_compress.modules.metrics import IGNORED
-from lit_compress.modules.tasks import make_task
-from lit_compress.report.outcomes import Recorder
+from lit_compress.report.accuracy import Recorder
+from lit_compress.tasks import IGNORED, Batch, make_task
 
 TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 LABELS = {
@@ -90,6 +89,15 @@ def example(kind, rows=12, seed=0):
     return output, batch | {"input_ids": mask, "attention_mask": mask}
 
 
+def batched(columns):
+    inputs, targets = (
+        {name: columns[name] for name in names if name in columns}
+        for names in (("input_ids", "attention_mask"), ("labels", "next_sentence_label"))
+    )
+    meta = {name: value for name, value in columns.items() if name not in inputs and name not in targets}
+    return Batch(inputs, targets, meta)
+
+
 def drawn(values, numbers):
     """The rows that a resample drew, each as a unit of its own."""
     picked = {}
@@ -103,17 +111,17 @@ def drawn(values, numbers):
 def expected(kind, output, batch):
     task = make_task(TASKS.get(kind, kind), LABELS.get(kind))
     metrics = task.metrics("")
-    task.update(metrics, SimpleNamespace(**output), batch)
+    task.update(metrics, SimpleNamespace(**output), batched(batch))
     return {name: float(value) for name, value in metrics.compute().items()}
 
 
 def outcomes(kind, output, batch, parts=1):
-    recorder = Recorder(make_task(TASKS.get(kind, kind), LABELS.get(kind)), LABELS.get(kind))
+    recorder = Recorder(make_task(TASKS.get(kind, kind), LABELS.get(kind)))
     for numbers in torch.arange(len(batch["input_ids"])).chunk(parts):
         pieces = [
             {name: value[numbers[0] : numbers[-1] + 1] for name, value in part.items()} for part in (output, batch)
         ]
-        recorder.add(SimpleNamespace(**pieces[0]), pieces[1])
+        recorder.add(SimpleNamespace(**pieces[0]), batched(pieces[1]))
     return recorder.outcomes()
 
 

@@ -6,12 +6,13 @@ import torch
 from torch.nn import functional as F
 
 from lit_compress.errors import UserError
-from lit_compress.modules.metrics import MeanLoss
-from lit_compress.modules.tasks import (
-    MaskedLanguageModel,
-    Pretraining,
-    QuestionAnswering,
-    TokenClassification,
+from lit_compress.modules.mean_loss import MeanLoss
+from lit_compress.tasks import (
+    Batch,
+    MaskedWordsTask,
+    PretrainingTask,
+    QuestionAnsweringTask,
+    TokenClassificationTask,
     make_task,
 )
 
@@ -44,13 +45,15 @@ def test_a_mean_loss_is_weighted_and_shows_what_is_broken():
 
 def tag_scores(*rows):
     """Metrics of rows of (predicted, true) tags; None has no label."""
-    task = TokenClassification(LABELS)
+    task = TokenClassificationTask(LABELS)
     metrics = task.metrics("val/")
     for row, (predicted, true) in enumerate(rows):
         logits = one_hot([[LABELS.index(tag) for tag in predicted]], len(LABELS))
         labels = torch.tensor([[-100 if tag is None else LABELS.index(tag) for tag in true]])
         task.update(
-            metrics, output(logits=logits), {"labels": labels, "examples": [{"sentence": row, "first_word": 0}]}
+            metrics,
+            output(logits=logits),
+            Batch({}, {"labels": labels}, {"examples": [{"sentence": row, "first_word": 0}]}),
         )
     return values(metrics)
 
@@ -82,10 +85,10 @@ def test_the_first_score_is_the_one_that_tables_show():
 
 
 def test_an_entity_over_two_rows_of_a_sentence_is_one():
-    task, rows = TokenClassification(LABELS), []
+    task, rows = TokenClassificationTask(LABELS), []
     for sentence, first, tags in ((4, 2, ["I-PER", "O"]), (5, 0, ["B-LOC"]), (4, 0, ["O", "B-PER"])):
         ids = [[LABELS.index(tag) for tag in tags]]
-        batch = {"labels": torch.tensor(ids), "examples": [{"sentence": sentence, "first_word": first}]}
+        batch = Batch({}, {"labels": torch.tensor(ids)}, {"examples": [{"sentence": sentence, "first_word": first}]})
         rows.append((output(logits=one_hot(ids, len(LABELS))), batch))
     metrics = task.metrics("val/")
     for row in rows:
@@ -105,9 +108,9 @@ def test_no_entities_at_all():
 
 
 def test_parts_of_speech_have_an_accuracy_only():
-    task = TokenClassification(["NN", "VB"])
+    task = TokenClassificationTask(["NN", "VB"])
     metrics = task.metrics("val/")
-    batch = {"labels": torch.tensor([[0, 0]]), "examples": [{"sentence": 0, "first_word": 0}]}
+    batch = Batch({}, {"labels": torch.tensor([[0, 0]])}, {"examples": [{"sentence": 0, "first_word": 0}]})
     task.update(metrics, output(logits=one_hot([[0, 1]], 2)), batch)
     assert values(metrics) == {"accuracy": 0.5}
 
@@ -115,15 +118,16 @@ def test_parts_of_speech_have_an_accuracy_only():
 def test_tag_loss_is_the_mean_over_words():
     logits = torch.randn(2, 3, 5)
     labels = torch.tensor([[1, -100, 2], [-100, -100, 0]])
-    batch = {"labels": labels}
+    batch = Batch({}, {"labels": labels}, {})
     expected = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    assert torch.allclose(TokenClassification(LABELS).loss(output(logits=logits), batch), expected)
-    assert TokenClassification(LABELS).count(batch) == 3
+    assert torch.allclose(TokenClassificationTask(LABELS).loss(output(logits=logits), batch), expected)
+    assert TokenClassificationTask(LABELS).count(batch) == 3
 
 
 def test_predicted_tags():
-    batch = {"word_starts": torch.tensor([[False, True, False, True]]), "examples": [{"sentence": 7, "first_word": 2}]}
-    task = TokenClassification(LABELS)
+    starts = torch.tensor([[False, True, False, True]])
+    batch = Batch({}, {}, {"word_starts": starts, "examples": [{"sentence": 7, "first_word": 2}]})
+    task = TokenClassificationTask(LABELS)
     got = task.predictions(output(logits=one_hot([[0, 3, 0, 4]], 5)), batch)
     assert got == [{"sentence": 7, "first_word": 2, "tags": ["B-PER", "I-PER"]}]
 
@@ -132,13 +136,13 @@ def test_predicted_tags():
 
 
 def test_perplexity_and_accuracy_weigh_every_token_alike():
-    task = MaskedLanguageModel()
+    task = MaskedWordsTask()
     metrics = task.metrics("val/")
     total, right, count = 0.0, 0, 0
     for masked in (1, 5):
         logits, labels = torch.randn(2, 6, 11), torch.full((2, 6), -100)
         labels[0, :masked] = torch.randint(11, (masked,))
-        task.update(metrics, output(logits=logits), {"labels": labels})
+        task.update(metrics, output(logits=logits), Batch({}, {"labels": labels}, {}))
         total += F.cross_entropy(logits[0, :masked], labels[0, :masked], reduction="sum").item()
         right += int((logits[0, :masked].argmax(-1) == labels[0, :masked]).sum())
         count += masked
@@ -147,7 +151,7 @@ def test_perplexity_and_accuracy_weigh_every_token_alike():
 
 def test_a_batch_without_masks_has_no_loss():
     logits = torch.randn(1, 3, 7, requires_grad=True)
-    loss = MaskedLanguageModel().loss(output(logits=logits), {"labels": torch.full((1, 3), -100)})
+    loss = MaskedWordsTask().loss(output(logits=logits), Batch({}, {"labels": torch.full((1, 3), -100)}, {}))
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
@@ -156,10 +160,10 @@ def test_a_batch_without_masks_has_no_loss():
 def test_pretraining_adds_both_losses():
     words, follows = torch.randn(2, 4, 7), torch.randn(2, 2)
     labels, next_labels = torch.tensor([[1, -100, -100, 3], [-100, 2, -100, -100]]), torch.tensor([0, 1])
-    batch = {"labels": labels, "next_sentence_label": next_labels}
+    batch = Batch({}, {"labels": labels, "next_sentence_label": next_labels}, {})
     both = output(prediction_logits=words, seq_relationship_logits=follows)
     expected = F.cross_entropy(words.flatten(0, 1), labels.flatten()) + F.cross_entropy(follows, next_labels)
-    task = Pretraining()
+    task = PretrainingTask()
     assert torch.allclose(task.loss(both, batch), expected)
     metrics = task.metrics("val/")
     task.update(metrics, both, batch)
@@ -180,16 +184,16 @@ def window(question, span, answers, score=5.0, null=0.0, no_answer=False):
     start[0, 0] = end[0, 0] = null / 2
     if span:
         start[0, span[0] + 2], end[0, span[1] + 2] = score / 2, score / 2
-    batch = {
+    meta = {
         "char_start": torch.tensor([[-1, -1, *begins]]),
         "char_end": torch.tensor([[-1, -1, *ends]]),
         "examples": [{"question": question, "context": CONTEXT, "answers": answers, "no_answer": no_answer}],
     }
-    return output(start_logits=start, end_logits=end), batch
+    return output(start_logits=start, end_logits=end), Batch({}, {}, meta)
 
 
 def answer_scores(*windows):
-    task = QuestionAnswering()
+    task = QuestionAnsweringTask()
     metrics = task.metrics("val/")
     for got, batch in windows:
         task.update(metrics, got, batch)
@@ -244,23 +248,24 @@ def test_none_is_no_answer_where_there_must_be_one():
 
 
 def test_an_answer_is_at_most_thirty_tokens_and_in_the_context():
-    task = QuestionAnswering()
+    task = QuestionAnsweringTask()
     got, batch = window("q", (8, 8), [])
     (prediction,) = task.predictions(got, batch)
     assert prediction == {"question": "q", "text": "York", "start": 32, "end": 36, "score": 5.0, "null": 0.0}
     got.start_logits[:] = got.end_logits[:] = torch.tensor([3.0] * 2 + [0.0] * 10)
-    batch["char_start"][:] = batch["char_end"][:] = -1
+    batch.meta["char_start"][:] = batch.meta["char_end"][:] = -1
     assert task.predictions(got, batch)[0]["text"] is None
 
 
 def test_positions_outside_the_window_do_not_count():
     start, end = torch.randn(2, 5), torch.randn(2, 5)
-    batch = {"start_positions": torch.tensor([1, 99]), "end_positions": torch.tensor([2, 99]), "input_ids": start}
-    task = QuestionAnswering()
+    targets = {"start_positions": torch.tensor([1, 99]), "end_positions": torch.tensor([2, 99])}
+    batch = Batch({"input_ids": start}, targets, {})
+    task = QuestionAnsweringTask()
     expected = (F.cross_entropy(start[:1], torch.tensor([1])) + F.cross_entropy(end[:1], torch.tensor([2]))) / 2
     assert torch.allclose(task.loss(output(start_logits=start, end_logits=end), batch), expected)
     assert task.count(batch) == 1
-    batch |= {"start_positions": torch.tensor([99, 99]), "end_positions": torch.tensor([99, 99])}
+    targets |= {"start_positions": torch.tensor([99, 99]), "end_positions": torch.tensor([99, 99])}
     assert task.loss(output(start_logits=start, end_logits=end), batch) == 0
 
 
@@ -281,5 +286,5 @@ def test_tasks_that_cannot_be(name, labels, part):
 
 
 def test_without_a_name_labels_decide():
-    assert type(make_task(None, ["a", "b"])).__name__ == "Classification"
-    assert type(make_task(None, None)).__name__ == "Regression"
+    assert type(make_task(None, ["a", "b"])).__name__ == "ClassificationTask"
+    assert type(make_task(None, None)).__name__ == "RegressionTask"

@@ -1,0 +1,82 @@
+"""Tasks: what a head is for, one file each."""
+
+from collections.abc import Sequence
+
+from transformers import PretrainedConfig
+
+from lit_compress.errors import UserError
+from lit_compress.tasks.batch import IGNORED, Batch
+from lit_compress.tasks.classification import ClassificationTask
+from lit_compress.tasks.masked_words import MaskedWordsTask, PretrainingTask
+from lit_compress.tasks.outcomes import Outcomes
+from lit_compress.tasks.question_answering import QuestionAnsweringTask
+from lit_compress.tasks.regression import RegressionTask
+from lit_compress.tasks.task import Task
+from lit_compress.tasks.token_classification import TokenClassificationTask
+
+__all__ = [
+    "IGNORED",
+    "TASKS",
+    "Batch",
+    "ClassificationTask",
+    "MaskedWordsTask",
+    "Outcomes",
+    "PretrainingTask",
+    "QuestionAnsweringTask",
+    "RegressionTask",
+    "Task",
+    "TokenClassificationTask",
+    "make_task",
+    "task_class",
+    "task_class_of",
+]
+
+# Those that come with the package, which a name or a model's configuration may stand for.
+TASKS: tuple[type[Task], ...] = (
+    ClassificationTask,
+    RegressionTask,
+    TokenClassificationTask,
+    QuestionAnsweringTask,
+    PretrainingTask,  # before masked words, which its models can do, too
+    MaskedWordsTask,
+)
+
+
+def task_class(name: str, key: str = "model.task") -> type[Task]:
+    """A task of the package by its name.
+
+    Args:
+        name: ``classification``, ``regression``, ``token_classification``, ``question_answering``, ``masked_lm`` or
+            ``pretraining`` (masked words and next sentence).
+        key: option named in the error.
+
+    Raises:
+        UserError: no such task.
+
+    """
+    for kind in TASKS:
+        if kind.name == name:
+            return kind
+    raise UserError(f"{key}: {name!r} must be one of {', '.join(kind.name for kind in TASKS)}")
+
+
+def task_class_of(config: PretrainedConfig) -> type[Task] | None:
+    """The task of the package that a model was made for, by its architecture; None for another one's."""
+    return next((kind for kind in TASKS if kind.reads(config)), None)
+
+
+def make_task(task: Task | str | None, labels: Sequence[str] | None = None) -> Task:
+    """A task as it is, or one of the package by its name.
+
+    Args:
+        task: a task, or a name as in :func:`task_class`; None is a classification with labels and a regression without.
+        labels: names of classes or tags in the order of their ids; for a name.
+
+    Raises:
+        UserError: no such task, or one that has no meaning without labels.
+
+    """
+    if isinstance(task, Task):
+        return task
+    kind = task_class(task or ("classification" if labels else "regression"))
+    return kind(labels) if kind.has_classes else kind()

@@ -1,0 +1,211 @@
+"""A span of a context as the answer to a question."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities import dim_zero_cat
+from transformers import AutoModelForQuestionAnswering, PretrainedConfig
+
+from lit_compress.functional.answers import answer_scores, words_of
+from lit_compress.functional.spans import best_spans
+from lit_compress.tasks.batch import Batch
+from lit_compress.tasks.outcomes import Outcomes, Scores, divide
+from lit_compress.tasks.task import Task
+
+__all__ = ["AnswerScore", "QuestionAnsweringTask"]
+
+
+class QuestionAnsweringTask(Task):
+    """A span of a context: mean of the cross-entropies of start and end; SQuAD's exact match and F1; predicts texts.
+
+    Positions outside a row's tokens do not count, as in Hugging Face. A prediction is, for each window,
+    ``{"question": id, "text", "start", "end", "score", "null": score of no answer}``; start and end are characters of
+    the context, the end is the one after the last.
+
+    Args:
+        no_answer: whether a question may have no answer (SQuAD 2.0).
+
+    """
+
+    name = "question_answering"
+    head = AutoModelForQuestionAnswering
+    architectures = ("ForQuestionAnswering", "ForQuestionAnsweringSimple")
+    pipeline_tag = "question-answering"
+    data_module = "lit_compress.data.QuestionAnswering"
+
+    def __init__(self, no_answer: bool = False) -> None:
+        super().__init__()
+        self.no_answer = no_answer
+
+    def configure(self, config: PretrainedConfig) -> None:
+        config.num_labels = 2  # start and end, whatever the source counted
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        ends = [(getattr(output, f"{end}_logits"), batch.targets[f"{end}_positions"]) for end in ("start", "end")]
+        return sum(self._one_end(logits, positions) for logits, positions in ends) / 2  # type: ignore[return-value]
+
+    @staticmethod
+    def _one_end(logits: Tensor, positions: Tensor) -> Tensor:
+        ignored = logits.shape[1]
+        positions = positions.clamp(0, ignored)
+        total = F.cross_entropy(logits, positions, ignore_index=ignored, reduction="sum")
+        return total / (positions != ignored).sum().clamp_min(1)
+
+    def count(self, batch: Batch) -> int:
+        return int((batch.targets["start_positions"] < batch.inputs["input_ids"].shape[1]).sum())
+
+    def metrics(self, prefix: str) -> MetricCollection:
+        return MetricCollection({"answers": AnswerScore()}, prefix=prefix)
+
+    def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
+        metrics.update(output.start_logits, output.end_logits, batch.meta)
+
+    def points(self, metric: str) -> float | None:
+        return 1.0  # SQuAD's scores are in percent
+
+    def predictions(self, output: Any, batch: Batch) -> list[dict[str, Any]]:
+        windows = AnswerScore().best_of_windows(output.start_logits, output.end_logits, batch.meta)
+        return [
+            {name: window[name] for name in ("question", "text", "start", "end", "score", "null")} for window in windows
+        ]
+
+    def schema(self) -> list[tuple[str, pyarrow.DataType]]:
+        number, text = pyarrow.float32(), pyarrow.string()
+        places = [(name, pyarrow.int64()) for name in ("start", "end")]
+        return [("id", text), ("answer", text), *places, ("score", number), ("score_no_answer", number)]
+
+    def record(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
+        spans = [window for window in predictions if window["text"] is not None]
+        null = min(window["null"] for window in predictions)
+        record: dict[str, Any] = {"id": predictions[0]["question"], "score_no_answer": null}
+        best = max(spans, key=lambda window: window["score"], default=None)
+        if best is None:
+            return record | {"answer": "", "start": None, "end": None, "score": None}
+        if self.no_answer and null > best["score"]:
+            return record | {"answer": "", "start": None, "end": None, "score": best["score"]}
+        return record | {"answer": best["text"], **{name: best[name] for name in ("start", "end", "score")}}
+
+    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+        windows = AnswerScore().best_of_windows(output.start_logits, output.end_logits, batch.meta)
+        lengths = [{"context": len(example["context"])} for example in batch.meta["examples"]]
+        return {"windows": [window | length for window, length in zip(windows, lengths, strict=True)]}
+
+    def outcomes(self, columns: dict[str, Any]) -> Outcomes:
+        windows = {window["question"]: window for window in columns["windows"]}
+        scores = AnswerScore().scores(columns["windows"])
+        sums = np.array(list(scores.values()))
+        answered = np.array([_gold_answers(windows[question]) != [""] for question in scores])
+
+        def score(weights: np.ndarray) -> Scores:
+            means = divide(weights @ sums, weights.sum(1)[:, None])
+            return {"f1": means[:, 1], "exact_match": means[:, 0]}
+
+        said = set(AnswerScore().answers(columns["windows"]).values())
+        both = {"with an answer": answered, "without an answer": ~answered} if 0 < answered.mean() < 1 else {}
+        return Outcomes(
+            unit="questions",
+            lengths=np.array([windows[question]["context"] for question in scores]),
+            length_unit="characters of context",
+            score=score,
+            right=sums[:, 0] > 0,
+            share=("exact_match", 100.0),
+            goodness=sums[:, 1],
+            constant=(said.pop() or "no answer") if len(said) == 1 < len(scores) else None,
+            slices=both,
+        )
+
+
+class AnswerScore(Metric):
+    """SQuAD's ``f1`` and ``exact_match`` in percent, version 1.1 or 2.0, from the windows of each question.
+
+    Windows of one question may be scored by several ranks; each leaves a line of text (as bytes, which ranks can
+    gather) with its best span, and the best of a question's windows is its answer. Where a question may have no answer
+    that is the prediction when the least score of "none" among the windows is above the best span's.
+
+    Args:
+        n_best: starts and ends that are combined to spans.
+        max_answer_length: longest answer in tokens.
+        null_threshold: how much the score of "none" must be above the best span's.
+
+    """
+
+    full_state_update = False
+    lines: list[Tensor]
+
+    def __init__(self, n_best: int = 20, max_answer_length: int = 30, null_threshold: float = 0.0) -> None:
+        super().__init__()
+        self.n_best, self.max_answer_length, self.null_threshold = n_best, max_answer_length, null_threshold
+        self.add_state("lines", [], dist_reduce_fx="cat")
+
+    def update(self, start_logits: Tensor, end_logits: Tensor, meta: Mapping[str, Any]) -> None:
+        """Add logits ``(batch, tokens)`` of windows, and ``meta`` of the batch of a question answering data module."""
+        windows = self.best_of_windows(start_logits, end_logits, meta)
+        text = "".join(json.dumps(window) + "\n" for window in windows)
+        self.lines.append(torch.tensor(list(text.encode()), dtype=torch.uint8, device=start_logits.device))
+
+    def compute(self) -> dict[str, Tensor]:
+        lines = bytes(dim_zero_cat(self.lines).tolist()).decode().splitlines()
+        scores = list(self.scores([json.loads(line) for line in lines]).values())
+        means = torch.tensor(scores, dtype=torch.float64, device=self.device).mean(0)
+        return {"f1": means[1], "exact_match": means[0]}
+
+    def scores(self, windows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+        """Question to exact match and F1 in percent, from all windows."""
+        truths = {window["question"]: window for window in windows}
+        found = {}
+        for question, text in self.answers(windows).items():
+            exact, f1 = answer_scores(text, _gold_answers(truths[question]), truths[question]["no_answer"])
+            found[question] = 100 * exact, 100 * f1
+        return found
+
+    def best_of_windows(
+        self, start_logits: Tensor, end_logits: Tensor, meta: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Each window's question, best text with its characters and score, and score of no answer, as JSON types."""
+        start_logits, end_logits = start_logits.float(), end_logits.float()
+        allowed = meta["char_start"] >= 0
+        score, first, last = best_spans(start_logits, end_logits, allowed, self.n_best, self.max_answer_length)
+        begin = meta["char_start"].gather(1, first[:, None])[:, 0].tolist()
+        end = meta["char_end"].gather(1, last[:, None])[:, 0].tolist()
+        null = (start_logits[:, 0] + end_logits[:, 0]).tolist()
+        best = []
+        for row, (example, value) in enumerate(zip(meta["examples"], score.tolist(), strict=True)):
+            found = value > -torch.inf
+            best.append(
+                {name: example[name] for name in ("question", "answers", "no_answer")}
+                | {"text": example["context"][begin[row] : end[row]] if found else None}
+                | {"start": begin[row] if found else None, "end": end[row] if found else None}
+                | {"score": value if found else None, "null": null[row]}
+            )
+        return best
+
+    def answers(self, windows: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Question to predicted text, empty for none, from all windows."""
+        by_question: dict[str, list[dict[str, Any]]] = {}
+        for window in windows:
+            by_question.setdefault(window["question"], []).append(window)
+        return {question: self._answer(group) for question, group in by_question.items()}
+
+    def _answer(self, windows: list[dict[str, Any]]) -> str:
+        spans = [window for window in windows if window["text"] is not None]
+        if not spans:
+            return ""
+        best = max(spans, key=lambda window: window["score"])
+        null = min(window["null"] for window in windows)
+        if best["no_answer"] and null - best["score"] > self.null_threshold:
+            return ""
+        return best["text"]
+
+
+def _gold_answers(window: Mapping[str, Any]) -> list[str]:
+    """Right answers to the question of a window, an empty one where there is none."""
+    # SQuAD 2.0's script drops what is only articles and punctuation.
+    kept = [answer for answer in window["answers"] if not window["no_answer"] or words_of(answer)]
+    return kept or [""]
