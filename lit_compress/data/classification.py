@@ -8,7 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from lit_compress.data.augmentation import MaskedWordReplacement
-from lit_compress.data.text import load_table, tokenize
+from lit_compress.data.text import tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, ClassificationTask, RegressionTask, Task
@@ -22,28 +22,13 @@ class TextClassification(TextData):
     Args:
         train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``), a folder with one folder of
             ``.txt`` files per class, or ``package:name/path`` inside an installed package.
-        val_file: likewise; without it ``val_fraction`` of the training rows is held out.
-        test_file: likewise, with labels, for ``test``.
-        predict_file: likewise, labels not needed, for ``predict``.
-        hub: dataset name on the hub instead of files, for example ``nyu-mll/glue``.
-        hub_config: its configuration, for example ``sst2``.
-        hub_val_split: its validation split.
-        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        val_file: to validate on, in any of these forms; without it ``val_fraction`` of the training rows is held out.
         task: ``classification`` or ``regression``.
         text_columns: one column, or two for sentence pairs.
         label_column: column of the label.
         columns: column names of files without a header (GLUE's CoLA).
         augmentation: makes more training rows from each; on the training split alone, after ``limit``.
-        encoding: of text files; the default also accepts a byte order mark (GLUE's MRPC).
-        encoding_errors: ``strict`` refuses bytes that are no text in this encoding, ``replace`` reads over them.
-        max_length: longest input in tokens; longer ones are truncated.
-        batch_size: examples per training batch and device.
-        eval_batch_size: examples per evaluation batch and device; None is ``batch_size``.
-        limit: train on this many rows, drawn with ``split_seed``; None takes all.
-        val_fraction: share of training rows held out when there is no ``val_file``.
-        split_seed: determines the hold-out and ``limit``; apart from the run's seed, so that runs share their split.
-        num_workers: loader processes; 0 loads in the training process.
-        cache_dir: for Arrow files; None is the `datasets` default.
+        options: see :class:`TextOptions`.
 
     """
 
@@ -51,51 +36,17 @@ class TextClassification(TextData):
         self,
         train_file: str | None = None,
         val_file: str | None = None,
-        test_file: str | None = None,
-        predict_file: str | None = None,
-        hub: str | None = None,
-        hub_config: str | None = None,
-        hub_val_split: str = "validation",
-        tokenizer: str | None = None,
+        *,
         task: Literal["classification", "regression"] = "classification",
         text_columns: Sequence[str] = ("text",),
         label_column: str = "label",
         columns: Sequence[str] | None = None,
         augmentation: MaskedWordReplacement | None = None,
-        encoding: str = "utf-8-sig",
-        encoding_errors: Literal["strict", "replace"] = "strict",
-        max_length: int = 128,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        limit: int | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
         if len(text_columns) not in (1, 2):
             raise UserError(f"data.text_columns: {list(text_columns)} must be one column, or two for sentence pairs")
-        super().__init__(
-            train_file=train_file,
-            val_file=val_file,
-            test_file=test_file,
-            predict_file=predict_file,
-            hub=hub,
-            hub_config=hub_config,
-            hub_val_split=hub_val_split,
-            tokenizer=tokenizer,
-            encoding=encoding,
-            encoding_errors=encoding_errors,
-            max_length=max_length,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            limit=limit,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-            pair=len(text_columns) == 2,
-        )
+        super().__init__(pair=len(text_columns) == 2, train_file=train_file, val_file=val_file, **options)
         self.regression = task == "regression"
         self.text_columns, self.label_column, self.columns = list(text_columns), label_column, columns
         self.augmentation = augmentation
@@ -133,7 +84,7 @@ class TextClassification(TextData):
         return self._labels
 
     def load(self, source: str, key: str) -> Dataset:
-        return load_table(source, key, self.columns, self.encoding, self.encoding_errors, self.cache_dir)
+        return self.read_table(source, key, self.columns)
 
     def check(self, table: Dataset, split: str) -> None:
         header = "; for a file without a header give data.columns"

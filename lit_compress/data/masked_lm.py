@@ -11,10 +11,10 @@ from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Dataset as TorchDataset
 
 from lit_compress.data.batches import LengthGroupedBatches
+from lit_compress.data.documents import group_documents, pack_sentences, segment_pairs, split_sentences
 from lit_compress.data.masking import mask_tokens
-from lit_compress.data.packing import group_documents, pack_sentences, segment_pairs, split_sentences
 from lit_compress.data.streaming import StreamedBatches, StreamLoader
-from lit_compress.data.text import cached_map, load_table
+from lit_compress.data.text import cached_map
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -35,13 +35,8 @@ class MaskedLanguageModeling(TextData):
         train_file: text, a paragraph a line (``.txt`` or any other ending, also ``.gz``), a folder of ``.txt`` and
             ``.txt.gz`` files (also in folders inside it), or ``.jsonl``, ``.parquet``, ``.csv``, ``.tsv`` with a column
             of texts.
-        val_file: likewise; without it the last ``val_fraction`` of the training lines is held out.
-        test_file: likewise, for ``test``.
-        predict_file: likewise, a text a line with the tokenizer's mask in it, for ``predict``.
-        hub: dataset name on the hub instead of files, for example ``Salesforce/wikitext``.
-        hub_config: its configuration.
-        hub_val_split: its validation split.
-        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        val_file: to validate on, in any of these forms; without it the last ``val_fraction`` of the training lines is
+            held out.
         text_column: column with the texts, where there are columns.
         packing: ``full_sentences`` fills sequences with whole sentences, across documents with a separator between
             (RoBERTa); ``line`` makes each line a sequence and cuts off what is too long; ``segment_pairs`` makes pairs
@@ -52,16 +47,7 @@ class MaskedLanguageModeling(TextData):
         short_sequence_probability: share of pairs that aim at a random shorter length.
         streaming: read the training text while training, without caching it; needs ``trainer.max_steps`` and
             ``val_file``.
-        encoding: of text files.
-        encoding_errors: ``strict`` or ``replace``.
-        max_length: longest sequence in tokens.
-        batch_size: sequences per training batch and device.
-        eval_batch_size: sequences per evaluation batch and device; None is ``batch_size``.
-        limit: train on this many lines, drawn with ``split_seed``; None takes all.
-        val_fraction: share of training lines held out when there is no ``val_file``.
-        split_seed: determines ``limit``, pairs, and the masks of validation.
-        num_workers: loader processes; 0 loads in the training process; at most 1 when streaming.
-        cache_dir: for Arrow files; None is the `datasets` default.
+        options: see :class:`TextOptions`.
 
     """
 
@@ -69,12 +55,7 @@ class MaskedLanguageModeling(TextData):
         self,
         train_file: str | None = None,
         val_file: str | None = None,
-        test_file: str | None = None,
-        predict_file: str | None = None,
-        hub: str | None = None,
-        hub_config: str | None = None,
-        hub_val_split: str = "validation",
-        tokenizer: str | None = None,
+        *,
         text_column: str = "text",
         packing: Literal["full_sentences", "line", "segment_pairs"] = "full_sentences",
         documents: Literal["line", "blank_line"] = "line",
@@ -82,38 +63,9 @@ class MaskedLanguageModeling(TextData):
         random_next_probability: float = 0.5,
         short_sequence_probability: float = 0.1,
         streaming: bool = False,
-        encoding: str = "utf-8-sig",
-        encoding_errors: Literal["strict", "replace"] = "strict",
-        max_length: int = 128,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        limit: int | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            train_file=train_file,
-            val_file=val_file,
-            test_file=test_file,
-            predict_file=predict_file,
-            hub=hub,
-            hub_config=hub_config,
-            hub_val_split=hub_val_split,
-            tokenizer=tokenizer,
-            encoding=encoding,
-            encoding_errors=encoding_errors,
-            max_length=max_length,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            limit=limit,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-            pair=packing == "segment_pairs",
-        )
+        super().__init__(pair=packing == "segment_pairs", train_file=train_file, val_file=val_file, **options)
         self.text_column, self.packing, self.documents = text_column, packing, documents
         self.mask_probability, self.streaming = mask_probability, streaming
         self.random_next_probability, self.short_sequence_probability = (
@@ -132,8 +84,8 @@ class MaskedLanguageModeling(TextData):
     def load(self, source: str, key: str) -> Dataset:
         files, builder = self._files(source, key)
         if builder != "text":
-            return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
-        options = {"encoding": self.encoding, "encoding_errors": self.encoding_errors, "cache_dir": self.cache_dir}
+            return self.read_table(source, key)
+        options = {name: getattr(self.options, name) for name in ("encoding", "encoding_errors", "cache_dir")}
         try:
             table = load_dataset("text", data_files=files, split="train", **options)
         except (DatasetGenerationError, OSError, ValueError, LookupError) as error:
@@ -160,11 +112,11 @@ class MaskedLanguageModeling(TextData):
         def sequences(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
             if split == "predict":
                 return self._one_per_line([text or "" for text in rows[column]], keep_blank=True)
-            return self.sequences(rows[column], (self.split_seed, numbers[0]))
+            return self.sequences(rows[column], (self.options.split_seed, numbers[0]))
 
         settings = [
             *(column, self.packing, self.documents, self.random_next_probability, self.short_sequence_probability),
-            *(self.max_length, self.split_seed, split == "predict", "masked-1"),
+            *(self.max_length, self.options.split_seed, split == "predict", "masked-1"),
         ]
         encoded = cached_map(table, sequences, self.tokenizer, settings, f"Tokenising {split}", True)
         if not len(encoded):
@@ -200,7 +152,7 @@ class MaskedLanguageModeling(TextData):
         return rows | {"next_sentence_label": [label for *_, label in pairs]}
 
     def view(self, dataset: Dataset, batches: LengthGroupedBatches) -> Any:
-        return _Keyed(dataset, batches, run_seed() if batches.shuffle else self.split_seed)
+        return _Keyed(dataset, batches, run_seed() if batches.shuffle else self.options.split_seed)
 
     def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
         """Lines by themselves, whatever they are packed to."""
@@ -244,21 +196,21 @@ class MaskedLanguageModeling(TextData):
         world, rank = self.ranks()
         batches = StreamedBatches(
             self._stream,
-            lambda rows, number, block: self.sequences(rows[column], (self.split_seed, number, block)),
+            lambda rows, number, block: self.sequences(rows[column], (self.options.split_seed, number, block)),
             self.collate,
             self.batch_size,
             run_seed(),
             world,
             rank,
         )
-        return self.remember(StreamLoader(batches, steps, self.num_workers))
+        return self.remember(StreamLoader(batches, steps, self.options.num_workers))
 
     def _stream(self) -> IterableDataset:
-        if self.hub:
-            stream = load_dataset(self.hub, self.hub_config, split="train", streaming=True)
+        if self.options.hub:
+            stream = load_dataset(self.options.hub, self.options.hub_config, split="train", streaming=True)
         else:
             files, builder = self._files(str(self.files["train"]), "data.train_file")
-            options: dict[str, Any] = {} if builder == "parquet" else {"encoding": self.encoding}
+            options: dict[str, Any] = {} if builder == "parquet" else {"encoding": self.options.encoding}
             stream = load_dataset(builder, data_files=files, split="train", streaming=True, **options)
         assert isinstance(stream, IterableDataset)
         return stream
@@ -340,16 +292,18 @@ class MaskedLanguageModeling(TextData):
                 raise UserError(f"data.{key}: has no effect on packing {self.packing}; leave it out")
 
     def _check_streaming(self) -> None:
-        if self.limit:
+        if self.options.limit:
             raise UserError("data.limit: has no effect on a stream; set trainer.max_steps instead")
-        if not (self.files["val"] or self.hub):
+        if not (self.files["val"] or self.options.hub):
             raise UserError("data.val_file: missing; nothing can be held out of a stream (data.streaming)")
-        if self.num_workers > 1:
-            raise UserError(f"data.num_workers: {self.num_workers} is above 1, which one stream of text is read by")
+        if self.options.num_workers > 1:
+            raise UserError(
+                f"data.num_workers: {self.options.num_workers} is above 1, which one stream of text is read by"
+            )
         train = self.files["train"]
         if train is not None and self._files(train, "data.train_file")[1] == "csv":
             raise UserError(f"data.train_file: {train!r} cannot be streamed; give text, .jsonl or .parquet")
-        if self.encoding_errors != "strict":
+        if self.options.encoding_errors != "strict":
             raise UserError("data.encoding_errors: has no effect on a stream; leave it out")
 
     def _check_pairs(self, labels: list[int]) -> None:

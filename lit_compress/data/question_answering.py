@@ -4,13 +4,13 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
 
-from lit_compress.data.text import cached_map, generate_table, load_table, open_text
+from lit_compress.data.text import cached_map, generate_table, open_text
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -35,28 +35,15 @@ class QuestionAnswering(TextData):
     Args:
         train_file: SQuAD's ``.json`` (also ``.gz``), or ``.jsonl`` or ``.parquet`` with the columns ``id``,
             ``question``, ``context`` and ``answers`` (``text`` and ``answer_start``).
-        val_file: likewise; without it the last contexts, with ``val_fraction`` of the training questions, are held
-            out.
-        test_file: likewise, for ``test``.
-        predict_file: likewise, answers not needed, for ``predict``.
-        hub: dataset name on the hub instead of files, for example ``rajpurkar/squad``.
-        hub_config: its configuration.
-        hub_val_split: its validation split.
-        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        val_file: to validate on, in any of these forms; without it the last contexts, with ``val_fraction`` of the
+            training questions, are held out.
         no_answer: whether questions may have no answer (SQuAD 2.0).
         answer_marks: train only on answers whose field ``start`` is one of these (how sure ``answer_start`` is, in
             data that says so); None trains on every answer that has an ``answer_start``.
         doc_stride: tokens that neighbouring windows share.
-        encoding: of text files.
-        encoding_errors: ``strict`` or ``replace``.
         max_length: length of a window in tokens, question and special tokens included.
         batch_size: windows per training batch and device.
-        eval_batch_size: windows per evaluation batch and device; None is ``batch_size``.
-        limit: train on this many questions, drawn with ``split_seed``; None takes all.
-        val_fraction: share of training questions held out when there is no ``val_file``.
-        split_seed: determines ``limit``.
-        num_workers: loader processes; 0 loads in the training process.
-        cache_dir: for Arrow files; None is the `datasets` default.
+        options: see :class:`TextOptions`.
 
     """
 
@@ -64,52 +51,23 @@ class QuestionAnswering(TextData):
         self,
         train_file: str | None = None,
         val_file: str | None = None,
-        test_file: str | None = None,
-        predict_file: str | None = None,
-        hub: str | None = None,
-        hub_config: str | None = None,
-        hub_val_split: str = "validation",
-        tokenizer: str | None = None,
+        *,
         no_answer: bool = False,
         answer_marks: Sequence[str] | None = None,
         doc_stride: int = 128,
-        encoding: str = "utf-8-sig",
-        encoding_errors: Literal["strict", "replace"] = "strict",
         max_length: int = 384,
         batch_size: int = 16,
-        eval_batch_size: int | None = None,
-        limit: int | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(
-            train_file=train_file,
-            val_file=val_file,
-            test_file=test_file,
-            predict_file=predict_file,
-            hub=hub,
-            hub_config=hub_config,
-            hub_val_split=hub_val_split,
-            tokenizer=tokenizer,
-            encoding=encoding,
-            encoding_errors=encoding_errors,
-            max_length=max_length,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            limit=limit,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-            pair=True,
+            pair=True, train_file=train_file, val_file=val_file, max_length=max_length, batch_size=batch_size, **options
         )
         if not 0 <= doc_stride < max_length - self.special_tokens:
             raise UserError(
                 f"data.doc_stride: {doc_stride} must be at least 0 and below max_length {max_length} "
                 f"less {self.special_tokens} special tokens"
             )
+        tokenizer = self.tokenizer_name
         if not self.tokenizer.is_fast:
             raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which the places of answers need")
         if self.tokenizer.padding_side == "left":
@@ -129,9 +87,9 @@ class QuestionAnswering(TextData):
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith((".json", ".json.gz")):
             path = Path(resolve_source(source, key))
-            options = {"encoding": self.encoding, "errors": self.encoding_errors}
-            return generate_table(_read_squad, path, source, key, self.cache_dir, _FEATURES, **options)
-        return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+            options = {"encoding": self.options.encoding, "errors": self.options.encoding_errors}
+            return generate_table(_read_squad, path, source, key, self.options.cache_dir, _FEATURES, **options)
+        return self.read_table(source, key)
 
     def rows(self, split: str) -> Dataset | None:
         table = self._read(split)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
+from lit_compress.data.options import TextOptions
 from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs
@@ -28,25 +29,8 @@ class TextData(KeepsInitArgs, LightningDataModule):
     its columns hold in :meth:`check`.
 
     Args:
-        train_file: as in :class:`lit_compress.data.TextClassification`, and so are the other arguments.
-        val_file: likewise.
-        test_file: likewise.
-        predict_file: likewise.
-        hub: likewise.
-        hub_config: likewise.
-        hub_val_split: likewise.
-        tokenizer: likewise.
-        encoding: likewise.
-        encoding_errors: likewise.
-        max_length: likewise.
-        batch_size: likewise.
-        eval_batch_size: likewise.
-        limit: likewise.
-        val_fraction: likewise.
-        split_seed: likewise.
-        num_workers: likewise.
-        cache_dir: likewise.
         pair: whether an input is a pair of texts.
+        options: see :class:`TextOptions`.
 
     Attributes:
         same_inputs: whether an example reads the same in each epoch.
@@ -57,48 +41,14 @@ class TextData(KeepsInitArgs, LightningDataModule):
     same_inputs: bool = True
     predict_from: int = 0
 
-    def __init__(
-        self,
-        *,
-        train_file: str | None,
-        val_file: str | None,
-        test_file: str | None,
-        predict_file: str | None,
-        hub: str | None,
-        hub_config: str | None,
-        hub_val_split: str,
-        tokenizer: str | None,
-        encoding: str,
-        encoding_errors: str,
-        max_length: int,
-        batch_size: int,
-        eval_batch_size: int | None,
-        limit: int | None,
-        val_fraction: float,
-        split_seed: int,
-        num_workers: int,
-        cache_dir: str | None,
-        pair: bool,
-    ) -> None:
+    def __init__(self, pair: bool = False, **options: Any) -> None:
         super().__init__()
-        if (train_file is None) == (hub is None) and (hub is not None or predict_file is None):
-            raise UserError("data: give either data.train_file or data.hub")
-        if tokenizer is None:
-            raise UserError("data.tokenizer: missing; give a hub name or a model folder")
-        sizes = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "limit": limit, "max_length": max_length}
-        for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}: {value} must be at least 1")
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.val_fraction: {val_fraction} must be in (0, 1)")
-        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        self.hub, self.hub_config, self.hub_val_split = hub, hub_config, hub_val_split
-        self.tokenizer_name = tokenizer
-        self.encoding, self.encoding_errors = encoding, encoding_errors
-        self.max_length, self.batch_size = max_length, batch_size
-        self.eval_batch_size = eval_batch_size or batch_size
-        self.limit, self.val_fraction, self.split_seed = limit, val_fraction, split_seed
-        self.num_workers, self.cache_dir = num_workers, cache_dir
+        self.options = TextOptions(**options)
+        files = ("train", "val", "test", "predict")
+        self.files: dict[str, str | None] = {name: getattr(self.options, f"{name}_file") for name in files}
+        tokenizer, max_length = str(self.options.tokenizer), self.options.max_length
+        self.tokenizer_name, self.max_length, self.batch_size = tokenizer, max_length, self.options.batch_size
+        self.eval_batch_size = self.options.eval_batch_size or self.batch_size
         self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
         if self.tokenizer.pad_token_id is None:
             raise UserError(
@@ -136,7 +86,12 @@ class TextData(KeepsInitArgs, LightningDataModule):
 
     def load(self, source: str, key: str) -> Dataset:
         """The rows of a file or folder."""
-        return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+        return self.read_table(source, key)
+
+    def read_table(self, source: str, key: str, columns: Sequence[str] | None = None) -> Dataset:
+        """The rows of a table; ``columns`` are the names where it has no header."""
+        options = self.options
+        return load_table(source, key, columns, options.encoding, options.encoding_errors, options.cache_dir)
 
     def trainable(self, table: Dataset) -> Dataset:
         """The rows that can be trained on."""
@@ -208,7 +163,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
             dataset,  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,
             collate_fn=self._collate_rows,
-            num_workers=self.num_workers,
+            num_workers=self.options.num_workers,
         )
 
     def predict_rows(self) -> np.ndarray:
@@ -245,7 +200,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
 
     def source(self, split: str) -> str | None:
         """Where a split comes from, for errors."""
-        return self.files[split] or self.hub
+        return self.files[split] or self.options.hub
 
     def _collate_rows(self, rows: list[dict[str, Any]]) -> Batch:
         return self.collate({name: [row[name] for row in rows] for name in rows[0]})
@@ -270,7 +225,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
             sampler=batches,
             batch_size=None,
             collate_fn=self.collate,  # type: ignore[arg-type]  (without a batch size it gets a batch of rows)
-            num_workers=self.num_workers,
+            num_workers=self.options.num_workers,
             pin_memory=torch.cuda.is_available(),
             # A generator of its own: opening a loader must not move the generator that dropout draws from.
             generator=torch.Generator(),
@@ -300,14 +255,14 @@ class TextData(KeepsInitArgs, LightningDataModule):
 
     def table(self, split: str) -> Dataset | None:
         """The rows of a split that are used; None when it was not given."""
-        held_out = split in ("train", "val") and not (self.files["val"] or self.hub)
+        held_out = split in ("train", "val") and not (self.files["val"] or self.options.hub)
         table = self.rows("train" if held_out else split)
         if table is not None and held_out:
             table = self._hold_out(table, split)
         if table is not None and split == "train":
             table = self.trainable(table)
-            if self.limit and self.limit < len(table):
-                table = table.shuffle(seed=self.split_seed).select(range(self.limit))
+            if self.options.limit and self.options.limit < len(table):
+                table = table.shuffle(seed=self.options.split_seed).select(range(self.options.limit))
         return table
 
     def rows(self, split: str) -> Dataset | None:
@@ -331,29 +286,28 @@ class TextData(KeepsInitArgs, LightningDataModule):
                 )
 
     def _read(self, split: str) -> Dataset | None:
-        if self.hub:
-            name = {"train": "train", "val": self.hub_val_split}.get(split)
+        if hub := self.options.hub:
+            name = {"train": "train", "val": self.options.hub_val_split}.get(split)
             if name is not None:
                 try:
-                    return load_dataset(self.hub, self.hub_config, split=name, cache_dir=self.cache_dir)  # type: ignore[return-value]
+                    return load_dataset(hub, self.options.hub_config, split=name, cache_dir=self.options.cache_dir)  # type: ignore[return-value]
                 except (OSError, ValueError) as error:
-                    raise UserError(f"data.hub: {self.hub!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+                    raise UserError(f"data.hub: {hub!r} cannot be loaded: {str(error).splitlines()[0]}") from error
         source = self.files[split]
         return None if source is None else self.load(source, f"data.{split}_file")
 
     def _hold_out(self, table: Dataset, split: str) -> Dataset:
-        held = max(round(self.val_fraction * len(table)), 1)
+        share = self.options.val_fraction
+        held = max(round(share * len(table)), 1)
         if held >= len(table):
-            raise UserError(
-                f"data.val_fraction: {self.val_fraction} of {len(table)} rows leaves none to train on; give more"
-            )
+            raise UserError(f"data.val_fraction: {share} of {len(table)} rows leaves none to train on; give more")
         mask = np.zeros(len(table), dtype=bool)
         mask[self.held_out(table, held)] = True
         return table.select(np.flatnonzero(mask if split == "val" else ~mask))
 
     def held_out(self, table: Dataset, count: int) -> np.ndarray:
         """Row numbers of about ``count`` rows to hold out: drawn at random."""
-        return np.random.default_rng(self.split_seed).permutation(len(table))[:count]
+        return np.random.default_rng(self.options.split_seed).permutation(len(table))[:count]
 
 
 def run_seed() -> int:

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
-from lit_compress.data.text import cached_map, generate_table, load_table, load_tokenizer, open_text
+from lit_compress.data.text import cached_map, generate_table, load_tokenizer, open_text
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -34,29 +34,15 @@ class TokenClassification(TextData):
     Args:
         train_file: a column file (a word a line, blank lines between sentences, ``-DOCSTART-`` lines left out; any
             ending, also ``.gz``), or ``.jsonl`` or ``.parquet`` with lists.
-        val_file: likewise; without it ``val_fraction`` of the training sentences is held out.
-        test_file: likewise, for ``test``.
-        predict_file: likewise, tags not needed, for ``predict``.
-        hub: dataset name on the hub instead of files, for example ``conll2003``.
-        hub_config: its configuration.
-        hub_val_split: its validation split.
-        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        val_file: to validate on, in any of these forms; without it ``val_fraction`` of the training sentences is held
+            out.
         token_column: number of the column with the words (0 is the first, -1 the last), or name of the list column;
             None is 0 or ``tokens``.
-        tag_column: likewise for the tags; None is -1 or ``tags``.
+        tag_column: number or name of the column with the tags; None is -1 or ``tags``.
         scheme: ``keep`` the tags as they are written, or write their entities as ``IOB2`` or ``BIOES``.
         long_sentences: of training; ``window`` makes several rows, between entities where that is possible; ``cut``
             leaves the rest out. Metrics and predictions are always of whole sentences.
-        encoding: of text files.
-        encoding_errors: ``strict`` or ``replace``.
-        max_length: longest row in tokens.
-        batch_size: rows per training batch and device.
-        eval_batch_size: rows per evaluation batch and device; None is ``batch_size``.
-        limit: train on this many sentences, drawn with ``split_seed``; None takes all.
-        val_fraction: share of training sentences held out when there is no ``val_file``.
-        split_seed: determines the hold-out and ``limit``.
-        num_workers: loader processes; 0 loads in the training process.
-        cache_dir: for Arrow files; None is the `datasets` default.
+        options: see :class:`TextOptions`.
 
     """
 
@@ -64,26 +50,12 @@ class TokenClassification(TextData):
         self,
         train_file: str | None = None,
         val_file: str | None = None,
-        test_file: str | None = None,
-        predict_file: str | None = None,
-        hub: str | None = None,
-        hub_config: str | None = None,
-        hub_val_split: str = "validation",
-        tokenizer: str | None = None,
+        *,
         token_column: int | str | None = None,
         tag_column: int | str | None = None,
         scheme: Literal["keep", "IOB2", "BIOES"] = "keep",
         long_sentences: Literal["window", "cut"] = "window",
-        encoding: str = "utf-8-sig",
-        encoding_errors: Literal["strict", "replace"] = "strict",
-        max_length: int = 128,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        limit: int | None = None,
-        val_fraction: float = 0.1,
-        split_seed: int = 0,
-        num_workers: int = 0,
-        cache_dir: str | None = None,
+        **options: Any,
     ) -> None:
         for key, value, allowed in (
             ("scheme", scheme, ("keep", "IOB2", "BIOES")),
@@ -91,34 +63,14 @@ class TokenClassification(TextData):
         ):
             if value not in allowed:
                 raise UserError(f"data.{key}: {value!r} must be one of {', '.join(allowed)}")
-        super().__init__(
-            train_file=train_file,
-            val_file=val_file,
-            test_file=test_file,
-            predict_file=predict_file,
-            hub=hub,
-            hub_config=hub_config,
-            hub_val_split=hub_val_split,
-            tokenizer=tokenizer,
-            encoding=encoding,
-            encoding_errors=encoding_errors,
-            max_length=max_length,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            limit=limit,
-            val_fraction=val_fraction,
-            split_seed=split_seed,
-            num_workers=num_workers,
-            cache_dir=cache_dir,
-            pair=False,
-        )
+        super().__init__(pair=False, train_file=train_file, val_file=val_file, **options)
         self.token_column, self.tag_column = token_column, tag_column
         self.scheme, self.long_sentences = scheme, long_sentences
-        if max_length <= self.special_tokens:
-            raise UserError(f"data.max_length: {max_length} leaves no room for a word; give more")
+        if self.max_length <= self.special_tokens:
+            raise UserError(f"data.max_length: {self.max_length} leaves no room for a word; give more")
         if not self.tokenizer.is_fast:
-            raise UserError(f"data.tokenizer: {tokenizer!r} has no fast version, which words need")
-        self.tokenizer = load_tokenizer(str(tokenizer), "data.tokenizer", words=True)
+            raise UserError(f"data.tokenizer: {self.tokenizer_name!r} has no fast version, which words need")
+        self.tokenizer = load_tokenizer(self.tokenizer_name, "data.tokenizer", words=True)
         self._ends = _special_ends(self.tokenizer)
 
     @property
@@ -144,7 +96,7 @@ class TokenClassification(TextData):
 
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith(_TABLES):
-            return load_table(source, key, None, self.encoding, self.encoding_errors, self.cache_dir)
+            return self.read_table(source, key)
         columns: dict[str, Any] = {
             "token_column": 0 if self.token_column is None else self.token_column,
             "tag_column": -1 if self.tag_column is None else self.tag_column,
@@ -154,9 +106,9 @@ class TokenClassification(TextData):
                 raise UserError(f"data.{name}: {value!r} is a name; {source!r} has numbered columns, so give a number")
         if key == "data.predict_file":
             columns["tag_column"] = columns["token_column"]
-        columns |= {"encoding": self.encoding, "errors": self.encoding_errors}
+        columns |= {"encoding": self.options.encoding, "errors": self.options.encoding_errors}
         path = Path(resolve_source(source, key))
-        return generate_table(_read_columns, path, source, key, self.cache_dir, _FEATURES, **columns)
+        return generate_table(_read_columns, path, source, key, self.options.cache_dir, _FEATURES, **columns)
 
     def check(self, table: Dataset, split: str) -> None:
         columns = {"token_column": self._names(split)[0]}
@@ -285,7 +237,7 @@ class TokenClassification(TextData):
             return "tokens", "tags"
         for key, value in (("token_column", self.token_column), ("tag_column", self.tag_column)):
             if isinstance(value, int):
-                raise UserError(f"data.{key}: {value} is a number; {source or self.hub!r} has named columns")
+                raise UserError(f"data.{key}: {value} is a number; {source or self.options.hub!r} has named columns")
         return str(self.token_column or "tokens"), str(self.tag_column or "tags")
 
     def _tags(self, table: Dataset, split: str) -> list[list[str]]:

@@ -22,6 +22,7 @@ from lit_compress.models.shrink import depth, drop_layers, kept_layers
 from lit_compress.models.similarity import similarity_sums
 from lit_compress.nn.gates import gated_layers
 from lit_compress.strategies.strategy import Strategy, amount_of, check_amount, student_of, tell_if_little
+from lit_compress.tasks.batch import rows_of
 
 __all__ = ["LayerDropping"]
 
@@ -163,7 +164,7 @@ class LayerDropping(Strategy):
         return (sums[:-1] / sums[-1]).tolist()
 
 
-def spread(loader: Any, rows: float) -> Iterator[dict[str, Any]]:
+def spread(loader: Any, rows: float) -> Iterator[Any]:
     """Batches at equal distances in a loader, with about ``rows`` rows in all.
 
     Evaluation data is sorted by length: its first batches have its longest rows and say little about the others.
@@ -174,7 +175,7 @@ def spread(loader: Any, rows: float) -> Iterator[dict[str, Any]]:
         total = None
     batches = iter(loader)
     first = next(batches)
-    wanted = max(1, round(rows / len(first["input_ids"])))
+    wanted = max(1, round(rows / rows_of(first)))
     yield first
     if total is None:
         yield from islice(batches, wanted - 1)

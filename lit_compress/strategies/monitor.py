@@ -13,7 +13,7 @@ from lit_compress.functional.masks import sparsity
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer
 from lit_compress.nn.surgery import compressible_layers
 from lit_compress.strategies.strategy import student_of
-from lit_compress.tasks import Batch
+from lit_compress.tasks.batch import rows_of
 
 __all__ = ["CompressionMonitor", "sparsity_heatmap"]
 
@@ -38,8 +38,7 @@ class CompressionMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         started, samples = self._clock
-        rows = batch.rows if isinstance(batch, Batch) else len(next(iter(batch.values())))
-        samples += rows * trainer.world_size
+        samples += rows_of(batch) * trainer.world_size
         self._clock = (started, samples)
         self._batch_ended = time.perf_counter()
         if (batch_idx + 1) % self.every and not trainer.is_last_batch:

@@ -1,10 +1,11 @@
 """What a data module gives to a training, an evaluation or a prediction."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch"]
+__all__ = ["IGNORED", "Batch", "rows_of"]
 
 # Label of tokens that are not part of a loss or a metric: F.cross_entropy's default.
 IGNORED = -100
@@ -28,4 +29,9 @@ class Batch(NamedTuple):
     @property
     def rows(self) -> int:
         """How many examples it has."""
-        return len(next(iter(self.inputs.values())))
+        return rows_of(self.inputs)
+
+
+def rows_of(batch: Batch | Mapping[str, Tensor]) -> int:
+    """How many examples a batch has; of other data modules a dictionary of tensors."""
+    return batch.rows if isinstance(batch, Batch) else len(next(iter(batch.values())))

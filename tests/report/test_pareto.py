@@ -58,7 +58,7 @@ def test_other_data_is_another_group():
 def test_less_perplexity_is_on_the_front():
     runs = {}
     for name, perplexity in (("low", 10.0), ("high", 20.0)):
-        runs[name] = results(task="masked_lm")
+        runs[name] = results(task="masked_lm", lower_is_better=["perplexity"])
         for model in runs[name]["models"].values():
             model["accuracy"] = {"perplexity": perplexity if model is runs[name]["models"]["compressed"] else 30.0}
     (group,) = groups_of(runs)

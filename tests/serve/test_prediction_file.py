@@ -88,7 +88,11 @@ def test_parts_of_something_else_are_not_gone_on_with(tmp_path):
         PredictionFile(tmp_path / "out.csv", SCHEMA, {"model": "b"})
     assert ".out.csv.parts" in str(caught.value)
     with pytest.raises(UserError, match="columns"):
-        PredictionFile(tmp_path / "out.csv", pyarrow.schema([("row", pyarrow.int64())]), {"model": "a"})
+        PredictionFile(
+            tmp_path / "out.csv",
+            pyarrow.schema([("row", pyarrow.int64()), ("value", pyarrow.float32())]),
+            {"model": "a"},
+        )
 
 
 @pytest.mark.parametrize(

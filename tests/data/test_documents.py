@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_compress.data.packing import group_documents, pack_sentences, segment_pairs, split_sentences
+from lit_compress.data.documents import group_documents, pack_sentences, segment_pairs, split_sentences
 
 SEPARATOR = 0
 documents = st.lists(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=12), max_size=5), max_size=6)
