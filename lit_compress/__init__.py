@@ -11,7 +11,13 @@ from lit_compress.models import prune_, quantize_  # and teaches Transformers to
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 
 if TYPE_CHECKING:
-    from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TextClassification, TokenClassification
+    from lit_compress.data import (
+        MaskedLanguageModeling,
+        MultiLabelClassification,
+        QuestionAnswering,
+        TextClassification,
+        TokenClassification,
+    )
     from lit_compress.export import fold, pack, save_folder, save_packed, student_from_checkpoint
     from lit_compress.modules import (
         AttentionDistillation,
@@ -70,6 +76,7 @@ __all__ = [
     "MagnitudePruning",
     "MaskedLanguageModeling",
     "MovementPruning",
+    "MultiLabelClassification",
     "Optimization",
     "PatternLock",
     "Penalty",

@@ -4,6 +4,7 @@ from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.classification import TextClassification
 from lit_compress.data.masked_lm import MaskedLanguageModeling
+from lit_compress.data.multi_label import MultiLabelClassification
 from lit_compress.data.question_answering import QuestionAnswering
 from lit_compress.data.text_data import TextData
 from lit_compress.data.token_classification import TokenClassification
@@ -12,6 +13,7 @@ __all__ = [
     "LengthGroupedBatches",
     "MaskedLanguageModeling",
     "MaskedWordReplacement",
+    "MultiLabelClassification",
     "QuestionAnswering",
     "ResumableDataLoader",
     "TextClassification",

@@ -75,7 +75,7 @@ class TextClassification(TextData):
                     raise UserError(
                         f"data.label_column: no label in row {row + 1} of {self.source('train')!r}; mend the file"
                     )
-                self._labels = sorted({str(value) for value in values}, key=_label_order)
+                self._labels = sorted({str(value) for value in values}, key=label_order)
             if len(self._labels) < 2:
                 raise UserError(
                     f"data.label_column: {self.label_column!r} has the single value {self._labels} "
@@ -86,12 +86,18 @@ class TextClassification(TextData):
     def load(self, source: str, key: str) -> Dataset:
         return self.read_table(source, key, self.columns)
 
+    @property
+    def label_sources(self) -> tuple[str, list[str]]:
+        """The option that names the columns with labels, and those columns."""
+        return "label_column", [self.label_column]
+
     def check(self, table: Dataset, split: str) -> None:
         header = "; for a file without a header give data.columns"
         for column in self.text_columns:
             self.require_columns(table, split, {"text_columns": column}, header)
-        if split != "predict":
-            self.require_columns(table, split, {"label_column": self.label_column}, header)
+        key, columns = self.label_sources
+        for column in columns if split != "predict" else ():
+            self.require_columns(table, split, {key: column}, header)
         for column in self.text_columns:
             if table.data.column(column).null_count:
                 row = next(i for i, value in enumerate(table[column]) if value is None)
@@ -123,14 +129,14 @@ class TextClassification(TextData):
             texts = dict(zip(("text", "text_pair"), (str(row[column]) for column in self.text_columns), strict=False))
             yield texts | {"truncation": True, "max_length": self.max_length}, self.inputs_of(seen)
 
-    def _label(self, table: Dataset, split: str) -> tuple[str, Callable[[Any], int | float], Any]:
-        """The label column, what turns its values into targets, and what that depends on; every value is checked."""
+    def _label(self, table: Dataset, split: str) -> tuple[Callable[[dict[str, list[Any]]], list[Any]], Any]:
+        """What turns rows into targets, and what that depends on; every value is checked."""
         column, labels = self.label_column, self.labels
         source = self.source(split) or self.source("train")
         if labels is None:
             for row, value in enumerate(table[column]):
                 _check_finite(value, row, source, column)
-            return column, float, None
+            return lambda rows: [float(value) for value in rows[column]], (column, None)
         feature = table.features[column]
         # By name: the numbers behind the names may differ between two files.
         names = dict(enumerate(feature.names)) if isinstance(feature, ClassLabel) else {}
@@ -141,10 +147,11 @@ class TextClassification(TextData):
                     f"data.{split}_file: label {str(value)!r} in row {row + 1} of {source!r} never occurs in training; "
                     f"known are {labels[:10]}; mend the file or data.label_column"
                 )
-        return column, lambda value: ids[str(names.get(value, value))], [labels, names]
+        return lambda rows: [ids[str(names.get(value, value))] for value in rows[column]], (column, [labels, names])
 
 
-def _label_order(label: str) -> tuple[bool, float, str]:
+def label_order(label: str) -> tuple[bool, float, str]:
+    """Key of an order of labels: numbers by value, then text by alphabet."""
     try:
         number = float(label)
     except ValueError:

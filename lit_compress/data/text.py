@@ -138,7 +138,7 @@ def tokenize(
     text_columns: Sequence[str],
     max_length: int,
     description: str,
-    label: tuple[str, Callable[[Any], int | float], Any] | None = None,
+    label: tuple[Callable[[dict[str, list[Any]]], list[Any]], Any] | None = None,
 ) -> Dataset:
     """Token ids and their ``length`` for each row, and ``labels``; cached as Arrow.
 
@@ -151,7 +151,7 @@ def tokenize(
         text_columns: one column, or two for pairs.
         max_length: longest input in tokens.
         description: what the progress bar says.
-        label: column of the label, the function that turns a value into a target, and what that function depends on.
+        label: the function that turns columns of rows into a target for each, and what that function depends on.
 
     """
 
@@ -161,11 +161,10 @@ def tokenize(
         encoded = dict(tokenizer(texts[0], pairs, truncation=True, max_length=max_length))
         encoded["length"] = [len(ids) for ids in encoded["input_ids"]]
         if label is not None:
-            column, convert, _ = label
-            encoded["labels"] = [convert(value) for value in rows[column]]
+            encoded["labels"] = label[0](rows)
         return encoded
 
-    depends_on = [list(text_columns), max_length, label and (label[0], label[2]), "tokenize-1"]
+    depends_on = [list(text_columns), max_length, label and label[1], "tokenize-1"]
     return cached_map(table, encode, tokenizer, depends_on, description)
 
 

@@ -217,7 +217,7 @@ def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) 
         theirs = {name: torch.as_tensor(value) for name, value in zip(form.outputs, results, strict=True)}
         mask = batch.inputs["attention_mask"]
         for name, value in ours.items():
-            same.append(_same(value, theirs[name], mask, close))
+            same.append(_same(examples.task, value, theirs[name], mask, close))
             differences.append(_of_tokens((value - theirs[name]).abs(), mask).flatten(1).amax(1))
         if examples.labelled:
             for metric, outputs in zip(metrics, (ours, theirs), strict=True):
@@ -290,13 +290,14 @@ def first_wrong_layer(form: GraphForm, examples: Examples, expected: Reference, 
     return "the head"
 
 
-def _same(ours: Tensor, theirs: Tensor, mask: Tensor, close: Tensor) -> Tensor:
-    """Which predictions are the same: of each token, or each example; classes, positions or values."""
+def _same(task: Task, ours: Tensor, theirs: Tensor, mask: Tensor, close: Tensor) -> Tensor:
+    """Which predictions are the same: of each token, or each example; classes, labels, positions or values."""
     if ours.ndim == 3:
         ours, theirs = _of_tokens(ours, mask), _of_tokens(theirs, mask)
     if ours.shape[-1] == 1:
         return ((ours - theirs).abs() <= close).flatten()
-    return ours.argmax(-1) == theirs.argmax(-1)
+    same = task.answers(ours) == task.answers(theirs)
+    return same.all(-1) if same.ndim > 1 else same
 
 
 def _of_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -152,6 +152,11 @@ def check_compatible(
         raise UserError(
             f"{key}: {source!r} is a {other} without a head for {task.name}; give a teacher trained on this task"
         )
+    if other and teacher.problem_type not in (None, task.problem_type):
+        raise UserError(
+            f"{key}: {source!r} was trained for {teacher.problem_type}, and the data is for {task.name}; "
+            "give a teacher trained on this task"
+        )
     if task.outputs is not None and teacher.num_labels != student.num_labels:
         raise UserError(
             f"{key}: {source!r} has {teacher.num_labels} labels and the data has {student.num_labels}; "

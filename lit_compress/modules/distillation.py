@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_compress.errors import UserError
 from lit_compress.functional.distill import logit_kl, mean_logits, soft_cross_entropy
 from lit_compress.init_args import KeepsInitArgs
-from lit_compress.tasks import IGNORED, Batch
+from lit_compress.tasks import IGNORED, Batch, MultiLabelTask
 
 __all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
 
@@ -69,7 +69,8 @@ class LogitDistillation(Distillation):
     """Softened logits: ``hardness * T^2 KL(teacher || student)``, and ``1 - hardness`` of the task loss.
 
     Hinton et al. 2015 (arXiv 1503.02531) in SparseML's parametrisation. Several heads: start and end of an answer are
-    averaged, token and sentence logits of a pretraining model are added (Prune Once for All, arXiv 2111.05754).
+    averaged, token and sentence logits of a pretraining model are added (Prune Once for All, arXiv 2111.05754). Labels
+    that do not exclude each other are softened one by one.
     Several teachers: the mean of their softened distributions.
 
     Args:
@@ -102,6 +103,10 @@ class LogitDistillation(Distillation):
             raise UserError(f"distillation tokens: {tokens!r} must be one of {', '.join(_TOKENS)}")
         self.weight = self.hardness = hardness
         self.temperature, self.loss, self.tokens, self.teacher = temperature, loss, tokens, teacher
+        self.multi_label = False
+
+    def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
+        self.multi_label = student.problem_type == MultiLabelTask.problem_type
 
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         return self.average(student, [teacher], batch)
@@ -133,7 +138,9 @@ class LogitDistillation(Distillation):
                 raise UserError(
                     f"distillation tokens: {self.tokens!r} has no effect on one answer per text; leave it out"
                 )
-            if student.shape[-1] == 1:
+            if self.multi_label:  # each label is a choice between two: it is there, or it is not
+                student, *teachers = (torch.stack([torch.zeros_like(x), x], -1) for x in (student, *teachers))
+            elif student.shape[-1] == 1:
                 # One output is a regression: a softmax over it is constant, its imitation is the squared error.
                 return (student - torch.stack(teachers).mean(0)).square().mean()
             return self._loss(student, teachers, None)

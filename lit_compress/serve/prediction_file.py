@@ -20,7 +20,7 @@ __all__ = ["FORMATS", "PredictionFile", "check_predictions"]
 FORMATS = (".csv", ".jsonl", ".parquet")
 _SETTINGS = "settings.json"
 # What follows the row in predictions of the package's own tasks: how a file of predictions is told from others.
-_SECOND_COLUMNS = ("label", "value", "tags", "id")
+_SECOND_COLUMNS = ("label", "labels", "value", "tags", "id")
 
 
 def check_predictions(

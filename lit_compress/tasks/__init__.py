@@ -8,6 +8,7 @@ from lit_compress.errors import UserError
 from lit_compress.tasks.batch import IGNORED, Batch
 from lit_compress.tasks.classification import ClassificationTask
 from lit_compress.tasks.masked_words import MaskedWordsTask, PretrainingTask
+from lit_compress.tasks.multi_label import MultiLabelTask
 from lit_compress.tasks.outcomes import Outcomes
 from lit_compress.tasks.question_answering import QuestionAnsweringTask
 from lit_compress.tasks.regression import RegressionTask
@@ -20,6 +21,7 @@ __all__ = [
     "Batch",
     "ClassificationTask",
     "MaskedWordsTask",
+    "MultiLabelTask",
     "Outcomes",
     "PretrainingTask",
     "QuestionAnsweringTask",
@@ -34,6 +36,7 @@ __all__ = [
 # Those that come with the package, which a name or a model's configuration may stand for.
 TASKS: tuple[type[Task], ...] = (
     ClassificationTask,
+    MultiLabelTask,
     RegressionTask,
     TokenClassificationTask,
     QuestionAnsweringTask,
@@ -46,8 +49,8 @@ def task_class(name: str, key: str = "model.task") -> type[Task]:
     """A task of the package by its name.
 
     Args:
-        name: ``classification``, ``regression``, ``token_classification``, ``question_answering``, ``masked_lm`` or
-            ``pretraining`` (masked words and next sentence).
+        name: ``classification``, ``multi_label_classification``, ``regression``, ``token_classification``,
+            ``question_answering``, ``masked_lm`` or ``pretraining`` (masked words and next sentence).
         key: option named in the error.
 
     Raises:

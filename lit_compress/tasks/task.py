@@ -96,7 +96,10 @@ class Task:
         return batch.rows
 
     def metrics(self, prefix: str) -> MetricCollection:
-        """Fresh metrics for :meth:`update`; the first is the score that tables show."""
+        """Fresh metrics for :meth:`update`; the first is the score that tables show.
+
+        A collection computes its metrics by alphabet; one metric that computes several has them in its own order.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define metrics(prefix)")
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
@@ -108,6 +111,10 @@ class Task:
         return 100.0
 
     # --- predictions
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """What a head's logits say, the last axis of which are classes or positions: the largest of them."""
+        return logits.argmax(-1)
 
     def predictions(self, output: Any, batch: Batch) -> Any:
         """A tensor or a list with a prediction for each example of a batch, which need not have targets."""

@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 
-from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TokenClassification
+from lit_compress.data import (
+    MaskedLanguageModeling,
+    MultiLabelClassification,
+    QuestionAnswering,
+    TokenClassification,
+)
 from lit_compress.modules import LitStudent, Optimization
 
 WORDS = ["the", "a", "is", "was", "film", "story", "plot", "actor", "scene", "very", "and", "but", "not", "it", "in"]
 NAMES = ["good", "great", "fine", "lovely"]
-TASKS = ["masked_lm", "pretraining", "question_answering", "token_classification"]
+TASKS = ["masked_lm", "multi_label_classification", "pretraining", "question_answering", "token_classification"]
 
 
 def corpus(path: Path, documents: int = 40, seed: int = 0) -> Path:
@@ -57,18 +62,34 @@ def conll(path: Path, sentences: int = 40, seed: int = 0) -> Path:
     return path
 
 
+def labelled(path: Path, rows: int = 40, seed: int = 0) -> Path:
+    """Texts with any of two labels, each of which a word gives away, as lists in JSON lines."""
+    draw = random.Random(seed)
+    lines = []
+    for _ in range(rows):
+        words, labels = draw.choices(WORDS, k=draw.randrange(2, 7)), [name for name in NAMES[:2] if draw.random() < 0.5]
+        draw.shuffle(words := words + labels)
+        lines.append(json.dumps({"text": " ".join(words), "labels": labels}) + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+SUFFIXES = {"question_answering": "json", "multi_label_classification": "jsonl"}
+
+
 def data(task: str, folder: Path, tokenizer: Path, **options: Any) -> Any:
     """A data module on files in a folder, which are made when they are not there."""
     folder.mkdir(parents=True, exist_ok=True)
     kind, make, defaults = {
         "masked_lm": (MaskedLanguageModeling, corpus, {"max_length": 16}),
+        "multi_label_classification": (MultiLabelClassification, labelled, {"max_length": 16}),
         "pretraining": (MaskedLanguageModeling, corpus, {"max_length": 24, "packing": "segment_pairs"}),
         "question_answering": (QuestionAnswering, squad, {"max_length": 24, "doc_stride": 8}),
         "token_classification": (TokenClassification, conll, {"max_length": 16}),
     }[task]
     files = {}
     for number, split in enumerate(("train", "val")):
-        path = folder / f"{task}-{split}.{'json' if task == 'question_answering' else 'txt'}"
+        path = folder / f"{task}-{split}.{SUFFIXES.get(task, 'txt')}"
         files[f"{split}_file"] = str(path if path.exists() else make(path, seed=number))
     return kind(**files | {"tokenizer": str(tokenizer), "batch_size": 8} | defaults | options)
 

@@ -17,12 +17,14 @@ from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, QuantAwa
 
 ARCHITECTURES = {
     "masked_lm": "BertForMaskedLM",
+    "multi_label_classification": "BertForSequenceClassification",
     "pretraining": "BertForPreTraining",
     "question_answering": "BertForQuestionAnswering",
     "token_classification": "BertForTokenClassification",
 }
 METRICS = {
     "masked_lm": {"loss", "perplexity", "accuracy"},
+    "multi_label_classification": {"loss", "f1_micro", "f1_macro", "exact_match"},
     "pretraining": {"loss", "perplexity", "accuracy", "next_sentence"},
     "question_answering": {"loss", "exact_match", "f1"},
     "token_classification": {"loss", "accuracy", "precision", "recall", "f1"},

@@ -61,7 +61,7 @@ def test_the_configuration_of_an_older_run(name, tiny_model, tiny_data, tmp_path
     assert next(iter(module.val_dataloader())).rows
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [*OWN, "MultiLabelClassification"])
 def test_every_option_has_a_help(name, capsys):
     with pytest.raises(SystemExit):
         parser().parse_args([f"--data.help={name}"])

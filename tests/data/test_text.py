@@ -212,7 +212,8 @@ def test_tokenize(tokenizer):
     table = Dataset.from_dict(
         {"sentence": ["Good film", "the plot was not very good !"], "label": ["x", "y"], "id": [7, 8]}
     )
-    found = tokenize(table, tokenizer, ["sentence"], 6, "", ("label", {"x": 0, "y": 1}.get, ["x", "y"]))
+    label = lambda rows: [{"x": 0, "y": 1}[value] for value in rows["label"]]  # noqa: E731
+    found = tokenize(table, tokenizer, ["sentence"], 6, "", (label, ["x", "y"]))
     assert pieces(tokenizer, found) == ["[CLS] good film [SEP]", "[CLS] the plot was not [SEP]"]
     assert found["length"][:] == [4, 6]
     assert found["labels"][:] == [0, 1]

@@ -13,6 +13,7 @@ TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 LABELS = {
     "classification": ["a", "b", "c"],
     "binary": ["no", "yes"],
+    "multi_label_classification": ["a", "b", "c"],
     "token_classification": TAGS,
     "pos": ["N", "V", "X"],
 }
@@ -20,6 +21,7 @@ TASKS = {"binary": "classification", "pos": "token_classification"}
 KINDS = [
     "classification",
     "binary",
+    "multi_label_classification",
     "regression",
     "token_classification",
     "pos",
@@ -35,6 +37,12 @@ def classification(rows, draw, count=3):
 
 def binary(rows, draw):
     return classification(rows, draw, 2)
+
+
+def multi_label_classification(rows, draw):
+    labels = torch.rand(rows, 3, generator=draw) < torch.tensor([0.6, 0.3, 0.0])
+    noise = torch.randn(rows, 3, generator=draw)
+    return {"logits": labels * 1.5 - 1 + noise}, {"labels": labels.float()}
 
 
 def regression(rows, draw):
@@ -162,6 +170,7 @@ def test_classes_by_hand():
 
 CONSTANT = {
     "classification": "b",
+    "multi_label_classification": "b",
     "regression": "about 2",
     "token_classification": "O",
     "question_answering": "no answer",
@@ -180,7 +189,7 @@ def test_a_model_that_always_answers_the_same(kind):
         output = {"logits": torch.full_like(output["logits"], 2.0)}
     else:
         output = {"logits": torch.zeros_like(output["logits"])}
-        output["logits"][..., 1 if kind == "classification" else 0] = 1.0
+        output["logits"][..., 0 if kind == "token_classification" else 1] = 1.0
     assert outcomes(kind, output, batch).constant == CONSTANT[kind]
 
 
