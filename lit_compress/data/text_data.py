@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class TextData(KeepsInitArgs, LightningDataModule):
     def __init__(self, pair: bool = False, **options: Any) -> None:
         super().__init__()
         self.options = TextOptions(**options)
+        # The record of a run has what was not given, too.
+        vars(self)["_init_args"] = asdict(self.options) | vars(self)["_init_args"]
         files = ("train", "val", "test", "predict")
         self.files: dict[str, str | None] = {name: getattr(self.options, f"{name}_file") for name in files}
         tokenizer, max_length = str(self.options.tokenizer), self.options.max_length

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded
 from lit_compress.models.layout import LAYOUTS, encoder_layers, family_of
-from lit_compress.modules.encoder import model_inputs
 from lit_compress.storage.buffers import Precision
+from lit_compress.tasks import Batch
 
 __all__ = ["Ranges", "calibrate", "calibrated", "layers_of_static_inputs", "ranges_of"]
 
@@ -54,7 +54,7 @@ def ranges_of(manifest: Mapping[str, Any]) -> dict[str, Ranges]:
 
 
 def calibrated(
-    folded: Folded, ranges: Mapping[str, Ranges], batches: Iterable[dict[str, Any]], dtype: Precision
+    folded: Folded, ranges: Mapping[str, Ranges], batches: Iterable[Batch], dtype: Precision
 ) -> dict[str, Ranges]:
     """The ranges, with measured ones of the inputs that need one and have none.
 
@@ -76,7 +76,7 @@ def calibrated(
         )
     # fp8 has room for what is rare and large.
     share = PERCENTILE if dtype == "int8" else 1.0
-    largest = calibrate(folded.model, map(model_inputs, batches), names, share)
+    largest = calibrate(folded.model, (batch.inputs for batch in batches), names, share)
     measured = {name: replace(ranges.get(name, Ranges()), largest_input=value) for name, value in largest.items()}
     return {**ranges, **measured}
 

@@ -9,11 +9,10 @@ from rich.console import Console
 
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file
-from lit_compress.migrate.draft import FILL_IN, Draft
+from lit_compress.migrate.draft import FILL_IN, Draft, TaskName
 from lit_compress.migrate.nn_pruning import from_nn_pruning, is_nn_pruning
 from lit_compress.migrate.nncf import from_nncf, is_nncf
 from lit_compress.migrate.sparseml import from_sparseml
-from lit_compress.tasks import task_class
 
 __all__ = ["migrate", "migrated"]
 
@@ -24,7 +23,7 @@ _MARK = "# Made by `lit_compress migrate`"
 def migrate(
     file: str,
     output: str,
-    task: str = "classification",
+    task: TaskName = "classification",
     pretrained: str | None = None,
     teacher: str | None = None,
     layers: int | None = None,
@@ -37,10 +36,9 @@ def migrate(
     Args:
         file: SparseML's .yaml or .md; NNCF's or nn_pruning's .json.
         output: YAML file to write.
-        task: what the model is trained for, which a recipe does not say: `classification`, `regression`,
-            `token_classification`, `question_answering`, `masked_lm` or `pretraining`.
-        pretrained: where the student starts; likewise.
-        teacher: of the student, if there is distillation; likewise.
+        task: what the model is trained for, which a recipe does not say.
+        pretrained: where the student starts, which a recipe does not say either.
+        teacher: of the student, if there is distillation.
         layers: transformer layers of the model, for a recipe that drops some.
         recipe_args: values in the place of a recipe's variables, as SparseML's option of that name.
         run: folder of the run; `runs/` and the name of the file by default.
@@ -48,7 +46,6 @@ def migrate(
 
     """
     target = Path(output)
-    task_class(task, "--task")
     check_file(target, begins(_MARK), overwrite, inputs=[file])
     draft = Draft(task=task, pretrained=pretrained, teacher=teacher)
     kind = migrated(file, draft, recipe_args, layers)

@@ -3,15 +3,24 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lit_compress.migrate.expressions import number
-from lit_compress.tasks import task_class
 
-__all__ = ["FILL_IN", "Draft", "Options", "duration"]
+__all__ = ["FILL_IN", "Draft", "Options", "TaskName", "duration"]
+
+TaskName = Literal["classification", "regression", "token_classification", "question_answering", "masked_lm"]
 
 # Stands where the other tool's file says nothing and `fit` cannot do without.
 FILL_IN = "fill_in"
+
+_DATA = {
+    "classification": "TextClassification",
+    "regression": "TextClassification",
+    "token_classification": "TokenClassification",
+    "question_answering": "QuestionAnswering",
+    "masked_lm": "MaskedLanguageModeling",
+}
 
 
 @dataclass
@@ -36,7 +45,7 @@ class Draft:
 
     """
 
-    task: str = "classification"
+    task: TaskName = "classification"
     pretrained: str | None = None
     teacher: str | None = None
     optimization: dict[str, Any] = field(default_factory=dict)
@@ -74,11 +83,10 @@ class Draft:
             model["penalties"] = self.penalties
         if self.optimization:
             model["optimization"] = self.optimization
-        task = task_class(self.task, "--task")
-        data = {**task.data_options, "train_file": FILL_IN} | self.data
+        data = ({"task": "regression"} if self.task == "regression" else {}) | {"train_file": FILL_IN} | self.data
         settings: dict[str, Any] = {"run": run} | ({} if self.seed is None else {"seed_everything": self.seed})
         settings["model"] = {"class_path": "LitPrunedStudent" if self.penalties else "LitStudent", "init_args": model}
-        settings["data"] = {"class_path": task.data_module.rpartition(".")[2], "init_args": data}
+        settings["data"] = {"class_path": _DATA[self.task], "init_args": data}
         if self.compression:
             settings["compression"] = self.compression
         trainer = ({"max_epochs": math.ceil(self.epochs - 1e-9)} if self.epochs else {}) | self.trainer

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -13,7 +14,9 @@ from transformers.utils.hub import cached_file
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
-from lit_compress.tasks import Task, make_task
+
+if TYPE_CHECKING:  # reading a packed model needs no metrics
+    from lit_compress.tasks import Task
 
 __all__ = [
     "check_compatible",
@@ -27,7 +30,7 @@ __all__ = [
 ]
 
 
-def load_model(source: str, task: Task, key: str, label_map: LabelMap | None = None) -> PreTrainedModel:
+def load_model(source: str, task: "Task", key: str, label_map: LabelMap | None = None) -> PreTrainedModel:
     """Load an encoder with the head of a task in fp32; a head that the source lacks is new and random.
 
     Weights of the encoder are never made up. A head whose classes are in another order than the task's labels is
@@ -58,11 +61,13 @@ def load_model(source: str, task: Task, key: str, label_map: LabelMap | None = N
 
 def load_classifier(source: str, labels: Sequence[str] | None, key: str) -> PreTrainedModel:
     """:func:`load_model` for a classification, or without labels a regression."""
+    from lit_compress.tasks import make_task
+
     return load_model(source, make_task(None, labels), key)
 
 
 def _set_labels(
-    config: PretrainedConfig, task: Task, source: str, key: str, label_map: LabelMap | None
+    config: PretrainedConfig, task: "Task", source: str, key: str, label_map: LabelMap | None
 ) -> list[int] | None:
     """Make a configuration that of the task's labels; which class of the head each of them is, if the order differs."""
     # A configuration that names no architecture may be that of a head all the same.
@@ -76,14 +81,16 @@ def _set_labels(
     return order
 
 
-def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: Task) -> bool:
+def _may_be_new(name: str, model: PreTrainedModel, has_head: bool, task: "Task") -> bool:
     """Whether a weight that the source lacks may start at random: of the head, and the pooler before a new one."""
     if name.startswith(f"{model.base_model_prefix}."):
         return ".pooler." in name and not has_head
     return task.may_be_new(name, model.config)
 
 
-def _from_pretrained(source: str, config: PretrainedConfig, key: str, task: Task) -> tuple[PreTrainedModel, list[str]]:
+def _from_pretrained(
+    source: str, config: PretrainedConfig, key: str, task: "Task"
+) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
     try:
@@ -130,7 +137,7 @@ def load_config(source: str, key: str) -> PretrainedConfig:
 
 
 def check_compatible(
-    student: PretrainedConfig, teacher: PretrainedConfig, source: str, task: Task, key: str = "model.teacher"
+    student: PretrainedConfig, teacher: PretrainedConfig, source: str, task: "Task", key: str = "model.teacher"
 ) -> None:
     """A teacher must have no head of another task and answer about as many labels.
 

@@ -41,11 +41,11 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         pretrained: hub name, model folder, or ``package:name/folder`` of an installed package.
         labels: class names in the order of their ids, None where there are none; comes from the data on the command
             line.
-        tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data likewise.
+        tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data, too.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile`` (after all structure is in place).
         task: what the head is for, or the name of a task as in :func:`lit_compress.tasks.make_task`; comes from the
-            data likewise.
+            data, too.
         label_map: where a model names its classes otherwise than the data: its names, and the data's label for each.
 
     """

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 from lit_compress.errors import UserError
 from lit_compress.functional.movement import score_penalty
 from lit_compress.init_args import KeepsInitArgs
-from lit_compress.modules.cached_teacher import CacheDtype
 from lit_compress.modules.distillation import Distillation, named_terms
-from lit_compress.modules.optim import Optimization
 from lit_compress.modules.student import LitStudent
 from lit_compress.nn.surgery import compressible_layers
-from lit_compress.tasks import Batch, Task
+from lit_compress.tasks import Batch
 
 __all__ = ["L1Penalty", "LitPrunedStudent", "Penalty", "ScorePenalty"]
 
@@ -92,17 +90,7 @@ class LitPrunedStudent(LitStudent):
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
         distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
         penalties: penalties by name; None is ``{"l1": L1Penalty()}``.
-        labels: class names, None for regression; comes from the data on the command line.
-        tokenizer: tokenizer exported beside the weights; comes from the data.
-        optimization: learning rate, weight decay, warm-up and decay.
-        compile: compile the student with ``torch.compile``.
-        task: what the heads are for; comes from the data.
-        teachers: several teachers by name, instead of ``teacher``; each term listens to one or to the mean of all.
-        teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
-            training, and never again in this run or any other; None asks at every step.
-        teacher_cache_dtype: of the stored logits.
-        label_map: where a model, the teacher for example, names its classes otherwise than the data: its names, and the
-            data's label for each.
+        options: see :class:`LitStudent`.
 
     """
 
@@ -112,30 +100,9 @@ class LitPrunedStudent(LitStudent):
         teacher: str | None = None,
         distillation: dict[str, Distillation] | None = None,
         penalties: dict[str, Penalty] | None = None,
-        labels: list[str] | None = None,
-        tokenizer: str | None = None,
-        optimization: Optimization = Optimization(),  # noqa: B008 (frozen)
-        compile: bool = False,
-        task: Task | str | None = None,
-        teachers: dict[str, str] | None = None,
-        teacher_cache: str | None = None,
-        teacher_cache_dtype: CacheDtype = "float32",
-        label_map: dict[str, str | int] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            pretrained,
-            teacher,
-            distillation,
-            labels,
-            tokenizer,
-            optimization,
-            compile,
-            task,
-            teachers,
-            teacher_cache,
-            teacher_cache_dtype,
-            label_map,
-        )
+        super().__init__(pretrained, teacher, distillation, **options)
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 

@@ -31,10 +31,10 @@ class LitStudent(LitEncoder):
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
         distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
         labels: class names, None for regression; comes from the data on the command line.
-        tokenizer: tokenizer exported beside the weights; comes from the data likewise.
+        tokenizer: tokenizer exported beside the weights; comes from the data, too.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile``.
-        task: what the heads are for; comes from the data likewise.
+        task: what the heads are for; comes from the data, too.
         teachers: several teachers by name, instead of ``teacher``; each term listens to one or to the mean of all.
         teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
             training, and never again in this run or any other; None asks at every step.

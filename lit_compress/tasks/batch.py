@@ -29,9 +29,9 @@ class Batch(NamedTuple):
     @property
     def rows(self) -> int:
         """How many examples it has."""
-        return rows_of(self.inputs)
+        return len(next(iter(self.inputs.values())))
 
 
 def rows_of(batch: Batch | Mapping[str, Tensor]) -> int:
-    """How many examples a batch has; of other data modules a dictionary of tensors."""
+    """How many examples a batch has; for strategies, whose modules may have dictionaries of tensors as batches."""
     return batch.rows if isinstance(batch, Batch) else len(next(iter(batch.values())))

@@ -10,13 +10,14 @@ from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
+from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes
 
 __all__ = ["Task"]
 
 
-class Task:
+class Task(KeepsInitArgs):
     """A head, its loss and metrics, and what becomes of its answers; subclass it for a task of your own.
 
     Loading asks it for the head, training for :meth:`loss`, evaluation for :meth:`metrics`, ``predict`` for

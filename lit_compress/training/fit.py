@@ -20,7 +20,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint
 from lit_compress.export.command import export
 from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
-from lit_compress.export.run_folder import absolute_paths, parse_file
+from lit_compress.export.run_folder import absolute_paths, parse_file, task_of
 from lit_compress.files import check_file, check_folder
 from lit_compress.init_args import settings_of
 from lit_compress.models.packed import packed_linears
@@ -219,9 +219,10 @@ def _check_pair(model: Any, data: Any) -> None:
     """Refuse a model that was made for another task or other classes than the data's."""
     if not isinstance(model, LitEncoder) or not isinstance(data, TextData):
         return
-    if model.task_name != data.task:
+    name = task_of(data).name
+    if model.task.name != name:
         raise UserError(
-            f"model.task: {model.task_name!r}, but the data's is {data.task!r}; give labels=data.labels, task=data.task"
+            f"model.task: {model.task.name!r}, but the data's is {name!r}; give labels=data.labels, task=data.task"
         )
     if model.labels != data.labels:
         raise UserError(f"model.labels: {model.labels}, but the data's are {data.labels}; give labels=data.labels")

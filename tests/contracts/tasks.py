@@ -62,12 +62,16 @@ def conll(path: Path, sentences: int = 40, seed: int = 0) -> Path:
     return path
 
 
+SHARES = {"good": 0.8, "great": 0.25}
+
+
 def labelled(path: Path, rows: int = 40, seed: int = 0) -> Path:
     """Texts with any of two labels, each of which a word gives away, as lists in JSON lines."""
     draw = random.Random(seed)
     lines = []
     for _ in range(rows):
-        words, labels = draw.choices(WORDS, k=draw.randrange(2, 7)), [name for name in NAMES[:2] if draw.random() < 0.5]
+        words = draw.choices(WORDS, k=draw.randrange(2, 7))
+        labels = [name for name, share in SHARES.items() if draw.random() < share]
         draw.shuffle(words := words + labels)
         lines.append(json.dumps({"text": " ".join(words), "labels": labels}) + "\n")
     path.write_text("".join(lines))

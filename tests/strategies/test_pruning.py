@@ -58,11 +58,10 @@ def test_activations_are_norms_over_the_tokens_that_are_attended_to(prune, tiny_
     inputs, names = {}, [name for name, _ in compressible_layers(module.student)]
     with torch.no_grad():
         for batch in datamodule.train_dataloader():
+            mask = batch.inputs["attention_mask"].bool()
             hooks = [
                 model.student.get_submodule(name).register_forward_hook(
-                    lambda _, given, __, name=name, mask=batch["attention_mask"]: inputs.setdefault(name, []).append(
-                        given[0][mask.bool()]
-                    )
+                    lambda _, given, __, name=name, mask=mask: inputs.setdefault(name, []).append(given[0][mask])
                 )
                 for name in names
             ]
