@@ -22,7 +22,7 @@ from lit_compress.recipe import recipe
 from lit_compress.report.compare import compare
 from lit_compress.report.sections import own_name, reference
 from lit_compress.report.size import sparsity_of
-from lit_compress.report.words import points_of
+from lit_compress.tasks import MaskedWordsTask, QuestionAnsweringTask, Task
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "tools" / "reproduce.yaml"
@@ -30,7 +30,9 @@ RESULTS = ROOT / "tools" / "results.csv"
 PAGE = ROOT / "docs" / "results.md"
 BEGIN, END = "<!-- reproduce: begin -->", "<!-- reproduce: end -->"
 TEACHER = "teacher"
-MASKED_WORDS, QUESTIONS = "MaskedLanguageModeling", "QuestionAnswering"
+MASKED_WORDS = "MaskedLanguageModeling"
+# Whose scores are no shares of 1.
+TASKS: dict[str, type[Task]] = {MASKED_WORDS: MaskedWordsTask, "QuestionAnswering": QuestionAnsweringTask}
 
 
 def main(
@@ -234,9 +236,8 @@ def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[
         for (_, dataset, stage), lines in own.items():
             value = statistics.mean(float(line["value"]) for line in lines)
             dense = statistics.mean(float(line["dense"] or line["value"]) for line in lines)
-            answers = plan["data"][dataset]["data"]["class_path"] == QUESTIONS
-            points = points_of("question_answering" if answers else "", lines[0]["metric"])
-            points = points if lines[0]["dense"] else None
+            task = TASKS.get(plan["data"][dataset]["data"]["class_path"], Task)()
+            points = task.points(lines[0]["metric"]) if lines[0]["dense"] else None
             cells = (
                 dataset,
                 stage,

@@ -22,6 +22,7 @@ def schema_of(task: Task) -> pyarrow.Schema:
         UserError: a task whose predictions have no columns.
 
     Example:
+        >>> from lit_compress.tasks import ClassificationTask
         >>> schema_of(ClassificationTask(["bad", "good"])).names
         ['row', 'label', 'probability_bad', 'probability_good']
 

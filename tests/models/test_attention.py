@@ -111,9 +111,7 @@ def test_padding_does_not_change_the_others(implementation, batch):
             owner.train()
         model(**batch)
         model.eval()
-        alone = model(
-            input_ids=batch.inputs["input_ids"][:1, :5], attention_mask=batch.inputs["attention_mask"][:1, :5]
-        ).logits
+        alone = model(input_ids=batch["input_ids"][:1, :5], attention_mask=batch["attention_mask"][:1, :5]).logits
         # Without a mask the padding would be attended to.
         assert torch.allclose(model(**batch).logits[:1], alone, atol=1e-5)
 

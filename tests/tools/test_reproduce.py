@@ -1,12 +1,14 @@
 """The plan of reproduction: every recipe on every data set resolves, and the changes it makes arrive."""
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 import lit_compress.data
+from lit_compress.data.options import TextOptions
 from lit_compress.recipe import load_recipe
 from tools import reproduce
 
@@ -33,8 +35,8 @@ def test_every_recipe_resolves_on_every_data_set(name, dataset, tmp_path):
 @pytest.mark.parametrize("dataset", PLAN["data"])
 def test_every_option_of_a_data_set_exists(dataset):
     given = PLAN["data"][dataset]["data"]
-    known = inspect.signature(getattr(lit_compress.data, given["class_path"])).parameters
-    assert set(given["init_args"]) <= set(known)
+    own = inspect.signature(getattr(lit_compress.data, given["class_path"])).parameters
+    assert set(given["init_args"]) <= {*own, *(field.name for field in fields(TextOptions))}
 
 
 def test_the_dense_model_is_shared_by_all_recipes_of_a_data_set():

@@ -165,7 +165,7 @@ def make_variants(dense: PreTrainedModel, dtype: Literal["int8", "fp8"], device:
         Variant(
             name=name,
             folded=in_place(copy.deepcopy(model), device),
-            packed=in_place(fuse(pack(model, format=_format(name), dtype=dtype)), device),
+            packed=in_place(fuse(pack(model, layout=_format(name), dtype=dtype)), device),
         )
         for name, model in folded.items()
     ]
