@@ -35,7 +35,7 @@ class Folded:
     """A plain model, used up by a format, and what its layers have become.
 
     Attributes:
-        model: with plain layers, whose weights lie on their grids.
+        model: with plain layers, whose weights are quantized already.
         manifest: with scales, as in ``compression.json``.
         tokenizer: of the model.
         weights: integers of linears and tables by module name, as their layers made them; those of a folder are found
@@ -52,7 +52,7 @@ class Folded:
         """The integers of a module's weight; None when it is not quantized.
 
         Raises:
-            UserError: a folder's weight does not lie on the grid that its ``compression.json`` says.
+            UserError: a folder's weight is not quantized with the scale that its ``compression.json`` gives.
 
         """
         if name not in self.weights:

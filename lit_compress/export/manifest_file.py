@@ -64,7 +64,7 @@ def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeig
 
 
 def quantization_scales(student: nn.Module, weights: Mapping[str, QuantizedWeight]) -> dict[str, dict[str, Any]]:
-    """Module name to the grids of its enabled quantizers, as JSON types.
+    """Module name to scales and zero points of its enabled quantizers, as JSON types.
 
     A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
     ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
@@ -93,7 +93,7 @@ def weight_of(name: str, weight: Tensor, entry: Mapping[str, Any] | None) -> Qua
         entry: of the manifest.
 
     Raises:
-        UserError: the weight does not lie on the grid of the entry; it was changed afterwards.
+        UserError: the weight is not quantized with the scale of the entry; it was changed afterwards.
 
     """
     scales = (entry or {}).get("scales", {})

@@ -113,7 +113,7 @@ def pack_in_place(
     for name in list(layer_linears(model)):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        # An integer grid has more steps near its ends than fp8.
+        # Integers have more steps near the ends of their range than fp8.
         weight = weight_of(name) if dtype == "int8" else None
         weight = weight or round_weight(linear.weight, kind, name=name)
         chosen = choose_layout(weight.values) if layout == "auto" else layout

@@ -93,7 +93,7 @@ def quantize_(
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
 ) -> Model:
-    """Compute on integer grids from now on, in floating point: fake quantization with the straight-through gradient.
+    """Compute as with integers from now on, in floating point: fake quantization with the straight-through gradient.
 
     Ranges of inputs follow the batches that the model sees in training mode; in evaluation they stay. Weights that are
     pruned stay 0. :func:`lit_compress.fold` gives the plain model, :func:`lit_compress.pack` the one in integers.
@@ -102,7 +102,8 @@ def quantize_(
         model: changed in place.
         bits: of the weights, from 2 to 8.
         per_channel: a scale per output channel, or one per tensor.
-        activations: grids of inputs: ``uint8`` affine, ``int8`` symmetric, ``dynamic`` (a scale per token) or ``none``.
+        activations: how inputs are quantized: ``uint8`` affine, ``int8`` symmetric, ``dynamic`` (a scale per token) or
+            ``none``.
         targets: globs or ``re:`` patterns of linears; None takes those of the transformer layers.
         ignore: patterns to leave alone.
 

@@ -88,7 +88,7 @@ class AttentionDistillation(Distillation):
     """Attention maps: how far the student's attention probabilities are from the teacher's, mean over mapped layers.
 
     Both models compute their probabilities explicitly, which is slower and takes more memory than a fused kernel; the
-    student's are those before dropout, and before a grid of :class:`~lit_compress.strategies.QuantAwareTraining`.
+    student's are those before dropout, and before :class:`~lit_compress.strategies.QuantAwareTraining` rounds them.
 
     Args:
         weight: factor of the term.

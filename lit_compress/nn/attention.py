@@ -70,7 +70,7 @@ class AttentionQuantizers(nn.Module):
 
         Returns:
             Context ``(batch, queries, heads, width)`` and probabilities ``(batch, heads, queries, keys)``, which are
-            those before dropout and before their own grid: the divergence from one that became 0 would be infinite.
+            those before dropout and before they are quantized: the divergence from one that became 0 would be infinite.
 
         """
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -30,7 +30,7 @@ Manifest = dict[str, dict[str, dict[str, Any]]]
 _LINEAR_SLOTS = ("weight_quantizer", "input_quantizer", "output_quantizer")
 _SCORES = ("mask_scores", "weight_scores")
 _TABLE_SLOTS = ("weight_quantizer",)
-_MOST_BITS = 16  # of an integer grid
+_MOST_BITS = 16  # of quantized integers
 _KINDS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name != "FakeQuantizer"}
 
 

@@ -1,4 +1,4 @@
-"""A padded batch as rows of real tokens, one sequence after the other, and back."""
+"""A padded batch unpadded, one sequence's tokens after the other's, and back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["Sequences", "find_sequences", "gather_rows", "pad", "unpad"]
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Where the real tokens of a batch are.
+    """Where the tokens of a batch are that are no padding.
 
     Args:
         batch: sequences.
@@ -25,7 +25,7 @@ class Sequences:
         order: int32 ``(rows,)``, the place of each row in the flattened batch, -1 for none; None when nothing is
             padding.
         place: int32 ``(batch * length,)``, the inverse; -1 at padding; None likewise.
-        fits: bool, whether the rows hold all real tokens, when their number was fixed beforehand; else None.
+        fits: bool, whether the rows hold all unpadded tokens, when their number was fixed beforehand; else None.
 
     """
 
@@ -41,18 +41,18 @@ class Sequences:
 def find_sequences(
     mask: Tensor | None, batch: int, length: int, device: torch.device, budget: int | None = None
 ) -> Sequences:
-    """Find the real tokens; padding may be left, right or in between.
+    """Find the tokens that are no padding, which may be left, right or in between.
 
     How many there are has to be known before anything is computed with them, which waits for the device once a batch.
     While a graph is compiled or captured, nothing can wait: then a fixed number of rows is kept, all places of the
-    batch or ``budget``, real tokens first and padding behind them, which attention leaves out.
+    batch or ``budget``, unpadded tokens first and padding behind them, which attention leaves out.
 
     Args:
-        mask: ``(batch, length)``, non-zero at real tokens; None when all are.
+        mask: ``(batch, length)``, non-zero at tokens, 0 at padding; None without padding.
         batch: sequences.
         length: tokens of each, with padding.
         device: where the tokens are.
-        budget: rows of a graph. A batch that has more real tokens becomes NaN as a whole in :func:`pad`.
+        budget: rows of a graph. A batch that has more unpadded tokens becomes NaN as a whole in :func:`pad`.
 
     Raises:
         UserError: a mask of another shape.
@@ -104,7 +104,7 @@ def _full(batch: int, length: int, device: torch.device) -> Sequences:
 
 
 def _found(mask: Tensor) -> Sequences:
-    """As many rows as real tokens; asking for their number brings the longest length along."""
+    """As many rows as unpadded tokens; asking for their number brings the longest length along."""
     real, counted, starts = _counted(mask)
     longest = starts.diff().amax() if len(mask) else starts[0]
     rows, max_length = (int(number) for number in torch.stack([starts[-1], longest]).tolist())
@@ -133,7 +133,7 @@ def _counted(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _real_first(real: Tensor, rows: int) -> Tensor:
-    # Stable, so real tokens keep their order; nonzero() would wait for the host a second time.
+    # Stable, so tokens keep their order; nonzero() would wait for the host a second time.
     return torch.argsort(real.logical_not().to(torch.uint8), stable=True)[:rows].to(torch.int32)
 
 

@@ -1,4 +1,4 @@
-"""How weights are stored: integers on a grid, layouts without zeros, and files whose every tensor has a digest."""
+"""How weights are stored: integers with scales, compressed layouts, and files whose every tensor has a digest."""
 
 from lit_compress.storage.weight import QuantizedWeight, round_weight
 

@@ -1,4 +1,4 @@
-"""Weights without their zeros, as integers where they lie on a grid: their parts in a file, and the way back.
+"""The non-zeros of weights, as integers where they are quantized: their parts in a file, and the way back.
 
 A matrix ``W`` that is stored so has, under its own name, its values in one row, so that whoever does not know this form
 finds another shape than expected and refuses::
@@ -6,7 +6,7 @@ finds another shape than expected and refuses::
     W             (values,)      fp32, int8 or uint8: those that are not zero, row by row; all without a bitmap
     W_bitmap      (rows, bytes)  uint8, a bit for each position, see :mod:`lit_compress.storage.bitmap`
     W_scale       (rows or 1,)   fp32, of integers
-    W_zero_point  (1,)           uint8, of an affine grid; never with a bitmap
+    W_zero_point  (1,)           uint8, of an affine quantizer; never with a bitmap
 
 All other tensors are stored as they are. What such a file says is checked before it is believed.
 """
@@ -33,7 +33,7 @@ def encode(weight: Tensor | QuantizedWeight) -> dict[str, Tensor] | None:
     """Parts of a weight by the end of their name, or None when storing it as it is takes no more bytes.
 
     Args:
-        weight: integers on their grid, or fp32 ``(rows, columns)``.
+        weight: quantized integers, or fp32 ``(rows, columns)``.
 
     Example:
         >>> parts = encode(torch.eye(8))

@@ -17,13 +17,13 @@ QMAX: dict[torch.dtype, float] = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizedWeight:
-    """A weight on its grid: ``(values - zero_point) * scale``.
+    """A quantized weight: ``(values - zero_point) * scale``.
 
     Attributes:
         values: 8-bit ``(rows, columns)``: int8, uint8 where there is a zero point, or float8_e4m3fn.
         scale: fp32, one per row (an output channel of a linear, a token of a table) ``(rows, 1)``, or one for all
             ``(1, 1)``.
-        zero_point: of an affine grid, else 0.
+        zero_point: of an affine quantizer, else 0.
         bits: width of the integers.
 
     """
@@ -35,7 +35,7 @@ class QuantizedWeight:
 
     @classmethod
     def on_grid(cls, weight: Tensor, scale: Tensor, zero_point: int | None, bits: int) -> Self:
-        """The integers of a floating-point weight that is known to lie on a grid; ``zero_point`` None is symmetric.
+        """The integers of a floating-point weight that is quantized already; ``zero_point`` None is symmetric.
 
         Raises:
             ValueError: it does not.
@@ -45,7 +45,7 @@ class QuantizedWeight:
         weight, scale = weight.detach().float(), scale.float().reshape(-1, 1)
         values = (weight / scale).round_().add_(zero_point or 0)
         if bits > 8 or not ((values >= low) & (values <= high)).all():
-            raise ValueError(f"does not lie on the {bits}-bit grid it is said to")
+            raise ValueError(f"is not quantized to {bits} bits with the scale it is said to have")
         kind = torch.int8 if zero_point is None else torch.uint8
         found = cls(values=values.to(kind), scale=scale, zero_point=zero_point or 0, bits=bits)
         if not torch.equal(found.weight(), weight):
@@ -54,7 +54,7 @@ class QuantizedWeight:
 
     @classmethod
     def rounded(cls, weight: Tensor, scale: Tensor, zero_point: int | None, bits: int) -> Self:
-        """A weight rounded to a grid; ``zero_point`` None is a symmetric one, whose lowest integer is not used."""
+        """A weight quantized; ``zero_point`` None is symmetric, whose lowest integer is not used."""
         top = 2 ** (bits - 1) - 1
         low, high, kind = (-top, top, torch.int8) if zero_point is None else (0, 2**bits - 1, torch.uint8)
         scale = scale.detach().float().reshape(-1, 1)
@@ -74,7 +74,7 @@ class QuantizedWeight:
 def round_weight(
     weight: Tensor, dtype: torch.dtype = torch.int8, bits: int = 8, name: str = "layer"
 ) -> QuantizedWeight:
-    """A weight ``(out_features, in_features)`` on a symmetric grid, a scale per row from its largest magnitude.
+    """A weight ``(out_features, in_features)`` quantized symmetrically, a scale per row from its largest magnitude.
 
     Args:
         weight: any float type.

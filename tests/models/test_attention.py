@@ -206,7 +206,7 @@ def test_dropout_still_acts_on_what_the_model_computes(batch):
 
 
 def test_probabilities_are_shown_before_their_own_grid(batch):
-    """On a grid some become 0, whose divergence from the teacher's would be infinite."""
+    """Quantized, some become 0, whose divergence from the teacher's would be infinite."""
     model = quantized(model_of(BertConfig(**SMALL)))
     visible_attention(model, "model.pretrained")
     with torch.no_grad():

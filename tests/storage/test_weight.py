@@ -50,5 +50,5 @@ def test_integers_are_found_in_what_lies_on_a_grid_and_in_nothing_else():
     assert torch.equal(found.values, weight.values)
     with pytest.raises(ValueError, match="was changed after it was quantized"):
         QuantizedWeight.on_grid(weight.weight() + 1e-3, weight.scale, None, 8)
-    with pytest.raises(ValueError, match="does not lie on the 4-bit grid"):
+    with pytest.raises(ValueError, match="is not quantized to 4 bits"):
         QuantizedWeight.on_grid(weight.weight(), weight.scale, None, 4)
