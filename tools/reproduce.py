@@ -20,7 +20,7 @@ from jsonargparse import auto_cli
 
 from lit_compress.recipe import recipe
 from lit_compress.report.compare import compare
-from lit_compress.report.sections import own_name, reference
+from lit_compress.report.headline import own_name, reference
 from lit_compress.report.size import sparsity_of
 from lit_compress.tasks import MaskedWordsTask, QuestionAnsweringTask, Task
 

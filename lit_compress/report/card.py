@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.sections import Section, basis, cautions, reference, sections, verdict_lines
+from lit_compress.report.headline import basis, cautions, reference, verdict_lines
+from lit_compress.report.sections import Section, sections
 from lit_compress.report.words import ratio
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]

@@ -17,11 +17,12 @@ from lit_compress.models.labels import LabelMap
 from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
 from lit_compress.report.fronts import Group, groups_of, pareto_figure
+from lit_compress.report.headline import own_name, reference
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.page import render
 from lit_compress.report.run import SCHEMA, has_dense, measure_run
 from lit_compress.report.save import save_report
-from lit_compress.report.sections import Section, Table, own_name, reference
+from lit_compress.report.sections import Section, Table
 from lit_compress.report.size import sparsity_of
 from lit_compress.report.words import number, points_of, ratio, settings_text, verdict_of
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, PAPER, bare, chart
+from lit_compress.report.headline import own_name
 from lit_compress.report.pareto import pareto_front
-from lit_compress.report.sections import own_name
 from lit_compress.report.words import points_of
 
 __all__ = ["Group", "groups_of", "pareto_figure"]

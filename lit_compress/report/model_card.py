@@ -12,7 +12,8 @@ from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
 from lit_compress.models.load import first_line
 from lit_compress.report.card import section, table
-from lit_compress.report.sections import again, cost, done, gain, own_name, where
+from lit_compress.report.headline import own_name
+from lit_compress.report.sections import again, cost, done, gain, where
 
 __all__ = ["update_model_card", "with_results"]
 

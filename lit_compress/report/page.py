@@ -6,7 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lit_compress.report.sections import Section, basis, cautions, highlights, sections, verdict_lines
+from lit_compress.report.headline import basis, cautions, highlights, verdict_lines
+from lit_compress.report.sections import Section, sections
 
 __all__ = ["page", "render"]
 

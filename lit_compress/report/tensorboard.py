@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from lit_compress.report.card import cell
-from lit_compress.report.sections import cautions, own_name, verdict_lines
+from lit_compress.report.headline import cautions, own_name, verdict_lines
 from lit_compress.report.size import sparsity_of
 
 __all__ = ["final_metrics", "write_events"]

@@ -120,11 +120,15 @@ def module(task, tokenizer, folder):
     return data
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("task", TASKS)
-def test_a_saved_tokenizer_reads_as_training_does(kind, task, tmp_path):
-    if task == "answers" and kind in ("sentencepiece XLNet", "byte-level, left"):
-        pytest.skip("question answering refuses tokenizers that pad on the left")
+# Question answering refuses tokenizers that pad on the left, which has a test of its own.
+PADS_LEFT = ("sentencepiece XLNet", "byte-level, left")
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [(task, kind) for task in TASKS for kind in TOKENIZERS if not (task == "answers" and kind in PADS_LEFT)],
+)
+def test_a_saved_tokenizer_reads_as_training_does(task, kind, tmp_path):
     data = module(task, TOKENIZERS[kind](), tmp_path)
     assert list(data.token_examples())
     data.tokenizer.save_pretrained(tmp_path / "saved")

@@ -80,27 +80,25 @@ def test_the_same_step_and_draw_give_the_same_gradients(midway):
     assert torch.equal(once, midway(look)[0])
 
 
+def state_of(run, module):
+    """Modes, positions in the data, and generators of random numbers."""
+    return (
+        [m.training for m in module.modules()],
+        run.train_dataloader.state_dict(),
+        run.datamodule.state_dict(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+    )
+
+
 def test_nothing_is_left_behind(midway):
     def look(run, module):
         module.student.bert.pooler.eval()  # a mode that somebody chose
         gradients = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
-        before = (
-            [m.training for m in module.modules()],
-            run.train_dataloader.state_dict(),
-            run.datamodule.state_dict(),
-            torch.get_rng_state().tolist(),
-            np.random.get_state()[1].tolist(),
-            random.getstate(),
-        )
+        before = state_of(run, module)
         take(run, module)
-        after = (
-            [m.training for m in module.modules()],
-            run.train_dataloader.state_dict(),
-            run.datamodule.state_dict(),
-            torch.get_rng_state().tolist(),
-            np.random.get_state()[1].tolist(),
-            random.getstate(),
-        )
+        after = state_of(run, module)
         for parameter, gradient in zip(module.parameters(), gradients, strict=True):
             assert (parameter.grad is None) == (gradient is None)
             assert gradient is None or torch.equal(parameter.grad, gradient)
