@@ -124,7 +124,7 @@ def notes(results: dict[str, Any]) -> list[str]:
         "- *values + index*: non-zeros in their stored type, one bit per position where a matrix is stored sparsely, "
         "and scales; no general-purpose compression. The exported folder itself stores fp32 with zeros.",
         "- *against ... fp32*: how many times smaller values + index are, in brackets the values alone.",
-        "- *latency*: eager PyTorch, median; zeros and int8 grids do not make dense kernels faster.",
+        "- *latency*: eager PyTorch, median; zeros and simulated int8 do not make dense kernels faster.",
     ]
     if any("accuracy_quantized_inputs" in model for model in results["models"].values()):
         lines += [

@@ -41,7 +41,7 @@ NOTES = (
     "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices; in "
     "brackets how many times less than the dense model in fp32 (without one, than the pretrained one).",
     "*latency*: of a batch of 1, as a ratio to the dense model in the same process; eager PyTorch, where zeros and "
-    "int8 grids save no time, only what is physically smaller does.",
+    "simulated int8 save no time, only what is physically smaller does.",
 )
 
 

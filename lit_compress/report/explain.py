@@ -29,7 +29,7 @@ def explain(model: str, tokens: int = 4096, device: str | None = None, output: s
 
     Args:
         model: packed folder.
-        tokens: real tokens of a batch, padding not counted.
+        tokens: tokens of a batch, padding not counted.
         device: `cpu`, or a GPU that need not be here (`h200`, `h100`, `a100`, `l4`); this machine's by default.
         output: file that the same is written to as JSON; replaces an earlier explanation only.
 
@@ -51,7 +51,7 @@ def explanation(model: PreTrainedModel, tokens: int, device: str) -> dict[str, A
 
     Args:
         model: as ``from_pretrained`` gives it.
-        tokens: real tokens of a batch.
+        tokens: of a batch, padding not counted.
         device: as in :func:`lit_compress.models.fused_report.describe_fused`.
 
     """
@@ -116,7 +116,7 @@ def _number(reason: str, reasons: list[str]) -> str:
 
 
 def _notes(facts: dict[str, Any]) -> list[str]:
-    lines = [f"{facts['fused_layers']} of {len(facts['layers'])} layers run fused, on rows of real tokens."]
+    lines = [f"{facts['fused_layers']} of {len(facts['layers'])} layers run fused, on unpadded tokens."]
     if facts["bytes"]:
         lines.append(
             f"Weights of these: {facts['bytes'] / 1e6:.2f} MB, {facts['fp32_bytes'] / 1e6:.2f} MB as fp32 "

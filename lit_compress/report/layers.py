@@ -25,8 +25,8 @@ def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: 
     """Entries ``layers``, ``dense_layers``, ``matrices``, ``tables``, ``attention`` and ``blocks`` of report.json.
 
     A layer has ``{"layer": number, "heads", "neurons", "sparsity", "weights", "inputs"}``, a matrix ``{"name", "layer",
-    "matrix", "shape", "dense_shape", "sparsity", "weights", "inputs", "bytes"}`` with the grids of weights and inputs
-    in words; a table likewise, with its ``rank`` and ``rows``. ``attention`` names the modules that compute with
+    "matrix", "shape", "dense_shape", "sparsity", "weights", "inputs", "bytes"}``, where weights and inputs say how they
+    are quantized; a table the same, with its ``rank`` and ``rows``. ``attention`` names the modules that compute with
     quantized tensors; ``blocks`` has :func:`block_sparsity` of each matrix with a mask. ``dense_shape``,
     ``dense_heads`` and ``dense_neurons`` are None without a dense model.
 
@@ -51,8 +51,8 @@ def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: 
                 "shape": list(linear.weight.shape),
                 "dense_shape": shapes.get(matrix),
                 "sparsity": sparsity(linear.weight),
-                "weights": _grid((entries.get(name) or {}).get("weight_quantizer")),
-                "inputs": _grid((entries.get(name) or {}).get("input_quantizer")),
+                "weights": _quantization((entries.get(name) or {}).get("weight_quantizer")),
+                "inputs": _quantization((entries.get(name) or {}).get("input_quantizer")),
                 "bytes": size.compressed_bytes,
             }
         )
@@ -62,7 +62,11 @@ def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: 
         "dense_layers": len({_place(name)[0] for name in _linears(dense, {})} - {None}) or None,
         "matrices": matrices,
         "tables": _tables(model, manifest.get("embeddings", {})),
-        "attention": [name for name, slots in manifest.get("attention", {}).items() if any(map(_grid, _grids(slots)))],
+        "attention": [
+            name
+            for name, slots in manifest.get("attention", {}).items()
+            if any(map(_quantization, _all_quantizers(slots)))
+        ],
         "blocks": {name: block_sparsity(linears[name].weight) for name in masked},
     }
 
@@ -120,7 +124,7 @@ def _tables(model: PreTrainedModel, entries: Mapping[str, Any]) -> list[dict[str
             "rows": table.num_embeddings,
             "width": table.embedding_dim,
             "rank": ranks.get(name),
-            "weights": _grid((entries.get(name) or {}).get("weight_quantizer")),
+            "weights": _quantization((entries.get(name) or {}).get("weight_quantizer")),
         }
         for name, table in tables.items()
     ]
@@ -160,11 +164,11 @@ def _place(name: str) -> tuple[int | None, str]:
     return (int(found[1]), found[2]) if found else (None, name)
 
 
-def _grid(quantizer: Mapping[str, Any] | None) -> str | None:
+def _quantization(quantizer: Mapping[str, Any] | None) -> str | None:
     """A quantizer in words; None when there is none, or it is off.
 
     Example:
-        >>> _grid({"kind": "MinMaxWeightQuantizer", "enabled": True, "spec": {"bits": 8, "per_channel": True}})
+        >>> _quantization({"kind": "MinMaxWeightQuantizer", "enabled": True, "spec": {"bits": 8, "per_channel": True}})
         'int8 per channel'
 
     """
@@ -181,7 +185,7 @@ def _grid(quantizer: Mapping[str, Any] | None) -> str | None:
     return f"{'int' if spec.get('symmetric') else 'uint'}{bits}"
 
 
-def _grids(slots: Mapping[str, Any]) -> list[Any]:
+def _all_quantizers(slots: Mapping[str, Any]) -> list[Any]:
     """The quantizers of an attention module; its entry holds their scales as well."""
     return [quantizer for name, quantizer in slots.items() if name != "scales"]
 

@@ -119,7 +119,7 @@ def gain(results: Results) -> Section:
             f"sparsely, and scales; in brackets how many times less than {whose}. The exported folder itself stores "
             "fp32 with zeros.",
             "Latency is the median of eager PyTorch (in brackets from the fastest to the slowest tenth), where zeros "
-            "and int8 grids save no time; only what is physically smaller does.",
+            "and simulated int8 save no time; only what is physically smaller does.",
         ),
         figures=("size", "latency"),
         tables=(Table(header=("", *models), rows=rows),),

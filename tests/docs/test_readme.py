@@ -141,6 +141,9 @@ def test_the_file_tree_is_true():
         depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
         folders = [*folders[:depth], entry]
         assert (ROOT / "".join(folders)).exists(), line
+    listed = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")}
+    there = {path.name for path in (ROOT / "lit_compress").iterdir() if not path.name.startswith("__pycache__")}
+    assert listed == there
 
 
 def test_make_targets_exist():
