@@ -3,13 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from torch import Tensor
 
 from lit_compress.functional import masks
 
-__all__ = ["BalancedBlocks", "NOfM", "Pattern", "Scope", "parse_pattern"]
+__all__ = ["BalancedBlocks", "NOfM", "Pattern", "Scope", "parse_pattern", "wrong_option"]
 
 Scope = Literal["layer", "global", "output"]
 
@@ -109,6 +109,25 @@ class BalancedBlocks(Pattern):
         return (
             f"can prune nothing of {in_features} inputs, which are {blocks} blocks" if blocks <= self.multiple else None
         )
+
+
+def wrong_option(pattern: Pattern, sparsity: float, scope: str) -> tuple[str, str] | None:
+    """Which of ``sparsity`` and ``scope`` is wrong, alone or with the pattern, and why; None when all is well.
+
+    Example:
+        >>> wrong_option(parse_pattern("2:4"), 0.6, "layer")
+        ('sparsity', "0.6 does not go with '2:4'; it must be 0.5")
+
+    """
+    if not 0 <= sparsity < 1:
+        return "sparsity", f"{sparsity} must be in [0, 1)"
+    if isinstance(pattern, NOfM) and abs(sparsity - pattern.sparsity) > 1e-6:
+        return "sparsity", f"{sparsity} does not go with {pattern.text!r}; it must be {pattern.sparsity:g}"
+    if scope not in get_args(Scope):
+        return "scope", f"{scope!r} must be one of {', '.join(get_args(Scope))}"
+    if scope != "layer" and pattern.everywhere:
+        return "scope", f"{scope} has no meaning for {pattern.text!r}; use 'layer'"
+    return None
 
 
 def parse_pattern(text: str) -> Pattern:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from lit_compress.errors import UserError
 from lit_compress.functional.importance import magnitude
-from lit_compress.functional.patterns import NOfM, Scope, parse_pattern
+from lit_compress.functional.patterns import Scope, parse_pattern, wrong_option
 from lit_compress.models.targets import match_linears
+from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.quantizers import (
     DynamicTokenQuantizer,
     FakeQuantizer,
@@ -57,32 +58,38 @@ def prune_(
         UserError: an argument is wrong, or a linear cannot be pruned in this pattern; nothing is changed then.
 
     """
-    if not 0 <= sparsity < 1:
-        raise UserError(f"prune_: sparsity {sparsity} must be in [0, 1)")
     try:
         parsed = parse_pattern(pattern)
     except ValueError as error:
         raise UserError(f"prune_: pattern {error}") from error
-    if isinstance(parsed, NOfM) and abs(sparsity - parsed.sparsity) > 1e-6:
-        raise UserError(f"prune_: sparsity {sparsity} does not go with {pattern!r}; it must be {parsed.sparsity:g}")
-    if scope != "layer" and parsed.everywhere:
-        raise UserError(f"prune_: scope {scope!r} has no meaning for {pattern!r}; use 'layer'")
+    if wrong := wrong_option(parsed, sparsity, scope):
+        raise UserError(f"prune_: {' '.join(wrong)}")
     found = match_linears(model, targets, ignore, "prune_: targets")
     for name, linear in found.items():
         if reason := parsed.why_not(linear.out_features, linear.in_features):
             raise UserError(f"prune_: pattern {pattern!r} {reason} of {name!r}; choose another, or ignore that linear")
-    layers = list(make_compressible(model, list(found)).values())
-    kept: list[Tensor] = []
-    for layer in layers:
+    # All that a user's function may make fail comes before anything is changed.
+    masks = parsed.masks([_scores(name, linear, importance) for name, linear in found.items()], sparsity, scope)
+    for layer, mask in zip(make_compressible(model, list(found)).values(), masks, strict=True):
         layer.add_mask()
         assert layer.weight_mask is not None
-        kept.append(layer.weight_mask)
-    # What is pruned stays pruned, whatever the importance says about a zero.
-    scores = [importance(layer.weight).masked_fill(~mask, -torch.inf) for layer, mask in zip(layers, kept, strict=True)]
-    for layer, before, mask in zip(layers, kept, parsed.masks(scores, sparsity, scope), strict=True):
-        before &= mask
-        layer.weight *= before
+        layer.weight_mask &= mask
+        layer.weight *= layer.weight_mask
     return model
+
+
+def _scores(name: str, linear: nn.Linear, importance: Callable[[Tensor], Tensor]) -> Tensor:
+    scores = importance(linear.weight)
+    shape, wanted = tuple(scores.shape), tuple(linear.weight.shape)
+    if shape != wanted:
+        raise UserError(
+            f"prune_: importance gives scores of shape {shape} for {name!r} of {wanted}; give one for each weight"
+        )
+    if scores.isnan().any():
+        raise UserError(f"prune_: importance gives NaN for {name!r}; give numbers that can be compared")
+    # What is pruned stays pruned, whatever the importance says about a zero.
+    mask = linear.weight_mask if isinstance(linear, CompressibleLinear) else None
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
 
 def quantize_(

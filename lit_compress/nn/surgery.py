@@ -70,10 +70,11 @@ def make_compressible(model: nn.Module, names: Sequence[str]) -> dict[str, Compr
     """
     owners = _owners(model)
     layers = {}
-    for name in names:
-        linear = model.get_submodule(name)
+    linears = {name: model.get_submodule(name) for name in names}
+    for name, linear in linears.items():
         if shared := [other for other in owners[id(linear.weight)] if other != name]:
             raise UserError(f"targets: {name!r} shares its weight with {shared[0]!r}; add it to ignore")
+    for name, linear in linears.items():
         assert isinstance(linear, nn.Linear)
         if not isinstance(linear, CompressibleLinear):
             linear = CompressibleLinear.from_linear(linear)

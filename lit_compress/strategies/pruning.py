@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_compress.errors import UserError
-from lit_compress.functional.patterns import BalancedBlocks, NOfM, Pattern, Scope, parse_pattern
+from lit_compress.functional.patterns import BalancedBlocks, Pattern, Scope, parse_pattern, wrong_option
 from lit_compress.functional.permutation import neuron_order
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear
 from lit_compress.models.groups import KINDS, Kind, permute_groups, removable_groups
@@ -95,9 +95,9 @@ class Pruning(Scheduled):
             key = next(key for key, there in given.items() if there)
             raise UserError(f"{owner}.{key}: has no effect on method soft; leave it out")
         self.sparsity = _SPARSITY if sparsity is None else sparsity
-        self._check_amounts(initial_sparsity, schedule, scope)
         self.pattern = self._parse(pattern)
         self.scope: Scope = scope
+        self._check_amounts(initial_sparsity, schedule)
         self.permute_neurons = permute_neurons
         self.regrowth: Regrowth = "all" if self.importance.learned else "values" if regrowth else "none"
         if last_update is not None and self.regrowth == "none":
@@ -275,34 +275,27 @@ class Pruning(Scheduled):
         except ValueError as error:
             raise UserError(f"{type(self).__name__}.pattern: {error}") from error
 
-    def _check_amounts(self, initial: float, schedule: str, scope: str) -> None:
+    def _check_amounts(self, initial: float, schedule: str) -> None:
         owner = type(self).__name__
-        for key, value in (("sparsity", self.sparsity), ("initial_sparsity", initial)):
-            if not 0 <= value < 1:
-                raise UserError(f"{owner}.{key}: {value} must be in [0, 1)")
+        pattern = self.pattern if isinstance(self.pattern, Pattern) else Pattern()
+        if wrong := wrong_option(pattern, self.sparsity, self.scope):
+            raise UserError(f"{owner}.{': '.join(wrong)}")
+        if not 0 <= initial < 1:
+            raise UserError(f"{owner}.initial_sparsity: {initial} must be in [0, 1)")
         if initial > self.sparsity:
             raise UserError(
                 f"{owner}.initial_sparsity: {initial} is above sparsity {self.sparsity}; give at most as much"
             )
-        for key, value, allowed in (
-            ("schedule", schedule, ("constant", *_SCHEDULES)),
-            ("scope", scope, ("layer", "global", "output")),
-        ):
-            if value not in allowed:
-                raise UserError(f"{owner}.{key}: {value!r} must be one of {', '.join(allowed)}")
+        if schedule not in (allowed := ("constant", *_SCHEDULES)):
+            raise UserError(f"{owner}.schedule: {schedule!r} must be one of {', '.join(allowed)}")
         if schedule == "constant" and initial:
             raise UserError(f"{owner}.initial_sparsity: {initial} has no effect on a constant schedule; leave it out")
 
     def _check_pattern(self) -> None:
         owner, pattern = type(self).__name__, self.pattern
-        if isinstance(pattern, NOfM) and abs(self.sparsity - pattern.sparsity) > 1e-6:
-            raise UserError(
-                f"{owner}.sparsity: {self.sparsity} does not go with pattern {pattern.text!r}; "
-                f"it must be {pattern.sparsity:g}"
-            )
-        text, fixed = (pattern.text, pattern.everywhere) if isinstance(pattern, Pattern) else (pattern, False)
-        if (fixed and self.scope != "layer") or (text in KINDS and self.scope == "output"):
-            raise UserError(f"{owner}.scope: {self.scope} has no meaning for {text!r}; use layer")
+        text = pattern.text if isinstance(pattern, Pattern) else pattern
+        if text in KINDS and self.scope == "output":
+            raise UserError(f"{owner}.scope: output has no meaning for {text!r}; use layer or global")
         if self.permute_neurons and not isinstance(pattern, BalancedBlocks):
             raise UserError(
                 f"{owner}.permute_neurons: has no effect on pattern {text!r}; choose one such as tall_blocks, "

@@ -81,6 +81,13 @@ def test_one_threshold_for_all_and_an_importance_of_ones_own():
         (lambda model: prune_(model, pattern="diagonal"), "'diagonal' is not a pattern"),
         (lambda model: prune_(model, pattern="1x5"), "'1x5' does not divide .* of 'bert"),
         (lambda model: prune_(model, pattern="2:4", scope="global"), "no meaning for '2:4'; use 'layer'$"),
+        (lambda model: prune_(model, scope="gloabl"), "^prune_: scope 'gloabl' must be one of layer, global, output$"),
+        (
+            lambda model: prune_(model, importance=lambda weight: weight.abs().sum(1, keepdim=True)),
+            r"^prune_: importance gives scores of shape \(16, 1\) for 'bert.*' of \(16, 16\); give one for each",
+        ),
+        (lambda model: prune_(model, importance=lambda weight: weight.sum()), r"gives scores of shape \(\) for"),
+        (lambda model: prune_(model, importance=lambda weight: 0 / (0 * weight)), "gives NaN for 'bert"),
         (lambda model: prune_(model, targets=["nothing"]), "^prune_: targets: 'nothing' matches no Linear"),
         (lambda model: quantize_(model, bits=9), "^quantize_: bits 9 must be from 2 to 8$"),
         (lambda model: quantize_(model, activations="fp4"), "'fp4' must be one of uint8, int8, dynamic, none$"),
@@ -91,6 +98,25 @@ def test_a_mistake_is_one_line(call, line):
     with pytest.raises(UserError, match=line) as error:
         call(build("bert"))
     assert "\n" not in str(error.value)
+
+
+def fails(weight):
+    raise RuntimeError
+
+
+@pytest.mark.parametrize("importance", [fails, lambda weight: weight[:, :1], torch.abs])
+def test_a_model_that_cannot_be_pruned_stays_as_it_is(importance):
+    model = build("bert")
+    output = model.bert.encoder.layer[-1].output.dense
+    if importance is torch.abs:  # the last linear cannot be masked: another module has its weight
+        model.tied = nn.Linear(output.in_features, output.out_features)
+        model.tied.weight = output.weight
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises((UserError, RuntimeError)):
+        prune_(model, importance=importance)
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {nn.Linear}
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_ranges_are_measured_without_training():
