@@ -19,7 +19,7 @@ from lit_compress.strategies.distributed_weights import full_tensor, full_weight
 from lit_compress.strategies.importance import Function, Importance, Magnitude, Sample
 from lit_compress.strategies.scheduled import Scheduled
 from lit_compress.strategies.strategy import amount_of, percent, student_of, tell_if_little, zeros
-from lit_compress.strategies.units import GroupUnits, Regrowth, Units, WeightUnits, find_groups
+from lit_compress.strategies.units import GroupUnits, Regrowth, Units, WeightUnits, find_groups, prunes_more
 from lit_compress.strategies.window import Window
 
 __all__ = ["Pruning"]
@@ -118,6 +118,7 @@ class Pruning(Scheduled):
         self.window = Window(
             owner, start, end, every, last_update, self.last_update_option, one_grid=self.importance.learned
         )
+        self._matched: Units | None = None
 
     def prepare(self, layers: dict[str, CompressibleLinear]) -> None:
         for name, layer in layers.items():
@@ -176,6 +177,8 @@ class Pruning(Scheduled):
                 f"{type(self).__name__}.targets: {learned[0]!r} learns its mask, which brings weights back; "
                 "give movement pruning and this strategy different layers"
             )
+        # Once per fit: matching names takes longer than a step's scores, and the structure does not change any more.
+        self._matched = self._units(pl_module)
         super().on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -184,16 +187,18 @@ class Pruning(Scheduled):
         updates = self.updates(trainer)
         if updates.start <= trainer.global_step < updates.last:
             # Under DDP and FSDP2 gradients are those of all ranks by now, so every rank adds up the same.
-            units = self._units(pl_module)
+            units = self._matched
+            assert units is not None
             self.importance.collect(units, {name: _gradient(layer) for name, layer in units.layers.items()})
 
     @torch.no_grad()
     def update(self, trainer: Trainer, pl_module: LightningModule, progress: float) -> None:
-        amount, units, reached = self.schedule(progress), self._units(pl_module), 0.0
+        amount, units, reached = self.schedule(progress), self._matched, 0.0
+        assert units is not None
         if self.regrowth == "none":
             if self.importance.needs_passes:
                 reached = units.reached()
-            if amount <= reached:
+            if amount <= reached or (self.importance.needs_passes and not prunes_more(units, amount)):
                 return  # nothing to prune; passes over the data saved
         updates = self.updates(trainer)
         keep_values = self.regrowth != "none" and trainer.global_step < updates.last

@@ -18,7 +18,7 @@ from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import match_modules
 from lit_compress.strategies.distributed_weights import agreed, full_weight, set_mask
 
-__all__ = ["GroupUnits", "Regrowth", "Units", "WeightUnits", "find_groups"]
+__all__ = ["GroupUnits", "Regrowth", "Units", "WeightUnits", "find_groups", "prunes_more"]
 
 # Whether what is pruned may come back at a later update: not at all, with the value it had, or always.
 Regrowth = Literal["none", "values", "all"]
@@ -85,9 +85,14 @@ class WeightUnits:
         for name, mask in kept.items():
             set_mask(self.layers[name], mask, trainer, keep_values)
 
+    @property
+    def existing(self) -> dict[str, Tensor]:
+        """Which units there are now, as :meth:`select` says it."""
+        return {name: _present(layer.weight_mask) for name, layer in self.layers.items()}
+
     def reached(self) -> float:
         """The sparsity that there is, of the layer that has least of it where each has its own."""
-        existing = [_present(layer.weight_mask).flatten() for layer in self.layers.values()]
+        existing = [mask.flatten() for mask in self.existing.values()]
         return min(masks.sparsity(pool) for pool in ([torch.cat(existing)] if self.scope == "global" else existing))
 
     def _available(self, layer: CompressibleLinear) -> Tensor:
@@ -177,13 +182,18 @@ class GroupUnits:
                 rows = row_mask(one, mask, producer.out_features)
                 set_mask(producer, _present(producer.weight_mask) & rows[:, None], trainer)
 
+    @property
+    def existing(self) -> dict[str, Tensor]:
+        """Which groups there are now, as :meth:`select` says it."""
+        return {one.consumer: self._kept(one) for one in self._all()}
+
     def reached(self) -> float:
-        """The share that is gone, of the layer that has least of it."""
+        """The share that is gone, of the layer that has least of it where each has its own."""
         shares = [
-            (one.count - int(self._kept(one).sum())) / (one.count - final)
+            sum(one.count - int(self._kept(one).sum()) for one in pool) / to_go
             for kind, groups in self.groups.items()
-            for one in groups
-            if (final := self.final(kind, one.count)) < one.count
+            for pool in ([groups] if self.scope == "global" else [[one] for one in groups])
+            if (to_go := sum(one.count - self.final(kind, one.count) for one in pool))
         ]
         return min(shares, default=1.0)
 
@@ -204,6 +214,16 @@ class GroupUnits:
 
 
 Units = WeightUnits | GroupUnits
+
+
+def prunes_more(units: Units, sparsity: float) -> bool:
+    """Whether something goes that there still is: whole numbers of units do not change with every sparsity.
+
+    How many go follows from a sparsity alone, so that any scores tell.
+    """
+    existing = units.existing
+    kept = units.select({name: mask.float() for name, mask in existing.items()}, sparsity)
+    return any(not torch.equal(kept[name], mask) for name, mask in existing.items())
 
 
 def find_groups(

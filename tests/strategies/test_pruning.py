@@ -1,19 +1,37 @@
 """What each importance looks at, and what each pattern does with it; that pairs are exact is in tests/contracts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch._dynamo.testing
 from contracts.errors import error_of
 from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
+from models.families import build
 
-from lit_compress.modules import ScorePenalty
-from lit_compress.nn import compressible_layers
-from lit_compress.strategies import Activations, Fisher, Function, Movement, Pruning, Taylor
+from lit_compress.models.groups import removable_groups
+from lit_compress.modules import LitStudent, ScorePenalty
+from lit_compress.nn import compressible_layers, make_compressible
+from lit_compress.strategies import Activations, Fisher, Function, MagnitudePruning, Movement, Pruning, Taylor
+from lit_compress.strategies.units import GroupUnits
 
 # What the linears belong to that make heads and neurons.
 GROUPED = {"self": ["heads"], "intermediate": ["neurons"]}
 ONE_SHOT = {"sparsity": 0.6, "schedule": "constant", "start": "3 steps", "end": "3 steps"}
+
+
+class Passes(Callback):
+    """How often the loss is asked for between the steps, by step."""
+
+    def __init__(self, monkeypatch):
+        self.asked, original = {}, LitStudent.task_loss
+
+        def counted(module, batch):
+            self.asked[module.global_step] = self.asked.get(module.global_step, 0) + 1
+            return original(module, batch)
+
+        monkeypatch.setattr(LitStudent, "task_loss", counted)
 
 
 class Before(Callback):
@@ -121,6 +139,86 @@ def test_a_function_gets_what_its_parameters_ask_for(prune):
     prune(importance=Function(importance, batches=2, batch_size=4), **ONE_SHOT)
     assert len(seen) == 12
     assert all(weight == gradients and inputs == weight[1:] for weight, gradients, inputs in seen.values())
+
+
+SAVED = {
+    "2:4, which takes whole weights": ({"sparsity": 0.5, "pattern": "2:4"}, {3: 4, 7: 4}),
+    "a count rounded down": ({"sparsity": 0.8, "schedule": "constant"}, {1: 4}),
+    "balanced blocks": ({"sparsity": 0.5, "pattern": "4x4/4", "schedule": "linear"}, {3: 4, 5: 4, 6: 4}),
+    "neurons": ({"sparsity": 0.1, "pattern": "neurons", "schedule": "constant"}, {1: 4}),
+    "two heads": ({"sparsity": 0.5, "pattern": "heads", "schedule": "linear"}, {5: 4}),
+    "all layers together": ({"sparsity": 0.8, "scope": "global", "schedule": "constant"}, {1: 4}),
+}
+
+
+@pytest.mark.parametrize(("options", "passes"), SAVED.values(), ids=SAVED)
+def test_an_update_that_prunes_nothing_takes_no_passes(options, passes, prune, monkeypatch):
+    count = Passes(monkeypatch)
+    fisher = Fisher(gradients=4, gradient_batch_size=4, damping=1e-4, block_size=8)
+    _, before = prune(importance=fisher, start="1 steps", end="7 steps", every="1 steps", **options)
+    assert count.asked == passes
+    changed = [
+        step
+        for step in range(1, STEPS)
+        for name, mask in before.masks[step].items()
+        if not torch.equal(mask, before.masks[step - 1][name])
+    ]
+    assert set(changed) == set(passes)
+
+
+def test_parts_of_an_update_are_of_what_all_layers_together_have_left():
+    model = build("bert")
+    groups = {"neurons": removable_groups(model, "neurons", "test")}
+    names = [name for one in groups["neurons"] for name in (one.consumer, *one.producers)]
+    for layer in make_compressible(model, names).values():
+        layer.add_mask()
+    units = GroupUnits(model, groups, lambda kind, count: count // 2, "global")
+    units.add_groups()
+    first, *others = groups["neurons"]
+    # The first layer has lost all that it could lose on the average, the others keep everything.
+    model.get_submodule(first.consumer).kept_groups[: first.count // 2] = False
+    assert units.reached() == pytest.approx(1 / (1 + len(others)))
+    assert replace(units, scope="layer").reached() == 0
+
+
+WRONG = {
+    "a class of ours": (Pruning, {"importance": Activations}, "Pruning.importance: the class Activations "),
+    "a class": (Pruning, {"importance": torch.nn.Linear}, "Pruning.importance: the class Linear "),
+    "a name": (Pruning, {"importance": "Magnitude"}, "Pruning.importance: 'Magnitude' "),
+    "a number": (MagnitudePruning, {"criterion": 3}, "MagnitudePruning.criterion: 3 "),
+    "a class in a function": (Pruning, {"importance": Function(Fisher)}, "Pruning.importance: the class Fisher "),
+}
+
+
+@pytest.mark.parametrize(("kind", "options", "line"), WRONG.values(), ids=WRONG)
+def test_what_is_no_importance_is_one_line_before_the_training(kind, options, line):
+    assert error_of(lambda: kind(**options)).startswith(line)
+
+
+def test_no_step_matches_names(prune, monkeypatch):
+    calls, original = [], Pruning._match
+
+    def counted(self, student):
+        calls.append(student)
+        return original(self, student)
+
+    class InTraining(Callback):
+        def on_train_batch_start(self, run, module, batch, batch_idx):
+            calls.clear()  # a checkpoint says how much is pruned
+
+        def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
+            assert not calls
+
+    monkeypatch.setattr(Pruning, "_match", counted)
+    prune(InTraining(), importance=Taylor(), sparsity=0.5, start="1 steps", end="7 steps", every="1 steps")
+
+
+def test_only_layers_that_make_up_for_something_are_sampled_again(prune, monkeypatch):
+    count = Passes(monkeypatch)
+    # One layer at a time: four for the scores, and of those that read neurons two again.
+    fisher = Fisher(gradients=4, gradient_batch_size=4, damping=1e-4, block_size=8, memory=5e-4)
+    prune(importance=fisher, pattern="neurons", **ONE_SHOT)
+    assert count.asked == {3: 4 * (4 + 2)}
 
 
 def test_scores_of_another_shape_are_one_line(prune):

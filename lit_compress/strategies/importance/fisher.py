@@ -81,6 +81,8 @@ class Fisher(Importance):
         values: dict[str, Tensor] = {}
         # The inverses of the last share are still there. No weight is written before the last gradient is sampled.
         for share in reversed(shares):
+            if not share.keys() & compensated.keys():
+                continue
             if inverses.keys() != share.keys():
                 self._fill(inverses, sample, share)
             for name, layer in share.items():

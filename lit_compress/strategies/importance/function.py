@@ -40,6 +40,11 @@ class Function(Importance):
         self.from_weights, self.needs_passes = not self.statistics, bool(self.statistics)
 
     def check(self, pattern: Pattern | Kind) -> None:
+        if isinstance(self.function, type) or not callable(self.function):
+            given = f"the class {_name(self.function)}" if isinstance(self.function, type) else repr(self.function)
+            raise UserError(
+                f"{self.key}: {given} is no function of a weight; give one, or an importance such as Magnitude()"
+            )
         if unknown := [name for name in self.statistics if name not in _STATISTICS]:
             raise UserError(
                 f"{self.key}: {_name(self.function)!r} asks for {unknown[0]!r}; beside "
@@ -89,7 +94,7 @@ def _asked(function: Callable[..., Tensor]) -> tuple[str, ...]:
     """Names of the parameters without a default beside the first, which is the weight."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # a function of torch, written in C
+    except (ValueError, TypeError):  # a function of torch, written in C; or none at all, which check() refuses
         return ()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(p.name for p in parameters[1:] if p.kind in positional and p.default is inspect.Parameter.empty)
