@@ -159,7 +159,7 @@ def check_compatible(
         raise UserError(
             f"{key}: {source!r} is a {other} without a head for {task.name}; give a teacher trained on this task"
         )
-    if other and teacher.problem_type not in (None, task.problem_type):
+    if other and task.problem_type is not None and teacher.problem_type not in (None, task.problem_type):
         raise UserError(
             f"{key}: {source!r} was trained for {teacher.problem_type}, and the data is for {task.name}; "
             "give a teacher trained on this task"

@@ -32,6 +32,7 @@ class MaskedWordsTask(Task):
     lower_is_better = frozenset({"perplexity"})
 
     def configure(self, config: PretrainedConfig) -> None:
+        super().configure(config)
         if not self.has_head(config):  # a new decoder is that of the word embeddings
             config.tie_word_embeddings = True
 
@@ -42,10 +43,10 @@ class MaskedWordsTask(Task):
         return int((batch.targets["labels"] != IGNORED).sum())
 
     def metrics(self, prefix: str) -> MetricCollection:
-        return MetricCollection({"words": MaskedTokenScore()}, prefix=prefix)
+        return MetricCollection({"masked_words": MaskedTokenScore()}, prefix=prefix)
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
-        metrics["words"].update(self._logits(output), batch.targets["labels"])
+        metrics["masked_words"].update(self._logits(output), batch.targets["labels"])
 
     def points(self, metric: str) -> float | None:
         return None if metric == "perplexity" else 100.0
@@ -102,8 +103,9 @@ class PretrainingTask(MaskedWordsTask):
         return super().loss(output, batch) + follows
 
     def metrics(self, prefix: str) -> MetricCollection:
+        # By alphabet the masked words come first, as in the report.
         accuracy = {"next_sentence": torchmetrics.Accuracy(task="binary")}
-        return MetricCollection({"words": MaskedTokenScore(), **accuracy}, prefix=prefix, compute_groups=False)
+        return MetricCollection({"masked_words": MaskedTokenScore(), **accuracy}, prefix=prefix, compute_groups=False)
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         super().update(metrics, output, batch)

@@ -45,6 +45,7 @@ class QuestionAnsweringTask(Task):
         self.no_answer = no_answer
 
     def configure(self, config: PretrainedConfig) -> None:
+        super().configure(config)
         config.num_labels = 2  # start and end, whatever the source counted
 
     def loss(self, output: Any, batch: Batch) -> Tensor:

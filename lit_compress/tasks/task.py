@@ -76,8 +76,8 @@ class Task(KeepsInitArgs):
 
     def configure(self, config: PretrainedConfig) -> None:
         """Set what the head needs in the configuration that a model is about to be loaded with."""
-        if self.problem_type is not None:
-            config.problem_type = self.problem_type  # type: ignore[assignment]  (one of Transformers' three)
+        # Also where it is None: the source may have been a classifier.
+        config.problem_type = self.problem_type  # type: ignore[assignment]  (one of Transformers' three)
 
     def check_head(self, model: PreTrainedModel, key: str) -> None:
         """Raise a ``UserError`` that begins with the key when the head of a model is not what the task needs."""

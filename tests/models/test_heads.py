@@ -94,8 +94,30 @@ def test_a_masked_language_model_becomes_a_pretraining_model_and_back(tiny_model
 
 
 def test_a_classifier_of_three_becomes_a_question_answerer_of_two(tiny_model, tmp_path):
-    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3).save_pretrained(tmp_path)
-    assert load(tmp_path, "question_answering", None).qa_outputs.out_features == 2
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+    classifier.config.problem_type = "single_label_classification"
+    classifier.save_pretrained(tmp_path)
+    model = load(tmp_path, "question_answering", None)
+    assert model.qa_outputs.out_features == 2
+    assert model.config.problem_type is None
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_head_without_a_problem_type_does_not_keep_that_of_a_classifier(task, tiny_model, tmp_path):
+    config = load_config(str(tiny_model), KEY)
+    config.problem_type = "single_label_classification"
+    config.architectures = ["BertForSequenceClassification"]
+    made = make_task(task, HEADS[task][0])
+    made.configure(config)
+    assert config.problem_type is None
+
+
+def test_a_question_answerer_that_was_saved_with_a_classifiers_problem_type_is_a_teacher(tiny_model, tmp_path):
+    teacher = AutoModelForQuestionAnswering.from_pretrained(tiny_model)
+    teacher.config.problem_type = "single_label_classification"
+    teacher.save_pretrained(tmp_path)
+    student, task = load_config(str(tiny_model), KEY), make_task("question_answering")
+    check_compatible(student, load_config(str(tmp_path), "model.teacher"), "q", task)
 
 
 def test_tags_that_are_not_the_models(tiny_model, tmp_path):

@@ -82,6 +82,12 @@ def test_tokens_without_a_label_are_not_there():
 def test_the_first_score_is_the_one_that_tables_show():
     assert next(iter(tag_scores((["O"], ["O"])))) == "f1"
     assert next(iter(answer_scores(window("q", (4, 4), ["York"])))) == "f1"
+    task = PretrainingTask()
+    metrics = task.metrics("val/")
+    ids = {"labels": torch.tensor([[1, 2]]), "next_sentence_label": torch.tensor([1])}
+    both = output(prediction_logits=torch.zeros(1, 2, 5), seq_relationship_logits=torch.zeros(1, 2))
+    task.update(metrics, both, Batch({}, ids, {}))
+    assert list(values(metrics)) == ["perplexity", "accuracy", "next_sentence"]
 
 
 def test_an_entity_over_two_rows_of_a_sentence_is_one():
