@@ -123,9 +123,10 @@ class MultiLabelClassification(TextClassification):
     def _from_columns(self, rows: Rows) -> list[list[str]]:
         columns = self.label_columns or []
         for column in columns:
-            if (wrong := next((value for value in rows[column] if str(value) not in _BINARY), "")) != "":
+            if wrong := [value for value in rows[column] if str(value) not in _BINARY]:
                 raise UserError(
-                    f"data.label_columns: {wrong!r} in column {column!r} must be 0 or 1; mend the file, or name another"
+                    f"data.label_columns: {wrong[0]!r} in column {column!r} must be 0 or 1; mend the file, or name "
+                    "another"
                 )
         return [[name for name in columns if _BINARY[str(rows[name][row])]] for row in range(len(rows[columns[0]]))]
 

@@ -78,6 +78,7 @@ def test_lists_of_numbers_that_have_names(make):
         ([{"text": "a", "labels": 3}], {}, ["data.label_column: 3 ", "no list"]),
         ([{"text": "a", "mine": ["x"]}], {}, ["data.label_column: 'labels' is no column", "mine"]),
         ([{"text": "a", "x": 2}], {"label_columns": ["x"]}, ["data.label_columns: 2 in column 'x' must be 0 or 1"]),
+        ([{"text": "a", "x": ""}], {"label_columns": ["x"]}, ["data.label_columns: '' in column 'x' must be 0 or 1"]),
         ([{"text": "a", "x": 1}], {"label_columns": ["y"]}, ["data.label_columns: 'y' is no column"]),
         ([{"text": "a", "labels": ["x"]}], {"threshold": 1.0}, ["data.threshold: 1.0"]),
         ([{"text": "a", "labels": ["x"]}], {"label_columns": []}, ["data.label_columns: []"]),
