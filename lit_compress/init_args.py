@@ -7,6 +7,8 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+
 __all__ = ["KeepsInitArgs", "settings_of"]
 
 
@@ -56,6 +58,8 @@ def settings_of(value: Any) -> Any:
         return str(value)
     if inspect.isroutine(value) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, np.generic):  # also float64, which is a float, and no data that torch.load takes
+        return value.item()
     if value is None or isinstance(value, str | int | float):
         return value
     raise TypeError(f"{type(value).__name__} does not say how it was made")

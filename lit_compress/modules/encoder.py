@@ -13,7 +13,7 @@ from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
-from lit_compress.init_args import KeepsInitArgs
+from lit_compress.init_args import KeepsInitArgs, settings_of
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
 from lit_compress.models.positions import check_length
@@ -61,13 +61,12 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         label_map: dict[str, str | int] | None = None,
     ) -> None:
         super().__init__()
-        if label_map and not labels:
-            raise UserError("model.label_map: the task has no classes; leave it out")
         self.task = make_task(task, labels)
-        # Only JSON types go into a checkpoint. On the command line Lightning saves the whole configuration instead.
+        if label_map and not self.task.labels:
+            raise UserError("model.label_map: the task has no classes; leave it out")
+        # Only JSON types go into a checkpoint.
         self.save_hyperparameters(ignore=["optimization", "distillation", "penalties", "task"])
-        if "_instantiator" not in self.hparams:
-            self.hparams["task"] = self.task.name
+        self.hparams["task"] = self.task.name if task is None or isinstance(task, str) else _settings(self.task)
         self.labels = self.task.labels
         self.tokenizer = tokenizer or pretrained
         self.optimization = optimization
@@ -205,6 +204,14 @@ class LitEncoder(KeepsInitArgs, LightningModule):
             )
         rebuild(self.student, manifest)
         self._gradients = checkpoint.get(_GRADIENTS_KEY, [])
+
+
+def _settings(task: Task) -> Any:
+    """What :func:`lit_compress.tasks.make_task` makes a task again from, where its arguments are plain data."""
+    try:
+        return settings_of(task)
+    except TypeError:  # whoever loads the checkpoint gives the task again; the name could be that of another task
+        return f"{type(task).__module__}.{type(task).__qualname__}"
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

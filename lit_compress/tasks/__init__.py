@@ -1,7 +1,9 @@
 """Tasks: what a head is for, one file each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from jsonargparse import ArgumentParser
 from transformers import PretrainedConfig
 
 from lit_compress.errors import UserError
@@ -29,7 +31,6 @@ __all__ = [
     "Task",
     "TokenClassificationTask",
     "make_task",
-    "task_class",
     "task_class_of",
 ]
 
@@ -45,34 +46,19 @@ TASKS: tuple[type[Task], ...] = (
 )
 
 
-def task_class(name: str, key: str = "model.task") -> type[Task]:
-    """A task of the package by its name.
-
-    Args:
-        name: ``classification``, ``multi_label_classification``, ``regression``, ``token_classification``,
-            ``question_answering``, ``masked_lm`` or ``pretraining`` (masked words and next sentence).
-        key: option named in the error.
-
-    Raises:
-        UserError: no such task.
-
-    """
-    for kind in TASKS:
-        if kind.name == name:
-            return kind
-    raise UserError(f"{key}: {name!r} must be one of {', '.join(kind.name for kind in TASKS)}")
-
-
 def task_class_of(config: PretrainedConfig) -> type[Task] | None:
     """The task of the package that a model was made for, by its architecture; None for another one's."""
     return next((kind for kind in TASKS if kind.reads(config)), None)
 
 
-def make_task(task: Task | str | None, labels: Sequence[str] | None = None) -> Task:
-    """A task as it is, or one of the package by its name.
+def make_task(task: Task | str | Mapping[str, Any] | None, labels: Sequence[str] | None = None) -> Task:
+    """A task as it is, one of the package by its name, or one that a checkpoint says the settings of.
 
     Args:
-        task: a task, or a name as in :func:`task_class`; None is a classification with labels and a regression without.
+        task: a task; a name: ``classification``, ``multi_label_classification``, ``regression``,
+            ``token_classification``, ``question_answering``, ``masked_lm`` or ``pretraining`` (masked words and next
+            sentence); ``class_path`` and ``init_args`` of one; None is a classification with labels and a regression
+            without.
         labels: names of classes or tags in the order of their ids; for a name.
 
     Raises:
@@ -81,5 +67,22 @@ def make_task(task: Task | str | None, labels: Sequence[str] | None = None) -> T
     """
     if isinstance(task, Task):
         return task
-    kind = task_class(task or ("classification" if labels else "regression"))
+    if isinstance(task, Mapping):
+        return _from_settings(task)
+    name = task or ("classification" if labels else "regression")
+    kind = next((kind for kind in TASKS if kind.name == name), None)
+    if kind is None:
+        raise UserError(f"model.task: {name!r} must be a Task or one of {', '.join(kind.name for kind in TASKS)}")
     return kind(labels) if kind.has_classes else kind()
+
+
+def _from_settings(settings: Mapping[str, Any]) -> Task:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Task, "task", fail_untyped=False)
+    try:
+        return parser.instantiate(parser.parse_object({"task": dict(settings)}))["task"]
+    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"model.task: {settings.get('class_path')!r} cannot be made again; give the task: {said}"
+        ) from error

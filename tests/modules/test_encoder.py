@@ -1,20 +1,24 @@
 import itertools
 import math
+from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 from contracts import tasks
 from contracts.errors import error_of
+from contracts.labels import swapped
 from contracts.training import STEPS, data, fit, student, trainer
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
 
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
+from lit_compress.init_args import settings_of
 from lit_compress.modules import Distillation, LitEncoder, LitStudent, LitTeacher, Optimization
 from lit_compress.nn import compressible_layers, describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
-from lit_compress.tasks import Batch
+from lit_compress.tasks import Batch, ClassificationTask, MultiLabelTask, QuestionAnsweringTask
 
 
 class Seen(Callback):
@@ -235,6 +239,70 @@ def test_hyperparameters_are_plain_and_complete(tiny_teacher):
 def test_a_module_is_in_training_mode_from_the_start(tiny_teacher):
     module = student(tiny_teacher, tiny_teacher)
     assert all(child.training for child in module.student.modules() if isinstance(child, nn.Dropout))
+
+
+def own_module(name, text, folder, monkeypatch):
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return import_module(name)
+
+
+TASK = """
+from lit_compress.tasks import ClassificationTask
+
+class Weighted(ClassificationTask):
+    name = "weighted"
+
+    def __init__(self, labels, weight=1.0, inner=None):
+        super().__init__(labels)
+        self.weight, self.inner = weight, inner
+"""
+
+
+def made_tasks(own):
+    return {
+        "threshold": MultiLabelTask(["0", "1"], threshold=np.float64(0.3)),
+        "no_answer": QuestionAnsweringTask(no_answer=True),
+        "own": own.Weighted(["0", "1"], weight=2.0),
+    }
+
+
+@pytest.mark.parametrize("name", ["threshold", "no_answer", "own"])
+def test_a_task_has_its_settings_again_from_a_checkpoint(name, tiny_model, tmp_path, monkeypatch):
+    task = made_tasks(own_module("my_weighted", TASK, tmp_path, monkeypatch))[name]
+    module = LitTeacher(str(tiny_model), task=task)
+    run = trainer(tmp_path, [])
+    module.trainer = run
+    run.strategy.connect(module)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = LitTeacher.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert type(again.task) is type(task)
+    assert settings_of(again.task) == settings_of(task)
+    # And from those of the one that was loaded.
+    assert settings_of(LitTeacher(**again.hparams).task) == settings_of(task)
+
+
+def test_a_task_that_does_not_say_how_it_was_made_is_given_again(tiny_model, tmp_path, monkeypatch):
+    own = own_module("my_opaque", TASK, tmp_path, monkeypatch)
+    task = own.Weighted(["0", "1"], inner=torch.ones(2))
+    module = LitTeacher(str(tiny_model), task=task)
+    message = error_of(LitTeacher, **module.hparams)
+    assert message.startswith("model.task: 'my_opaque.Weighted' ")
+    assert LitTeacher(**{**module.hparams, "task": task}).task is task
+
+
+def test_settings_of_no_task(tiny_model):
+    settings = {"class_path": "my_missing.Task", "init_args": {}}
+    assert error_of(LitTeacher, str(tiny_model), task=settings).startswith("model.task: 'my_missing.Task' ")
+
+
+def test_a_label_map_is_for_the_classes_of_a_task(tiny_teacher, tmp_path):
+    renamed = swapped(tiny_teacher, tmp_path / "renamed", ("HIGH", "LOW"))
+    names = {"HIGH": "1", "LOW": "0"}
+    module = LitTeacher(str(renamed), task=ClassificationTask(["0", "1"]), label_map=names)
+    assert module.student.config.id2label == {0: "0", 1: "1"}
+    message = error_of(LitTeacher, str(tiny_teacher), task="masked_lm", labels=["0", "1"], label_map=names)
+    assert message == "model.label_map: the task has no classes; leave it out"
 
 
 @pytest.mark.parametrize("task", ["classification", "masked_lm", "question_answering", "token_classification"])

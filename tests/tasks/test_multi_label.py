@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from transformers import BertConfig, pipeline
 
 from lit_compress.cli import main
+from lit_compress.init_args import settings_of
 from lit_compress.models import check_compatible
-from lit_compress.modules import LogitDistillation
+from lit_compress.modules import LitTeacher, LogitDistillation
 from lit_compress.tasks import Batch, MultiLabelTask
 
 LABELS = ["a", "b", "c"]
@@ -84,6 +85,8 @@ def test_from_fit_to_a_stock_pipeline(tmp_path, tiny_model, monkeypatch, capsys)
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
     main(["fit", "--config=task.yaml", "--run=run"])
     assert json.loads((tmp_path / "run/model/config.json").read_text())["problem_type"] == "multi_label_classification"
+    again = LitTeacher.load_from_checkpoint("run/checkpoints/last.ckpt", weights_only=True)
+    assert settings_of(again.task) == settings_of(MultiLabelTask(["good", "great"]))
     main(["predict", f"--file={val}", "--run=run", "--output=run.csv"])
     alone = ["--model=run/model", "--data.max_length=16", "--data.batch_size=8"]
     main(["predict", f"--file={val}", "--output=model.csv", *alone])
