@@ -72,7 +72,7 @@ class QuestionAnsweringTask(Task):
         return 1.0  # SQuAD's scores are in percent
 
     def predictions(self, output: Any, batch: Batch) -> list[dict[str, Any]]:
-        windows = AnswerScore().best_of_windows(output.start_logits, output.end_logits, batch.meta)
+        windows = best_of_windows(output.start_logits, output.end_logits, batch.meta)
         return [
             {name: window[name] for name in ("question", "text", "start", "end", "score", "null")} for window in windows
         ]
@@ -83,18 +83,10 @@ class QuestionAnsweringTask(Task):
         return [("id", text), ("answer", text), *places, ("score", number), ("score_no_answer", number)]
 
     def record(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
-        spans = [window for window in predictions if window["text"] is not None]
-        null = min(window["null"] for window in predictions)
-        record: dict[str, Any] = {"id": predictions[0]["question"], "score_no_answer": null}
-        best = max(spans, key=lambda window: window["score"], default=None)
-        if best is None:
-            return record | {"answer": "", "start": None, "end": None, "score": None}
-        if self.no_answer and null > best["score"]:
-            return record | {"answer": "", "start": None, "end": None, "score": best["score"]}
-        return record | {"answer": best["text"], **{name: best[name] for name in ("start", "end", "score")}}
+        return {"id": predictions[0]["question"]} | _answer(predictions, self.no_answer)
 
     def units(self, output: Any, batch: Batch) -> dict[str, Any]:
-        windows = AnswerScore().best_of_windows(output.start_logits, output.end_logits, batch.meta)
+        windows = best_of_windows(output.start_logits, output.end_logits, batch.meta)
         lengths = [{"context": len(example["context"])} for example in batch.meta["examples"]]
         return {"windows": [window | length for window, length in zip(windows, lengths, strict=True)]}
 
@@ -147,7 +139,7 @@ class AnswerScore(Metric):
 
     def update(self, start_logits: Tensor, end_logits: Tensor, meta: Mapping[str, Any]) -> None:
         """Add logits ``(batch, tokens)`` of windows, and ``meta`` of the batch of a question answering data module."""
-        windows = self.best_of_windows(start_logits, end_logits, meta)
+        windows = best_of_windows(start_logits, end_logits, meta, self.n_best, self.max_answer_length)
         text = "".join(json.dumps(window) + "\n" for window in windows)
         self.lines.append(torch.tensor(list(text.encode()), dtype=torch.uint8, device=start_logits.device))
 
@@ -166,43 +158,47 @@ class AnswerScore(Metric):
             found[question] = 100 * exact, 100 * f1
         return found
 
-    def best_of_windows(
-        self, start_logits: Tensor, end_logits: Tensor, meta: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Each window's question, best text with its characters and score, and score of no answer, as JSON types."""
-        start_logits, end_logits = start_logits.float(), end_logits.float()
-        allowed = meta["char_start"] >= 0
-        score, first, last = best_spans(start_logits, end_logits, allowed, self.n_best, self.max_answer_length)
-        begin = meta["char_start"].gather(1, first[:, None])[:, 0].tolist()
-        end = meta["char_end"].gather(1, last[:, None])[:, 0].tolist()
-        null = (start_logits[:, 0] + end_logits[:, 0]).tolist()
-        best = []
-        for row, (example, value) in enumerate(zip(meta["examples"], score.tolist(), strict=True)):
-            found = value > -torch.inf
-            best.append(
-                {name: example[name] for name in ("question", "answers", "no_answer")}
-                | {"text": example["context"][begin[row] : end[row]] if found else None}
-                | {"start": begin[row] if found else None, "end": end[row] if found else None}
-                | {"score": value if found else None, "null": null[row]}
-            )
-        return best
-
     def answers(self, windows: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Question to predicted text, empty for none, from all windows."""
         by_question: dict[str, list[dict[str, Any]]] = {}
         for window in windows:
             by_question.setdefault(window["question"], []).append(window)
-        return {question: self._answer(group) for question, group in by_question.items()}
+        return {
+            question: _answer(group, group[0]["no_answer"], self.null_threshold)["answer"]
+            for question, group in by_question.items()
+        }
 
-    def _answer(self, windows: list[dict[str, Any]]) -> str:
-        spans = [window for window in windows if window["text"] is not None]
-        if not spans:
-            return ""
-        best = max(spans, key=lambda window: window["score"])
-        null = min(window["null"] for window in windows)
-        if best["no_answer"] and null - best["score"] > self.null_threshold:
-            return ""
-        return best["text"]
+
+def best_of_windows(
+    start_logits: Tensor, end_logits: Tensor, meta: Mapping[str, Any], n_best: int = 20, max_answer_length: int = 30
+) -> list[dict[str, Any]]:
+    """Each window's question, best text with its characters and score, and score of no answer, as JSON types."""
+    start_logits, end_logits = start_logits.float(), end_logits.float()
+    allowed = meta["char_start"] >= 0
+    score, first, last = best_spans(start_logits, end_logits, allowed, n_best, max_answer_length)
+    begin = meta["char_start"].gather(1, first[:, None])[:, 0].tolist()
+    end = meta["char_end"].gather(1, last[:, None])[:, 0].tolist()
+    null = (start_logits[:, 0] + end_logits[:, 0]).tolist()
+    best = []
+    for row, (example, value) in enumerate(zip(meta["examples"], score.tolist(), strict=True)):
+        found = value > -torch.inf
+        best.append(
+            {name: example[name] for name in ("question", "answers", "no_answer")}
+            | {"text": example["context"][begin[row] : end[row]] if found else None}
+            | {"start": begin[row] if found else None, "end": end[row] if found else None}
+            | {"score": value if found else None, "null": null[row]}
+        )
+    return best
+
+
+def _answer(windows: Sequence[dict[str, Any]], no_answer: bool, null_threshold: float = 0.0) -> dict[str, Any]:
+    """What all windows of a question say, as columns of a file; the text is empty where there is no answer."""
+    best = max((window for window in windows if window["text"] is not None), key=lambda w: w["score"], default=None)
+    null = min(window["null"] for window in windows)
+    said = {"answer": "", "start": None, "end": None, "score": best and best["score"], "score_no_answer": null}
+    if best is None or (no_answer and null - best["score"] > null_threshold):
+        return said
+    return said | {"answer": best["text"], "start": best["start"], "end": best["end"]}
 
 
 def _gold_answers(window: Mapping[str, Any]) -> list[str]:
