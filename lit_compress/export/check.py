@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "first_wrong_layer",
     "judge",
+    "of_tokens",
     "reference",
     "sample_inputs",
     "sample_lengths",
@@ -218,7 +219,7 @@ def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) 
         mask = batch.inputs["attention_mask"]
         for name, value in ours.items():
             same.append(_same(examples.task, value, theirs[name], mask, close))
-            differences.append(_of_tokens((value - theirs[name]).abs(), mask).flatten(1).amax(1))
+            differences.append(of_tokens((value - theirs[name]).abs(), mask).flatten(1).amax(1))
         if examples.labelled:
             for metric, outputs in zip(metrics, (ours, theirs), strict=True):
                 examples.task.update(metric, SimpleNamespace(**outputs), batch)
@@ -284,7 +285,7 @@ def first_wrong_layer(form: GraphForm, examples: Examples, expected: Reference, 
     if len(found) != len(expected.layers):  # ALBERT runs one layer several times
         return "an unknown layer"
     for index, (ours, theirs) in enumerate(zip(expected.layers, found, strict=True)):
-        ours, theirs = _of_tokens(ours, mask), _of_tokens(theirs, mask)
+        ours, theirs = of_tokens(ours, mask), of_tokens(theirs, mask)
         if not float((ours - theirs).abs().mean()) <= 0.1 * float(ours.abs().mean()):
             return f"layer {index} of {len(found)}"
     return "the head"
@@ -293,14 +294,14 @@ def first_wrong_layer(form: GraphForm, examples: Examples, expected: Reference, 
 def _same(task: Task, ours: Tensor, theirs: Tensor, mask: Tensor, close: Tensor) -> Tensor:
     """Which predictions are the same: of each token, or each example; classes, labels, positions or values."""
     if ours.ndim == 3:
-        ours, theirs = _of_tokens(ours, mask), _of_tokens(theirs, mask)
+        ours, theirs = of_tokens(ours, mask), of_tokens(theirs, mask)
     if ours.shape[-1] == 1:
         return ((ours - theirs).abs() <= close).flatten()
     same = task.answers(ours) == task.answers(theirs)
     return same.all(-1) if same.ndim > 1 else same
 
 
-def _of_tokens(values: Tensor, mask: Tensor) -> Tensor:
+def of_tokens(values: Tensor, mask: Tensor) -> Tensor:
     """Values of each token in a row of their own, without padding; others as they are."""
     return values[mask.bool()] if values.ndim == 3 and values.shape[:2] == mask.shape else values
 

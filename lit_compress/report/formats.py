@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_compress.errors import UserError
+from lit_compress.export.check import of_tokens
 from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
 from lit_compress.export.manifest_file import require_finished
@@ -32,6 +33,7 @@ from lit_compress.tasks import Task
 __all__ = ["evaluate_cases", "formats"]
 
 FIGURES, TABLE = "formats.json", "formats.md"
+_ENDS = ("start_logits", "end_logits")
 
 
 def formats(
@@ -188,7 +190,9 @@ def evaluate_cases(
                 if (order := cases[index].order) is not None:
                     found["logits"] = found["logits"][..., order]
                 task.update(metrics[index], SimpleNamespace(**found), batch)
-                outputs = {name: _of_tokens(value, batch.inputs["attention_mask"]) for name, value in found.items()}
+                # Scores of starts and ends are (rows, tokens), as those of classes are (rows, classes).
+                values = {name: value[..., None] if name in _ENDS else value for name, value in found.items()}
+                outputs = {name: of_tokens(value, batch.inputs["attention_mask"]) for name, value in values.items()}
                 if index == after:
                     expected = outputs
                     sizes += [float(value.abs().max()) for value in expected.values()]
@@ -209,8 +213,3 @@ def _asked(ask: Ask, batch: Mapping[str, Tensor], folder: Path) -> dict[str, Ten
     ask("run", inputs=str(given), outputs=str(found))
     with np.load(found) as arrays:
         return {name: torch.as_tensor(arrays[name]) for name in arrays.files}
-
-
-def _of_tokens(output: Tensor, mask: Tensor) -> Tensor:
-    """Without what a model computes of padding, where the output has a value of each token."""
-    return output[mask.bool()] if output.shape[:2] == mask.shape else output

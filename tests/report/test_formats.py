@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contracts.labels import swapped
+from torchmetrics import MetricCollection
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
@@ -96,6 +97,29 @@ def test_differences_are_shares_of_the_reference_and_nan_stays_nan(tmp_path):
     found = evaluated(values, 10, 2, tmp_path, [])
     assert math.isnan(found.pop("broken"))
     assert found == {"dense": None, "hf": None, "other": 0.5}
+
+
+@pytest.mark.parametrize(("names", "found"), [(["logits"], 1.0), (["start_logits", "end_logits"], 0.0)])
+def test_padding_is_left_out_where_there_is_a_value_of_each_token(names, found, tmp_path, monkeypatch):
+    """Classes of a text are not tokens, also where there are as many."""
+    ids, mask = torch.ones(2, 3, dtype=torch.long), torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+    class Texts:
+        def val_dataloader(self):
+            return [Batch({"input_ids": ids, "attention_mask": mask}, {"labels": torch.tensor([0, 1])}, {})]
+
+    def answering(at_padding):
+        values = np.ones((2, 3), np.float32)
+        values[:, 2] = at_padding
+        return lambda command, inputs, outputs: np.savez(outputs, **dict.fromkeys(names, values))
+
+    task = make_task("classification", ["a", "b", "c"])
+    monkeypatch.setattr(task, "update", lambda *given: None)
+    monkeypatch.setattr(task, "metrics", lambda prefix: MetricCollection({}))
+    form = Form(engine="eager", file=tmp_path, bytes=0)
+    cases = [Case(model=name, source="", form=form, vocabulary=9, longest=None) for name in ("hf", "other")]
+    evaluate_cases(cases, [answering(1.0), answering(2.0)], Texts(), task, "hf")
+    assert cases[1].results["difference"] == found
 
 
 @pytest.mark.skipif(memory_now() == 0, reason="this system does not say how much memory a process has")
