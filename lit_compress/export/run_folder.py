@@ -196,4 +196,6 @@ def text_data(name: str, options: dict[str, Any]) -> TextData:
 
 def task_of(data: LightningDataModule) -> Task:
     """The task of a data module, which may be given by name."""
-    return make_task(getattr(data, "task", None), getattr(data, "labels", None))
+    # A default would also be the answer to an AttributeError inside a property.
+    task = data.task if isinstance(data, TextData) else getattr(data, "task", None)
+    return task if isinstance(task, Task) else make_task(task, getattr(data, "labels", None))

@@ -15,10 +15,12 @@ from lightning.pytorch import LightningDataModule
 import lit_compress.data
 import lit_compress.modules
 from lit_compress.cli import main
+from lit_compress.data import TextClassification
 from lit_compress.data.augmentation import MaskedWordReplacement
-from lit_compress.export.run_folder import absolute_paths
+from lit_compress.export.run_folder import absolute_paths, task_of
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.report.run import report
+from lit_compress.tasks import RegressionTask
 
 QUICK = ["--batch_sizes=[1]", "--repetitions=1"]
 
@@ -172,3 +174,27 @@ def test_names_of_the_hub_stay(tmp_path, monkeypatch):
     made = {"pretrained": "owner/name", "teacher": "package:one/inner", "teachers": {"a": "name"}}
     config = {"model": {"class_path": "LitStudent", "init_args": made}}
     assert absolute_paths(config) == config
+
+
+class Broken(TextClassification):
+    @property
+    def task(self):
+        return self.misspelt
+
+
+class Unlabelled(LightningDataModule):
+    task = RegressionTask()
+
+    @property
+    def labels(self):
+        raise AssertionError("a Task has its own labels")
+
+
+def test_the_task_of_a_data_module(tiny_model, tiny_data):
+    with pytest.raises(AttributeError, match="misspelt"):
+        task_of(Broken(str(tiny_data / "train.tsv"), tokenizer=str(tiny_model)))
+    assert task_of(Unlabelled()) is Unlabelled.task
+    named = LightningDataModule()
+    named.task, named.labels = "classification", ["a", "b"]
+    assert task_of(named).labels == ["a", "b"]
+    assert task_of(LightningDataModule()).name == "regression"
