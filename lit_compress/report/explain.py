@@ -71,7 +71,6 @@ def explanation(model: PreTrainedModel, tokens: int, device: str) -> dict[str, A
         "dense_us": dense if timed else None,
         "chosen_us": chosen if timed else None,
         "gain": dense / chosen if timed else None,
-        "derived": any(product["source"] == "derived" for product in timed),
     }
 
 
@@ -123,11 +122,10 @@ def _notes(facts: dict[str, Any]) -> list[str]:
             f"({facts['fp32_bytes'] / facts['bytes']:.1f}x)."
         )
     if facts["gain"] is not None:
-        words = "derived, not measured"
         lines += [
-            f"Times are {words}; the dense product is one of 16 bit.",
+            "Times are derived, not measured; the dense product is one of 16 bit.",
             f"All products: {facts['chosen_us']:.0f} us as chosen, {facts['dense_us']:.0f} us dense, expected gain "
-            f"{facts['gain']:.2f}x ({words}). Attention, norms and embeddings are not counted.",
+            f"{facts['gain']:.2f}x (derived, not measured). Attention, norms and embeddings are not counted.",
         ]
     if not facts["fused_layers"]:
         lines.append("Only layers of packed linears run fused: lit_compress export --to packed")

@@ -1,5 +1,6 @@
 """The results of a report in the model card of the exported folder, where the Hugging Face hub looks for them."""
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from lit_compress.report.sections import again, cost, done, gain, where
 
 __all__ = ["update_model_card", "with_results"]
 
+_LOGGER = logging.getLogger("huggingface_hub.repocard")
 _BEGIN, _END = "<!-- lit_compress report -->", "<!-- end of lit_compress report -->"
 
 
@@ -31,16 +33,21 @@ def with_results(card: str, results: Mapping[str, Any]) -> str:
     """A model card with the results in its front matter (``model-index``) and as a section at its end.
 
     What somebody wrote stays: only the keys ``model-index`` and, if it is missing, ``pipeline_tag`` of the front matter
-    change, and what is between the two comments around the section.
+    change, and what is between the two comments around the section. Comments in the front matter, the layout of its
+    YAML, and results of others in its ``model-index`` are not kept.
 
     Raises:
         UserError: its front matter is no YAML mapping.
 
     """
+    level = _LOGGER.level
+    _LOGGER.setLevel(logging.ERROR)  # a new card has no front matter, which would be a warning
     try:
         made = ModelCard(card, ignore_metadata_errors=True)
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"README.md: damaged front matter: {first_line(error)}; mend it, or remove the file") from error
+    finally:
+        _LOGGER.setLevel(level)
     data: Any = made.data
     data.pipeline_tag = data.pipeline_tag or results["pipeline_tag"]
     data.model_name = Path(results["run"]).name or "model"

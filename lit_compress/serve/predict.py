@@ -56,12 +56,15 @@ def predict(
     if (run is None) == (model is None):
         raise UserError("predict: give either --run or --model; or --config, as for validate")
     check_predictions(output, overwrite, inputs=[file])
-    folder = model if model is not None else str(Path(run or "") / "model")
-    key = "--model" if run is None else "--run"
+    folder, key = (str(Path(run) / "model"), "--run") if run is not None else (str(model), "--model")
     config: Any = load_config(folder, key)
-    name, settings = _of_run(Path(run)) if run else ("", {})
-    options = {**settings, **data, "predict_file": file, "tokenizer": folder}
-    module = text_data(name, options) if run else text_data_of(config, folder, options)
+    options = {**data, "predict_file": file, "tokenizer": folder}
+    settings: dict[str, Any] = {}
+    if run is None:
+        module = text_data_of(config, folder, options)
+    else:
+        name, settings = _of_run(Path(run))
+        module = text_data(name, settings | options)
     check_length(config, module.max_length, f"{key} {folder!r}", "--data.max_length")
     use_labels(module, config)
     task = task_of(module)

@@ -6,6 +6,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 
+import lit_compress.modules
 from lit_compress.modules import LitPrunedStudent, LitStudent
 
 
@@ -16,7 +17,11 @@ def test_every_argument_has_a_help(kind, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args([f"--model.help={kind}"])
     shown = capsys.readouterr().out
-    for part in shown.split("\n  --model.")[1:]:
+    parts = shown.split("\n  --model.")[1:]
+    own = inspect.signature(getattr(lit_compress.modules, kind)).parameters.values()
+    names = {part.split()[0].partition(".")[0] for part in parts}
+    assert {parameter.name for parameter in own if parameter.kind is not parameter.VAR_KEYWORD} <= names
+    for part in parts:
         name, *said = " ".join(part.split()).partition("(type:")[0].split()
         assert len(said) > 3, name
         assert not any("likewise" in word for word in said), name

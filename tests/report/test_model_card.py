@@ -40,11 +40,12 @@ def test_what_somebody_wrote_stays():
     assert front(text)["license"] == "apache-2.0"
 
 
-def test_no_card_and_no_front_matter(tmp_path):
+def test_no_card_and_no_front_matter(tmp_path, caplog):
     update_model_card(tmp_path / "README.md", results())
     text = (tmp_path / "README.md").read_text()
     assert front(text)["pipeline_tag"] == "text-classification"
     assert front(with_results("# Only text\n", results()))["model-index"]
+    assert caplog.records == []
 
 
 def test_hostile_names_and_folders_of_this_machine():
