@@ -35,15 +35,19 @@ def with_new_names(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
     content = {key: with_new_names(value) for key, value in content.items()}
-    owner = str(content.get("class_path")).rpartition(".")[2]
+    package, _, owner = str(content.get("class_path")).rpartition(".")
     options = content.get("init_args")
-    if isinstance(options, dict):
+    # Another package's class of the same name has options of its own.
+    if isinstance(options, dict) and package.partition(".")[0] in ("", "lit_compress"):
         content["init_args"] = {_new_name(owner, key, options): value for key, value in options.items()}
     return content
 
 
 def read_old_names() -> None:
-    """Let whatever jsonargparse reads from now on, a file or a value of the command line, have old names."""
+    """Let old names be in whatever YAML jsonargparse reads from now on: a file, or a value of the command line.
+
+    An option that is an argument of its own (``--compression.prunings 2``) has its new name only; the error says it.
+    """
     load = get_loader("yaml")
     set_loader("yaml", lambda text: with_new_names(load(text)), (YAMLError,))
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from types import ModuleType
 
+from lit_compress.old_names import OLD_OPTIONS
+
 __all__ = ["one_line", "option_names", "user_error"]
 
 
@@ -57,6 +59,9 @@ def user_error(error: BaseException | None, kind: type[Exception]) -> BaseExcept
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
+    renamed = {old: new for options in OLD_OPTIONS.values() for old, new in options.items()}
+    if new := renamed.get(name.rsplit(".", 1)[-1]):
+        return f"; it is now called {new!r}"
     pool = [known for known in names if known != name]
     for candidate in (name, name.rsplit(".", 1)[-1]):
         if near := get_close_matches(candidate, pool, n=1, cutoff=0.6):

@@ -53,6 +53,19 @@ def test_both_names_at_once_are_an_error():
 def test_the_same_word_elsewhere_is_left_alone():
     content = {"data": {"class_path": "my.Data", "init_args": {"revive": 1}}, "prunings": [{"revive": None}]}
     assert with_new_names(content) == content
+    for package in ("my", "my.lit_compress", "lit_compress_too"):
+        content = {"class_path": f"{package}.MagnitudePruning", "init_args": {"revive": 0.5}}
+        assert with_new_names(content) == content
+
+
+def test_classes_of_ours_by_every_path():
+    for path in (
+        "MagnitudePruning",
+        "lit_compress.MagnitudePruning",
+        "lit_compress.strategies.magnitude.MagnitudePruning",
+    ):
+        new = with_new_names({"class_path": path, "init_args": {"revive": True}})
+        assert new == {"class_path": path, "init_args": {"regrowth": True}}
 
 
 @pytest.mark.parametrize(("owner", "old"), [(owner, old) for owner, names in OLD_OPTIONS.items() for old in names])

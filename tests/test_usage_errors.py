@@ -53,6 +53,10 @@ OPTIONS = {
     "option of ours": (["--checkpoint_evry=3"], ["'checkpoint_evry'", "did you mean 'checkpoint_every'?"]),
     "option of the trainer": (["--trainer.acelerator=gpu"], ["did you mean 'trainer.accelerator'?"]),
     "parameter of a strategy": ([PRUNE, "--compression.sparsty=0.5"], ["'sparsty'", "did you mean 'sparsity'?"]),
+    "an old name": (
+        ["--compression+=StructuredPruning", "--compression.prunings=2"],
+        ["unknown option 'prunings'; it is now called 'pruning_steps'"],
+    ),
     "in a group": (["--model.optimization.lerning_rate=1"], ["did you mean 'optimization.learning_rate'?"]),
     "in a term": (
         ["--model.distillation={'kd': {'class_path': 'LogitDistillation', 'init_args': {'hardnes': 1}}}"],

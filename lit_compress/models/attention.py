@@ -1,8 +1,9 @@
 """Our attention implementation for Transformers, which models can use it, and who asks for it.
 
 One function does what none of Transformers' own does: it quantizes both products, returns probabilities before dropout
-(a dropped one has an infinite divergence from the teacher's), and takes a mask that only says which tokens are real.
-With nothing of that to do it is the implementation that the model had.
+(a dropped one has an infinite divergence from the teacher's), and takes a mask that only says which tokens are no
+padding. With nothing of that to do it calls Transformers' own for a model that had ``sdpa``; for one that had ``eager``
+it computes the same products itself.
 """
 
 from functools import partial

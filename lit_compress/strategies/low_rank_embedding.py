@@ -60,15 +60,15 @@ class LowRankEmbedding(Scheduled):
                 )
         if targets is None and ignore:
             raise UserError(f"{owner}.ignore: {list(ignore)} has no effect without targets; give both or neither")
-        self.rank, self.gradual = rank, pruning_steps > 0
-        if self.gradual:
+        self.rank = rank
+        if pruning_steps:
             self.window = PartsWindow(owner, start or "0%", end or "50%", pruning_steps, "pruning_steps")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         student = student_of(pl_module, type(self).__name__)
         for name, table in self._tables(student).items():
             self._factorise(student, name, table)
-        if stage == "fit" and self.gradual:
+        if stage == "fit" and self.window is not None:
             self.updates(trainer)
 
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
@@ -118,17 +118,17 @@ class LowRankEmbedding(Scheduled):
             raise UserError(
                 f"{owner}.rank: {rank} does not make {name!r} of {rows} x {width} smaller; it must be {largest} or less"
             )
-        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.gradual else rank)
-        if self.gradual:
+        factors = FactorizedEmbedding.from_embedding(table, min(rows, width) if self.window else rank)
+        if self.window:
             factors.add_rank_mask()
         student.set_submodule(name, factors)
 
     def _shorten(self, name: str, table: FactorizedEmbedding) -> None:
         """Start from a model that arrives factorised, or do nothing the second time."""
         rank = amount_of(self.rank, table.embedding_dim)
-        if rank > table.rank or (self.gradual and rank == table.rank):
+        if rank > table.rank or (self.window and rank == table.rank):
             raise UserError(f"{type(self).__name__}.rank: {name!r} has rank {table.rank} already; give a lower rank")
-        if self.gradual:
+        if self.window:
             table.add_rank_mask()
         elif rank < table.rank:
             table.to_rank(rank)

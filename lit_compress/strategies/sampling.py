@@ -83,7 +83,7 @@ def sample_gradients(
     for batch in sample_batches(trainer, pl_module, batches, batch_size, draw):
         with torch.enable_grad(), trainer.precision_plugin.train_step_context():
             loss = task_loss(batch)
-        yield _differentiate(loss, weights, pl_module)
+        yield _differentiate(loss, weights, trainer, pl_module)
 
 
 @torch.no_grad()
@@ -191,7 +191,9 @@ def _draw(trainer: Trainer, batch_size: int, seed: np.random.SeedSequence) -> It
             yield loader.collate_fn(rows[numbers] if by_batch else [rows[number] for number in numbers])
 
 
-def _differentiate(loss: Tensor, weights: Sequence[Tensor], pl_module: LightningModule) -> list[Tensor]:
+def _differentiate(
+    loss: Tensor, weights: Sequence[Tensor], trainer: Trainer, pl_module: LightningModule
+) -> list[Tensor]:
     if any(isinstance(weight, DTensor) for weight in weights):
         # FSDP2 takes part in a whole backward pass only; it averages over the ranks itself.
         pl_module.zero_grad()
@@ -200,12 +202,8 @@ def _differentiate(loss: Tensor, weights: Sequence[Tensor], pl_module: Lightning
         pl_module.zero_grad()
         return gathered
     # By hand and not by backward(), which would fill `.grad` and wake DDP.
-    gradients = list(torch.autograd.grad(loss, list(weights), materialize_grads=True))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for gradient in gradients:
-            torch.distributed.all_reduce(gradient)
-            gradient /= torch.distributed.get_world_size()
-    return gradients
+    gradients = torch.autograd.grad(loss, list(weights), materialize_grads=True)
+    return [sum_over_ranks_(gradient).div_(trainer.world_size) for gradient in gradients]
 
 
 def _gathered(weight: Tensor) -> Tensor:

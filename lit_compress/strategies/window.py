@@ -73,11 +73,11 @@ class PartsWindow(Window):
         start: where the first part begins.
         end: where the last one ends.
         parts: their number.
-        key: option that says it, for errors; None where several updates may fall on one step.
+        key: option that says it, for errors.
 
     """
 
-    def __init__(self, owner: str, start: str, end: str, parts: int, key: str | None = None) -> None:
+    def __init__(self, owner: str, start: str, end: str, parts: int, key: str) -> None:
         super().__init__(owner, start, end)
         self.parts, self.key = parts, key
 
@@ -85,7 +85,7 @@ class PartsWindow(Window):
         """As in :meth:`Window.updates`; a ``UserError`` also says that parts are shorter than a step."""
         found = super().updates(trainer)
         start, end = found.start, found.end
-        if self.key and end - start < self.parts and not (self.parts == 1 and start == end == 0):
+        if end - start < self.parts and not (self.parts == 1 and start == end == 0):
             raise UserError(
                 f"{self.owner}.{self.key}: {self.parts} do not fit between start, step {start}, and end, step {end}; "
                 "ask for fewer or give a later end"
