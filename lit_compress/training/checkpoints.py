@@ -70,7 +70,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         if self._claim is not None and not self._claim.holds():
             raise UserError(
                 f"run: another `fit` has taken {str(self._claim.lock.parent)!r}, as this one gave no sign of life for "
-                "minutes; that one goes on, and this one ends without writing"
+                f"minutes, or its {self._claim.lock.name} was removed; this one ends without writing"
             )
         if "://" in str(path):
             super().save_checkpoint(dict(checkpoint), path, storage_options)

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
@@ -15,7 +14,8 @@ from filelock import OwnerRecord, SoftFileLease, Timeout
 
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import TOKENIZER
-from lit_compress.files import begins, check_file
+from lit_compress.files import begins, check_file, check_folder
+from lit_compress.training.record import is_written
 
 __all__ = ["LOCK", "Claim", "check_new", "claim", "discard", "has_begun"]
 
@@ -24,12 +24,10 @@ LOCK = "fit.lock"
 _LEASE, _SIGN = 120.0, 10.0
 # Says that a fit has begun in a folder, before there is anything else of it.
 _MARK = ".fit"
-# What a fit has written before its first checkpoint, and how its configuration is known from others.
-_FILES = ("config.yaml", "hparams.yaml", "events.out.tfevents.*")
-_FOLDERS = (TOKENIZER, f".{TOKENIZER}.*")
+# How the configuration of a fit is known from others.
 _KEYS = {"run", "compression", "checkpoint_every"}
-# What it is going to write where nothing else may be.
-_PLACES = ("config.yaml", "hparams.yaml", TOKENIZER, "checkpoints", "model")
+# What it is going to write where nothing else may be; Lightning leaves an `hparams.yaml` that is there as it is.
+_PLACES = ("config.yaml", TOKENIZER, "checkpoints", "model")
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +46,12 @@ class Claim:
     token: str
 
     def holds(self) -> bool:
-        """Whether no other `fit` has taken the folder, which one of another host does after two minutes of silence."""
+        """Whether no other `fit` has taken the folder, which one of another host does after two minutes of silence.
+
+        Without the file another one may have begun and ended.
+        """
         owner = _lease(self.lock).owner
-        return owner is None or owner.token == self.token
+        return owner is not None and owner.token == self.token
 
 
 @contextmanager
@@ -72,7 +73,6 @@ def claim(run: Path, new: bool) -> Iterator[Claim]:
         check_new(run)
     lock, made = run / LOCK, not run.exists()
     check_file(lock, begins(r"filelock/|\{"), key="--run")
-    had_lock = lock.exists()
     try:
         run.mkdir(parents=True, exist_ok=True)
         lease = _take(lock)
@@ -80,7 +80,7 @@ def claim(run: Path, new: bool) -> Iterator[Claim]:
         raise UserError(f"run: {str(run)!r} cannot be written: {error.strerror}; choose another --run") from error
     try:
         if new:
-            check_new(run, begun=had_lock or has_begun(run))
+            check_new(run, begun=True)
             discard(run)
             (run / _MARK).write_text("A `fit` of lit_compress has begun here.\n")
         yield Claim(lock, str(lease.token))
@@ -118,22 +118,47 @@ def check_new(run: Path, begun: bool = False) -> None:
 
 
 def discard(run: Path) -> None:
-    """Remove what a fit writes before its first checkpoint, and nothing else."""
+    """Remove what a fit wrote before its first checkpoint, and nothing else."""
     for path in run.iterdir():
         if _is_beginning(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_beginning(path: Path) -> bool:
-    if path.name == "checkpoints" and path.is_dir():
-        return all(inner.suffix == ".part" for inner in path.iterdir())
-    return any(fnmatch(path.name, pattern) for pattern in (_FOLDERS if path.is_dir() else _FILES))
+    """Whether a fit wrote it before its first checkpoint; not by its name alone, and an empty file is nobody's."""
+    with suppress(UserError, OSError):
+        if path.name == TOKENIZER:
+            check_folder(path, overwrite=True, kind="tokenizer")
+            return True
+        if path.is_dir() and not path.is_symlink():
+            unfinished = path.name == "checkpoints" and all(each.match("*.ckpt.part") for each in path.iterdir())
+            return unfinished or path.match(f".{TOKENIZER}.new-*")
+        for name, is_own in _FILES.items():
+            if path.match(name):
+                check_file(path, is_own)
+                return True
+    return False
 
 
 def _is_configuration(path: Path) -> bool:
     with suppress(OSError, ValueError, yaml.YAMLError):
         return isinstance(content := yaml.safe_load(path.read_text()), dict) and content.keys() >= _KEYS
     return False
+
+
+def _is_events(path: Path) -> bool:
+    """Whether TensorBoard's file has the configuration of a run in it, or nothing but its own header."""
+    content = path.read_bytes()
+    return b"brain.Event" in content[:64] and (len(content) < 128 or b"config/text_summary" in content)
+
+
+# What a fit writes before its first checkpoint, and how it is known to be that.
+_FILES: dict[str, Callable[[Path], bool]] = {
+    "config.yaml": lambda path: is_written(path) or _is_configuration(path),
+    # Of the command line, of a module without hyper-parameters, of this package's modules in Python.
+    "hparams.yaml": begins(r"_instantiator: lightning\.pytorch\.cli\.|\{\}\n|compile: (true|false)\nlabel(s|_map):"),
+    "events.out.tfevents.*": _is_events,
+}
 
 
 def _take(lock: Path) -> SoftFileLease:

@@ -1,6 +1,7 @@
 """A run folder has one writer at a time; what an interrupted start left is in nobody's way."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,11 @@ import yaml
 from contracts.errors import error_of
 from contracts.training import student_config
 from filelock import SoftFileLease
+from lightning.pytorch import Callback
 
+from lit_compress import LitStudent, TextClassification, fit
 from lit_compress.cli import main
+from lit_compress.files import atomic_folder
 from lit_compress.training import claim as module
 from lit_compress.training.checkpoints import WholeCheckpoints
 from lit_compress.training.claim import claim, discard
@@ -121,7 +125,8 @@ def test_a_file_system_that_cannot_exchange_files(kind, other, tmp_path, request
     assert enter(run) == {".fit", "fit.lock"}
 
 
-def test_who_lost_a_run_to_another_host_writes_nothing_more(elsewhere, tmp_path):
+@pytest.mark.parametrize("ended", [False, True])
+def test_who_lost_a_run_to_another_host_writes_nothing_more(ended, elsewhere, tmp_path):
     lock = elsewhere / "fit.lock"
     other = lock.read_text()
     lock.unlink()
@@ -131,10 +136,13 @@ def test_who_lost_a_run_to_another_host_writes_nothing_more(elsewhere, tmp_path)
         before = (elsewhere / "checkpoints" / "last.ckpt").read_bytes()
         (tmp_path / "theirs").write_text(other)
         (tmp_path / "theirs").replace(lock)
+        if ended:
+            lock.unlink()
         line = error_of(checkpoints.save_checkpoint, {"step": 2}, elsewhere / "checkpoints" / "last.ckpt")
     assert "another `fit` has taken" in line
     assert (elsewhere / "checkpoints" / "last.ckpt").read_bytes() == before
-    assert lock.read_text() == other
+    assert ended or lock.read_text() == other
+    assert lock.exists() is not ended
 
 
 @pytest.mark.parametrize("text", ["{", '{"host": "elsewhere", "pid": 7}', "filelock/2\npid="])
@@ -164,9 +172,11 @@ def test_nothing_is_left_of_a_run_that_wrote_nothing(tmp_path):
 @pytest.mark.parametrize("known_by", ["lock", "configuration"])
 def test_a_start_without_a_checkpoint_is_in_nobodys_way(known_by, tmp_path):
     run = tmp_path / "run"
-    for name in ("hparams.yaml", "events.out.tfevents.1.host", "checkpoints/last.ckpt.part", "tokenizer/vocab.txt"):
+    for name in ("hparams.yaml", "events.out.tfevents.1.host", "checkpoints/last.ckpt.part", ".tokenizer.new-1/vocab"):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text("")
+    with atomic_folder(run / "tokenizer", kind="tokenizer") as staging:
+        (staging / "vocab.txt").write_text("")
     if known_by == "lock":
         (run / "fit.lock").write_text("filelock/2\n")
         os.utime(run / "fit.lock", (0, 0))
@@ -191,19 +201,78 @@ def test_what_other_loggers_left_stays_and_is_in_nobodys_way(known_by, tmp_path)
     assert "exists" in error_of(enter, run)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "tokenizer/vocab.txt", "checkpoints/mine.part", "model/config.json"])
+def test_what_somebody_put_in_the_place_of_a_result_stays(name, tmp_path):
+    run = tmp_path / "run"
+    (run / name).parent.mkdir(parents=True)
+    (run / ".fit").write_text("")
+    (run / name).write_text("mine: 1\n")
+    assert "exists" in error_of(enter, run)
+    discard(run)
+    assert (run / name).read_text() == "mine: 1\n"
+
+
+def test_what_somebody_put_beside_results_stays_and_is_in_nobodys_way(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "theirs.yaml").write_text("{}\n")
+    (run / "config.yaml").write_text("run: run\ncompression: []\ncheckpoint_every: 500\n")
+    for name in ("hparams.yaml", "events.out.tfevents.1.host", ".tokenizer.mine"):
+        (run / name).write_text("mine: 1\n")
+    (run / "events.out.tfevents.2.host").symlink_to(tmp_path / "theirs.yaml")
+    assert enter(run) == {
+        *(".fit", "fit.lock", "hparams.yaml", ".tokenizer.mine"),
+        *("events.out.tfevents.1.host", "events.out.tfevents.2.host"),
+    }
+
+
+class Killed(Callback):
+    def on_train_start(self, trainer, pl_module):
+        shutil.copytree(trainer.default_root_dir, f"{trainer.default_root_dir}-killed")
+        raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("way", ["command", "python"])
+def test_all_that_a_fit_left_before_its_first_checkpoint_is_known(way, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if way == "command":
+        (tmp_path / "task.yaml").write_text(yaml.safe_dump(student_config(tiny_teacher, tiny_data)))
+        with pytest.raises(RuntimeError, match="killed"):
+            main(["fit", "--config=task.yaml", "--run=run", f"--trainer.callbacks={__name__}.Killed"])
+    else:
+        files = {"train_file": str(tiny_data / "train.tsv"), "val_file": str(tiny_data / "val.tsv")}
+        data = TextClassification(**files, tokenizer=str(tiny_teacher), text_columns=["sentence"], max_length=16)
+        with pytest.raises(RuntimeError, match="killed"):
+            fit(
+                model=LitStudent(str(tiny_teacher), labels=data.labels),
+                data=data,
+                run="run",
+                trainer={"accelerator": "cpu", "callbacks": [Killed()]},
+            )
+    left = {path.name.partition(".out.")[0] for path in (tmp_path / "run-killed").iterdir()}
+    assert left == {".fit", "fit.lock", "config.yaml", "hparams.yaml", "events", "tokenizer"}
+    discard(tmp_path / "run-killed")
+    assert {path.name for path in (tmp_path / "run-killed").iterdir()} == {".fit", "fit.lock"}
+
+
 def test_a_fit_with_another_logger_that_failed_at_its_start_begins_again(
     tiny_teacher, tiny_data, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(student_config(tiny_teacher, tiny_data)))
-    fit = ["fit", "--config=task.yaml", "--run=run", "--trainer.max_epochs=1"]
-    fit += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=run"]
+    args = ["fit", "--config=task.yaml", "--run=run", "--trainer.max_epochs=1"]
+    args += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=run"]
     with pytest.raises(SystemExit, match="none_such"):
         main(
-            [*fit, "--compression+=MagnitudePruning", "--compression.sparsity=0.5", "--compression.targets=[none_such]"]
+            [
+                *args,
+                "--compression+=MagnitudePruning",
+                "--compression.sparsity=0.5",
+                "--compression.targets=[none_such]",
+            ]
         )
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".fit", "lightning_logs"}
-    main(fit)
+    main(args)
     assert (tmp_path / "run/model/config.json").is_file()
     assert (tmp_path / "run/config.yaml").is_file()  # commands that are given the run read it there
 
