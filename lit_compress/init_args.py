@@ -11,6 +11,9 @@ import numpy as np
 
 __all__ = ["KeepsInitArgs", "settings_of"]
 
+# In the place of a name, for what a constructor took as `*args`.
+_UNNAMED = "*"
+
 
 class KeepsInitArgs:
     """Keeps the arguments of the constructor, whatever it is in a subclass, for :func:`settings_of`.
@@ -33,6 +36,8 @@ class KeepsInitArgs:
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     given |= given.pop(name, {})
+                if parameter.kind is parameter.VAR_POSITIONAL and (unnamed := given.pop(name, ())):
+                    given[_UNNAMED] = unnamed
             vars(made)["_init_args"] = given  # not setattr, which modules answer only once they are made
         return made
 
@@ -40,26 +45,40 @@ class KeepsInitArgs:
 def settings_of(value: Any) -> Any:
     """What a configuration would have for a value: JSON types, import paths of functions, classes with ``init_args``.
 
+    Numbers and texts of other libraries become Python's own.
+
     Raises:
         TypeError: there is an object in it that does not say how it was made.
 
     """
     if isinstance(value, KeepsInitArgs):
         arguments: Mapping[str, Any] = vars(value)["_init_args"]
+        if _UNNAMED in arguments:  # nothing says which options of a configuration they are
+            raise TypeError(f"{type(value).__name__} was given arguments without a name; give them as name=value")
         path = f"{type(value).__module__}.{type(value).__qualname__}"
         return {"class_path": path, "init_args": settings_of(arguments)}
     if is_dataclass(value) and not isinstance(value, type):
         return settings_of(asdict(value))
     if isinstance(value, Mapping):
-        return {name: settings_of(inner) for name, inner in value.items()}
+        return {settings_of(name): settings_of(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [settings_of(inner) for inner in value]
     if isinstance(value, Path):
         return str(value)
     if inspect.isroutine(value) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
+    return _plain(value)
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    """A scalar as YAML has it."""
     if isinstance(value, np.generic):  # also float64, which is a float, and no data that torch.load takes
-        return value.item()
-    if value is None or isinstance(value, str | int | float):
+        value = value.item()
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # an enumeration's own says its name
+    for kind in (int, float):
+        if isinstance(value, kind):
+            return kind(value)
     raise TypeError(f"{type(value).__name__} does not say how it was made")

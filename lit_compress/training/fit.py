@@ -108,9 +108,9 @@ def fit(
     checkpoint, _ = checkpoint_of(folder, None if resume is None else str(resume))
     settings = _settings(model, data, strategies) | {
         "seed_everything": seed,
-        "trainer": {name: value for name, value in options.items() if _is_plain(f"trainer.{name}", value)},
+        "trainer": _kept(options, "trainer."),
         "run": str(run),
-        "checkpoint_every": checkpoint_every,
+        "checkpoint_every": settings_of(checkpoint_every),
     }
     try:
         with start(folder, settings, checkpoint) as started:
@@ -229,23 +229,20 @@ def _check_pair(model: Any, data: Any) -> None:
 
 
 def _settings(model: LightningModule, data: LightningDataModule, strategies: Sequence[Callback]) -> dict[str, Any]:
-    """The sections of a configuration that make these objects again; what cannot be said is left out, and that said."""
-    found: dict[str, Any] = {}
-    for key, value in {"model": model, "data": data, "compression": list(strategies)}.items():
-        try:
-            found[key] = settings_of(value)
-        except TypeError as error:
-            logging.getLogger(__name__).warning("%s: not kept in config.yaml: %s", key, error)
-            found[key] = [] if key == "compression" else {}
+    """The sections of a configuration that make these objects again."""
+    kept = _kept({"model": model, "data": data, "compression": list(strategies)})
+    found: dict[str, Any] = {"model": {}, "data": {}, "compression": []} | kept
     for name in ("task", "labels", "tokenizer") if isinstance(data, TextData) else ():  # they are the data's
         found["model"].get("init_args", {}).pop(name, None)
     return found
 
 
-def _is_plain(key: str, value: Any) -> bool:
-    try:
-        settings_of(value)
-    except TypeError as error:
-        logging.getLogger(__name__).warning("%s: not kept in config.yaml: %s", key, error)
-        return False
-    return True
+def _kept(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values as a configuration has them; what cannot be said is left out, and that said."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            found[name] = settings_of(value)
+        except TypeError as error:
+            logging.getLogger(__name__).warning("%s%s: not kept in config.yaml: %s", prefix, name, error)
+    return found

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, seed_everything
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress import (
+    FreezeEmbeddings,
     LitStudent,
     LogitDistillation,
     MagnitudePruning,
@@ -84,6 +86,26 @@ def test_it_is_the_run_of_the_command(make, tiny_teacher, tiny_data, tmp_path):
     assert run.checkpoint.is_file()
     weight = AutoModelForSequenceClassification.from_pretrained(run.model).bert.encoder.layer[0].output.dense.weight
     assert (weight == 0).float().mean() == pytest.approx(0.75, abs=0.01)
+
+
+def test_plain_values_of_python_are_kept_as_a_configuration_has_them(make, tmp_path):
+    class Number(int):
+        pass
+
+    class Text(str):
+        __slots__ = ()
+
+    pruning = MagnitudePruning(sparsity=np.linspace(0, 1, 5)[2], every=Text("1 steps"))
+    options = {"callbacks": [pruning, FreezeEmbeddings()], "max_epochs": Number(1), "log_every_n_steps": np.int64(2)}
+    options |= {"default_root_dir": tmp_path / "root", "limit_val_batches": np.float64(1)}
+    run = fit(**make(run=tmp_path / "run", strategies=[], trainer=OPTIONS | options, checkpoint_every=np.int64(2)))
+    kept = yaml.safe_load((run.folder / "config.yaml").read_text())
+    first, second = kept["trainer"]["callbacks"]
+    assert first["init_args"] | {"sparsity": 0.5, "every": "1 steps"} == first["init_args"]
+    assert second["class_path"].endswith(".FreezeEmbeddings")
+    assert (kept["checkpoint_every"], kept["trainer"]["limit_val_batches"]) == (2, 1.0)
+    assert kept["trainer"]["default_root_dir"] == str(tmp_path / "root")
+    fit(**make(run=run.folder, strategies=[], trainer=OPTIONS | options | {"max_epochs": 2}, resume="last"))
 
 
 def test_commands_know_its_run(make, tmp_path, capsys):
