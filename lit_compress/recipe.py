@@ -1,7 +1,6 @@
 """`lit_compress recipe`: several fits in a row, each an ordinary configuration that may start from an earlier one."""
 
 import hashlib
-import itertools
 import json
 import os
 import shlex
@@ -23,6 +22,7 @@ from lit_compress.files import atomic_file, begins, check_file
 from lit_compress.report.compare import check_comparison, compare
 from lit_compress.shipped_configs import config_path, short_path
 from lit_compress.training.claim import check_new, has_begun
+from lit_compress.training.trainer import last_of
 
 __all__ = ["Stage", "load_recipe", "recipe"]
 
@@ -47,6 +47,7 @@ class Stage:
         configs: configuration files below it, in order.
         overrides: options of the command line, last of all.
         dense: model that its report compares with; None is its teacher.
+        reads: names of the earlier stages whose models it goes on from.
 
     """
 
@@ -57,6 +58,7 @@ class Stage:
     configs: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     dense: str | None = None
+    reads: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -68,7 +70,7 @@ class Stage:
         """``finished``, ``interrupted`` (there is a checkpoint to go on from) or ``new``."""
         if (self.folder / "model" / "config.json").is_file():
             return "finished"
-        return "interrupted" if self._checkpoint.is_file() else "new"
+        return "interrupted" if last_of(self.folder).is_file() else "new"
 
     @property
     def unfinished(self) -> list[str]:
@@ -121,10 +123,6 @@ class Stage:
         with atomic_file(self.file) as staging:
             staging.write_text(f"{marks[0]}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
-
 
 def recipe(
     config: str,
@@ -149,7 +147,7 @@ def recipe(
     stages = load_recipe(config, run, overrides)
     if only is not None and only not in stages:
         raise UserError(f"--only: {only!r} is no stage of {config!r}; it has {', '.join(stages)}")
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     todo = [stages[only]] if only else list(stages.values())
     if not dry_run:
         for stage in todo:
@@ -161,10 +159,10 @@ def recipe(
         if dry_run:
             console.print(yaml.safe_dump(stage.settings, sort_keys=False), markup=False)
             continue
+        if stage.state != "finished" and not unfinished:
+            _require_finished(stages, stage)
         stage.write()
         if stage.state != "finished":
-            if not unfinished:
-                _require_finished(stages, stage)
             _run(stage)
         elif stage.unfinished:
             console.print(f"Not finished: {'; '.join(stage.unfinished)}", markup=False, soft_wrap=True)
@@ -205,14 +203,16 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
         )
         if missing := [file for file in configs if not file.is_file()]:
             raise UserError(f"recipe: stages.{name}.config: {str(missing[0])!r} does not exist")
+        written = {k: v for k, v in settings.items() if k not in _OWN}
         stages[name] = Stage(
             name=name,
             folder=root / name,
             settings={k: v for k, v in resolved.items() if k not in _OWN} | {"run": str(root / name)},
-            written={k: v for k, v in settings.items() if k not in _OWN},
+            written=written,
             configs=configs,
             overrides=(*shared, *own[name]),
             dense=resolved.get("dense"),
+            reads=tuple(known for known in stages if _reads(written, known)),
         )
     return stages
 
@@ -248,6 +248,13 @@ def _resolve(value: Any, made: Mapping[str, Path], stage: str) -> Any:
     return value
 
 
+def _reads(value: Any, stage: str) -> bool:
+    """Whether settings name the model of a stage."""
+    if isinstance(value, dict | list):
+        return any(_reads(inner, stage) for inner in (value.values() if isinstance(value, dict) else value))
+    return value == f"{_STAGE}{stage}"
+
+
 def _split_overrides(words: Sequence[str], stages: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Options for all stages, and options by stage without its name."""
     shared: list[str] = []
@@ -266,7 +273,7 @@ def _split_overrides(words: Sequence[str], stages: Sequence[str]) -> tuple[list[
 
 def _require_finished(stages: Mapping[str, Stage], stage: Stage) -> None:
     """Refuse to go on from a stage whose compression is not complete."""
-    for earlier in itertools.takewhile(lambda one: one != stage, stages.values()):
+    for earlier in (stages[name] for name in stage.reads):
         if lines := earlier.unfinished:
             raise UserError(
                 f"recipe: stage {earlier.name!r}: {'; '.join(lines)}; train it longer in another --run, or go on "

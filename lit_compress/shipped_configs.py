@@ -1,9 +1,8 @@
 """The configurations that come with the package: ``@sst2/teacher`` where the path of a file could stand."""
 
+import sys
 from difflib import get_close_matches
 from pathlib import Path
-
-from rich.console import Console
 
 from lit_compress.errors import UserError
 
@@ -20,15 +19,14 @@ def configs(name: str | None = None) -> None:
         name: one of them, for example ``@sst2/teacher``; it is printed as it is, to be copied and changed.
 
     """
-    console = Console(soft_wrap=True, highlight=False)
     if name is not None:
         given = name if name.startswith(_MARK) else _MARK + name
-        console.print(Path(config_path(given, "configs")).read_text().rstrip("\n"), markup=False)
+        sys.stdout.write(Path(config_path(given, "configs")).read_text())
         return
     width = max(map(len, _names()))
     for each in _names():
         described = (_FOLDER / f"{each}.yaml").read_text().partition("\n")[0].lstrip("# ")
-        console.print(f"{_MARK}{each:{width}}  {described}", markup=False)
+        sys.stdout.write(f"{_MARK}{each:{width}}  {described}\n")
 
 
 def config_path(given: str, key: str) -> str:

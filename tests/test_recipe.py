@@ -143,12 +143,33 @@ def test_a_stage_that_is_not_finished_is_not_gone_on_from(finished_once, folder,
     manifest = folder / "out/teacher/model/compression.json"
     left = {"strategy": "MagnitudePruning", "asked": "80 %", "reached": "64 %", "step": 90, "of": 150, "end": 120}
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"unfinished": [left]}))
+    kept = folder / "out/stages/student.yaml"
+    kept.unlink()
     for options in ([], ["--only", "student"]):
         with pytest.raises(SystemExit, match=r"stage 'teacher': MagnitudePruning: asked 80 %.*--unfinished true"):
             main(["recipe", "recipe.yaml", *options])
-    assert not (folder / "out/student").exists()
+        assert not (folder / "out/student").exists()
+        assert not kept.exists()
     main(["recipe", "recipe.yaml", "--unfinished", "true"])
     assert "Not finished: MagnitudePruning: asked 80 %, reached 64 %" in capfd.readouterr().out
+    assert (folder / "out/student/model/config.json").is_file()
+
+
+def test_a_stage_that_is_not_finished_is_in_the_way_of_no_other(finished_once, folder):
+    for part in ("teacher", "stages"):
+        shutil.copytree(finished_once / "out" / part, folder / "out" / part)
+    manifest = folder / "out/teacher/model/compression.json"
+    left = {"strategy": "MagnitudePruning", "asked": "80 %", "reached": "64 %", "step": 90, "of": 150, "end": 120}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"unfinished": [left]}))
+
+    def apart(content):  # only its report reads the teacher
+        student = content["stages"]["student"]
+        model = content["stages"]["teacher"]["model"]["init_args"]["pretrained"]
+        student["model"]["init_args"] = {"pretrained": model}
+        student["dense"] = "stage:teacher"
+
+    edit(folder, apart)
+    main(["recipe", "recipe.yaml", "--only", "student"])
     assert (folder / "out/student/model/config.json").is_file()
 
 

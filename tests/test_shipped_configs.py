@@ -12,6 +12,10 @@ from lit_compress.recipe import load_recipe
 from lit_compress.shipped_configs import config_path
 
 ROOT = Path(__file__).parents[1]
+RECIPES = [
+    path.relative_to(ROOT / "configs").with_suffix("").as_posix()
+    for path in sorted((ROOT / "configs/recipes").rglob("*.yaml"))
+]
 
 
 def printed(arguments: list[str], capsys) -> dict:
@@ -32,6 +36,25 @@ def test_every_file_of_configs_is_listed_with_a_sentence(capsys):
 def test_one_is_printed_to_be_copied(capsys):
     main(["configs", "@sst2/teacher"])
     assert capsys.readouterr().out == (ROOT / "configs/sst2/teacher.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_printed_recipe_is_the_same_elsewhere(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["configs", f"@{name}"])
+    Path("mine.yaml").write_text(capsys.readouterr().out)
+    printed, shipped = load_recipe("mine.yaml", run="run"), load_recipe(f"@{name}", run="run")
+    assert printed == shipped
+
+
+def test_what_looks_like_the_code_of_a_picture_is_printed_as_it_is(tmp_path, monkeypatch, capsys):
+    text = "# One :smile: to copy.\nrun: runs/:100:\n\n"
+    (tmp_path / "one.yaml").write_text(text)
+    monkeypatch.setattr("lit_compress.shipped_configs._FOLDER", tmp_path)
+    main(["configs", "@one"])
+    assert capsys.readouterr().out == text
+    main(["configs"])
+    assert capsys.readouterr().out == "@one  One :smile: to copy.\n"
 
 
 def test_a_name_composes_with_files_and_options_as_a_file_does(tmp_path, monkeypatch, capsys):
