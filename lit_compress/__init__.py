@@ -110,14 +110,15 @@ _LATER = ("data", "export", "modules", "strategies", "training")
 
 
 def __getattr__(name: str) -> Any:
-    """A public name that trains or exports, imported when it is asked for.
+    """A public name or module that trains or exports, imported when it is asked for.
 
     Raises:
         MissingPackage: what it needs is not installed.
 
     """
     if name in _LATER:
-        return import_module(f"{__name__}.{name}")
+        with named_extras():
+            return import_module(f"{__name__}.{name}")
     if name in __all__:
         for inner in _LATER:
             with named_extras():

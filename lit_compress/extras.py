@@ -38,7 +38,7 @@ def named_extras() -> Iterator[None]:
         extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
         if extra is None:
             raise
-        raise MissingPackage(f"this needs {package!r}, which is not installed; {_install(extra)}") from error
+        raise _missing(package, extra) from error
 
 
 def optional(module: str, extra: str) -> Any:
@@ -55,11 +55,8 @@ def optional(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise MissingPackage(
-            f"--to: this format needs {package!r}, which is not installed; {_install(extra)}"
-        ) from error
+        raise _missing(module.partition(".")[0], extra) from error
 
 
-def _install(extra: str) -> str:
-    return f"pip install 'lit_compress[{extra}]'"
+def _missing(package: str, extra: str) -> MissingPackage:
+    return MissingPackage(f"this needs {package!r}, which is not installed; pip install 'lit_compress[{extra}]'")

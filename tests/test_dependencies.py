@@ -14,25 +14,15 @@ from transformers import AutoTokenizer
 
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
-from lit_compress.extras import EXTRAS, named_extras
+from lit_compress.extras import EXTRAS, named_extras, optional
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = packages_distributions()
 # What `import lit_compress` may import of the package.
 CORE = (
-    *(
-        "__init__.py",
-        "__main__.py",
-        "errors.py",
-        "extras.py",
-        "files.py",
-        "functional",
-        "models",
-        "nn",
-        "ops",
-        "storage",
-    ),
+    *("__init__.py", "__main__.py", "errors.py", "extras.py", "files.py"),
+    *("functional", "models", "nn", "ops", "storage"),
 )
 
 
@@ -98,6 +88,29 @@ def test_a_missing_package_is_one_line_with_its_extra():
         raise ModuleNotFoundError("No module named 'lightning.pytorch'", name="lightning.pytorch")
     with pytest.raises(ModuleNotFoundError, match="mine"), named_extras():
         raise ModuleNotFoundError("No module named 'mine'", name="mine")
+
+
+@pytest.mark.parametrize("name", ["data", "export", "modules", "strategies", "training", "LitStudent", "fit"])
+def test_what_trains_says_what_it_lacks(name):
+    code = f"""
+import sys
+sys.modules["lightning"] = None
+import lit_compress
+try:
+    lit_compress.{name}
+except lit_compress.UserError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "this needs 'lightning', which is not installed; pip install 'lit_compress[train]'\n"
+
+
+def test_a_missing_package_is_said_to_whoever_exports_and_whoever_measures():
+    with pytest.raises(UserError) as caught:
+        optional("no_such_engine.inner", "openvino")
+    assert str(caught.value) == (
+        "this needs 'no_such_engine', which is not installed; pip install 'lit_compress[openvino]'"
+    )
 
 
 @pytest.mark.parametrize("format", ["hf", "sparse", "packed"])
