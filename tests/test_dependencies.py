@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import Distribution, PackageNotFoundError, packages_distributions
 from pathlib import Path
 
 import pytest
 from models.families import build
 from transformers import AutoTokenizer
 
+from lit_compress import __version__
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
 from lit_compress.extras import EXTRAS, named_extras, optional
+from lit_compress.report.machine import machine
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -139,3 +141,20 @@ def test_a_public_name_that_trains_is_there_when_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "from lit_compress import *; MagnitudePruning, QuestionAnswering, save_packed"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_the_source_on_the_path(tiny_model, tmp_path, monkeypatch):
+    """Where nothing is installed under the name of the package, a model is saved and measured all the same."""
+    find = Distribution.from_name
+
+    def found(name):
+        if name == "lit_compress":
+            raise PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(Distribution, "from_name", found)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    for format in ("hf", "packed"):
+        model = build("bert", vocab_size=len(tokenizer), max_position_embeddings=64)
+        write(from_student(model, tokenizer), tmp_path / format, format)
+    assert machine()["lit_compress"] == __version__

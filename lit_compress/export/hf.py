@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_compress import __version__
 from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded, check_finite
 from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
@@ -92,7 +92,7 @@ def write_beside(
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write ``compression.json``, in the place of an earlier one."""
-    content = {"lit_compress": version("lit_compress")} | manifest
+    content = {"lit_compress": __version__} | manifest
     (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
 

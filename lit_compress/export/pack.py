@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_compress import __version__
 from lit_compress.errors import UserError
 from lit_compress.export.fold import fold_in_place, shrunk
 from lit_compress.export.folded import Folded
@@ -239,7 +239,7 @@ def packed_bytes(model: nn.Module) -> dict[str, int]:
 def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, manifest: Manifest) -> None:
     save_checked(model, folder)
     tokenizer.save_pretrained(folder)
-    about = {"lit_compress": version("lit_compress")} | manifest
+    about = {"lit_compress": __version__} | manifest
     (folder / MANIFEST_FILE).write_text(json.dumps(about, indent=1) + "\n")
     (folder / "README.md").write_text(_card(model, manifest))
 

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
+from lit_compress import __version__
+
 __all__ = ["command_line", "machine"]
 
 
 def machine() -> dict[str, str]:
     """Processor or GPU, threads, and the versions that matter."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    packages = {name: version(name) for name in ("lit_compress", "torch", "transformers", "lightning")}
+    packages = {"lit_compress": __version__} | {name: version(name) for name in ("torch", "transformers", "lightning")}
     return {
         "device": device,
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
