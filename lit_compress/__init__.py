@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_compress.errors import UserError
 from lit_compress.extras import named_extras
-from lit_compress.models import prune_, quantize_  # and teaches Transformers to read compressed folders
+from lit_compress.models import fold, pack, prune_, quantize_  # and teaches Transformers to read compressed folders
 from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         TextClassification,
         TokenClassification,
     )
-    from lit_compress.export import fold, pack, save_folder, save_packed, student_from_checkpoint
+    from lit_compress.export import save_folder, save_packed, student_from_checkpoint
     from lit_compress.modules import (
         AttentionDistillation,
         Distillation,

@@ -16,9 +16,9 @@ import yaml
 from rich.console import Console
 
 from lit_compress.errors import UserError
-from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.export.run_folder import absolute_paths, parse_file
 from lit_compress.files import atomic_file, begins, check_file
+from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.report.compare import check_comparison, compare
 from lit_compress.shipped_configs import config_path, short_path
 from lit_compress.training.claim import check_new, has_begun

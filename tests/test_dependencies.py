@@ -136,8 +136,28 @@ print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}}))
     assert not set(result.stdout.split()) & {name for names in EXTRAS.values() for name in names}
 
 
+def test_a_model_is_compressed_folded_and_packed_with_nothing_of_the_extras():
+    code = """
+import sys
+for name in ("lightning", "datasets", "torchmetrics", "jsonargparse", "pandas", "pyarrow"):
+    sys.modules[name] = None
+import torch
+from transformers import BertConfig, BertModel
+from lit_compress import fold, pack, prune_, quantize_
+sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
+model = quantize_(prune_(BertModel(BertConfig(**sizes)).eval(), sparsity=0.7))
+tokens = torch.tensor([[1, 2, 3]])
+with torch.no_grad():
+    model.train()(tokens)
+    folded, packed = fold(model.eval())(tokens), pack(model)(tokens)
+torch.testing.assert_close(packed.last_hidden_state, folded.last_hidden_state, rtol=0, atol=0.05)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_a_public_name_that_trains_is_there_when_asked_for():
-    code = "import sys, lit_compress; assert 'lightning' not in sys.modules; lit_compress.LitStudent; lit_compress.fold"
+    code = "import sys, lit_compress; assert 'lightning' not in sys.modules; lit_compress.LitStudent"
     subprocess.run([sys.executable, "-c", code], check=True)
     code = "from lit_compress import *; MagnitudePruning, QuestionAnswering, save_packed"
     subprocess.run([sys.executable, "-c", code], check=True)

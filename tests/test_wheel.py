@@ -84,7 +84,9 @@ def link(name: str, packages: Path) -> None:
             (packages / top).symlink_to(Path(str(installed.locate_file(top))))
 
 
-def test_the_wheel_alone_reads_every_folder_for_pytorch_and_says_what_the_rest_needs(environment, tiny_model, tmp_path):
+def test_the_wheel_alone_reads_every_folder_for_pytorch_compresses_models_and_says_what_the_rest_needs(
+    environment, tiny_model, tmp_path
+):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     for format in ("hf", "sparse", "packed"):
         model = build("bert", vocab_size=len(tokenizer), max_position_embeddings=64)
@@ -100,6 +102,8 @@ answers = [
 ]
 assert torch.equal(answers[0], answers[1])
 torch.testing.assert_close(answers[0], answers[2], rtol=0, atol=0.05)
+model = lit_compress.quantize_(lit_compress.prune_(AutoModelForSequenceClassification.from_pretrained("hf")))
+lit_compress.fold(model), lit_compress.pack(model)
 try:
     lit_compress.LitStudent
 except ImportError as error:

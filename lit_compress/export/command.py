@@ -16,13 +16,14 @@ from lit_compress.errors import UserError
 from lit_compress.export.check import Examples
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded, from_source
-from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions
-from lit_compress.export.pack import LayoutChoice, packed_lines
-from lit_compress.export.ranges import calibrated, ranges_of
+from lit_compress.export.pack import packed_lines
+from lit_compress.export.ranges import calibrated
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.load import first_line
+from lit_compress.models.manifest_file import require_finished
+from lit_compress.models.pack import LayoutChoice, ranges_of
 from lit_compress.storage.buffers import Precision
 
 __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]

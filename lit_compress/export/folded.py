@@ -11,17 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint, student_from_checkpoint
-from lit_compress.export.fold import fold_in_place, shrink_in_place
-from lit_compress.export.manifest_file import (
+from lit_compress.export.run_folder import run_tokenizer
+from lit_compress.models.fold import fold_in_place
+from lit_compress.models.folder import load_whole_model
+from lit_compress.models.manifest_file import (
     UNFINISHED,
     check_unfinished,
-    manifest_with_scales,
-    quantized_weights,
     read_manifest,
     weight_of,
 )
-from lit_compress.export.run_folder import run_tokenizer
-from lit_compress.models.folder import load_whole_model
 from lit_compress.models.packed import packed_linears
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.weight import QuantizedWeight
@@ -133,9 +131,6 @@ def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _fold_in_place(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Folded:
-    shrink_in_place(student)
-    weights = quantized_weights(student)  # while there are quantizers to ask
-    manifest = manifest_with_scales(student, weights)
-    fold_in_place(student, weights)
+    manifest, weights = fold_in_place(student)
     check_finite(student)
     return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer, weights=weights)

@@ -8,11 +8,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress import __version__
-from lit_compress.export.fold import fold_in_place, shrunk
-from lit_compress.export.folded import Folded, check_finite
-from lit_compress.export.manifest_file import MANIFEST_FILE, manifest_with_scales, unfinished_lines
+from lit_compress.export.folded import Folded, from_student
 from lit_compress.files import atomic_folder
 from lit_compress.models.groups import KINDS
+from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.file import checksums
@@ -35,14 +34,9 @@ def save_folder(
         UserError: the folder exists or cannot be written.
 
     """
-    smaller = shrunk(student)  # scales and sparsity are those of what is left
-    manifest = manifest_with_scales(smaller)
-    folded = fold_in_place(smaller)
-    assert isinstance(folded, PreTrainedModel)
-    check_finite(folded)
+    folded = from_student(student, tokenizer)
     with atomic_folder(output, overwrite) as staging:
-        save_checked(folded, staging)
-        write_beside(folded, tokenizer, manifest, staging)
+        write_hf(folded, staging)
     return Path(output)
 
 

@@ -1,9 +1,8 @@
-"""Ranges of activations for packing: those that quantization-aware training found, and those measured on data."""
+"""Ranges of activations for packing, measured on data where quantization-aware training found none."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,45 +11,16 @@ from transformers import PreTrainedModel
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded
 from lit_compress.models.layout import LAYOUTS, encoder_layers, family_of
+from lit_compress.models.pack import Ranges
 from lit_compress.storage.buffers import Precision
 from lit_compress.tasks import Batch
 
-__all__ = ["Ranges", "calibrate", "calibrated", "layers_of_static_inputs", "ranges_of"]
+__all__ = ["calibrate", "calibrated", "layers_of_static_inputs"]
 
 # Share of an activation's magnitudes that a calibrated int8 range holds. Of BERT's feed-forward activations a handful
 # are many times larger than all others, and a grid that reaches them has no steps left for the rest (Wu et al. 2020,
 # arXiv 2004.09602, section 4.2, from memory).
 PERCENTILE = 0.9999
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranges:
-    """What is known of a linear's activations before it is packed.
-
-    Args:
-        largest_input: magnitude that the 8-bit form of its input must reach.
-        largest_output: likewise of its output.
-
-    """
-
-    largest_input: float | None = None
-    largest_output: float | None = None
-
-
-def ranges_of(manifest: Mapping[str, Any]) -> dict[str, Ranges]:
-    """The ranges in a manifest with scales, of a model or of a ``compression.json``, by the name of the linear.
-
-    An affine range ``[low, high]`` becomes the symmetric one that holds it, ``max(-low, high)``: a range that begins
-    at 0 loses half its steps that way.
-
-    Raises:
-        UserError: not such a manifest.
-
-    """
-    try:
-        return {name: _of_layer(entry) for name, entry in manifest.get("linears", {}).items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"compression.json: damaged: {type(error).__name__} {error}; export the model again") from error
 
 
 def calibrated(
@@ -129,24 +99,6 @@ def layers_of_static_inputs(model: PreTrainedModel) -> list[str]:
             names[id(inside[path])] for path in (layout.attention_output, layout.feed_forward_out) if path in inside
         ]
     return found
-
-
-def _of_layer(entry: Mapping[str, Any]) -> Ranges:
-    scales = entry.get("scales") or {}
-    ranges = {
-        f"largest_{slot}": _largest(scales[slot], entry[f"{slot}_quantizer"]["spec"])
-        for slot in ("input", "output")
-        if slot in scales
-    }
-    return Ranges(**ranges)
-
-
-def _largest(grid: Mapping[str, Any], spec: Mapping[str, Any]) -> float | None:
-    steps = 2 ** spec["bits"] - 1
-    reach = steps // 2 if spec["symmetric"] else max(grid["zero_point"], steps - grid["zero_point"])
-    largest = grid["scale"] * reach
-    # A range that never saw a batch.
-    return largest if 0 < largest < float("inf") else None
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Hugging Face models: loading them, where their parts are, and making them smaller."""
+"""Hugging Face models: loading them, where their parts are, making them smaller, and what they are then stored as."""
 
 from lit_compress.models.attention import attention_modules
 from lit_compress.models.compress import prune_, quantize_
+from lit_compress.models.fold import fold
 from lit_compress.models.fused import fuse, unfuse
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.groups import remove_heads, remove_neurons
@@ -19,6 +20,7 @@ from lit_compress.models.layout import (
     layout_of,
 )
 from lit_compress.models.load import check_compatible, load_classifier, load_model
+from lit_compress.models.pack import pack
 from lit_compress.models.shrink import drop_layers, kept_layers
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "drop_layers",
     "embedding_tables",
     "encoder_layers",
+    "fold",
     "fuse",
     "kept_layers",
     "layer_linears",
@@ -39,6 +42,7 @@ __all__ = [
     "layout_of",
     "load_classifier",
     "load_model",
+    "pack",
     "prune_",
     "quantize_",
     "remove_heads",

@@ -11,9 +11,9 @@ from rich.table import Table as Screen
 from rich.text import Text
 
 from lit_compress.errors import UserError
-from lit_compress.export.manifest_file import unfinished_lines
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import LabelMap
+from lit_compress.models.manifest_file import unfinished_lines
 from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
 from lit_compress.report.fronts import Group, groups_of, pareto_figure

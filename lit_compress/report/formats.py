@@ -17,12 +17,12 @@ from lit_compress.errors import UserError
 from lit_compress.export.check import of_tokens
 from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
-from lit_compress.export.manifest_file import require_finished
 from lit_compress.export.onnx import IntegerOptions, Processor
 from lit_compress.export.run_folder import run_config, task_of, validation_data
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
+from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.positions import check_length
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results

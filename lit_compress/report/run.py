@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
-from lit_compress.export.manifest_file import MANIFEST_FILE, UNFINISHED
 from lit_compress.export.run_folder import parse_file, run_config, task_of, validation_data
 from lit_compress.files import check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
+from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED
 from lit_compress.models.positions import check_length
 from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate_units

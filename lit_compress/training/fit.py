@@ -19,10 +19,10 @@ from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint
 from lit_compress.export.command import export
-from lit_compress.export.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.export.run_folder import absolute_paths, parse_file, task_of
 from lit_compress.files import check_file, check_folder
 from lit_compress.init_args import settings_of
+from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.packed import packed_linears
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.training.claim import Claim, claim, discard

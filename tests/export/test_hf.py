@@ -10,8 +10,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 import lit_compress
 from lit_compress.errors import UserError
 from lit_compress.export import fold, save_folder
-from lit_compress.export.manifest_file import quantization_scales, quantized_weights
 from lit_compress.files import atomic_folder
+from lit_compress.models.manifest_file import manifest_with_scales
 from lit_compress.nn import compressible_layers, describe
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 
@@ -149,8 +149,8 @@ def test_scales_are_those_of_the_current_weights(make):
     with torch.no_grad():
         for layer in layers.values():
             layer.weight.mul_(2)
-    for name, scales in quantization_scales(model, quantized_weights(model)).items():
-        assert scales["weight"] == [pytest.approx(layers[name].weight.abs().max().item() / 7)]
+    for name, entry in manifest_with_scales(model)["linears"].items():
+        assert entry["scales"]["weight"] == [pytest.approx(layers[name].weight.abs().max().item() / 7)]
 
 
 def test_quantizers_that_are_off_leave_weights_alone(tokenizer, tmp_path, tiny_teacher):

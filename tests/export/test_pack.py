@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 from lit_compress.errors import UserError
 from lit_compress.export import fold, from_source, pack, save_folder, save_packed, write
 from lit_compress.export.command import export
-from lit_compress.export.pack import choose_layout, packed_bytes
+from lit_compress.export.pack import packed_bytes
 from lit_compress.export.ranges import Ranges
 from lit_compress.functional import nm_mask, unstructured_mask
 from lit_compress.functional.masks import expand_blocks
@@ -28,6 +28,7 @@ from lit_compress.models.folder import load_whole_model
 from lit_compress.models.fused import unfuse
 from lit_compress.models.groups import remove_heads, remove_neurons
 from lit_compress.models.hf_quantizer import LitCompressConfig, LitCompressQuantizer
+from lit_compress.models.pack import choose_layout
 from lit_compress.models.packed import packed_linears, packed_of
 from lit_compress.models.shapes import update_config
 from lit_compress.models.shrink import drop_layers

@@ -16,7 +16,7 @@ from contracts.training import student_config
 from lit_compress.cli import main
 from lit_compress.export import from_source, load_checkpoint
 from lit_compress.export.command import Format, export, pack_command, write
-from lit_compress.export.manifest_file import unfinished_lines
+from lit_compress.models.manifest_file import unfinished_lines
 from lit_compress.report.formats import formats
 
 ASKED = "MagnitudePruning: asked 80 % zeros, reached 46.3 % zeros: stopped at step 2 of 8, complete at step 8"

@@ -5,7 +5,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from lit_compress.export import fold
-from lit_compress.export.manifest_file import manifest_with_scales
+from lit_compress.models.manifest_file import manifest_with_scales
 from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
 from lit_compress.nn.quantizers import TableQuantizer
 from lit_compress.nn.surgery import make_tables_compressible

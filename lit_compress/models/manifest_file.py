@@ -24,7 +24,6 @@ __all__ = [
     "UNFINISHED",
     "check_unfinished",
     "manifest_with_scales",
-    "quantization_scales",
     "quantized_weights",
     "read_manifest",
     "require_finished",
@@ -45,7 +44,10 @@ def quantized_weights(student: nn.Module) -> dict[str, QuantizedWeight]:
 
 
 def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeight] | None = None) -> Manifest:
-    """The manifest, with each layer's sparsity and the scales of everything that is quantized.
+    """The manifest, with each layer's sparsity and ``"scales"``: those of its enabled quantizers, as JSON types.
+
+    A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
+    ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
 
     Args:
         student: in its training form.
@@ -53,33 +55,23 @@ def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeig
 
     """
     weights = quantized_weights(student) if weights is None else weights
-    manifest, scales = describe(student), quantization_scales(student, weights)
+    manifest = describe(student)
     for name, layer in compressible_layers(student):
         weight = weights[name].values if name in weights else layer.effective_weight().detach()
-        manifest["linears"][name]["sparsity"] = sparsity(weight)
-    for kind in ("linears", "embeddings", "attention"):
-        for name, entry in manifest.get(kind, {}).items():
-            entry["scales"] = scales.get(name, {})
+        grids = _activation_grids({"input": layer.input_quantizer, "output": layer.output_quantizer})
+        manifest["linears"][name] |= {"sparsity": sparsity(weight), "scales": weight_scales(weights.get(name)) | grids}
+    for name, entry in manifest.get("embeddings", {}).items():
+        entry["scales"] = weight_scales(weights.get(name))
+    for name, quantizers in attention_quantizers(student):
+        grids = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
+        manifest["attention"][name]["scales"] = grids
     return manifest
 
 
-def quantization_scales(student: nn.Module, weights: Mapping[str, QuantizedWeight]) -> dict[str, dict[str, Any]]:
-    """Module name to scales and zero points of its enabled quantizers, as JSON types.
-
-    A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
-    ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
-    """
-    scales: dict[str, dict[str, Any]] = {name: weight_scales(weight) for name, weight in weights.items()}
-    for name, layer in compressible_layers(student):
-        grids = {"input": layer.input_quantizer, "output": layer.output_quantizer}
-        scales[name] = scales.get(name, {}) | _activation_grids(grids)
-    for name, quantizers in attention_quantizers(student):
-        scales[name] = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
-    return {name: grids for name, grids in scales.items() if grids}
-
-
-def weight_scales(weight: QuantizedWeight) -> dict[str, Any]:
-    """The scales of a weight, as ``compression.json`` has them."""
+def weight_scales(weight: QuantizedWeight | None) -> dict[str, Any]:
+    """The scales of a weight, as ``compression.json`` has them; none of one that is not quantized."""
+    if weight is None:
+        return {}
     zero_point = {"weight_zero_point": weight.zero_point} if weight.values.dtype == torch.uint8 else {}
     return {"weight": weight.scale.reshape(-1).tolist()} | zero_point
 
