@@ -1,7 +1,7 @@
 """Pruning and quantization of a model as it stands, for any training loop; in place, as the underscores say."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +11,12 @@ from lit_compress.functional.importance import magnitude
 from lit_compress.functional.patterns import Scope, parse_pattern, wrong_option
 from lit_compress.models.targets import match_linears
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.nn.quantizers import (
-    DynamicTokenQuantizer,
-    FakeQuantizer,
-    MinMaxWeightQuantizer,
-    MovingAverageQuantizer,
-)
+from lit_compress.nn.quantizers import ActivationType, MinMaxWeightQuantizer, input_quantizer, wrong_quantization
 from lit_compress.nn.surgery import make_compressible
 
 __all__ = ["prune_", "quantize_"]
 
 Model = TypeVar("Model", bound=nn.Module)
-Activations = Literal["uint8", "int8", "dynamic", "none"]
 
 
 @torch.no_grad()
@@ -96,7 +90,7 @@ def quantize_(
     model: Model,
     bits: int = 8,
     per_channel: bool = True,
-    activations: Activations = "uint8",
+    activations: ActivationType = "uint8",
     targets: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
 ) -> Model:
@@ -121,22 +115,14 @@ def quantize_(
         UserError: an argument is wrong, or a linear is quantized already; nothing is changed then.
 
     """
-    if not 2 <= bits <= 8:
-        raise UserError(f"quantize_: bits {bits} must be from 2 to 8")
-    make: dict[str, Callable[[], FakeQuantizer | None]] = {
-        "uint8": MovingAverageQuantizer,
-        "int8": lambda: MovingAverageQuantizer(symmetric=True),
-        "dynamic": DynamicTokenQuantizer,
-        "none": lambda: None,
-    }
-    if activations not in make:
-        raise UserError(f"quantize_: activations {activations!r} must be one of {', '.join(make)}")
+    if wrong := wrong_quantization(bits, activations):
+        raise UserError(f"quantize_: {' '.join(wrong)}")
     found = match_linears(model, targets, ignore, "quantize_: targets")
     for name, linear in found.items():
         if getattr(linear, "weight_quantizer", None) or getattr(linear, "input_quantizer", None):
             raise UserError(f"quantize_: {name!r} is quantized already; quantize a model once, or ignore that linear")
     for layer in make_compressible(model, list(found)).values():
         layer.weight_quantizer = MinMaxWeightQuantizer(layer.out_features, bits, per_channel)
-        layer.input_quantizer = make[activations]()
+        layer.input_quantizer = input_quantizer(activations)
         layer.to(layer.weight.device).train(layer.training)
     return model

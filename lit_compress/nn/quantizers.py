@@ -5,7 +5,7 @@ data or stay) and its constructor arguments. All are plain attributes, so that a
 a GPU is never asked for their value; the manifest saves them with every checkpoint. The ranges are buffers.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,17 @@ from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, 
 from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = [
+    "ActivationType",
     "DynamicTokenQuantizer",
     "FakeQuantizer",
     "MinMaxWeightQuantizer",
     "MovingAverageQuantizer",
     "TableQuantizer",
+    "input_quantizer",
+    "wrong_quantization",
 ]
+
+ActivationType = Literal["uint8", "int8", "dynamic", "none"]
 
 
 class FakeQuantizer(nn.Module):
@@ -252,6 +257,30 @@ class DynamicTokenQuantizer(FakeQuantizer):
 
     def extra_repr(self) -> str:
         return f"int{self.bits}, dynamic per token, enabled={self.enabled}"
+
+
+def input_quantizer(activations: ActivationType, momentum: float = 0.01) -> FakeQuantizer | None:
+    """The quantizer of a linear's inputs: ``uint8`` affine, ``int8`` symmetric, ``dynamic``; None for ``none``."""
+    if activations == "none":
+        return None
+    if activations == "dynamic":
+        return DynamicTokenQuantizer()
+    return MovingAverageQuantizer(symmetric=activations == "int8", momentum=momentum)
+
+
+def wrong_quantization(bits: int, activations: str) -> tuple[str, str] | None:
+    """Which of ``bits`` (of weights) and ``activations`` is wrong, and why; None when all is well.
+
+    Example:
+        >>> wrong_quantization(9, "int8")
+        ('bits', '9 must be from 2 to 8')
+
+    """
+    if not 2 <= bits <= 8:
+        return "bits", f"{bits} must be from 2 to 8"
+    if activations not in get_args(ActivationType):
+        return "activations", f"{activations!r} must be one of {', '.join(get_args(ActivationType))}"
+    return None
 
 
 def _fake_quantize(

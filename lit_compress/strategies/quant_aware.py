@@ -12,11 +12,13 @@ from lit_compress.models.attention import attention_modules
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers, quantize_attention
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.quantizers import (
-    DynamicTokenQuantizer,
+    ActivationType,
     FakeQuantizer,
     MinMaxWeightQuantizer,
     MovingAverageQuantizer,
     TableQuantizer,
+    input_quantizer,
+    wrong_quantization,
 )
 from lit_compress.nn.surgery import make_tables_compressible, match_modules, matches
 from lit_compress.strategies.strategy import Strategy, student_of
@@ -29,7 +31,6 @@ __all__ = ["EMBEDDING_TABLES", "QuantAwareTraining"]
 EMBEDDING_TABLES = ("*embeddings.*", "*.word_embedding")
 
 _CHOICES = {
-    "activations": ("uint8", "int8", "dynamic", "none"),
     "embeddings": ("none", "uint8", "int8"),
     "attention": ("none", "inputs", "all"),
 }
@@ -65,7 +66,7 @@ class QuantAwareTraining(Strategy):
         freeze_observers: str | None = "90%",
         weight_bits: int = 8,
         per_channel: bool = True,
-        activations: Literal["uint8", "int8", "dynamic", "none"] = "uint8",
+        activations: ActivationType = "uint8",
         outputs: Sequence[str] = (),
         embeddings: Literal["none", "uint8", "int8"] = "none",
         embedding_targets: Sequence[str] | None = None,
@@ -80,18 +81,19 @@ class QuantAwareTraining(Strategy):
         self.freeze = parse_duration(freeze_observers, f"{owner}.freeze_observers") if freeze_observers else None
         if self.freeze and self.freeze.unit == self.start.unit and self.freeze.value < self.start.value:
             raise UserError(f"{owner}.freeze_observers: {freeze_observers!r} comes before start {start!r}")
-        given = {"activations": activations, "embeddings": embeddings, "attention": attention}
+        if wrong := wrong_quantization(weight_bits, activations):
+            raise UserError(f"{owner}.{'weight_' if wrong[0] == 'bits' else ''}{': '.join(wrong)}")
+        given = {"embeddings": embeddings, "attention": attention}
         for key, allowed in _CHOICES.items():
             if given[key] not in allowed:
                 raise UserError(f"{owner}.{key}: {given[key]!r} must be one of {', '.join(allowed)}")
         if embedding_targets is not None and embeddings == "none":
             raise UserError(f"{owner}.embedding_targets: has no effect while embeddings is none; give uint8 or int8")
-        if not 2 <= weight_bits <= 8:
-            raise UserError(f"{owner}.weight_bits: {weight_bits} must be from 2 to 8")
         if not 0 < momentum <= 1:
             raise UserError(f"{owner}.momentum: {momentum} must be in (0, 1]")
         self.weight_bits, self.per_channel = weight_bits, per_channel
-        self.activations, self.outputs, self.momentum = activations, list(outputs), momentum
+        self.activations: ActivationType = activations
+        self.outputs, self.momentum = list(outputs), momentum
         self.embeddings, self.embedding_targets, self.attention = embeddings, embedding_targets, attention
         self._quantizers: list[FakeQuantizer] = []
         self._window = (0, 0)
@@ -105,7 +107,7 @@ class QuantAwareTraining(Strategy):
             requantized = any(matches(name, pattern, key) for pattern in self.outputs)
             slots = {
                 "weight_quantizer": MinMaxWeightQuantizer(layer.out_features, self.weight_bits, self.per_channel),
-                "input_quantizer": self._input_quantizer(),
+                "input_quantizer": input_quantizer(self.activations, self.momentum),
                 "output_quantizer": MovingAverageQuantizer(momentum=self.momentum) if requantized else None,
             }
             self._install("targets", name, layer, slots, layer.weight.device)
@@ -179,13 +181,6 @@ class QuantAwareTraining(Strategy):
                 f"{owner}.freeze_observers: step {freeze} leaves no step after start, step {start}, to see any data"
             )
         return start, freeze
-
-    def _input_quantizer(self) -> FakeQuantizer | None:
-        if self.activations == "none":
-            return None
-        if self.activations == "dynamic":
-            return DynamicTokenQuantizer()
-        return MovingAverageQuantizer(symmetric=self.activations == "int8", momentum=self.momentum)
 
     def _attention_slots(self) -> dict[str, FakeQuantizer | None]:
         # As SparseML wraps both products: left operand and result affine, right operand symmetric.
