@@ -3,13 +3,17 @@
 import inspect
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from jsonargparse import ArgumentParser
 
-__all__ = ["KeepsInitArgs", "settings_of"]
+from lit_compress.errors import UserError
+
+__all__ = ["KeepsInitArgs", "made_of", "settings_of"]
 
 # In the place of a name, for what a constructor took as `*args`.
 _UNNAMED = "*"
@@ -68,6 +72,34 @@ def settings_of(value: Any) -> Any:
     if inspect.isroutine(value) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
     return _plain(value)
+
+
+def made_of(settings: Any, kind: Any, key: str) -> Any:
+    """What :func:`settings_of` says the settings of, made again as the command line would.
+
+    Args:
+        settings: as of :func:`settings_of`.
+        kind: annotation of the option: a class, or a collection of such.
+        key: option that an error names.
+
+    Raises:
+        UserError: it cannot be made again, because its class is not there or takes other options, for example.
+
+    """
+
+    def option(value: Any) -> Any:
+        return value
+
+    option.__annotations__["value"] = kind
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(option, fail_untyped=False)
+    try:
+        # A copy: the parser changes what it is given.
+        return parser.instantiate(parser.parse_object({"value": deepcopy(settings)}))["value"]
+    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
+        said = " ".join(str(error).split())
+        what = settings.get("class_path", settings) if isinstance(settings, Mapping) else settings
+        raise UserError(f"{key}: {what!r} cannot be made again; give {key.rpartition('.')[2]}: {said}") from error
 
 
 def _plain(value: Any) -> bool | int | float | str | None:

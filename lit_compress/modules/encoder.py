@@ -2,18 +2,19 @@
 
 import os
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
-from lit_compress.init_args import KeepsInitArgs, settings_of
+from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
 from lit_compress.models.positions import check_length
@@ -25,11 +26,13 @@ from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.tasks import Batch, Task, make_task
 from lit_compress.training_steps import training_steps
 
-__all__ = ["CHECKPOINT_KEY", "LitEncoder"]
+__all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
 
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
 _GRADIENTS_KEY = "accumulated_gradients"
+# Arguments, of subclasses too, that are objects; a checkpoint has their settings.
+_OBJECTS = ("optimization", "distillation", "penalties")
 
 
 class LitEncoder(KeepsInitArgs, LightningModule):
@@ -65,11 +68,13 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         if label_map and not self.task.labels:
             raise UserError("model.label_map: the task has no classes; leave it out")
         # Only JSON types go into a checkpoint.
-        self.save_hyperparameters(ignore=["optimization", "distillation", "penalties", "task"])
+        self.save_hyperparameters(ignore=["task", *_OBJECTS])
+        given = vars(self)["_init_args"]
+        self.hparams.update({name: _settings(given[name]) for name in _OBJECTS if given.get(name) is not None})
         self.hparams["task"] = self.task.name if task is None or isinstance(task, str) else _settings(self.task)
         self.labels = self.task.labels
         self.tokenizer = tokenizer or pretrained
-        self.optimization = optimization
+        self.optimization = made_again(optimization, Optimization, "model.optimization")
         self.compile_student = compile
         self.student = load_model(pretrained, self.task, "model.pretrained", label_map).train()
         # Config key -> source and configuration of every model that reads the data.
@@ -206,12 +211,20 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self._gradients = checkpoint.get(_GRADIENTS_KEY, [])
 
 
-def _settings(task: Task) -> Any:
-    """What :func:`lit_compress.tasks.make_task` makes a task again from, where its arguments are plain data."""
+def made_again(value: Any, kind: Any, key: str) -> Any:
+    """An argument as it is, or made of the settings that a checkpoint has of it, see :func:`made_of`."""
+    # A mapping of modules by name is one that is made.
+    of_modules = isinstance(value, Mapping) and any(isinstance(one, nn.Module) for one in value.values())
+    return made_of(value, kind, key) if isinstance(value, Mapping | str) and not of_modules else value
+
+
+def _settings(value: Any) -> Any:
+    """What an argument is made again from, where the arguments of its own are plain data; else the names of classes."""
     try:
-        return settings_of(task)
-    except TypeError:  # whoever loads the checkpoint gives the task again; the name could be that of another task
-        return f"{type(task).__module__}.{type(task).__qualname__}"
+        return settings_of(value)
+    except TypeError:  # whoever loads the checkpoint gives it again; a task's name could be that of another task
+        held = value.values() if isinstance(value, Mapping) else [value]
+        return ", ".join(f"{type(one).__module__}.{type(one).__qualname__}" for one in held)
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

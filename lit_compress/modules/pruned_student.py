@@ -9,6 +9,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.movement import score_penalty
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.modules.distillation import Distillation, named_terms
+from lit_compress.modules.encoder import made_again
 from lit_compress.modules.student import LitStudent
 from lit_compress.nn.surgery import compressible_layers
 from lit_compress.tasks import Batch
@@ -103,6 +104,7 @@ class LitPrunedStudent(LitStudent):
         **options: Any,
     ) -> None:
         super().__init__(pretrained, teacher, distillation, **options)
+        penalties = made_again(penalties, dict[str, Penalty], "model.penalties")
         penalties = penalties if penalties is not None else {"l1": L1Penalty()}
         self.penalties = named_terms(penalties, "model.penalties", taken=self.distillation.keys())
 

@@ -13,7 +13,7 @@ from lit_compress.models.load import check_compatible, check_same_vocabulary, lo
 from lit_compress.models.projections import read_projections
 from lit_compress.modules.cached_teacher import CacheDtype, open_answers, teacher_digest
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
-from lit_compress.modules.encoder import LitEncoder
+from lit_compress.modules.encoder import LitEncoder, made_again
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.teacher import FrozenTeacher
 from lit_compress.tasks import Batch, Task
@@ -59,6 +59,7 @@ class LitStudent(LitEncoder):
         teacher_cache_dtype: CacheDtype = "float32",
         label_map: dict[str, str | int] | None = None,
     ) -> None:
+        distillation = made_again(distillation, dict[str, Distillation], "model.distillation")
         if teacher is not None and teachers:
             raise UserError("model.teachers: there is a model.teacher, too; give one or the other")
         # Of each teacher its name, its source, and the key that an error names.

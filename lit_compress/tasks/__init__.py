@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from transformers import PretrainedConfig
 
 from lit_compress.errors import UserError
+from lit_compress.init_args import made_of
 from lit_compress.tasks.batch import IGNORED, Batch
 from lit_compress.tasks.classification import ClassificationTask
 from lit_compress.tasks.masked_words import MaskedWordsTask, PretrainingTask
@@ -68,21 +68,9 @@ def make_task(task: Task | str | Mapping[str, Any] | None, labels: Sequence[str]
     if isinstance(task, Task):
         return task
     if isinstance(task, Mapping):
-        return _from_settings(task)
+        return made_of(task, Task, "model.task")
     name = task or ("classification" if labels else "regression")
     kind = next((kind for kind in TASKS if kind.name == name), None)
     if kind is None:
         raise UserError(f"model.task: {name!r} must be a Task or one of {', '.join(kind.name for kind in TASKS)}")
     return kind(labels) if kind.has_classes else kind()
-
-
-def _from_settings(settings: Mapping[str, Any]) -> Task:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Task, "task", fail_untyped=False)
-    try:
-        return parser.instantiate(parser.parse_object({"task": dict(settings)}))["task"]
-    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
-        said = " ".join(str(error).split())
-        raise UserError(
-            f"model.task: {settings.get('class_path')!r} cannot be made again; give the task: {said}"
-        ) from error
