@@ -1,6 +1,6 @@
 """Uniform integer quantization: scale and zero point, quantize, dequantize, and their straight-through composition.
 
-Real zero is always a grid point, exactly, so pruned weights stay zero through every function here.
+Real zero always has an integer, exactly, so pruned weights stay zero through every function here.
 """
 
 from typing import Any
@@ -15,11 +15,11 @@ _MIN_SCALE = torch.finfo(torch.float32).tiny * 2**24
 
 
 def symmetric_qparams(max_abs: Tensor, qmax: int = 127) -> Tensor:
-    """Scale of a symmetric grid ``-qmax..qmax`` with zero point 0: ``max_abs / qmax``.
+    """Scale of symmetric integers ``-qmax..qmax`` with zero point 0: ``max_abs / qmax``.
 
     Args:
         max_abs: largest magnitude per tensor ``()`` or per channel ``(out_features,)``.
-        qmax: largest integer; 127 for int8, so that the grid is symmetric and -128 is never used.
+        qmax: largest integer; 127 for int8, so that the range is symmetric and -128 is never used.
 
     Example:
         >>> symmetric_qparams(torch.tensor(12.7)).item()  # doctest: +ELLIPSIS
@@ -30,7 +30,7 @@ def symmetric_qparams(max_abs: Tensor, qmax: int = 127) -> Tensor:
 
 
 def asymmetric_qparams(low: Tensor, high: Tensor, qmin: int = 0, qmax: int = 255) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of an affine grid that covers ``[low, high]`` and holds 0 exactly.
+    """Scale and zero point of affine integers whose range covers ``[low, high]`` and holds 0 exactly.
 
     Args:
         low: smallest value seen, shape ``()``.
@@ -54,7 +54,7 @@ def asymmetric_qparams(low: Tensor, high: Tensor, qmin: int = 0, qmax: int = 255
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax: int) -> Tensor:
-    """Integers on the grid: ``clamp(round(x / scale) + zero_point, qmin, qmax)``, int32, halves to even.
+    """Integers: ``clamp(round(x / scale) + zero_point, qmin, qmax)``, int32, halves to even.
 
     Args:
         x: any shape.
@@ -97,7 +97,7 @@ def fake_quantize(
         channel_dim: dimension of ``x`` that has its own scale per index; None for one scale.
 
     Returns:
-        Values on the grid, same shape and dtype as ``x``.
+        Values of the integers, same shape and dtype as ``x``.
 
     Example:
         >>> fake_quantize(torch.tensor([0.26]), torch.tensor(0.5), torch.tensor(0, dtype=torch.int32), 0, 255).item()

@@ -77,8 +77,8 @@ class Updates:
         end: where the progress is 1.
         every: distance between updates.
         last: last update.
-        one_grid: count the distance from ``start`` until ``last``; ``end`` is then an update only if the count meets
-            it. Otherwise it is always one, and the count begins again there.
+        count_past_end: count the distance from ``start`` until ``last``; ``end`` is then an update only if the count
+            meets it. Otherwise it is always one, and the count begins again there.
 
     Example:
         >>> updates = Updates(start=2, end=9, every=3, last=13)
@@ -93,10 +93,10 @@ class Updates:
     end: int
     every: int
     last: int
-    one_grid: bool = False
+    count_past_end: bool = False
 
     def __contains__(self, step: int) -> bool:
-        if self.one_grid:
+        if self.count_past_end:
             return due(step, self.start, self.last, self.every)
         return due(step, self.start, self.end, self.every) or due(step, self.end, self.last, self.every)
 

@@ -1,4 +1,4 @@
-"""Fake quantizers: they put a tensor on an integer grid and let the gradient through.
+"""Fake quantizers: they round to the values of integers and let the gradient through.
 
 Each has three settings that are no tensors: ``enabled`` (quantize or pass through), ``observing`` (ranges follow the
 data or stay) and its constructor arguments. All are plain attributes, so that a disabled quantizer costs nothing and
@@ -113,7 +113,7 @@ class MinMaxWeightQuantizer(FakeQuantizer):
 
 
 class MovingAverageQuantizer(FakeQuantizer):
-    """One grid per activation tensor; its range is a moving average of each training batch's minimum and maximum.
+    """One range per activation tensor: a moving average of each training batch's minimum and maximum.
 
     Args:
         bits: width of the integer.
@@ -177,7 +177,7 @@ class TableQuantizer(FakeQuantizer):
 
     Args:
         rows: number of rows of the table.
-        per_row: int8, symmetric, a scale per row (True), or uint8, affine, one grid for the table (False, as SparseML).
+        per_row: int8, symmetric, a scale per row (True), or uint8, affine, one for the table (False, as SparseML).
 
     """
 
@@ -188,7 +188,7 @@ class TableQuantizer(FakeQuantizer):
         super().__init__()
         self.rows, self.per_row = rows, per_row
         self.qmin, self.qmax = (-127, 127) if per_row else (0, 255)
-        # Persistent: a frozen grid must come back with the checkpoint. A scale of 0 has never seen a table.
+        # Persistent: a frozen scale must come back with the checkpoint. A scale of 0 has never seen a table.
         self.register_buffer("scale", torch.zeros(rows if per_row else ()))
         self.register_buffer("zero_point", torch.zeros_like(self.scale, dtype=torch.int32), persistent=not per_row)
 
@@ -204,7 +204,7 @@ class TableQuantizer(FakeQuantizer):
 
     @torch.no_grad()
     def observe(self, table: Tensor) -> None:
-        """Move the grid to the current values of the table ``(rows, features)``, while observing."""
+        """Fit scale and zero point to the current values of the table ``(rows, features)``, while observing."""
         if not (self.enabled and self.observing):
             return
         if self.per_row:
@@ -244,7 +244,7 @@ class DynamicTokenQuantizer(FakeQuantizer):
         self.qmax = 2 ** (bits - 1) - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize ``(..., features)``, each row on its own grid."""
+        """Fake-quantize ``(..., features)``, each row with its own scale."""
         if not self.enabled:
             return x
         rows = x.reshape(-1, x.shape[-1])
@@ -286,5 +286,5 @@ def wrong_quantization(bits: int, activations: str) -> tuple[str, str] | None:
 def _fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, channel_dim: int | None = None
 ) -> Tensor:
-    # In fp32 whatever the model computes in: half precision has no room for 8 bits of grid and a scale.
+    # In fp32 whatever the model computes in: half precision cannot hold 8-bit integers times a scale.
     return fake_quantize(x.float(), scale.float(), zero_point, qmin, qmax, channel_dim).to(x.dtype)

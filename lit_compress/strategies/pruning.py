@@ -116,7 +116,7 @@ class Pruning(Scheduled):
             Constant(final=final) if schedule == "constant" else _SCHEDULES[schedule](initial=initial, final=final)
         )
         self.window = Window(
-            owner, start, end, every, last_update, self.last_update_option, one_grid=self.importance.learned
+            owner, start, end, every, last_update, self.last_update_option, count_past_end=self.importance.learned
         )
         self._matched: Units | None = None
 

@@ -1,4 +1,4 @@
-"""Quantization-aware training: an encoder computes on integer grids while the loss still corrects it."""
+"""Quantization-aware training: an encoder computes with values of integers while the loss still corrects it."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -40,17 +40,17 @@ class QuantAwareTraining(Strategy):
     """Fake-quantizes linears from ``start`` on, with the straight-through gradient (Jacob et al. 2017, 1712.05877).
 
     On request embedding tables, the products inside attention and outputs as well. The weight is masked before it is
-    quantized and 0 is always on the grid, so sparsity survives. Train it in fp32.
+    quantized and 0 always has an integer, so sparsity survives. Train it in fp32.
 
     Args:
         start: when quantization begins: ``"60%"``, ``"2 epochs"`` or ``"500 steps"``; after pruning as a rule.
         freeze_observers: when all ranges stop moving while weights go on; None never.
         weight_bits: width of weight integers.
         per_channel: one weight scale per output channel (True) or per tensor (False, as in SparseML and Prune OFA).
-        activations: input grids: ``uint8`` affine or ``int8`` symmetric with a moving-average range, ``dynamic``
+        activations: integers of inputs: ``uint8`` affine or ``int8`` symmetric with a moving-average range, ``dynamic``
             int8 with a scale per token, ``none``.
-        outputs: patterns of those targets whose output gets a ``uint8`` grid too.
-        embeddings: grids of embedding tables: ``uint8`` affine per table, ``int8`` symmetric per row, ``none``.
+        outputs: patterns of those targets whose output is quantized to ``uint8`` too.
+        embeddings: integers of embedding tables: ``uint8`` affine per table, ``int8`` symmetric per row, ``none``.
         embedding_targets: patterns of tables; None takes words, positions and token types.
         attention: ``inputs`` quantizes the operands of both products inside attention (left ``uint8``, right
             ``int8``), ``all`` their results too, ``none`` neither.

@@ -19,7 +19,7 @@ class Window:
         every: distance between updates.
         last: last update; None is ``end``.
         last_key: option that says so, for errors.
-        one_grid: count the distance from ``start`` on until ``last``, whether or not that meets ``end``.
+        count_past_end: count the distance from ``start`` on until ``last``, whether or not that meets ``end``.
 
     """
 
@@ -31,9 +31,9 @@ class Window:
         every: str = "1 steps",
         last: str | None = None,
         last_key: str = "last_update",
-        one_grid: bool = False,
+        count_past_end: bool = False,
     ) -> None:
-        self.owner, self.last_key, self.one_grid = owner, last_key, one_grid
+        self.owner, self.last_key, self.count_past_end = owner, last_key, count_past_end
         self.start, self.end, self.every = (
             parse_duration(text, f"{owner}.{key}") for key, text in (("start", start), ("end", end), ("every", every))
         )
@@ -62,7 +62,7 @@ class Window:
                 f"{self.owner}.{self.last_key}: step {last} must not come before end, step {end}, "
                 f"nor after training ends at step {total}"
             )
-        return Updates(start, end, max(every, 1), last, self.one_grid)
+        return Updates(start, end, max(every, 1), last, self.count_past_end)
 
 
 class PartsWindow(Window):

@@ -181,8 +181,8 @@ def test_progress_of_equal_parts_is_the_share_that_is_over(start, end, parts):
     assert [step for step in range(1, end + 20) if step in updates] == changes
 
 
-@pytest.mark.parametrize(("one_grid", "expected"), [(False, [1, 4, 6, 9, 11]), (True, [1, 4, 7, 10, 11])])
-def test_updates_go_on_after_the_end(one_grid, expected):
-    updates = Updates(start=1, end=6, every=3, last=11, one_grid=one_grid)
+@pytest.mark.parametrize(("count_past_end", "expected"), [(False, [1, 4, 6, 9, 11]), (True, [1, 4, 7, 10, 11])])
+def test_updates_go_on_after_the_end(count_past_end, expected):
+    updates = Updates(start=1, end=6, every=3, last=11, count_past_end=count_past_end)
     assert [step for step in range(20) if step in updates] == expected
     assert [updates.progress(step) for step in (1, 6, 11)] == [0.0, 1.0, 1.0]
