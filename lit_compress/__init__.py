@@ -1,14 +1,13 @@
 """Make BERT-family encoders smaller: pruning, distillation and quantization as PyTorch Lightning callbacks."""
 
-__version__ = "0.1.0"
-
+import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_compress.errors import UserError
 from lit_compress.extras import named_extras
-from lit_compress.models import fold, pack, prune_, quantize_  # and teaches Transformers to read compressed folders
-from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
+from lit_compress.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from lit_compress.data import (
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         TokenClassification,
     )
     from lit_compress.export import save_folder, save_packed, student_from_checkpoint
+    from lit_compress.models import fold, pack, prune_, quantize_
     from lit_compress.modules import (
         AttentionDistillation,
         Distillation,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Rewind,
         ScorePenalty,
     )
+    from lit_compress.nn import CompressibleLinear, FrozenTeacher, describe, rebuild
     from lit_compress.strategies import (
         CompressionMonitor,
         FreezeEmbeddings,
@@ -105,28 +106,56 @@ __all__ = [
     "student_from_checkpoint",
 ]
 
-# Where the names are that need more than reading a model does.
-_LATER = ("data", "export", "modules", "strategies", "training")
+# Where the public names are, imported when they are asked for.
+_PACKAGES = {
+    "data": (
+        *("MaskedLanguageModeling", "MultiLabelClassification", "QuestionAnswering", "TextClassification"),
+        "TokenClassification",
+    ),
+    "export": ("save_folder", "save_packed", "student_from_checkpoint"),
+    "models": ("fold", "pack", "prune_", "quantize_"),
+    "modules": (
+        *("AttentionDistillation", "Distillation", "HiddenDistillation", "L1Penalty", "LitEncoder"),
+        *("LitPrunedStudent", "LitStudent", "LitTeacher", "LogitDistillation", "Optimization", "Penalty", "Phase"),
+        *("RelationDistillation", "Rewind", "ScorePenalty"),
+    ),
+    "nn": ("CompressibleLinear", "FrozenTeacher", "describe", "rebuild"),
+    "strategies": (
+        *("CompressionMonitor", "FreezeEmbeddings", "GradualLayerDropping", "Importance", "LayerDropping"),
+        *("LowRankEmbedding", "MagnitudePruning", "MovementPruning", "PatternLock", "Pruning", "QuantAwareTraining"),
+        *("SecondOrderPruning", "Strategy", "StructuredPruning"),
+    ),
+    "training": ("FittedRun", "fit"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name or module that trains or exports, imported when it is asked for.
+    """A public name or package, imported when it is asked for.
 
     Raises:
         MissingPackage: what it needs is not installed.
 
     """
-    if name in _LATER:
-        with named_extras():
-            return import_module(f"{__name__}.{name}")
-    if name in __all__:
-        for inner in _LATER:
+    for package, names in _PACKAGES.items():
+        if name == package or name in names:
             with named_extras():
-                module = import_module(f"{__name__}.{inner}")
-            if name in module.__all__:
-                return getattr(module, name)
+                module = import_module(f"{__name__}.{package}")
+            return module if name == package else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _is_command() -> bool:
+    """Whether it is `lit_compress` or ``python -m lit_compress`` that starts, and not a program that imports it."""
+    if sys.argv[0] == "-m":  # which Python puts there until it has found the module
+        return sys.orig_argv[-len(sys.argv)] == __name__
+    return Path(sys.argv[0]).stem == __name__
+
+
+# Teaches Transformers to read compressed folders. The command does without until it loads a model, because
+# Transformers takes seconds to import and `--help` should not.
+if not _is_command():
+    import_module(f"{__name__}.models")

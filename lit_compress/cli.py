@@ -1,47 +1,23 @@
-"""The command line: `lit_compress` and a command; `lit_compress --help` lists them."""
+"""The command line: `lit_compress` and a command; `lit_compress --help` lists them.
 
-import json
-import logging
+What is imported here is the standard library: help, a mistyped command and the small commands answer at once.
+"""
+
 import os
-import shlex
 import sys
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  (lazily exported)
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only
-
-import lit_compress.data
-import lit_compress.modules
-import lit_compress.strategies  # these three make short names work as `class_path`
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import load_checkpoint
-from lit_compress.extras import MissingPackage, named_extras
-from lit_compress.models.load import load_config, transformers_progress
-from lit_compress.models.positions import check_length
-from lit_compress.old_names import read_old_names
-from lit_compress.serve.callback import WritePredictions
-from lit_compress.serve.prediction_file import check_predictions
-from lit_compress.shipped_configs import config_path
-from lit_compress.strategies.strategy import Strategy
-from lit_compress.training.fit import checkpoint_of, start, train
-from lit_compress.training.record import is_written
-from lit_compress.training.stopping import Stopped
-from lit_compress.training.trainer import DEFAULTS, make_trainer
-from lit_compress.usage_errors import one_line, option_names, user_error
+from lit_compress.extras import named_extras
+from lit_compress.usage_errors import user_error
+from lit_compress.version import __version__
 
 __all__ = ["main"]
 
-read_old_names()
-
-# Commands without a trainer of their own, and the functions that they call, imported when one is called.
+# Commands without a trainer, and the functions that they call, imported when one is called.
 _COMMANDS = {
     "export": "export.command.export",
     "pack": "export.command.pack_command",
@@ -53,182 +29,95 @@ _COMMANDS = {
     "formats": "report.formats.formats",
     "recipe": "recipe.recipe",
     "configs": "shipped_configs.configs",
-    "migrate": "migrate.migrate",
+    "migrate": "migrate.command.migrate",
 }
 # `predict` is one of them unless a configuration says what to predict with.
 _PREDICT = {"predict": "serve.predict.predict"}
-_RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "--unfinished", "-h", "--help")
-_DESCRIPTION = """Make BERT-family encoders smaller.
+_HELP = """usage: lit_compress COMMAND [options]
 
-fit, validate, test and predict take YAML files (--config, several compose) and options of the same names; without
---config predict takes a run or a model folder, and a file. export, formats, pack and report take the run folder that
-fit leaves; compare takes several runs, explain a packed folder, trim-vocabulary a model folder, benchmark several;
-recipe runs several fits in a row; configs lists the configurations that come with the package, which --config and
-recipe take by name (@sst2/teacher); migrate makes a YAML file of another tool's."""
+Make BERT-family encoders smaller.
 
+training, from YAML files (--config, several compose) and options:
+  fit              train and compress a model; the run folder keeps everything
+  recipe           run several fits in a row, each from what an earlier one left
+  validate, test   score a run's model on its data
+  configs          list the package's configurations (--config @sst2/teacher)
+  migrate          turn a SparseML, NNCF or nn_pruning file into a configuration
 
-class AppendingConfigFile(ActionConfigFile):
-    """`--config`: later files override earlier ones, except that each adds its entries to `compression`.
+using what a fit left:
+  export           write the model for a runtime: ONNX, OpenVINO, packed, ...
+  predict          answer every row of a file
+  pack             another name of `export --to packed`
+  trim-vocabulary  leave out the tokens that a corpus never uses
 
-    A name that begins with ``@`` is a file of the package.
-    """
+measuring it:
+  report           accuracy, size, sparsity and latency beside the dense model
+  compare          several runs beside each other
+  formats          every format of a run: accuracy, size, memory and speed
+  benchmark        latency, memory and size of models on every engine
+  explain          what runs in each layer of a packed model
 
-    @staticmethod
-    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
-        value = config_path(str(value), "--config")
-        earlier = cfg.get("compression") or []
-        if "compression" in cfg:
-            cfg["compression"] = []
-        ActionConfigFile.apply_config(parser, cfg, dest, value)
-        if "compression" in cfg:
-            cfg["compression"] = [*earlier, *(cfg["compression"] or [])]
-        path = Path(value)
-        if path.name == "config.yaml" and (path.parent / "checkpoints").is_dir() and "run" in cfg and is_written(path):
-            cfg["run"] = str(path.parent)  # a run's own: it may have been moved since
+options:
+  -h, --help       show this; after a command, the options of that command
+  --version        show the version
+"""
+_TRAINING_HELP = """usage: lit_compress {command} [--config FILE ...] [options]
 
+{about}
 
-class Parser(LightningArgumentParser):
-    """Explains a wrong option in one line."""
+options; each is a key of the YAML, and a later one wins:
+  --config FILE              YAML file, or one of the package: @sst2/student;
+                             each file adds its own to `compression`
+  --run FOLDER               everything of the run: settings, checkpoints, model
+  --model CLASS              LitTeacher, LitStudent, LitPrunedStudent or yours
+  --model.pretrained NAME    folder or hub name of the model to begin with
+  --model.teacher NAME       folder or hub name of the teacher
+  --data CLASS               TextClassification, TokenClassification, ...
+  --data.train_file FILE     likewise --data.val_file, --data.test_file
+  --data.text_columns NAMES  '[sentence]', or two for pairs
+  --compression CLASS        MagnitudePruning, QuantAwareTraining, ...
+  --trainer.max_epochs N     and every other option of Lightning's Trainer
+  --ckpt_path last           go on from the last checkpoint of the run
+  --print_config             show what all this amounts to, and do nothing
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if (cause := user_error(ex, UserError)) is not None:
-            raise cause
-        # What is wrong in a file is found by the parser above the subcommands, which has none of their options.
-        parsers = [self, *(self._subcommands_action.choices.values() if self._subcommands_action else [])]
-        options = [option for parser in parsers for action in parser._actions for option in action.option_strings]
-        names = option_names([lit_compress.data, lit_compress.modules, lit_compress.strategies], options)
-        sys.stderr.write(f"lit_compress: error: {one_line(message, names)}\n")
-        sys.exit(2)
+examples:
+{examples}
 
-
-class LitCompressCLI(LightningCLI):
-    """LightningCLI with a run folder, a `compression` list, and what every run needs switched on."""
-
-    def __init__(self, *args: Any, lists_commands: bool, **kwargs: Any) -> None:
-        self._lists_commands = lists_commands
-        with ExitStack() as self._held:  # what a run has for itself until it ends
-            super().__init__(*args, **kwargs)
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        parser = super().init_parser(**kwargs)
-        for action in parser._actions:
-            if type(action) is ActionConfigFile:
-                action.__class__ = AppendingConfigFile
-        return parser
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "predict":
-            parser.add_argument("--output", type=str, help="write predictions to a .csv, .jsonl or .parquet")
-        return parser
-
-    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        # Only so that --help lists them; `main` runs them without a trainer.
-        for name in _COMMANDS if self._lists_commands else ():
-            try:
-                inner = _function_parser(name)
-            except MissingPackage as missing:
-                inner = Parser(description=str(missing))
-            assert parser._subcommands_action is not None
-            parser._subcommands_action.add_subcommand(name, inner, help=inner.description)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run", type=str, help="folder of this run: config, checkpoints, TensorBoard, final model")
-        parser.add_argument(
-            "--compression", type=list[Strategy], default=[], help="strategies; each --config file adds its own"
-        )
-        parser.add_argument(
-            "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints (last.ckpt)"
-        )
-        parser.link_arguments("data.task", "model.init_args.task", apply_on="instantiate")
-        parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
-        parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
-
-    def before_instantiate_classes(self) -> None:
-        config = self.config[str(self.subcommand)]
-        if not config.get("run"):
-            raise UserError("run: missing; give the folder of this run, for example --run runs/my_run")
-        self.run_folder = Path(config.run)
-        if config.get("output"):
-            check_predictions(config.output, inputs=[config.data.init_args.get("predict_file") or ""])
-        if self.subcommand == "fit" or config.get("ckpt_path") == "last":
-            config.ckpt_path, checkpoint = checkpoint_of(self.run_folder, config.get("ckpt_path"))
-            if checkpoint:
-                _keep_names(config, checkpoint)
-        _check_lengths(config)
-        # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
-        if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
-            config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
-        config.weights_only = True  # a checkpoint is data; nothing in it is ever executed
-        if config.get("output"):
-            config.return_predictions = False  # a large file's would not fit into memory
-        if self.subcommand == "fit":
-            settings = yaml.safe_load(self._parser("fit").dump(config, skip_unset=False, skip_validation=True))
-            self._started = self._held.enter_context(start(self.run_folder, settings, config.ckpt_path))
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config = self.config_init[str(self.subcommand)]
-        callbacks: list[Callback] = []
-        claim = None
-        if self.subcommand == "fit":
-            callbacks, claim = [*self._started.callbacks], self._started.claim
-        if config.get("output"):
-            callbacks.append(WritePredictions(config.output, self._predicting_model()))
-        return make_trainer(
-            self.run_folder,
-            config.compression,
-            {**config.trainer, **kwargs},
-            config.checkpoint_every,
-            config.get("ckpt_path"),
-            callbacks,
-            claim,
-        )
-
-    def _predicting_model(self) -> str:
-        """The checkpoint, or the model that there is without one."""
-        config = self.config[str(self.subcommand)]
-        return str(config.get("ckpt_path") or config.model.init_args.get("pretrained"))
-
-    def _parse_ckpt_path(self) -> None:
-        # Lightning would overwrite the configuration with the checkpoint's; here the YAML beside it says it all.
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("last", "best", "hpc", "registry"):
-            _keep_names(self.config[self.config.subcommand], load_checkpoint(path))
-
-    def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: Any, **kwargs: Any) -> None:
-        """What :func:`lit_compress.fit` does, of what the configuration says."""
-        train(self._started, self.trainer, model, datamodule, ckpt_path)
+`lit_compress {command} --help-all` shows every option, `--model.help CLASS`,
+`--data.help CLASS` and `--compression.help CLASS` those of a class.
+"""
+# What each does, and examples.
+_TRAINING = {
+    "fit": (
+        "Train and compress a model, and leave it in the run folder.",
+        """  lit_compress fit --config @sst2/teacher --run runs/teacher
+  lit_compress fit --config @sst2/student --config @compression/magnitude_80 \\
+    --run runs/sparse --data.train_file train.tsv
+  lit_compress fit --config runs/sparse/config.yaml --ckpt_path last""",
+    ),
+    "validate": (
+        "Score a model on the validation data of a configuration.",
+        "  lit_compress validate --config runs/sparse/config.yaml --ckpt_path last",
+    ),
+    "test": (
+        "Score a model on the test data of a configuration.",
+        """  lit_compress test --config runs/sparse/config.yaml --ckpt_path last \\
+    --data.test_file test.tsv""",
+    ),
+    "predict": (
+        "Predict the data of a configuration; --output FILE keeps the answers.",
+        """  lit_compress predict --config runs/sparse/config.yaml --ckpt_path last \\
+    --data.predict_file new.tsv --output answers.csv""",
+    ),
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point; a :class:`UserError` becomes one line and exit status 1, a wrong option exit status 2."""
-    _quieten()
     # Like `python -m`: classes in the user's own files are importable from where the command is run.
     sys.path.insert(0, os.getcwd())
-    given = list(sys.argv[1:] if args is None else args)
     try:
-        if given and given[0] in _functions(given):
-            _run_function(given[0], given[1:])
-            return
-        LitCompressCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            parser_class=Parser,
-            parser_kwargs={"prog": "lit_compress", "description": _DESCRIPTION},
-            trainer_defaults=DEFAULTS,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            args=args,
-            lists_commands=not given or given[0] not in LitCompressCLI.subcommands(),
-        )
-    except Stopped as stopped:
-        if rank_zero_only.rank == 0:
-            sys.stderr.write(f"lit_compress: {_stopped(stopped, given)}\n")
-        raise
+        _run(list(sys.argv[1:] if args is None else args))
     except (ValueError, TypeError) as error:
         cause = user_error(error, UserError)
         if cause is None:
@@ -236,23 +125,41 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"lit_compress: error: {cause}")
 
 
-def _stopped(stopped: Stopped, words: Sequence[str]) -> str:
-    """What a stopped `fit` leaves, and the command that goes on from there."""
-    if not stopped.path.is_file():
-        return f"stopped by {stopped.name} before there was a checkpoint; the same command begins anew"
-    own, other = _split(list(words), ("--ckpt_path",))
-    command = shlex.join(["lit_compress", *own[:1], *other, "--ckpt_path", "last"])
-    saved = f" at step {stopped.step}, which is saved" if stopped.step is not None else ""
-    return f"stopped by {stopped.name}{saved}; go on with\n  {command}"
+def _run(words: list[str]) -> None:
+    command = words[0] if words else ""
+    if command in ("-h", "--help"):
+        _show(_HELP)
+    if command == "--version":
+        _show(f"lit_compress {__version__}\n")
+    if command in _functions(words):
+        function = _function(command)
+        with named_extras():
+            from lit_compress import function_cli
+        function_cli.run(command, function, words[1:])
+        return
+    # What comes before the command are options of all of LightningCLI's.
+    if command not in _TRAINING and not command.startswith("-"):
+        _refuse(command)
+    if command in _TRAINING and {"-h", "--help"} & {*words}:
+        about, examples = _TRAINING[command]
+        _show(_TRAINING_HELP.format(command=command, about=about, examples=examples))
+    with named_extras():
+        from lit_compress import lightning_cli
+    lightning_cli.run(["--help" if word == "--help-all" else word for word in words])
 
 
-def _run_function(name: str, args: list[str]) -> None:
-    # What a recipe does not know itself goes on to the fits of its stages.
-    own, overrides = _split(args, _RECIPE_OPTIONS) if name == "recipe" else (args, None)
-    options = vars(_function_parser(name).parse_args(own))
-    if overrides is not None:
-        options["overrides"] = overrides
-    _function(name)(**options)
+def _show(text: str) -> NoReturn:
+    sys.stdout.write(text)
+    sys.exit()
+
+
+def _refuse(command: str) -> NoReturn:
+    names = [*_TRAINING, *_COMMANDS]
+    near = get_close_matches(command, names, n=1)
+    what = f"no command is called {command!r}" if command else "the command is missing"
+    meant = f"did you mean {near[0]!r}? all: " if near else "choose one of "
+    sys.stderr.write(f"lit_compress: error: {what}; {meant}{', '.join(names)}\n")
+    sys.exit(2)
 
 
 def _functions(words: Sequence[str]) -> dict[str, str]:
@@ -261,83 +168,7 @@ def _functions(words: Sequence[str]) -> dict[str, str]:
     return _COMMANDS if configured else _COMMANDS | _PREDICT
 
 
-def _split(args: list[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Leading words and known options with their values, and all others."""
-    own: list[str] = []
-    rest: list[str] = []
-    target = own
-    for word in args:
-        if word.startswith("-"):
-            target = own if word.partition("=")[0] in known else rest
-        target.append(word)
-    return own, rest
-
-
 def _function(name: str) -> Callable[..., None]:
     module, _, function = (_COMMANDS | _PREDICT)[name].rpartition(".")
     with named_extras():
         return getattr(import_module(f"lit_compress.{module}"), function)
-
-
-def _function_parser(name: str) -> Parser:
-    function = _function(name)
-    parser = Parser(prog=f"lit_compress {name}", description=(function.__doc__ or "").splitlines()[0])
-    if name == "recipe":
-        parser.add_function_arguments(function, as_positional=True, skip={"overrides", "dry_run"})
-        parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
-    elif name == "benchmark":
-        parser.add_argument(
-            "models", type=str, nargs="*", help="folders of exports or hub names; name=folder names one"
-        )
-        parser.add_function_arguments(function, skip={"models"})
-    elif name == "migrate":
-        parser.add_argument("file", type=str, help="SparseML's .yaml or .md; NNCF's or nn_pruning's .json")
-        parser.add_function_arguments(function, skip={"file"})
-    elif name == "configs":
-        parser.add_argument("name", type=str, nargs="?", help="one of them, to be printed as it is")
-    elif name == "compare":
-        parser.add_argument("runs", nargs="+", type=str, help="run folders of fits")
-        parser.add_function_arguments(function, skip={"runs"})
-    else:
-        # `explain packed/`: what it explains needs no name.
-        parser.add_function_arguments(function, as_positional=name == "explain")
-    return parser
-
-
-def _quieten() -> None:
-    """Leave out what Lightning and Transformers say at every start and a user can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    if rank_zero_only.rank:  # what is said is said once
-        logging.getLogger("lit_compress").setLevel(logging.ERROR)
-    transformers_progress(False)
-    for message in (
-        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
-        # Texts are tokenised before training; loading them is no work for another process.
-        ".*does not have many workers.*",
-        # The frozen teacher is in evaluation mode on purpose.
-        "Found .* module\\(s\\) in eval mode at the start of training.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def _check_lengths(config: Namespace) -> None:
-    """Before anything is read: every model has positions for the longest input of the data."""
-    length, arguments = config.data.init_args.get("max_length"), config.model.init_args
-    sources = {f"model.{name}": arguments.get(name) for name in ("pretrained", "teacher")}
-    sources |= {f"model.teachers.{name}": source for name, source in dict(arguments.get("teachers") or {}).items()}
-    for key, source in sources.items() if isinstance(length, int) else ():
-        if isinstance(source, str):
-            check_length(load_config(source, key), length, f"{key} {source!r}")
-
-
-def _keep_names(config: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Let a run go on that began with a model of other class names than the data's, before these were compared."""
-    arguments = config.model.init_args
-    if arguments.get("label_map") or not isinstance(arguments.get("pretrained"), str):
-        return
-    began = load_config(arguments.pretrained, "model.pretrained").id2label or {}
-    names = json.loads(checkpoint["lit_compress"]["config"]).get("id2label") or {}
-    foreign = {*began.values()} - {*names.values(), *(f"LABEL_{index}" for index in began)}
-    if foreign and len(began) == len(names):
-        arguments.label_map = {name: names[str(index)] for index, name in began.items()}

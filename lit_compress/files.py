@@ -22,6 +22,7 @@ from typing import Literal
 from lit_compress.errors import UserError
 
 __all__ = [
+    "LAST",
     "FolderKind",
     "absolute_source",
     "atomic_file",
@@ -30,11 +31,14 @@ __all__ = [
     "check_file",
     "check_folder",
     "foreign_file",
+    "last_of",
     "resolve_source",
 ]
 
 FolderKind = Literal["model", "report", "tokenizer"]
 
+# The last checkpoint of a run, in its folder `checkpoints`.
+LAST = "last.ckpt"
 _PACKAGE = "package:"
 # In every folder that is written here: its kind and the names of its files.
 _LIST = ".lit_compress.json"
@@ -60,6 +64,11 @@ _WITHOUT_LIST: dict[FolderKind, tuple[str, tuple[str, ...]]] = {
 }
 # No room on the disk, in a quota or in a file; and a disk that turned read-only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def last_of(run: Path) -> Path:
+    """Where the last checkpoint of a run is."""
+    return run / "checkpoints" / LAST
 
 
 def resolve_source(source: str, key: str) -> str:

@@ -4,9 +4,6 @@ import logging
 from functools import cache
 from typing import Any
 
-from jsonargparse import get_loader, set_loader
-from yaml import YAMLError
-
 from lit_compress.errors import UserError
 
 __all__ = ["OLD_OPTIONS", "read_old_names", "with_new_names"]
@@ -48,6 +45,9 @@ def read_old_names() -> None:
 
     An option that is an argument of its own (``--compression.prunings 2``) has its new name only; the error says it.
     """
+    from jsonargparse import get_loader, set_loader
+    from yaml import YAMLError
+
     load = get_loader("yaml")
     set_loader("yaml", lambda text: with_new_names(load(text)), (YAMLError,))
 

@@ -16,13 +16,8 @@ import yaml
 from rich.console import Console
 
 from lit_compress.errors import UserError
-from lit_compress.export.run_folder import absolute_paths, parse_file
-from lit_compress.files import atomic_file, begins, check_file
-from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
-from lit_compress.report.compare import check_comparison, compare
+from lit_compress.files import atomic_file, begins, check_file, last_of
 from lit_compress.shipped_configs import config_path, short_path
-from lit_compress.training.claim import check_new, has_begun
-from lit_compress.training.trainer import last_of
 
 __all__ = ["Stage", "load_recipe", "recipe"]
 
@@ -77,6 +72,9 @@ class Stage:
         """What a finished training has left undone of its compression, in lines."""
         if self.state != "finished":
             return []
+        from lit_compress.export.run_folder import parse_file
+        from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
+
         return unfinished_lines(parse_file(self.folder / "model" / MANIFEST_FILE, json.loads, [], "recipe"))
 
     @property
@@ -99,6 +97,8 @@ class Stage:
             UserError: what is in the folder or in the file is no part of a fit that can begin again.
 
         """
+        from lit_compress.training.claim import check_new, has_begun
+
         check_file(self.file, begins(_MARK), key="--run")
         if self.state == "new":
             check_new(self.folder, begun=has_begun(self.folder))
@@ -110,6 +110,8 @@ class Stage:
             UserError: the stage was begun with other settings.
 
         """
+        from lit_compress.export.run_folder import absolute_paths
+
         marks = [f"{_MARK}{fingerprint}" for fingerprint in self.fingerprints]
         if self.file.is_file():
             known = {*marks} & {*self.file.read_text().splitlines()}
@@ -150,6 +152,8 @@ def recipe(
     console = Console(highlight=False, emoji=False)
     todo = [stages[only]] if only else list(stages.values())
     if not dry_run:
+        from lit_compress.report.compare import check_comparison, compare
+
         for stage in todo:
             stage.check()
         check_comparison(todo[0].folder.parent)

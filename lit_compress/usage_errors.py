@@ -1,14 +1,32 @@
-"""The parser's explanation of a wrong option, cut down to one line with the nearest right spelling."""
+"""What is wrong about a command line, in one line, with the nearest right spelling."""
 
 import inspect
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from types import ModuleType
+from typing import NoReturn
 
+from lit_compress.errors import UserError
 from lit_compress.old_names import OLD_OPTIONS
 
-__all__ = ["one_line", "option_names", "user_error"]
+__all__ = ["one_line", "option_names", "refuse", "split", "user_error"]
+
+
+def refuse(message: str, error: Exception | None, names: Iterable[str]) -> NoReturn:
+    """End the program with what was wrong about its options; what a constructor said about them is raised.
+
+    Args:
+        message: jsonargparse's.
+        error: what the parser caught.
+        names: spellings that exist.
+
+    """
+    if (cause := user_error(error, UserError)) is not None:
+        raise cause
+    sys.stderr.write(f"lit_compress: error: {one_line(message, names)}\n")
+    sys.exit(2)
 
 
 def one_line(message: str, names: Iterable[str]) -> str:
@@ -67,3 +85,15 @@ def _hint(name: str, names: Iterable[str]) -> str:
         if near := get_close_matches(candidate, pool, n=1, cutoff=0.6):
             return f"; did you mean {near[0]!r}?"
     return "; see --help"
+
+
+def split(args: list[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Leading words and known options with their values, and all others."""
+    own: list[str] = []
+    rest: list[str] = []
+    target = own
+    for word in args:
+        if word.startswith("-"):
+            target = own if word.partition("=")[0] in known else rest
+        target.append(word)
+    return own, rest

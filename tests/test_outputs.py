@@ -16,6 +16,7 @@ import yaml
 from lit_compress import cli
 from lit_compress.cli import main
 from lit_compress.files import atomic_folder
+from lit_compress.function_cli import function_parser
 
 FOLDER, FILE = "folder", "file"
 # Command and its output -> what it makes, its other options, and whether it has --overwrite.
@@ -67,7 +68,7 @@ def test_every_command_with_an_output_has_a_row():
     with_output = {
         name
         for name in cli._COMMANDS | cli._PREDICT
-        if any("--output" in action.option_strings for action in cli._function_parser(name)._actions)
+        if any("--output" in action.option_strings for action in function_parser(name, cli._function(name))._actions)
     }
     assert {name.split(" ")[0] for name in COMMANDS} == with_output
     assert set(cli._COMMANDS | cli._PREDICT) - with_output == WITHOUT

@@ -126,7 +126,7 @@ def test_a_wrong_file_is_one_line(text, words, task, fail, tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], ["subcommand", "fit"]),
+        ([], ["command", "fit"]),
         (["fitt"], ["'fitt'", "fit", "export", "report"]),
         (["export", "--rn=x"], ["'rn'", "did you mean 'run'?"]),
         (["report"], ["required", "run"]),

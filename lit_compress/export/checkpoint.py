@@ -13,14 +13,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from lit_compress.errors import UserError
+from lit_compress.files import LAST
 from lit_compress.models.folder import check_settings, check_size
 from lit_compress.models.load import first_line
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
-__all__ = ["LAST", "PREVIOUS", "find_checkpoint", "last_checkpoint", "load_checkpoint", "student_from_checkpoint"]
+__all__ = ["PREVIOUS", "find_checkpoint", "last_checkpoint", "load_checkpoint", "student_from_checkpoint"]
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+PREVIOUS = "previous.ckpt"
 
 _PREFIX = "student."
 _KEY = "lit_compress"

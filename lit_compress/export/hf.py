@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_compress import __version__
 from lit_compress.export.folded import Folded, from_student
 from lit_compress.files import atomic_folder
 from lit_compress.models.groups import KINDS
@@ -15,6 +14,7 @@ from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.file import checksums
+from lit_compress.version import __version__
 
 __all__ = ["add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lit_compress import __version__
+from lit_compress.version import __version__
 
 __all__ = ["command_line", "machine"]
 

@@ -20,7 +20,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint
 from lit_compress.export.command import export
 from lit_compress.export.run_folder import absolute_paths, parse_file, task_of
-from lit_compress.files import check_file, check_folder
+from lit_compress.files import check_file, check_folder, last_of
 from lit_compress.init_args import settings_of
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.packed import packed_linears
@@ -29,7 +29,7 @@ from lit_compress.training.claim import Claim, claim, discard
 from lit_compress.training.record import RunRecord, is_written
 from lit_compress.training.resume import check_resumed
 from lit_compress.training.stopping import StopOnSignal, Stopped, is_requeued
-from lit_compress.training.trainer import DEFAULTS, last_of, make_trainer
+from lit_compress.training.trainer import DEFAULTS, make_trainer
 
 __all__ = ["FittedRun", "StartedRun", "checkpoint_of", "fit", "start", "train"]
 

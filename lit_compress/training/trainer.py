@@ -9,14 +9,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_compress.export.checkpoint import LAST
+from lit_compress.files import last_of
 from lit_compress.progress import progress_bar
 from lit_compress.strategies.after_compression import after_compression
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.training.checkpoints import LastCheckpoint, WholeCheckpoints
 from lit_compress.training.claim import Claim
 
-__all__ = ["DEFAULTS", "last_of", "make_trainer"]
+__all__ = ["DEFAULTS", "make_trainer"]
 
 # Options that differ from Lightning's own.
 DEFAULTS: dict[str, Any] = {
@@ -26,11 +26,6 @@ DEFAULTS: dict[str, Any] = {
     # The data module deals out batches itself, whole and grouped by length.
     "use_distributed_sampler": False,
 }
-
-
-def last_of(run: Path) -> Path:
-    """Where the last checkpoint of a run is."""
-    return run / "checkpoints" / LAST
 
 
 def make_trainer(

@@ -1,0 +1,60 @@
+"""Commands that are functions: their options from the signature, their help from the docstring."""
+
+from collections.abc import Callable
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser  # type: ignore[attr-defined]  (lazily exported)
+
+from lit_compress.usage_errors import option_names, refuse, split
+
+__all__ = ["function_parser", "run"]
+
+_RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "--unfinished", "-h", "--help")
+# These load no model, and answer at once.
+_WITHOUT_MODELS = ("configs", "migrate")
+
+
+class Parser(ArgumentParser):
+    """Explains a wrong option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        refuse(message, ex, option_names([], [option for action in self._actions for option in action.option_strings]))
+
+
+def run(name: str, function: Callable[..., None], args: list[str]) -> None:
+    """Call the function of a command with the options that are given."""
+    # What a recipe does not know itself goes on to the fits of its stages.
+    own, overrides = split(args, _RECIPE_OPTIONS) if name == "recipe" else (args, None)
+    options = vars(function_parser(name, function).parse_args(own))
+    if overrides is not None:
+        options["overrides"] = overrides
+    if name not in _WITHOUT_MODELS and not options.get("dry_run"):
+        from lit_compress.quiet import quieten
+
+        quieten()
+    function(**options)
+
+
+def function_parser(name: str, function: Callable[..., None]) -> Parser:
+    """The options of a command are the parameters of its function, which say what they are in its docstring."""
+    parser = Parser(prog=f"lit_compress {name}", description=(function.__doc__ or "").splitlines()[0])
+    if name == "recipe":
+        parser.add_function_arguments(function, as_positional=True, skip={"overrides", "dry_run"})
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "benchmark":
+        parser.add_argument(
+            "models", type=str, nargs="*", help="folders of exports or hub names; name=folder names one"
+        )
+        parser.add_function_arguments(function, skip={"models"})
+    elif name == "migrate":
+        parser.add_argument("file", type=str, help="SparseML's .yaml or .md; NNCF's or nn_pruning's .json")
+        parser.add_function_arguments(function, skip={"file"})
+    elif name == "configs":
+        parser.add_argument("name", type=str, nargs="?", help="one of them, to be printed as it is")
+    elif name == "compare":
+        parser.add_argument("runs", nargs="+", type=str, help="run folders of fits")
+        parser.add_function_arguments(function, skip={"runs"})
+    else:
+        # `explain packed/`: what it explains needs no name.
+        parser.add_function_arguments(function, as_positional=name == "explain")
+    return parser
