@@ -23,7 +23,7 @@ _COMMANDS = {
     "pack": "export.command.pack_command",
     "trim-vocabulary": "export.trim.trim_vocabulary",
     "explain": "report.explain.explain",
-    "report": "report.run.report",
+    "report": "report.measure.report",
     "compare": "report.compare.compare_runs",
     "benchmark": "report.benchmark.benchmark",
     "formats": "report.formats.formats",

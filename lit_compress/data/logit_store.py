@@ -24,10 +24,10 @@ _READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 class LogitStore:
     """Logits ``(examples, classes)`` or ``(examples, tokens, classes)`` in a folder.
 
-    The folder is whole or not there: it is written under another name, sealed with a checksum and then renamed.
+    The folder is whole or not there: it is written under another name, finished with a checksum and then renamed.
 
     Args:
-        folder: of a sealed store, or one that :meth:`create` made.
+        folder: of a finished store, or one that :meth:`create` made.
         writable: open for filling.
 
     """
@@ -94,7 +94,7 @@ class LogitStore:
                     "look at the teacher, or set model.teacher_cache_dtype to float32"
                 )
 
-    def seal(self) -> None:
+    def finish(self) -> None:
         """Record the checksum, once every example is filled."""
         assert not np.isnan(self.array).any(), "an example was not filled"
         (self.folder / _ABOUT).write_text(json.dumps(self.about | {"sha256": self._checksum()}, indent=1))
@@ -120,8 +120,8 @@ class LogitStore:
         return SimpleNamespace(**dict(zip(self.names, values.unbind(-1), strict=True)))
 
     @classmethod
-    def damage(cls, folder: Path) -> str | None:
-        """What is wrong with a folder that should be a sealed store; None when nothing is."""
+    def find_damage(cls, folder: Path) -> str | None:
+        """What is wrong with a folder that should be a finished store; None when nothing is."""
         try:
             store = cls(folder)
         except (OSError, EOFError, ValueError, KeyError) as error:

@@ -74,9 +74,9 @@ def open_answers(trainer: Trainer, teacher: FrozenTeacher, digest: str, folder: 
         _fill(trainer, teacher, dataset, staging, dtype, about)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            LogitStore(staging, writable=True).seal()
+            LogitStore(staging, writable=True).finish()
             # Another run may have made the same store meanwhile.
-            if not target.exists() or LogitStore.damage(target) is not None:
+            if not target.exists() or LogitStore.find_damage(target) is not None:
                 shutil.rmtree(target, ignore_errors=True)
                 staging.rename(target)
     except OSError as error:
@@ -93,7 +93,7 @@ def open_answers(trainer: Trainer, teacher: FrozenTeacher, digest: str, folder: 
 def _is_usable(target: Path) -> bool:
     if not target.exists():
         return False
-    if (damage := LogitStore.damage(target)) is not None:
+    if (damage := LogitStore.find_damage(target)) is not None:
         rank_zero_warn(f"model.teacher_cache: {str(target)!r} is damaged ({damage}); it is made again")
         return False
     return True

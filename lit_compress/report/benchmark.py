@@ -21,10 +21,10 @@ from lit_compress.report.machine import command_line, machine
 from lit_compress.serve.engines import (
     ENGINES,
     EngineName,
-    Form,
-    forms,
+    Variant,
     installed,
     local_folder,
+    variants,
 )
 from lit_compress.serve.worker_process import WorkerProcess
 
@@ -53,9 +53,9 @@ class Case:
     """One model on one engine.
 
     Attributes:
-        model: name in the table; cases of one name are forms of one model.
+        model: name in the table; cases of one name are variants of one model.
         source: as it was given.
-        form: what is run.
+        variant: what is run.
         vocabulary: size, from the configuration.
         longest: input in tokens; None without a limit.
         results: figures by name.
@@ -65,7 +65,7 @@ class Case:
 
     model: str
     source: str
-    form: Form
+    variant: Variant
     vocabulary: int
     longest: int | None
     results: dict[str, Any] = field(default_factory=dict)
@@ -74,9 +74,9 @@ class Case:
     @property
     def label(self) -> str:
         """Engine, and the file where there may be several."""
-        if self.form.engine in ("onnxruntime", "openvino"):
-            return f"{self.form.engine} {self.form.file.stem}"
-        return f"packed, {self.form.engine}" if self.form.packed else self.form.engine
+        if self.variant.engine in ("onnxruntime", "openvino"):
+            return f"{self.variant.engine} {self.variant.file.stem}"
+        return f"packed, {self.variant.engine}" if self.variant.packed else self.variant.engine
 
 
 def benchmark(
@@ -101,7 +101,7 @@ def benchmark(
         threads: of the processor; all by default.
         warmup: calls before the first that counts, for each size.
         repetitions: calls that count; models take turns.
-        tolerance: largest difference between forms of one model, as a share of the largest output.
+        tolerance: largest difference between variants of one model, as a share of the largest output.
         device: of PyTorch; the other engines run on the processor.
         output: .json or .csv file for the figures; replaces one of an earlier benchmark only.
 
@@ -174,17 +174,17 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
     for name, source in _named(models):
         folder = local_folder(source, "models")
         config: Any = load_config(str(folder), "models")
-        found = forms(folder, packed_of(config) is not None)
-        usable = [form for form in found if form.engine in wanted and installed(form.engine)]
+        found = variants(folder, packed_of(config) is not None)
+        usable = [variant for variant in found if variant.engine in wanted and installed(variant.engine)]
         if not usable:
-            there = ", ".join(sorted({form.engine for form in found})) or "none"
+            there = ", ".join(sorted({variant.engine for variant in found})) or "none"
             raise UserError(f"models: {source!r} runs on none of {', '.join(wanted)} here; it is made for: {there}")
         longest = longest_input(config)
         cases += [
-            Case(model=name, source=source, form=f, vocabulary=config.vocab_size, longest=longest) for f in usable
+            Case(model=name, source=source, variant=f, vocabulary=config.vocab_size, longest=longest) for f in usable
         ]
     for engine in engines or ():
-        if not any(case.form.engine == engine for case in cases):
+        if not any(case.variant.engine == engine for case in cases):
             raise UserError(f"--engines: {engine} has nothing to run; no model has files for it")
     return cases
 
@@ -203,13 +203,13 @@ def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[As
         asks: list[Ask] = []
         for case in cases:
             ask = stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")).ask
-            form = case.form
+            variant = case.variant
             ask(
                 "open",
-                engine=form.engine,
-                file=str(form.file),
-                size=form.bytes,
-                packed=form.packed,
+                engine=variant.engine,
+                file=str(variant.file),
+                size=variant.bytes,
+                packed=variant.packed,
                 threads=threads,
                 device=device,
             )
@@ -226,11 +226,11 @@ def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:
 def agreement(cases: Sequence[Case], asks: Sequence[Ask], tolerance: float) -> None:
     """Compare what engines compute before anything is timed.
 
-    Every case gets ``results["difference"]``: the largest difference from the first form of its model, as a share of
+    Every case gets ``results["difference"]``: the largest difference from the first variant of its model, as a share of
     the largest output; None for the first.
 
     Raises:
-        UserError: forms of one model differ by more than the tolerance, in shape or in names, or are no numbers.
+        UserError: variants of one model differ by more than the tolerance, in shape or in names, or are no numbers.
 
     """
     vocabulary = min(case.vocabulary for case in cases)
@@ -293,7 +293,7 @@ def measure(
 
 def runtimes(cases: Sequence[Case]) -> dict[str, str]:
     """Versions of the runtimes that were used, and what the processor has for 8-bit integers."""
-    used = {case.form.engine for case in cases}
+    used = {case.variant.engine for case in cases}
     versions = {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
     info = Path("/proc/cpuinfo")
     line = (
@@ -341,5 +341,5 @@ def _difference(case: Case, first: Case, expected: Mapping[str, Any], found: Map
 
 def row(case: Case) -> dict[str, Any]:
     """Figures of a case; JSON types only."""
-    engine = {"model": case.model, "source": case.source, "engine": case.label, "bytes": case.form.bytes}
+    engine = {"model": case.model, "source": case.source, "engine": case.label, "bytes": case.variant.bytes}
     return json.loads(json.dumps(engine | case.results))

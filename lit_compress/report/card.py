@@ -11,8 +11,8 @@ from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.headline import basis, cautions, reference, verdict_lines
+from lit_compress.report.phrasing import ratio
 from lit_compress.report.sections import Section, sections
-from lit_compress.report.words import ratio
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 
@@ -51,7 +51,7 @@ def markdown(results: dict[str, Any], pictures: Sequence[str] | None = None) -> 
     """The report as Markdown.
 
     Args:
-        results: of :func:`lit_compress.report.run.measure_run`.
+        results: of :func:`lit_compress.report.measure.measure_run`.
         pictures: names of the figures that lie beside the file as PNG; the sparsity alone by default.
 
     """

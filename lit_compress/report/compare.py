@@ -16,15 +16,15 @@ from lit_compress.models.labels import LabelMap
 from lit_compress.models.manifest_file import unfinished_lines
 from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
-from lit_compress.report.fronts import Group, groups_of, pareto_figure
 from lit_compress.report.headline import own_name, reference
+from lit_compress.report.measure import SCHEMA, has_dense, measure_run
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.page import render
-from lit_compress.report.run import SCHEMA, has_dense, measure_run
+from lit_compress.report.pareto import Group, groups_of, pareto_figure
+from lit_compress.report.phrasing import number, points_of, ratio, settings_text, verdict_of
 from lit_compress.report.save import save_report
 from lit_compress.report.sections import Section, Table
 from lit_compress.report.size import sparsity_of
-from lit_compress.report.words import number, points_of, ratio, settings_text, verdict_of
 
 __all__ = ["check_comparison", "compare", "compare_runs", "comparison_rows"]
 
@@ -84,7 +84,7 @@ def compare(
         runs: name to run folder and the model it is compared with (None for its teacher).
         output: folder that gets report.html, report.md and report.json.
         data: options of the runs' data to change for those that are reported now.
-        label_map: as in :func:`~lit_compress.report.run.report`.
+        label_map: as in :func:`~lit_compress.report.measure.report`.
 
     """
     check_comparison(output)

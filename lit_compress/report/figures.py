@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.headline import own_name, reference, title_of
-from lit_compress.report.words import bytes_text, direction, points_of, ratio
+from lit_compress.report.phrasing import bytes_text, direction, points_of, ratio
 
 __all__ = ["FIGURES", "figures"]
 

@@ -27,7 +27,7 @@ from lit_compress.models.positions import check_length
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
-from lit_compress.report.run import dense_of
+from lit_compress.report.measure import dense_of
 from lit_compress.tasks import Task
 
 __all__ = ["evaluate_cases", "formats"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_compress.models.manifest_file import unfinished_lines
-from lit_compress.report.words import bytes_text, number, points_of, ratio, verdict_of
+from lit_compress.report.phrasing import bytes_text, number, points_of, ratio, verdict_of
 
 __all__ = ["Results", "basis", "cautions", "highlights", "own_name", "reference", "title_of", "verdict_lines"]
 

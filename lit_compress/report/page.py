@@ -16,7 +16,7 @@ def page(results: Mapping[str, Any], drawn: Mapping[str, tuple[str, str]]) -> st
     """The report of one run.
 
     Args:
-        results: of :func:`lit_compress.report.run.measure_run`.
+        results: of :func:`lit_compress.report.measure.measure_run`.
         drawn: caption and ``<svg>`` of each figure, by name.
 
     """

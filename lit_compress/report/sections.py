@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_compress.report.bootstrap import FEW_CHANGES
 from lit_compress.report.headline import Results, basis, cautions, own_name, reference, title_of, verdict_lines
-from lit_compress.report.words import amount, bytes_text, number, points_of, ratio, settings_text
+from lit_compress.report.phrasing import amount, bytes_text, number, points_of, ratio, settings_text
 
 __all__ = ["Section", "Table", "again", "cost", "done", "gain", "sections", "where"]
 

@@ -19,7 +19,17 @@ from lit_compress.files import resolve_source
 from lit_compress.models.folder import load_whole_model
 from lit_compress.models.load import first_line
 
-__all__ = ["ENGINES", "Engine", "EngineName", "Form", "answers", "forms", "installed", "local_folder", "open_engine"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineName",
+    "Variant",
+    "answers",
+    "installed",
+    "local_folder",
+    "open_engine",
+    "variants",
+]
 
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("eager", "compile", "onnxruntime", "openvino")
@@ -43,7 +53,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
+class Variant:
     """One way to run a folder.
 
     Attributes:
@@ -81,7 +91,7 @@ def local_folder(source: str, key: str) -> Path:
         ) from error
 
 
-def forms(folder: Path, packed: bool = False) -> list[Form]:
+def variants(folder: Path, packed: bool = False) -> list[Variant]:
     """Every way in which a folder can be run, whether what runs it is installed or not.
 
     Args:
@@ -89,16 +99,16 @@ def forms(folder: Path, packed: bool = False) -> list[Form]:
         packed: what its configuration says of its weights.
 
     """
-    found: list[Form] = []
+    found: list[Variant] = []
     if weights := sorted(folder.glob("*.safetensors")):
         size = sum(file.stat().st_size for file in weights)
-        found += [Form(engine=engine, file=folder, bytes=size, packed=packed) for engine in ENGINES[:2]]
+        found += [Variant(engine=engine, file=folder, bytes=size, packed=packed) for engine in ENGINES[:2]]
     for file in sorted(folder.glob("onnx/*.onnx")):
         parts = [file, *file.parent.glob(f"{file.name}_data*"), *file.parent.glob(f"{file.name}.data*")]
-        found.append(Form(engine="onnxruntime", file=file, bytes=sum(part.stat().st_size for part in parts)))
+        found.append(Variant(engine="onnxruntime", file=file, bytes=sum(part.stat().st_size for part in parts)))
     for file in sorted(folder.glob("openvino/*.xml")):
         parts = [part for part in (file, file.with_suffix(".bin")) if part.is_file()]
-        found.append(Form(engine="openvino", file=file, bytes=sum(part.stat().st_size for part in parts)))
+        found.append(Variant(engine="openvino", file=file, bytes=sum(part.stat().st_size for part in parts)))
     return found
 
 
@@ -107,11 +117,11 @@ def installed(engine: EngineName) -> bool:
     return engine in ("eager", "compile") or find_spec(engine) is not None
 
 
-def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> Engine:
-    """Load a form.
+def open_engine(variant: Variant, threads: int | None = None, device: str = "cpu") -> Engine:
+    """Load a variant.
 
     Args:
-        form: of :func:`forms`.
+        variant: of :func:`variants`.
         threads: of the processor; None leaves it to the runtime.
         device: of PyTorch's engines; the others run on the processor.
 
@@ -119,15 +129,15 @@ def open_engine(form: Form, threads: int | None = None, device: str = "cpu") -> 
         UserError: the runtime is not installed, or the folder is damaged.
 
     """
-    if form.engine in ("eager", "compile"):
-        return _Torch(form, threads, device)
+    if variant.engine in ("eager", "compile"):
+        return _Torch(variant, threads, device)
     try:
-        return (_Onnx if form.engine == "onnxruntime" else _OpenVino)(form.file, threads)
+        return (_Onnx if variant.engine == "onnxruntime" else _OpenVino)(variant.file, threads)
     except UserError:
         raise
     except Exception as error:  # whatever a foreign file makes a runtime raise is that file's fault
         reason = first_line(error)
-        raise UserError(f"{str(form.file)!r} cannot be loaded: {reason}") from error
+        raise UserError(f"{str(variant.file)!r} cannot be loaded: {reason}") from error
 
 
 def answers(engine: Engine) -> Callable[[Mapping[str, torch.Tensor]], SimpleNamespace]:
@@ -141,16 +151,16 @@ def answers(engine: Engine) -> Callable[[Mapping[str, torch.Tensor]], SimpleName
 
 
 class _Torch:
-    def __init__(self, form: Form, threads: int | None, device: str) -> None:
+    def __init__(self, variant: Variant, threads: int | None, device: str) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.device = torch.device(device)
-        model: Any = load_whole_model(str(form.file), "model")
+        model: Any = load_whole_model(str(variant.file), "model")
         model.to(self.device)
         self.inputs = ["input_ids", "attention_mask"]
         if getattr(model.config, "type_vocab_size", 0) > 1:
             self.inputs.append("token_type_ids")
-        self._model = torch.compile(model) if form.engine == "compile" else model
+        self._model = torch.compile(model) if variant.engine == "compile" else model
 
     @torch.inference_mode()
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

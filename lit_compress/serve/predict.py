@@ -14,7 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
-from lit_compress.serve.engines import EngineName, answers, forms, open_engine
+from lit_compress.serve.engines import EngineName, answers, open_engine, variants
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
 from lit_compress.tasks import Batch, Task
@@ -90,7 +90,7 @@ def _loaded(
     folder: str, engine: EngineName | None, task: Task, key: str, device: str
 ) -> Callable[[Batch], tuple[Any, Batch]]:
     """A function from a batch to the model's output, and the batch where the output is."""
-    found = forms(Path(folder)) if Path(folder).is_dir() else []
+    found = variants(Path(folder)) if Path(folder).is_dir() else []
     if engine is None and (not found or found[0].engine == "eager"):
         network: Any = load_model(folder, task, key).eval()
         network.to(device)
@@ -100,11 +100,11 @@ def _loaded(
             return network(**moved.inputs), moved
 
         return compute
-    form = next((form for form in found if engine in (None, form.engine)), None)
-    if form is None:
-        there = ", ".join(sorted({form.engine for form in found})) or "none"
+    variant = next((variant for variant in found if engine in (None, variant.engine)), None)
+    if variant is None:
+        there = ", ".join(sorted({variant.engine for variant in found})) or "none"
         raise UserError(f"--engine: {engine!r} has nothing to run in {folder!r}; it is made for: {there}")
-    answer = answers(open_engine(form, None, device))
+    answer = answers(open_engine(variant, None, device))
     return lambda batch: (answer(batch.inputs), batch)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lit_compress.errors import UserError
-from lit_compress.serve.engines import Engine, Form, open_engine
+from lit_compress.serve.engines import Engine, Variant, open_engine
 
 __all__ = ["Worker", "batch_of", "peak_memory"]
 
@@ -41,10 +41,10 @@ class Worker:
     def do_open(
         self, engine: str, file: str, size: int, packed: bool, threads: int | None, device: str
     ) -> dict[str, Any]:
-        """Load a form of a folder."""
+        """Load a variant of a folder."""
         self._before = memory_now()
-        form = Form(engine=engine, file=Path(file), bytes=size, packed=packed)  # type: ignore[arg-type]
-        self._engine = open_engine(form, threads, device)
+        variant = Variant(engine=engine, file=Path(file), bytes=size, packed=packed)  # type: ignore[arg-type]
+        self._engine = open_engine(variant, threads, device)
         return {"inputs": self._engine.inputs}
 
     def do_outputs(self, rows: int, tokens: int, vocabulary: int) -> dict[str, Any]:

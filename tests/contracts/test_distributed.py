@@ -165,7 +165,7 @@ def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_d
     assert (tmp_path / "run/model/model.safetensors").is_file()
     if asked == "once":
         (store,) = (tmp_path / "answers").iterdir()
-        assert LogitStore.damage(store) is None
+        assert LogitStore.find_damage(store) is None
         assert LogitStore(store).array.shape == (64, 2)
 
 

@@ -16,9 +16,9 @@ def make(tmp_path):
     return create
 
 
-def sealed(store):
-    store.seal()
-    assert LogitStore.damage(store.folder) is None
+def finished(store):
+    store.finish()
+    assert LogitStore.find_damage(store.folder) is None
     return LogitStore(store.folder)
 
 
@@ -27,7 +27,7 @@ def test_sentence_logits_come_back_in_any_order(make, dtype, error):
     logits, store = torch.randn(5, 3), make(5, 3, dtype=dtype)
     store.write([3, 0], logits[[3, 0]], [4, 4])
     store.write([4, 2, 1], logits[[4, 2, 1]], [4, 4, 4])
-    answer = sealed(store).read(torch.tensor([2, 4, 2]), tokens=9)
+    answer = finished(store).read(torch.tensor([2, 4, 2]), tokens=9)
     assert answer.logits.dtype == torch.float32
     assert (answer.logits - logits[[2, 4, 2]]).abs().max() <= error
 
@@ -36,7 +36,7 @@ def test_token_logits_are_cut_and_filled_to_the_batch(make):
     logits, store = torch.randn(2, 4, 3), make(2, 4, 3)
     assert store.per_token
     store.write([1, 0], logits[[1, 0]], [4, 2])
-    store = sealed(store)
+    store = finished(store)
     assert torch.equal(store.read(torch.tensor([1]), tokens=4).logits, logits[1:])
     assert torch.equal(store.read(torch.tensor([0]), tokens=2).logits, logits[:1, :2])
     wide = store.read(torch.tensor([0, 1]), tokens=6).logits
@@ -49,17 +49,17 @@ def test_token_logits_are_cut_and_filled_to_the_batch(make):
 def test_heads_share_a_file(make):
     logits, store = torch.randn(2, 4, 2), make(2, 4, 2, names=("start_logits", "end_logits"))
     store.write([0, 1], logits, [4, 4])
-    answer = sealed(store).read(torch.tensor([1, 0]), tokens=4)
+    answer = finished(store).read(torch.tensor([1, 0]), tokens=4)
     assert torch.equal(answer.start_logits, logits[[1, 0], :, 0])
     assert torch.equal(answer.end_logits, logits[[1, 0], :, 1])
     assert not hasattr(answer, "logits")
 
 
-def test_a_sealed_store_is_read_only(make):
+def test_a_finished_store_is_read_only(make):
     store = make(1, 2)
     store.write([0], torch.zeros(1, 2), [3])
     with pytest.raises(ValueError, match="read-only"):
-        sealed(store).array[0] = 1
+        finished(store).array[0] = 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -74,21 +74,21 @@ def test_a_logit_that_is_no_number_of_the_file(make, dtype):
 def test_damage_is_seen(make):
     store = make(2, 2)
     store.write([0, 1], torch.randn(2, 2), [3, 3])
-    folder = sealed(store).folder
+    folder = finished(store).folder
     whole = (folder / "logits.npy").read_bytes()
     for broken in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b"", b"no array"):
         (folder / "logits.npy").write_bytes(broken)
-        assert LogitStore.damage(folder)
+        assert LogitStore.find_damage(folder)
     (folder / "logits.npy").write_bytes(whole)
-    assert LogitStore.damage(folder) is None
+    assert LogitStore.find_damage(folder) is None
     (folder / "about.json").write_text("{")
-    assert LogitStore.damage(folder)
+    assert LogitStore.find_damage(folder)
     (folder / "about.json").unlink()
-    assert LogitStore.damage(folder)
+    assert LogitStore.find_damage(folder)
 
 
-def test_an_unsealed_store_is_damaged(make):
-    assert LogitStore.damage(make(2, 2).folder)
+def test_an_unfinished_store_is_damaged(make):
+    assert LogitStore.find_damage(make(2, 2).folder)
 
 
 def rows(ids, **columns):

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from lit_compress.export import from_student, write
-from lit_compress.serve.engines import answers, forms, open_engine
+from lit_compress.serve.engines import answers, open_engine, variants
 
 HEADS = {
     "classification": AutoModelForSequenceClassification,
@@ -48,7 +48,7 @@ def test_export_load_and_the_same_predictions(head, family, to, tmp_path):
     with torch.no_grad():
         expected = model(**plain)
     write(from_student(model, tiny_tokenizer(tmp_path)), tmp_path / "out", to)
-    engine = open_engine(forms(tmp_path / "out", packed=to == "packed")[0])
+    engine = open_engine(variants(tmp_path / "out", packed=to == "packed")[0])
     found = answers(engine)(given)
     for name in ("start_logits", "end_logits") if head == "answers" else ("logits",):
         ours, theirs = getattr(found, name), expected[name]

@@ -19,7 +19,7 @@ from lit_compress.data import TextClassification
 from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.export.run_folder import absolute_paths, task_of
 from lit_compress.modules.encoder import LitEncoder
-from lit_compress.report.run import report
+from lit_compress.report.measure import report
 from lit_compress.tasks import RegressionTask
 
 QUICK = ["--batch_sizes=[1]", "--repetitions=1"]

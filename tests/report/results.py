@@ -36,7 +36,7 @@ def matrix(layer, name, shape):
 
 
 def results(**changes: Any) -> dict[str, Any]:
-    """As :func:`lit_compress.report.run.measure_run` gives them."""
+    """As :func:`lit_compress.report.measure.measure_run` gives them."""
     matrices = [matrix(layer, name, [8, 8]) for layer in (0, 1) for name in ("attention.self.query", "output.dense")]
     labels = ["good", HOSTILE, IMAGE, MATH]
     layer = {"heads": 1, "dense_heads": 2, "neurons": 10, "dense_neurons": 64, "sparsity": 0.75}

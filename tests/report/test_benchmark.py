@@ -13,12 +13,12 @@ from lit_compress.errors import UserError
 from lit_compress.report import benchmark as module
 from lit_compress.report.benchmark import Case, agreement, benchmark, cases_of, measure
 from lit_compress.report.benchmark_table import check_results, print_results, rows, save_results
-from lit_compress.serve.engines import Form
+from lit_compress.serve.engines import Variant
 
 
 def case(model="a", engine="eager", file="model.onnx", packed=False) -> Case:
-    form = Form(engine=engine, file=Path(file), bytes=2_000_000, packed=packed)
-    return Case(model=model, source=model, form=form, vocabulary=30, longest=128)
+    variant = Variant(engine=engine, file=Path(file), bytes=2_000_000, packed=packed)
+    return Case(model=model, source=model, variant=variant, vocabulary=30, longest=128)
 
 
 class Player:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from lit_compress.report.bootstrap import compare_outcomes, exact_interval, interval, resamples
-from lit_compress.report.words import verdict
+from lit_compress.report.phrasing import verdict
 from lit_compress.tasks import Outcomes
 
 

@@ -17,8 +17,8 @@ from lit_compress.errors import UserError
 from lit_compress.export.command import _WRITERS
 from lit_compress.report.benchmark import Case
 from lit_compress.report.formats import evaluate_cases, formats
-from lit_compress.report.run import measure_run
-from lit_compress.serve.engines import Form
+from lit_compress.report.measure import measure_run
+from lit_compress.serve.engines import Variant
 from lit_compress.serve.worker import memory_now
 from lit_compress.tasks import Batch, make_task
 
@@ -86,8 +86,8 @@ def evaluated(values, words, batches, folder, seen):
 
         return ask
 
-    form = Form(engine="eager", file=folder, bytes=0)
-    cases = [Case(model=name, source="", form=form, vocabulary=words, longest=None) for name in values]
+    variant = Variant(engine="eager", file=folder, bytes=0)
+    cases = [Case(model=name, source="", variant=variant, vocabulary=words, longest=None) for name in values]
     evaluate_cases(cases, [answering(value) for value in values.values()], Texts(), make_task("masked_lm", None), "hf")
     return {case.model: case.results["difference"] for case in cases}
 
@@ -116,8 +116,8 @@ def test_padding_is_left_out_where_there_is_a_value_of_each_token(names, found, 
     task = make_task("classification", ["a", "b", "c"])
     monkeypatch.setattr(task, "update", lambda *given: None)
     monkeypatch.setattr(task, "metrics", lambda prefix: MetricCollection({}))
-    form = Form(engine="eager", file=tmp_path, bytes=0)
-    cases = [Case(model=name, source="", form=form, vocabulary=9, longest=None) for name in ("hf", "other")]
+    variant = Variant(engine="eager", file=tmp_path, bytes=0)
+    cases = [Case(model=name, source="", variant=variant, vocabulary=9, longest=None) for name in ("hf", "other")]
     evaluate_cases(cases, [answering(1.0), answering(2.0)], Texts(), task, "hf")
     assert cases[1].results["difference"] == found
 

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report.results import results
 
-from lit_compress.report.fronts import groups_of
-from lit_compress.report.pareto import pareto_front
+from lit_compress.report.pareto import groups_of, pareto_front
 
 POINTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12)
 

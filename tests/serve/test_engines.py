@@ -12,7 +12,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.command import write
 from lit_compress.export.folded import from_source
 from lit_compress.serve import engines
-from lit_compress.serve.engines import Form, forms, local_folder, open_engine
+from lit_compress.serve.engines import Variant, local_folder, open_engine, variants
 from lit_compress.serve.worker import batch_of
 
 BATCH = batch_of(3, 9, 40, padded=True)
@@ -32,13 +32,13 @@ def exported(tmp_path_factory, tiny_teacher):
 def test_outputs_are_those_of_pytorch(exported, tiny_teacher, name, engine):
     if name not in exported:
         pytest.skip(f"{engine} is not installed")
-    form = next(form for form in forms(exported[name]) if form.engine == engine)
-    found = open_engine(form, threads=1)(BATCH)
+    variant = next(variant for variant in variants(exported[name]) if variant.engine == engine)
+    found = open_engine(variant, threads=1)(BATCH)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).eval()
     with torch.inference_mode():
         expected = model(**{key: torch.tensor(value) for key, value in BATCH.items()}).logits
     torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-4, atol=1e-5)
-    assert form.bytes > 10_000
+    assert variant.bytes > 10_000
 
 
 def test_every_form_of_a_folder(tmp_path, tiny_teacher):
@@ -51,11 +51,11 @@ def test_every_form_of_a_folder(tmp_path, tiny_teacher):
     }.items():
         (tmp_path / "all" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "all" / name).write_text(text)
-    found = forms(tmp_path / "all", packed=True)
-    assert [form.engine for form in found] == ["eager", "compile", "onnxruntime", "openvino"]
-    assert [form.bytes for form in found[2:]] == [6, 3]
-    assert [form.packed for form in found] == [True, True, False, False]
-    assert forms(tmp_path) == []
+    found = variants(tmp_path / "all", packed=True)
+    assert [variant.engine for variant in found] == ["eager", "compile", "onnxruntime", "openvino"]
+    assert [variant.bytes for variant in found[2:]] == [6, 3]
+    assert [variant.packed for variant in found] == [True, True, False, False]
+    assert variants(tmp_path) == []
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_one_line(tmp_path, engine):
     file = tmp_path / "model.xml"
     file.write_bytes(b"no model")
     with pytest.raises(UserError, match="cannot be loaded") as caught:
-        open_engine(Form(engine=engine, file=file, bytes=8))
+        open_engine(Variant(engine=engine, file=file, bytes=8))
     assert "\n" not in str(caught.value)
 
 

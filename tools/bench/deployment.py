@@ -88,11 +88,11 @@ def deployment(
         asks = [stack.enter_context(worker(case, threads)) for case in cases]
         if deepsparse is not None:
             path = folder / "sparse" / "onnx" / "model.onnx"
-            cases.append(Case(model=SPARSE, source=str(path), form=cases[-1].form, vocabulary=cases[0].vocabulary,
+            cases.append(Case(model=SPARSE, source=str(path), variant=cases[-1].variant, vocabulary=cases[0].vocabulary,
                               longest=None))  # fmt: skip
             asks.append(stack.enter_context(deepsparse_worker(deepsparse, path, threads)))
             gate(asks[-1], folder / "sparse-hf", cases[0].vocabulary)
-        names = [f"{case.model}: {case.form.engine}" for case in cases]
+        names = [f"{case.model}: {case.variant.engine}" for case in cases]
         if deepsparse is not None:
             names[-1] = DEEPSPARSE
         measure(cases, asks, [(rows, tokens) for rows in batch_sizes], 3, repetitions)
@@ -158,8 +158,8 @@ def prune(model: PreTrainedModel, sparsity: float, more: Sequence[str] = ()) -> 
 def worker(case: Case, threads: int) -> Iterator[Callable[..., dict[str, Any]]]:
     """A process with one case loaded."""
     with WorkerProcess(f"{case.model}, {case.label}") as process:
-        form = case.form
-        process.ask("open", engine=form.engine, file=str(form.file), size=form.bytes, packed=form.packed,
+        variant = case.variant
+        process.ask("open", engine=variant.engine, file=str(variant.file), size=variant.bytes, packed=variant.packed,
                     threads=threads, device="cpu")  # fmt: skip
         yield process.ask
 

@@ -28,7 +28,7 @@ from lit_compress.data.text import load_tokenizer
 from lit_compress.export.command import Format, write
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import round_tables, round_weights
-from lit_compress.serve.engines import forms
+from lit_compress.serve.engines import variants
 from tools.bench.deployment import prune
 from tools.bench.measure import MINILM, RESULTS, Row, model_source, publish, quiet
 
@@ -121,7 +121,7 @@ def _export(source: Path, to: Format, output: Path) -> tuple[float, int, int]:
     done = subprocess.run([sys.executable, "-c", _PROGRAM, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"exports: the export to {to} ended with status {done.returncode}: {done.stderr.strip()}")
-    return time.perf_counter() - started, int(done.stdout.split()[-1]), forms(output)[0].bytes
+    return time.perf_counter() - started, int(done.stdout.split()[-1]), variants(output)[0].bytes
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from lit_compress.cli import main
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.card import rows
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.run import measure_run, report
+from lit_compress.report.measure import measure_run, report
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_each_model_answers_the_data_once(run, monkeypatch):
         asked.append(type(model).__name__)
         return evaluate_units(model, *arguments)
 
-    monkeypatch.setattr("lit_compress.report.run.evaluate_units", counted)
+    monkeypatch.setattr("lit_compress.report.measure.evaluate_units", counted)
     results_of(run)
     assert len(asked) == 3  # dense, folded, and with its quantizers
 
