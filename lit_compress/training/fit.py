@@ -216,7 +216,11 @@ def _check_trainable(model: Any) -> None:
 
 
 def _check_pair(model: Any, data: Any) -> None:
-    """Refuse a model that was made for another task or other classes than the data's."""
+    """Refuse what is no data module, and a model that was made for another task or other classes than the data's."""
+    if not isinstance(data, LightningDataModule):
+        raise UserError(
+            f"data: {type(data).__name__} must be a LightningDataModule; one of your own gives it as train_dataloader()"
+        )
     if not isinstance(model, LitEncoder) or not isinstance(data, TextData):
         return
     name = task_of(data).name

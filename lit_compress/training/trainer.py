@@ -1,12 +1,12 @@
 """A `Trainer` with what every run has switched on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_compress.files import last_of
@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
 
 def make_trainer(
     run: Path,
-    strategies: Iterable[Callback],
+    strategies: Sequence[Callback],
     options: Mapping[str, Any],
     checkpoint_every: int,
     resumed: str | None = None,
@@ -53,10 +53,14 @@ def make_trainer(
     if chosen.get("logger") in (None, True):
         chosen["logger"] = TensorBoardLogger(str(run), name="", version="", default_hp_metric=False)
     # Strategies come first, in their order; Lightning itself puts checkpointing last.
-    all_callbacks = [*strategies, *map(after_compression, _as_list(chosen.get("callbacks"))), CompressionMonitor()]
-    if chosen.get("logger") is not False:
+    given = [*strategies, *_as_list(chosen.get("callbacks"))]
+    all_callbacks = [*strategies, *map(after_compression, given[len(strategies) :])]
+    # What somebody gave with other options is not there twice.
+    if not _has(given, CompressionMonitor):
+        all_callbacks.append(CompressionMonitor())
+    if chosen.get("logger") is not False and not _has(given, LearningRateMonitor):
         all_callbacks.append(LearningRateMonitor("step"))
-    if chosen.get("enable_progress_bar") is not False:
+    if chosen.get("enable_progress_bar") is not False and not _has(given, ProgressBar):
         all_callbacks.append(progress_bar())
     saves = chosen.get("enable_checkpointing") is not False
     if saves:
@@ -68,6 +72,10 @@ def make_trainer(
     saves = saves and not chosen.get("fast_dev_run")
     all_callbacks += [each for each in callbacks if saves or not isinstance(each, Checkpoint)]
     return Trainer(**chosen | {"default_root_dir": str(run), "callbacks": all_callbacks})
+
+
+def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -10,6 +10,8 @@ import torch
 import yaml
 from contracts.training import differences, student_config
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress import (
@@ -25,6 +27,8 @@ from lit_compress import (
 )
 from lit_compress.cli import main
 from lit_compress.export import load_checkpoint
+from lit_compress.progress import ProgressLines
+from lit_compress.strategies import CompressionMonitor
 
 OPTIONS = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -140,12 +144,25 @@ def test_what_cannot_work_is_said_before_anything_is_written(make, tmp_path, tin
     model = LitStudent(str(tiny_teacher), task="token_classification", labels=["0", "1"])
     with pytest.raises(UserError, match=r"^model\.task: 'token_classification', but the data's is 'classification'"):
         fit(**make(model=model, run=tmp_path / "run"))
+    with pytest.raises(UserError, match=r"^data: DataLoader must be a LightningDataModule"):
+        fit(**make(data=DataLoader([]), run=tmp_path / "run"))
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"^run: .* exists"):
         fit(**make(run=tmp_path / "mine"))
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_monitor_and_a_progress_bar_of_ones_own_are_the_only_ones(make, tmp_path, capsys):
+    given = [CompressionMonitor(every=3), ProgressLines(seconds=0), LearningRateMonitor("step")]
+    options = OPTIONS | {"enable_progress_bar": True, "callbacks": given}
+    objects = make(run=tmp_path / "run", trainer=options)
+    fit(**objects)
+    found = objects["model"].trainer.callbacks
+    for kind in (CompressionMonitor, ProgressBar, LearningRateMonitor):
+        assert [each for each in found if isinstance(each, kind)] == [each for each in given if isinstance(each, kind)]
+    assert capsys.readouterr().out.count(" batch ") == 4
 
 
 class Wrapped(LightningDataModule):
