@@ -41,12 +41,13 @@ def named_extras() -> Iterator[None]:
         raise _missing(package, extra) from error
 
 
-def optional(module: str, extra: str) -> Any:
+def optional(module: str, extra: str, why: str = "this") -> Any:
     """A module of a package that may be missing.
 
     Args:
         module: dotted name.
         extra: of this package, that installs it.
+        why: what needs it.
 
     Raises:
         MissingPackage: it is not installed, with the command that does.
@@ -55,8 +56,8 @@ def optional(module: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise _missing(module.partition(".")[0], extra) from error
+        raise _missing(module.partition(".")[0], extra, why) from error
 
 
-def _missing(package: str, extra: str) -> MissingPackage:
-    return MissingPackage(f"this needs {package!r}, which is not installed; pip install 'lit_compress[{extra}]'")
+def _missing(package: str, extra: str, why: str = "this") -> MissingPackage:
+    return MissingPackage(f"{why} needs {package!r}, which is not installed; pip install 'lit_compress[{extra}]'")

@@ -17,8 +17,10 @@ from lightning.pytorch.utilities import rank_zero_only
 import lit_compress.data
 import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import load_checkpoint
+from lit_compress.files import resolve_source
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
 from lit_compress.old_names import read_old_names
@@ -97,7 +99,7 @@ class LitCompressCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints (last.ckpt)"
         )
-        parser.link_arguments("data.task", "model.init_args.task", apply_on="instantiate")
+        parser.link_arguments("data", "model.init_args.task", self._task_of, apply_on="instantiate")
         parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
         parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
 
@@ -112,7 +114,7 @@ class LitCompressCLI(LightningCLI):
             config.ckpt_path, checkpoint = checkpoint_of(self.run_folder, config.get("ckpt_path"))
             if checkpoint:
                 _keep_names(config, checkpoint)
-        _check_lengths(config)
+        _check_lengths(config, on_disk=True)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
             config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
@@ -122,6 +124,13 @@ class LitCompressCLI(LightningCLI):
         if self.subcommand == "fit":
             settings = yaml.safe_load(self._parser("fit").dump(config, skip_unset=False, skip_validation=True))
             self._started = self._held.enter_context(start(self.run_folder, settings, config.ckpt_path))
+
+    def _task_of(self, data: LightningDataModule) -> Any:
+        """The task of the data, once all that can be found wrong without the hub has been."""
+        if self.subcommand == "fit" and isinstance(data, TextData):
+            data.check_sources()
+        _check_lengths(self.config[str(self.subcommand)], on_disk=False)
+        return data.task  # type: ignore[attr-defined]  (a data module that has none is not for this command)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[str(self.subcommand)]
@@ -195,13 +204,13 @@ def _stopped(stopped: Stopped, words: Sequence[str]) -> str:
     return f"stopped by {stopped.name}{saved}; go on with\n  {command}"
 
 
-def _check_lengths(config: Namespace) -> None:
-    """Before anything is read: every model has positions for the longest input of the data."""
+def _check_lengths(config: Namespace, on_disk: bool) -> None:
+    """Every model on the disk, or on the hub, has positions for the longest input of the data."""
     length, arguments = config.data.init_args.get("max_length"), config.model.init_args
     sources = {f"model.{name}": arguments.get(name) for name in ("pretrained", "teacher")}
     sources |= {f"model.teachers.{name}": source for name, source in dict(arguments.get("teachers") or {}).items()}
     for key, source in sources.items() if isinstance(length, int) else ():
-        if isinstance(source, str):
+        if isinstance(source, str) and Path(resolve_source(source, key)).exists() == on_disk:
             check_length(load_config(source, key), length, f"{key} {source!r}")
 
 

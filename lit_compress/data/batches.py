@@ -26,6 +26,8 @@ class LengthGroupedBatches(DistributedSampler):
         seed: first half of what determines the order.
         num_replicas: number of ranks.
         rank: this rank.
+        weights: with ``shuffle``, an epoch has as many examples as without, drawn with replacement and with
+            probabilities in proportion to these; None takes each once.
 
     """
 
@@ -40,10 +42,12 @@ class LengthGroupedBatches(DistributedSampler):
         seed: int = 0,
         num_replicas: int = 1,
         rank: int = 0,
+        weights: np.ndarray | None = None,
     ) -> None:
         super().__init__(lengths, num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
+        self.shares = None if weights is None else weights / weights.sum()
 
     def __len__(self) -> int:
         """Batches of one rank in an epoch."""
@@ -66,7 +70,8 @@ class LengthGroupedBatches(DistributedSampler):
                 batches[-2:] = [np.concatenate(batches[-2:])]
             return batches
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.lengths))
+        count = len(self.lengths)
+        order = generator.permutation(count) if self.shares is None else generator.choice(count, count, p=self.shares)
         batches = []
         for pool in self._cut(order, size * self._POOL):
             batches += self._cut(pool[np.argsort(-self.lengths[pool], kind="stable")], size)

@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, List
 
 from lit_compress.data.augmentation import MaskedWordReplacement
-from lit_compress.data.text import tokenize
+from lit_compress.data.text import delimiter_hint, is_delimited, tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, ClassificationTask, RegressionTask, Task
@@ -27,6 +28,12 @@ class TextClassification(TextData):
         text_columns: one column, or two for sentence pairs.
         label_column: column of the label.
         columns: column names of files without a header (GLUE's CoLA).
+        delimiter: one character between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, and
+            a tab in the others.
+        class_weights: what an example of each class counts in the loss, by the name of the class; ``balanced`` lets all
+            classes count the same together (rows / classes / rows of the class). The loss is the mean over the rows.
+        sampling: ``shuffled`` takes each training row once in an epoch; ``balanced`` draws as many rows with
+            replacement, of each class as many.
         augmentation: makes more training rows from each; on the training split alone, after ``limit``.
         options: see :class:`TextOptions`.
 
@@ -41,19 +48,29 @@ class TextClassification(TextData):
         text_columns: Sequence[str] = ("text",),
         label_column: str = "label",
         columns: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        class_weights: Literal["balanced"] | dict[str, float] | None = None,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         augmentation: MaskedWordReplacement | None = None,
         **options: Any,
     ) -> None:
         if len(text_columns) not in (1, 2):
             raise UserError(f"data.text_columns: {list(text_columns)} must be one column, or two for sentence pairs")
-        super().__init__(pair=len(text_columns) == 2, train_file=train_file, val_file=val_file, **options)
+        if label_column in text_columns:
+            raise UserError(
+                f"data.label_column: {label_column!r} is one of data.text_columns, too: the model would read the label"
+            )
+        _check_imbalance(class_weights, sampling, task)
         self.regression = task == "regression"
         self.text_columns, self.label_column, self.columns = list(text_columns), label_column, columns
+        self.delimiter, self.class_weights, self.sampling = delimiter, class_weights, sampling
         self.augmentation = augmentation
+        super().__init__(pair=len(text_columns) == 2, train_file=train_file, val_file=val_file, **options)
+        _check_delimiter(delimiter, [file for file in self.files.values() if file])
 
     @property
     def task(self) -> Task:
-        return RegressionTask() if self.regression else ClassificationTask(self.labels)
+        return RegressionTask() if self.regression else ClassificationTask(self.labels, self._class_weights())
 
     @property
     def labels(self) -> list[str] | None:
@@ -69,22 +86,49 @@ class TextClassification(TextData):
             if isinstance(feature, ClassLabel):
                 self._labels = list(feature.names)
             else:
-                values = table.unique(self.label_column)
-                if None in values or "" in values:
-                    row = next(i for i, value in enumerate(table[self.label_column]) if value in (None, ""))
+                values = ["" if value is None else str(value) for value in table[self.label_column]]
+                if "" in values:
                     raise UserError(
-                        f"data.label_column: no label in row {row + 1} of {self.source('train')!r}; mend the file"
+                        f"data.label_column: no label in row {values.index('') + 1} of {self.source('train')!r}; mend "
+                        "the file"
                     )
-                self._labels = sorted({str(value) for value in values}, key=label_order)
-            if len(self._labels) < 2:
-                raise UserError(
-                    f"data.label_column: {self.label_column!r} has the single value {self._labels} "
-                    f"in {self.source('train')!r}; a classification needs two; for numbers set data.task to regression"
-                )
+                self._labels = sorted(set(values), key=label_order)
+        if len(self._labels) < 2:
+            raise UserError(
+                f"data.label_column: {self.label_column!r} has the single value {self._labels} "
+                f"in {self.source('train')!r}; a classification needs two; for numbers set data.task to regression"
+            )
         return self._labels
 
+    def use_labels(self, labels: Sequence[str]) -> None:
+        super().use_labels(labels)
+        if self.class_weights == "balanced":
+            # A trained model is evaluated, and its training file need not be there to be counted.
+            self.class_weights = None
+
+    def _class_weights(self) -> list[float] | None:
+        """What each class counts in the loss, in the order of their ids."""
+        if self.class_weights is None:
+            return None
+        labels = list(self.labels or ())
+        if isinstance(self.class_weights, str):
+            table = self.table("train")
+            assert table is not None  # the labels are from it
+            targets = self._label(table, "train")[0]({column: table[column] for column in self.label_sources[1]})
+            return self._balanced(np.asarray(targets), len(labels))
+        weights = {str(name): weight for name, weight in self.class_weights.items()}
+        for wrong in sorted(weights.keys() ^ set(labels)):
+            what = "is no class" if wrong in weights else "has no weight"
+            raise UserError(f"data.class_weights: {wrong!r} {what} of {self.source('train')!r}; name each of {labels}")
+        return [weights[label] for label in labels]
+
+    def _balanced(self, targets: np.ndarray, classes: int) -> list[float]:
+        """Weights with which all classes count the same together, from the class of each row."""
+        counts = np.bincount(targets, minlength=classes)
+        return (len(targets) / classes / np.maximum(counts, 1)).tolist()
+
     def load(self, source: str, key: str) -> Dataset:
-        return self.read_table(source, key, self.columns)
+        return self.read_table(source, key, self.columns, self.delimiter)
 
     @property
     def label_sources(self) -> tuple[str, list[str]]:
@@ -92,18 +136,27 @@ class TextClassification(TextData):
         return "label_column", [self.label_column]
 
     def check(self, table: Dataset, split: str) -> None:
-        header = "; for a file without a header give data.columns"
+        header = delimiter_hint(table.column_names) or "; for a file without a header give data.columns"
         for column in self.text_columns:
             self.require_columns(table, split, {"text_columns": column}, header)
         key, columns = self.label_sources
         for column in columns if split != "predict" else ():
             self.require_columns(table, split, {key: column}, header)
+        self.check_labels(table, split)
         for column in self.text_columns:
             if table.data.column(column).null_count:
                 row = next(i for i, value in enumerate(table[column]) if value is None)
                 raise UserError(
                     f"data.text_columns: no {column!r} in row {row + 1} of {self.source(split)!r}; mend the file"
                 )
+
+    def check_labels(self, table: Dataset, split: str) -> None:
+        """Raise a ``UserError`` when the column of labels holds something else than one for each row."""
+        if split != "predict" and isinstance(table.features[self.label_column], List):
+            raise UserError(
+                f"data.label_column: {self.label_column!r} of {self.source(split)!r} holds lists of labels; take "
+                "data: MultiLabelClassification"
+            )
 
     def table(self, split: str) -> Dataset | None:
         table = super().table(split)
@@ -121,6 +174,12 @@ class TextClassification(TextData):
             return self.batch(rows, {})
         dtype = torch.float32 if self.regression else torch.long
         return self.batch(rows, {"labels": torch.tensor(rows["labels"], dtype=dtype)})
+
+    def sampling_weights(self, dataset: Dataset) -> np.ndarray | None:
+        if self.sampling == "shuffled":
+            return None
+        classes = np.asarray(dataset["labels"])
+        return 1 / np.bincount(classes)[classes]
 
     def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
         table: Any = self.table("val")
@@ -148,6 +207,30 @@ class TextClassification(TextData):
                     f"known are {labels[:10]}; mend the file or data.label_column"
                 )
         return lambda rows: [ids[str(names.get(value, value))] for value in rows[column]], (column, [labels, names])
+
+
+def _check_imbalance(class_weights: Any, sampling: str, task: str) -> None:
+    if sampling not in ("shuffled", "balanced"):
+        raise UserError(f"data.sampling: {sampling!r} must be shuffled or balanced")
+    if task == "regression":
+        for key, given in (("class_weights", class_weights is not None), ("sampling", sampling != "shuffled")):
+            if given:
+                raise UserError(f"data.{key}: has no effect on a regression, which has no classes; leave it out")
+    if isinstance(class_weights, dict):
+        for name, weight in class_weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise UserError(f"data.class_weights: {weight} of {name!r} must be a positive number")
+    elif class_weights not in (None, "balanced"):
+        raise UserError(f"data.class_weights: {class_weights!r} must be balanced, or a number for each class")
+
+
+def _check_delimiter(delimiter: str | None, files: Sequence[str]) -> None:
+    if delimiter is None:
+        return
+    if len(delimiter) != 1:
+        raise UserError(f"data.delimiter: {delimiter!r} must be one character")
+    if files and not any(is_delimited(file) for file in files):
+        raise UserError(f"data.delimiter: {delimiter!r} has no effect on {files[0]!r}; leave it out")
 
 
 def label_order(label: str) -> tuple[bool, float, str]:

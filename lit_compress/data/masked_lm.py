@@ -1,6 +1,7 @@
 """Text whose masked words are to be guessed: language modelling for encoders."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.documents import group_documents, pack_sentences, segment_pairs, split_sentences
 from lit_compress.data.masking import mask_tokens
 from lit_compress.data.streaming import StreamedBatches, StreamLoader
-from lit_compress.data.text import cached_map
+from lit_compress.data.text import cached_map, read_failure, saved_splits
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -65,17 +66,32 @@ class MaskedLanguageModeling(TextData):
         streaming: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(pair=packing == "segment_pairs", train_file=train_file, val_file=val_file, **options)
         self.text_column, self.packing, self.documents = text_column, packing, documents
         self.mask_probability, self.streaming = mask_probability, streaming
-        self.random_next_probability, self.short_sequence_probability = (
-            random_next_probability,
-            short_sequence_probability,
-        )
-        self._check_options()
+        self.random_next_probability = random_next_probability
+        self.short_sequence_probability = short_sequence_probability
         self.same_inputs = False
-        self.special = np.array(sorted(self.tokenizer.all_special_ids))
-        self.words = np.setdiff1d(np.arange(len(self.tokenizer)), self.special)
+        self._check_options()
+        super().__init__(pair=packing == "segment_pairs", train_file=train_file, val_file=val_file, **options)
+        if self.streaming:
+            self._check_streaming()
+
+    @cached_property
+    def special(self) -> np.ndarray:
+        """Ids of the special tokens."""
+        return np.array(sorted(self.tokenizer.all_special_ids))
+
+    @cached_property
+    def words(self) -> np.ndarray:
+        """Ids of all other tokens."""
+        return np.setdiff1d(np.arange(len(self.tokenizer)), self.special)
+
+    def check_tokenizer(self) -> None:
+        super().check_tokenizer()
+        if self.max_length < self.special_tokens + 2:
+            raise UserError(f"data.max_length: {self.max_length} leaves no room for words; give more")
+        for name in ("mask", "cls", "sep", "pad"):
+            self._id(name)
 
     @property
     def task(self) -> Task:
@@ -88,9 +104,8 @@ class MaskedLanguageModeling(TextData):
         options = {name: getattr(self.options, name) for name in ("encoding", "encoding_errors", "cache_dir")}
         try:
             table = load_dataset("text", data_files=files, split="train", **options)
-        except (DatasetGenerationError, OSError, ValueError, LookupError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(f"{key}: {source!r} cannot be read as text: {reason}") from error
+        except (DatasetGenerationError, OSError, ValueError, LookupError, EOFError) as error:
+            raise UserError(f"{key}: {source!r} cannot be read as text: {read_failure(error)}") from error
         assert isinstance(table, Dataset)
         return table
 
@@ -99,8 +114,10 @@ class MaskedLanguageModeling(TextData):
         if not any((text or "").strip() for text in table[self._column(split)]):
             raise UserError(f"data.{split}_file: {self.source(split)!r} has no text")
 
-    def open_splits(self, splits: Sequence[str]) -> None:
-        super().open_splits([split for split in splits if not (self.streaming and split == "train")])
+    def rows(self, split: str) -> Dataset | None:
+        if self.streaming and split == "train":  # never a table: it may be larger than the disk
+            return None
+        return super().rows(split)
 
     def held_out(self, table: Dataset, count: int) -> np.ndarray:
         """The last lines: lines that belong together stay together."""
@@ -218,6 +235,8 @@ class MaskedLanguageModeling(TextData):
     def _files(self, source: str, key: str) -> tuple[list[str], str]:
         """The files of a source, and the reader that `datasets` has for them."""
         path = Path(resolve_source(source, key))
+        if saved_splits(source, key) is not None:
+            return [str(path)], "saved"
         if path.is_dir():
             files = sorted(str(file) for file in path.rglob("*") if file.name.endswith((".txt", ".txt.gz")))
             if not files:
@@ -276,12 +295,6 @@ class MaskedLanguageModeling(TextData):
         self._check_pair_options()
         if self.packing == "line" and self.documents != "line":
             raise UserError("data.documents: has no effect on packing line; leave it out")
-        if self.max_length < self.special_tokens + 2:
-            raise UserError(f"data.max_length: {self.max_length} leaves no room for words; give more")
-        for name in ("mask", "cls", "sep", "pad"):
-            self._id(name)
-        if self.streaming:
-            self._check_streaming()
 
     def _check_pair_options(self) -> None:
         for key, default in (("random_next_probability", 0.5), ("short_sequence_probability", 0.1)):
@@ -301,7 +314,7 @@ class MaskedLanguageModeling(TextData):
                 f"data.num_workers: {self.options.num_workers} is above 1, which one stream of text is read by"
             )
         train = self.files["train"]
-        if train is not None and self._files(train, "data.train_file")[1] == "csv":
+        if train is not None and self._files(train, "data.train_file")[1] in ("csv", "saved"):
             raise UserError(f"data.train_file: {train!r} cannot be streamed; give text, .jsonl or .parquet")
         if self.options.encoding_errors != "strict":
             raise UserError("data.encoding_errors: has no effect on a stream; leave it out")

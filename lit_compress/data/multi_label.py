@@ -1,8 +1,9 @@
 """Sentences or sentence pairs with any number of labels."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 
@@ -28,6 +29,8 @@ class MultiLabelClassification(TextClassification):
         label_separator: what is between labels where they are a text.
         label_columns: columns of 0 and 1, which name the labels, instead of one with lists.
         threshold: a label is predicted when its probability is above this.
+        class_weights: what a row that has a label counts in the loss of that label, by its name; ``balanced`` is rows
+            without it / rows with it.
         options: see :class:`TextClassification`.
 
     """
@@ -41,6 +44,7 @@ class MultiLabelClassification(TextClassification):
         label_separator: str = ",",
         label_columns: Sequence[str] | None = None,
         threshold: float = 0.5,
+        class_weights: Literal["balanced"] | dict[str, float] | None = None,
         **options: Any,
     ) -> None:
         if not 0 < threshold < 1:
@@ -49,15 +53,22 @@ class MultiLabelClassification(TextClassification):
             raise UserError("data.label_separator: '' separates nothing; give a character, for example ';'")
         if label_columns is not None and not label_columns:
             raise UserError("data.label_columns: [] names no label; give the columns of 0 and 1, or leave it out")
-        super().__init__(
-            train_file=train_file, val_file=val_file, task="classification", label_column=label_column, **options
-        )
+        if options.get("sampling", "shuffled") != "shuffled":
+            raise UserError("data.sampling: has no effect where rows have several labels; take data.class_weights")
         self.label_separator, self.threshold = label_separator, threshold
         self.label_columns = list(label_columns) if label_columns is not None else None
+        super().__init__(
+            train_file=train_file,
+            val_file=val_file,
+            task="classification",
+            label_column=label_column,
+            class_weights=class_weights,
+            **options,
+        )
 
     @property
     def task(self) -> Task:
-        return MultiLabelTask(self.labels, self.threshold)
+        return MultiLabelTask(self.labels, self.threshold, self._class_weights())
 
     @property
     def labels(self) -> list[str]:
@@ -79,6 +90,9 @@ class MultiLabelClassification(TextClassification):
     @property
     def label_sources(self) -> tuple[str, list[str]]:
         return ("label_columns", self.label_columns) if self.label_columns else super().label_sources
+
+    def check_labels(self, table: Dataset, split: str) -> None:
+        """Nothing: whether a value is a list, or a text with labels in it, is seen when it is read."""
 
     def collate(self, rows: dict[str, list[Any]]) -> Batch:
         """Ids and masks ``(batch, tokens)``, padded to the longest row; target ``labels`` ``(batch, labels)``."""
@@ -102,6 +116,10 @@ class MultiLabelClassification(TextClassification):
             return [[float(label in names) for label in ids] for names in convert(rows)]
 
         return targets, [*self.label_sources, self.label_separator, self.labels, "multi-label-1"]
+
+    def _balanced(self, targets: np.ndarray, classes: int) -> list[float]:
+        positive = targets.sum(0)
+        return (np.maximum(len(targets) - positive, 1) / np.maximum(positive, 1)).tolist()
 
     def _names(self, table: Dataset) -> list[list[str]]:
         """Names of the labels of each row."""

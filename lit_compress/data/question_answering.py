@@ -29,6 +29,7 @@ _FEATURES = Features(
 class QuestionAnswering(TextData):
     """Questions and contexts, cut into overlapping windows of ``max_length`` tokens.
 
+    A question that leaves no room for context loses its end, which is said.
     Where an answer does not lie in a window, or there is none, start and end are the window's first token. Metrics
     come from the texts of all windows of a question.
 
@@ -59,12 +60,17 @@ class QuestionAnswering(TextData):
         batch_size: int = 16,
         **options: Any,
     ) -> None:
+        self.no_answer, self.doc_stride = no_answer, doc_stride
+        self.answer_marks = list(answer_marks) if answer_marks is not None else None
         super().__init__(
             pair=True, train_file=train_file, val_file=val_file, max_length=max_length, batch_size=batch_size, **options
         )
-        if not 0 <= doc_stride < max_length - self.special_tokens:
+
+    def check_tokenizer(self) -> None:
+        super().check_tokenizer()
+        if not 0 <= self.doc_stride < self.max_length - self.special_tokens:
             raise UserError(
-                f"data.doc_stride: {doc_stride} must be at least 0 and below max_length {max_length} "
+                f"data.doc_stride: {self.doc_stride} must be at least 0 and below max_length {self.max_length} "
                 f"less {self.special_tokens} special tokens"
             )
         tokenizer = self.tokenizer_name
@@ -77,8 +83,6 @@ class QuestionAnswering(TextData):
             )
         if self.tokenizer("a")["input_ids"][0] != self.tokenizer.cls_token_id:
             raise UserError(f"data.tokenizer: {tokenizer!r} does not begin with its classification token")
-        self.no_answer, self.doc_stride = no_answer, doc_stride
-        self.answer_marks = list(answer_marks) if answer_marks is not None else None
 
     @property
     def task(self) -> Task:
@@ -145,9 +149,15 @@ class QuestionAnswering(TextData):
             examples = [{name: rows[name][i] for name in rows} | {"row": numbers[i]} for i in range(len(rows["id"]))]
             return self._windows(examples, split)
 
-        version = "questions-2" if split == "predict" else "questions-1"
-        settings = [self.max_length, self.doc_stride, self.answer_marks, self.no_answer, split, version]
-        return cached_map(table, windows, self.tokenizer, settings, f"Tokenising {split}", True)
+        settings = [self.max_length, self.doc_stride, self.answer_marks, self.no_answer, split, "questions-3"]
+        encoded = cached_map(table, windows, self.tokenizer, settings, f"Tokenising {split}", True)
+        if cut := int(np.sum(encoded["question_is_cut"])):
+            _log.warning(
+                "data.max_length: %d of %d questions to %s leave no new context beside data.doc_stride %d in %d tokens "
+                "and were cut at their ends; give more max_length to read them whole",
+                *(cut, len(table), split, self.doc_stride, self.max_length),
+            )
+        return encoded.remove_columns("question_is_cut")
 
     def predict_rows(self) -> np.ndarray:
         return np.asarray(self._require("predict")["row"])
@@ -160,7 +170,7 @@ class QuestionAnswering(TextData):
             if window["id"] == question:
                 continue  # the first window of each question is what a call without overflow gives
             row, question = next(rows), window["id"]
-            texts = {"text": row["question"].lstrip(), "text_pair": row["context"]}
+            texts = {"text": self._short([row["question"].lstrip()])[0], "text_pair": row["context"]}
             yield texts | {"truncation": "only_second", "max_length": self.max_length}, self.inputs_of(window)
 
     def collate(self, rows: dict[str, list[Any]]) -> Batch:
@@ -184,8 +194,8 @@ class QuestionAnswering(TextData):
 
     def _windows(self, examples: list[dict[str, Any]], split: str) -> dict[str, list[Any]]:
         # Some of SQuAD's questions begin with many blanks, which would take the context's place.
-        questions = [example["question"].lstrip() for example in examples]
-        self._check_lengths(questions, examples, split)
+        given = [example["question"].lstrip() for example in examples]
+        questions = self._short(given)
         encoded = self.tokenizer(
             questions,
             [example["context"] for example in examples],
@@ -198,7 +208,7 @@ class QuestionAnswering(TextData):
         owners, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         made: dict[str, list[Any]] = {name: list(encoded[name]) for name in encoded}
         made["length"] = [len(ids) for ids in encoded["input_ids"]]
-        extra = ("start_positions", "end_positions", *(_FOR_METRICS if split != "train" else ()))
+        extra = ("start_positions", "end_positions", "question_is_cut", *(_FOR_METRICS if split != "train" else ()))
         extra = (*extra, *(("row",) if split == "predict" else ()))
         made |= {name: [] for name in extra}
         places = [self._place(example, split) for example in examples]
@@ -206,7 +216,9 @@ class QuestionAnswering(TextData):
             inside = np.array([sequence == 1 for sequence in encoded.sequence_ids(window)])
             characters = np.where(inside[:, None], np.asarray(offsets[window]), -1)
             start, end = self._positions(characters, inside, places[owner], examples[owner], split)
+            first = window == 0 or owners[window - 1] != owner
             values = {"start_positions": start, "end_positions": end}
+            values["question_is_cut"] = first and questions[owner] != given[owner]
             values |= {"char_start": characters[:, 0].tolist(), "char_end": characters[:, 1].tolist()}
             values |= {name: examples[owner][name] for name in ("id", "context", "answers", "row")}
             for name in extra:
@@ -254,15 +266,15 @@ class QuestionAnswering(TextData):
                 )
         return None
 
-    def _check_lengths(self, questions: list[str], examples: list[dict[str, Any]], split: str) -> None:
-        ids = self.tokenizer(questions, add_special_tokens=False, truncation=False)["input_ids"]
+    def _short(self, questions: list[str]) -> list[str]:
+        """Questions that leave room for new context in each window; longer ones end earlier."""
         room = self.max_length - self.special_tokens - self.doc_stride
-        for example, tokens in zip(examples, ids, strict=True):
-            if len(tokens) >= room:
-                raise UserError(
-                    f"data.max_length: question {example['id']!r} of {self.source(split)!r} has {len(tokens)} tokens, "
-                    f"which leaves no new context beside data.doc_stride {self.doc_stride}; give more max_length"
-                )
+        encoded = self.tokenizer(questions, add_special_tokens=False, truncation=False, return_offsets_mapping=True)
+        ends = [[end for _, end in offsets] for offsets in encoded["offset_mapping"]]
+        return [
+            question if len(end) < room else question[: end[max(room // 2, 1) - 1]]
+            for question, end in zip(questions, ends, strict=True)
+        ]
 
 
 _FOR_METRICS = ("char_start", "char_end", "id", "context", "answers")

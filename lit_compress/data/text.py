@@ -8,16 +8,30 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 import pandas
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
+from lit_compress.extras import optional
 from lit_compress.files import resolve_source
+from lit_compress.hub import check_hub
 
-__all__ = ["cached_map", "generate_table", "load_table", "load_tokenizer", "open_text", "tokenize"]
+__all__ = [
+    "cached_map",
+    "delimiter_hint",
+    "generate_table",
+    "is_delimited",
+    "load_saved",
+    "load_table",
+    "load_tokenizer",
+    "open_text",
+    "read_failure",
+    "saved_splits",
+    "tokenize",
+]
 
 _SEPARATORS = {".tsv": "\t", ".csv": ",", ".txt": "\t"}
 _BUILDERS = {".tsv": "csv", ".txt": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
@@ -30,8 +44,12 @@ def load_table(
     encoding: str = "utf-8-sig",
     encoding_errors: str = "strict",
     cache_dir: str | None = None,
+    delimiter: str | None = None,
+    split: str = "train",
 ) -> Dataset:
-    """Read a local file or a folder of one text folder per class; larger than memory is fine.
+    """Read a local file, a folder of ``save_to_disk``, or a folder of one text folder per class.
+
+    It may be larger than memory.
 
     Tab-separated files are read as GLUE's are meant: no quoting, so a lone quotation mark is text. In every format
     "NA" and "null" are text, too.
@@ -43,6 +61,8 @@ def load_table(
         encoding: text encoding; ``utf-8-sig`` is UTF-8 with or without a byte order mark.
         encoding_errors: ``strict`` refuses bytes that are no text, ``replace`` puts a replacement character.
         cache_dir: where the Arrow copy goes; None is the `datasets` default.
+        delimiter: between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, else a tab.
+        split: which split to take of a saved ``DatasetDict``.
 
     Raises:
         UserError: missing, empty, unreadable or of an unknown kind.
@@ -53,6 +73,8 @@ def load_table(
         raise UserError(
             f"{key}: {source!r} does not exist; give a file (.tsv .csv .jsonl .parquet) or a folder per class"
         )
+    if saved_splits(source, key) is not None:
+        return load_saved(source, key, split)
     if path.is_dir():
         return _load_folder(path, source, key, encoding, encoding_errors, cache_dir)
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
@@ -64,22 +86,77 @@ def load_table(
     if _BUILDERS[suffix] != "parquet":
         options = {"encoding": encoding, "encoding_errors": encoding_errors}
     if _BUILDERS[suffix] == "csv":
-        options |= _csv_options(suffix, columns)
+        options |= _csv_options(suffix, columns, delimiter)
         options["features"] = _all_text(path, source, key, options)
     try:
         table = load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options)
-    except (DatasetGenerationError, OSError, ValueError) as error:
-        cause = error.__cause__ or error
-        reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {reason}") from error
+    except (DatasetGenerationError, OSError, ValueError, EOFError) as error:
+        raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {read_failure(error)}") from error
     assert isinstance(table, Dataset)
     if len(table) == 0:
         raise UserError(f"{key}: {source!r} has a header and no rows")
     return table
 
 
-def _csv_options(suffix: str, columns: Sequence[str] | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"sep": _SEPARATORS[suffix], "keep_default_na": False}
+def saved_splits(source: str, key: str) -> list[str] | None:
+    """Names of the splits in a folder of ``DatasetDict.save_to_disk``.
+
+    Returns:
+        None where it is no folder of ``save_to_disk``, an empty list where it is that of one ``Dataset``.
+
+    """
+    path = Path(resolve_source(source, key))
+    if (path / "dataset_dict.json").is_file():
+        return json.loads((path / "dataset_dict.json").read_text())["splits"]
+    return [] if (path / "state.json").is_file() and (path / "dataset_info.json").is_file() else None
+
+
+def load_saved(source: str, key: str, split: str) -> Dataset:
+    """The rows of a folder of ``save_to_disk``.
+
+    Args:
+        source: folder of a ``Dataset`` or a ``DatasetDict``.
+        key: config key named in errors.
+        split: which of a ``DatasetDict``.
+
+    Raises:
+        UserError: there is no such split, or the files cannot be read.
+
+    """
+    splits = saved_splits(source, key)
+    if splits and split not in splits:
+        raise UserError(
+            f"{key}: {source!r} has no split {split!r}; it has {', '.join(splits)}, each of which is a folder that can "
+            "be given"
+        )
+    try:
+        saved = load_from_disk(resolve_source(source, key))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {source!r} cannot be read: {read_failure(error)}") from error
+    table = saved[split] if isinstance(saved, DatasetDict) else saved
+    if len(table) == 0:
+        raise UserError(f"{key}: {source!r} has no rows")
+    return table
+
+
+def is_delimited(source: str) -> bool:
+    """Whether a file is a table with something between its fields."""
+    path = Path(source)
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    return _BUILDERS.get(suffix) == "csv"
+
+
+def read_failure(error: BaseException) -> str:
+    """Why a source could not be read, in one line, and what to do about it where that is known."""
+    cause = error.__cause__ or error
+    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
+    if isinstance(cause, UnicodeError):
+        return f"{reason}; set data.encoding, for example to latin-1, or data.encoding_errors to replace"
+    return reason
+
+
+def _csv_options(suffix: str, columns: Sequence[str] | None, delimiter: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {"sep": delimiter or _SEPARATORS[suffix], "keep_default_na": False}
     if suffix != ".csv":
         options["quoting"] = csv.QUOTE_NONE
     return options | ({"names": list(columns), "header": None} if columns else {})
@@ -88,14 +165,28 @@ def _csv_options(suffix: str, columns: Sequence[str] | None) -> dict[str, Any]:
 def _all_text(path: Path, source: str, key: str, options: dict[str, Any]) -> Features:
     """Every column as text: types guessed from values would turn "007" into 7, and differ between files."""
     try:
+        # pandas numbers the second of two columns of one name.
+        raw: dict[str, Any] = options | {"header": None}
+        names = [*pandas.read_csv(path, nrows=1, dtype=str, **raw).iloc[0]]
         head = pandas.read_csv(path, nrows=1, dtype=str, **options)
-    except (OSError, ValueError, LookupError) as error:
-        raise UserError(f"{key}: {source!r} cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, LookupError, EOFError) as error:
+        raise UserError(f"{key}: {source!r} cannot be read: {read_failure(error)}") from error
+    if "names" not in options and (twice := next((name for name in names if names.count(name) > 1), None)):
+        raise UserError(f"{key}: {source!r} has two columns {twice!r}; rename one")
     if not isinstance(head.index, pandas.RangeIndex):
-        raise UserError(f"{key}: {source!r} has more fields in its first row than names {list(head.columns)}")
+        raise UserError(
+            f"{key}: {source!r} has more fields in its first row than names {list(head.columns)}"
+            f"{delimiter_hint(head.columns)}"
+        )
     if head.empty:
         raise UserError(f"{key}: {source!r} has a header and no rows")
     return Features({name: Value("string") for name in head.columns})
+
+
+def delimiter_hint(columns: Sequence[str]) -> str:
+    """The end of an error about columns: what seems to be between the fields of a file that was read as one column."""
+    found = next((sign for sign in ";\t|," if len(columns) == 1 and sign in columns[0]), None)
+    return f"; its fields seem to be separated by {found!r}, so set data.delimiter" if found else ""
 
 
 def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedTokenizerBase:
@@ -111,6 +202,12 @@ def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedToke
 
     """
     path = resolve_source(source, key)
+    if sentencepiece := _sentencepiece_file(Path(path)):
+        # Without it Transformers reads the file as one of tiktoken's, and asks for that.
+        optional(
+            "sentencepiece", "sentencepiece", f"{key}: {source!r}, which has {sentencepiece} and no tokenizer.json,"
+        )
+    check_hub(path, key)
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if words and getattr(tokenizer, "add_prefix_space", None) is False:
@@ -120,6 +217,14 @@ def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedToke
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error
     return tokenizer
+
+
+def _sentencepiece_file(folder: Path) -> str | None:
+    """The name of a tokenizer's file that only SentencePiece reads; None where there is none, or one beside it."""
+    if (folder / "tokenizer.json").is_file():
+        return None
+    names = ("spm.model", "spiece.model", "sentencepiece.bpe.model")
+    return next((name for name in names if (folder / name).is_file()), None)
 
 
 def _put_spaces(tokenizer: Any) -> None:
@@ -226,7 +331,7 @@ def generate_table(
         cause = error.__cause__ or error
         if isinstance(cause, UserError):
             raise UserError(f"{key}: {cause}") from error
-        raise UserError(f"{key}: {source!r} cannot be read: {str(cause).strip().splitlines()[0]}") from error
+        raise UserError(f"{key}: {source!r} cannot be read: {read_failure(error)}") from error
     except ValueError as error:  # what `datasets` makes of a generator that yields nothing
         raise UserError(f"{key}: {source!r} has no rows") from error
     assert isinstance(table, Dataset)
@@ -269,10 +374,7 @@ def _load_folder(
     try:
         table = Dataset.from_generator(_read_texts, gen_kwargs=options, cache_dir=cache_dir)  # type: ignore[arg-type]
     except DatasetGenerationError as error:
-        raise UserError(
-            f"{key}: a file in {source!r} is no {encoding} text ({error.__cause__}); "
-            "set data.encoding, or data.encoding_errors to replace"
-        ) from error
+        raise UserError(f"{key}: a file in {source!r} cannot be read as {encoding}: {read_failure(error)}") from error
     assert isinstance(table, Dataset)
     return table
 

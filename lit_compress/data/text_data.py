@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,22 +13,28 @@ from datasets import Dataset, load_dataset
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.options import TextOptions
-from lit_compress.data.text import load_table, load_tokenizer
+from lit_compress.data.text import load_saved, load_table, load_tokenizer, read_failure, saved_splits
 from lit_compress.errors import UserError
+from lit_compress.files import resolve_source
+from lit_compress.hub import check_hub
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks import Batch, Task
 from lit_compress.training_steps import interrupted
 
 __all__ = ["TextData"]
 
+_TRAIN = "data.train_file"
+
 
 class TextData(KeepsInitArgs, LightningDataModule):
     """Base of the data modules: texts from files or the hub, tokenised once, batched by length, sharded by rank.
 
-    A subclass defines :meth:`encode` and :meth:`collate`, gives in :attr:`task` what the head is for, and checks what
+    A subclass sets its own attributes before it calls this constructor, which may call :meth:`check_tokenizer`. It
+    defines :meth:`encode` and :meth:`collate`, gives in :attr:`task` what the head is for, and checks what
     its columns hold in :meth:`check`.
 
     Args:
@@ -49,27 +57,64 @@ class TextData(KeepsInitArgs, LightningDataModule):
         vars(self)["_init_args"] = asdict(self.options) | vars(self)["_init_args"]
         files = ("train", "val", "test", "predict")
         self.files: dict[str, str | None] = {name: getattr(self.options, f"{name}_file") for name in files}
+        train = self.files["train"] or ""
+        # Whatever else it is, it need not be there to be evaluated or predicted without.
+        saved = saved_splits(train, _TRAIN) if Path(train).is_dir() else None
+        if not self.files["val"] and self.options.hub_val_split in (saved or ()):
+            self.files["val"] = train
         tokenizer, max_length = str(self.options.tokenizer), self.options.max_length
         self.tokenizer_name, self.max_length, self.batch_size = tokenizer, max_length, self.options.batch_size
         self.eval_batch_size = self.options.eval_batch_size or self.batch_size
-        self.tokenizer = load_tokenizer(tokenizer, "data.tokenizer")
-        if self.tokenizer.pad_token_id is None:
-            raise UserError(
-                f"data.tokenizer: {tokenizer!r} has no padding token, which texts of several lengths in a batch need; "
-                'give one that has, or name it in its tokenizer_config.json: "pad_token"'
-            )
-        self.special_tokens = self.tokenizer.num_special_tokens_to_add(pair=pair)
-        if max_length < self.special_tokens:
-            raise UserError(
-                f"data.max_length: {max_length} must be at least {self.special_tokens}, the special tokens alone"
-            )
-        longest = self.tokenizer.model_max_length
-        if max_length > longest:
-            raise UserError(f"data.max_length: {max_length} is above {longest}, the longest input of {tokenizer!r}")
+        self._pair = pair
         self._train_loader: Any = None
         self._position: dict[str, Any] = {"consumed": 0}
         self._tokenized: dict[str, Dataset] = {}
         self._labels: list[str] | None = None
+        if Path(resolve_source(tokenizer, "data.tokenizer")).exists():  # one on the hub is asked for after the files
+            self.check_tokenizer()
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, loaded when it is first needed."""
+        return self.load_tokenizer()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, ready for what this class does with it."""
+        return load_tokenizer(self.tokenizer_name, "data.tokenizer")
+
+    @cached_property
+    def special_tokens(self) -> int:
+        """How many of them the tokenizer adds to an input."""
+        return self.tokenizer.num_special_tokens_to_add(pair=self._pair)
+
+    def check_tokenizer(self) -> None:
+        """Raise a ``UserError`` when the tokenizer does not do for the texts and options."""
+        if self.tokenizer.pad_token_id is None:
+            raise UserError(
+                f"data.tokenizer: {self.tokenizer_name!r} has no padding token, which texts of several lengths in a "
+                'batch need; give one that has, or name it in its tokenizer_config.json: "pad_token"'
+            )
+        if self.max_length < self.special_tokens:
+            raise UserError(
+                f"data.max_length: {self.max_length} must be at least {self.special_tokens}, the special tokens alone"
+            )
+        longest = self.tokenizer.model_max_length
+        if self.max_length > longest:
+            raise UserError(
+                f"data.max_length: {self.max_length} is above {longest}, the longest input of {self.tokenizer_name!r}"
+            )
+
+    def __str__(self) -> str:
+        # Lightning's reads and tokenises every split to say how many batches there are.
+        sources = {name: self.source(name) for name in self.files if self.source(name)}
+        return f"{type(self).__name__}({sources})"
+
+    def check_sources(self) -> None:
+        """Read every local source and then the tokenizer, and raise a ``UserError`` for what is wrong with one."""
+        for split, file in self.files.items():
+            if file:
+                self.rows(split)
+        self.check_tokenizer()
 
     @property
     def task(self) -> Task:
@@ -91,10 +136,15 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """The rows of a file or folder."""
         return self.read_table(source, key)
 
-    def read_table(self, source: str, key: str, columns: Sequence[str] | None = None) -> Dataset:
+    def read_table(
+        self, source: str, key: str, columns: Sequence[str] | None = None, delimiter: str | None = None
+    ) -> Dataset:
         """The rows of a table; ``columns`` are the names where it has no header."""
         options = self.options
-        return load_table(source, key, columns, options.encoding, options.encoding_errors, options.cache_dir)
+        split = {_TRAIN: "train", "data.val_file": options.hub_val_split}.get(key, "test")
+        return load_table(
+            source, key, columns, options.encoding, options.encoding_errors, options.cache_dir, delimiter, split
+        )
 
     def trainable(self, table: Dataset) -> Dataset:
         """The rows that can be trained on."""
@@ -201,6 +251,10 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """What a loader reads: the rows, or the rows and something about them."""
         return dataset
 
+    def sampling_weights(self, dataset: Dataset) -> np.ndarray | None:
+        """How often to draw each training row ``(rows,)``, one in relation to the others; None takes each once."""
+        return None
+
     def source(self, split: str) -> str | None:
         """Where a split comes from, for errors."""
         return self.files[split] or self.options.hub
@@ -221,6 +275,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
             seed=run_seed(),
             num_replicas=world,
             rank=rank,
+            weights=self.sampling_weights(dataset) if shuffle else None,
         )
         loader = ResumableDataLoader if shuffle else DataLoader
         return loader(
@@ -264,8 +319,9 @@ class TextData(KeepsInitArgs, LightningDataModule):
             table = self._hold_out(table, split)
         if table is not None and split == "train":
             table = self.trainable(table)
-            if self.options.limit and self.options.limit < len(table):
-                table = table.shuffle(seed=self.options.split_seed).select(range(self.options.limit))
+        limit = {"train": self.options.limit, "predict": None}.get(split, self.options.eval_limit)
+        if table is not None and limit and limit < len(table):
+            table = table.shuffle(seed=self.options.split_seed).select(range(limit))
         return table
 
     def rows(self, split: str) -> Dataset | None:
@@ -292,10 +348,13 @@ class TextData(KeepsInitArgs, LightningDataModule):
         if hub := self.options.hub:
             name = {"train": "train", "val": self.options.hub_val_split}.get(split)
             if name is not None:
+                if saved_splits(hub, "data.hub") is not None:
+                    return load_saved(hub, "data.hub", name)
+                check_hub(hub, "data.hub")
                 try:
                     return load_dataset(hub, self.options.hub_config, split=name, cache_dir=self.options.cache_dir)  # type: ignore[return-value]
                 except (OSError, ValueError) as error:
-                    raise UserError(f"data.hub: {hub!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+                    raise UserError(f"data.hub: {hub!r} cannot be loaded: {read_failure(error)}") from error
         source = self.files[split]
         return None if source is None else self.load(source, f"data.{split}_file")
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
-from lit_compress.data.text import cached_map, generate_table, load_tokenizer, open_text
+from lit_compress.data.classification import label_order
+from lit_compress.data.text import cached_map, generate_table, load_tokenizer, open_text, saved_splits
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -38,7 +40,7 @@ class TokenClassification(TextData):
             out.
         token_column: number of the column with the words (0 is the first, -1 the last), or name of the list column;
             None is 0 or ``tokens``.
-        tag_column: number or name of the column with the tags; None is -1 or ``tags``.
+        tag_column: number or name of the column with the tags; None is -1, or ``tags``, or else ``ner_tags``.
         scheme: ``keep`` the tags as they are written, or write their entities as ``IOB2`` or ``BIOES``.
         long_sentences: of training; ``window`` makes several rows, between entities where that is possible; ``cut``
             leaves the rest out. Metrics and predictions are always of whole sentences.
@@ -63,15 +65,23 @@ class TokenClassification(TextData):
         ):
             if value not in allowed:
                 raise UserError(f"data.{key}: {value!r} must be one of {', '.join(allowed)}")
-        super().__init__(pair=False, train_file=train_file, val_file=val_file, **options)
         self.token_column, self.tag_column = token_column, tag_column
         self.scheme, self.long_sentences = scheme, long_sentences
+        super().__init__(pair=False, train_file=train_file, val_file=val_file, **options)
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.tokenizer_name, "data.tokenizer", words=True)
+
+    def check_tokenizer(self) -> None:
+        super().check_tokenizer()
         if self.max_length <= self.special_tokens:
             raise UserError(f"data.max_length: {self.max_length} leaves no room for a word; give more")
         if not self.tokenizer.is_fast:
             raise UserError(f"data.tokenizer: {self.tokenizer_name!r} has no fast version, which words need")
-        self.tokenizer = load_tokenizer(self.tokenizer_name, "data.tokenizer", words=True)
-        self._ends = _special_ends(self.tokenizer)
+
+    @cached_property
+    def _ends(self) -> dict[str, tuple[list[int], list[int]]]:
+        return _special_ends(self.tokenizer)
 
     @property
     def task(self) -> Task:
@@ -79,14 +89,14 @@ class TokenClassification(TextData):
 
     @property
     def labels(self) -> list[str]:
-        """Tags of the training file in the order of their ids: ``O``, then kinds by alphabet."""
+        """Tags of the training file in the order of their ids: ``O``, then kinds by alphabet, and numbers by value."""
         if self._labels is None:
             table = self.rows("train")
             if table is None:
                 raise UserError("data.train_file: missing; it says which tags there are")
             # From all sentences, also those that are held out or beyond the limit: a split must not lose a tag.
             found = {tag for tags in self._tags(table, "train") for tag in tags}
-            self._labels = sorted(found, key=lambda tag: (tag != "O", tag.partition("-")[2], tag))
+            self._labels = sorted(found, key=lambda tag: (tag != "O", tag.partition("-")[2], label_order(tag)))
             if len(self._labels) < 2:
                 raise UserError(
                     f"data.tag_column: the tags of {self.source('train')!r} are all {self._labels}; "
@@ -95,7 +105,7 @@ class TokenClassification(TextData):
         return self._labels
 
     def load(self, source: str, key: str) -> Dataset:
-        if source.endswith(_TABLES):
+        if _is_table(source, key):
             return self.read_table(source, key)
         columns: dict[str, Any] = {
             "token_column": 0 if self.token_column is None else self.token_column,
@@ -111,9 +121,9 @@ class TokenClassification(TextData):
         return generate_table(_read_columns, path, source, key, self.options.cache_dir, _FEATURES, **columns)
 
     def check(self, table: Dataset, split: str) -> None:
-        columns = {"token_column": self._names(split)[0]}
+        columns = {"token_column": self._token_name(split)}
         if split != "predict":
-            columns["tag_column"] = self._names(split)[1]
+            columns["tag_column"] = self._tag_name(split, table)
         self.require_columns(table, split, columns)
         for key, column in columns.items():
             if not isinstance(table[0][column], list):
@@ -130,7 +140,7 @@ class TokenClassification(TextData):
             )
 
     def encode(self, table: Dataset, split: str) -> Dataset:
-        words_column = self._names(split)[0]
+        words_column = self._token_name(split)
         tags_of = None if split == "predict" else self._tags(table, split)
         known = [] if split == "predict" else self.labels  # a file to predict needs no other file beside it
         ids = {tag: number for number, tag in enumerate(known)}
@@ -149,7 +159,8 @@ class TokenClassification(TextData):
             return {name: [row[name] for row in made] for name in _COLUMNS}
 
         kind = split if split in ("train", "predict") else "evaluation"
-        settings = [self.scheme, self.long_sentences, self.max_length, self._names(split), kind]
+        names = (words_column, "tags" if split == "predict" else self._tag_name(split, table))
+        settings = [self.scheme, self.long_sentences, self.max_length, names, kind]
         encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-3"], f"Tokenising {split}", True)
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
@@ -163,7 +174,7 @@ class TokenClassification(TextData):
     def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
         table: Any = self.table("val")
         encoded: Any = self._dataset("val")
-        column = self._names("val")[0]
+        column = self._token_name("val")
         for row in encoded or ():
             words = [str(word) for word in table[row["sentence"]][column]]
             whole = len(row["tags"]) == len(words) and row["length"] < self.max_length
@@ -230,19 +241,29 @@ class TokenClassification(TextData):
         unlabelled = [IGNORED] * len(pieces)
         return row | {"length": len(ids), "word_starts": begins.tolist(), "tags": tags or unlabelled}
 
-    def _names(self, split: str) -> tuple[str, str]:
-        """The list columns with words and tags."""
-        source = self.files[split] or self.files["train"]
-        if source is not None and not source.endswith(_TABLES):
-            return "tokens", "tags"
-        for key, value in (("token_column", self.token_column), ("tag_column", self.tag_column)):
-            if isinstance(value, int):
-                raise UserError(f"data.{key}: {value} is a number; {source or self.options.hub!r} has named columns")
-        return str(self.token_column or "tokens"), str(self.tag_column or "tags")
+    def _token_name(self, split: str) -> str:
+        """The list column with the words."""
+        return self._named("token_column", split) or "tokens"
+
+    def _tag_name(self, split: str, table: Dataset) -> str:
+        """The list column with the tags."""
+        given = self._named("tag_column", split)
+        # Most of the hub's data sets, CoNLL's for example, say which kind of tags they are.
+        found = "ner_tags" if "ner_tags" in table.column_names and "tags" not in table.column_names else "tags"
+        return given or found
+
+    def _named(self, key: str, split: str) -> str | None:
+        """The name that an option gives to a column of a table; None where it gives none, or the file has no names."""
+        value, source = getattr(self, key), self.files[split] or self.files["train"]
+        if source is not None and not _is_table(source, f"data.{split}_file"):
+            return None
+        if isinstance(value, int):
+            raise UserError(f"data.{key}: {value} is a number; {source or self.options.hub!r} has named columns")
+        return value
 
     def _tags(self, table: Dataset, split: str) -> list[list[str]]:
         """Tags of each sentence, by name and in the scheme asked for."""
-        column = self._names(split)[1]
+        column = self._tag_name(split, table)
         feature = getattr(table.features[column], "feature", None)
         names = feature.names if isinstance(feature, ClassLabel) else None
         tags = [[names[tag] if names else str(tag) for tag in row] for row in table[column]]
@@ -260,6 +281,11 @@ _COLUMNS = (
     *("input_ids", "attention_mask", "token_type_ids", "length"),
     *("word_starts", "tags", "sentence", "first_word", "lost"),
 )
+
+
+def _is_table(source: str, key: str) -> bool:
+    """Whether a source has named columns; other files have numbered ones."""
+    return source.endswith(_TABLES) or saved_splits(source, key) is not None
 
 
 @rank_zero_only

@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
+from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
 
 if TYPE_CHECKING:  # reading a packed model needs no metrics
@@ -93,6 +94,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
+    check_hub(path, key)
     try:
         # The report about the new head would be the loudest line of every run, and it is what was asked for.
         with quiet_transformers():
@@ -128,6 +130,7 @@ def load_config(source: str, key: str) -> PretrainedConfig:
     folder = Path(path)
     if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
         raise UserError(f"{key}: {source!r} is no model folder: it has no config.json")
+    check_hub(path, key)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # likewise

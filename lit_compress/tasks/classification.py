@@ -20,7 +20,13 @@ __all__ = ["ClassScore", "ClassificationTask"]
 
 
 class ClassificationTask(Task):
-    """One of several classes: cross-entropy; accuracy, F1 and Matthews correlation; predicts probabilities."""
+    """One of several classes: cross-entropy; accuracy, F1 and Matthews correlation; predicts probabilities.
+
+    Args:
+        labels: names of the classes in the order of their ids.
+        class_weights: what an example of each class counts in the loss, which is the mean over the examples of a batch.
+
+    """
 
     name = "classification"
     head = AutoModelForSequenceClassification
@@ -31,6 +37,10 @@ class ClassificationTask(Task):
     class_metric = "recall"
     labels: list[str]
 
+    def __init__(self, labels: Sequence[str] | None = None, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__(labels)
+        self.class_weights = None if class_weights is None else list(class_weights)
+
     @classmethod
     def reads(cls, config: PretrainedConfig) -> bool:
         # Not by `problem_type`, which most models leave open.
@@ -38,7 +48,11 @@ class ClassificationTask(Task):
         return cls.has_head(config) and config.num_labels != 1 and not other
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        return F.cross_entropy(output.logits, batch.targets["labels"])
+        if self.class_weights is None:
+            return F.cross_entropy(output.logits, batch.targets["labels"])
+        weight = output.logits.new_tensor(self.class_weights)
+        # Not the weighted mean, in which a batch of one class alone would not be weighted at all.
+        return F.cross_entropy(output.logits, batch.targets["labels"], weight, reduction="sum") / batch.rows
 
     def metrics(self, prefix: str) -> MetricCollection:
         return MetricCollection({"classes": ClassScore(len(self.labels))}, prefix=prefix)

@@ -27,6 +27,7 @@ class MultiLabelTask(Task):
     Args:
         labels: in the order of their ids.
         threshold: a label is predicted when its probability is above this.
+        class_weights: what an example that has a label counts in the loss of that label; without it, it counts 1.
 
     """
 
@@ -39,16 +40,23 @@ class MultiLabelTask(Task):
     data_module = "lit_compress.data.MultiLabelClassification"
     labels: list[str]
 
-    def __init__(self, labels: Sequence[str] | None = None, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str] | None = None,
+        threshold: float = 0.5,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(labels)
         self.threshold = threshold
+        self.class_weights = None if class_weights is None else list(class_weights)
 
     @classmethod
     def reads(cls, config: PretrainedConfig) -> bool:
         return cls.has_head(config) and config.problem_type == cls.problem_type
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        return F.binary_cross_entropy_with_logits(output.logits, batch.targets["labels"])
+        weight = None if self.class_weights is None else output.logits.new_tensor(self.class_weights)
+        return F.binary_cross_entropy_with_logits(output.logits, batch.targets["labels"], pos_weight=weight)
 
     def metrics(self, prefix: str) -> MetricCollection:
         return MetricCollection({"labels": LabelScore(len(self.labels))}, prefix=prefix)

@@ -14,7 +14,7 @@ _FIXED = ("seed_everything", "trainer.accumulate_grad_batches", "model.optimizat
 # Those of the data that a training does not see, and those that have to follow what was moved.
 _FREE = (
     *("data.val_file", "data.test_file", "data.predict_file", "data.hub_val_split"),
-    *("data.eval_batch_size", "data.num_workers", "data.cache_dir"),
+    *("data.eval_batch_size", "data.eval_limit", "data.num_workers", "data.cache_dir"),
 )
 _MOVED = ("data.train_file", "data.tokenizer", "data.augmentation.model")
 # What else shapes a training; a change has an effect, which may be meant.

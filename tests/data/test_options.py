@@ -55,7 +55,8 @@ def test_the_configuration_of_an_older_run(name, tiny_model, tiny_data, tmp_path
     options = files | {"tokenizer": str(tiny_model)} | WRITTEN | OWN[name]
     config = parser().parse_object({"data": {"class_path": name, "init_args": options}})
     module = parser().instantiate(config)["data"]
-    assert dict(config.data.init_args) == options
+    read = dict(config.data.init_args)
+    assert {key: read[key] for key in options} == options
     assert (module.max_length, module.batch_size, module.options.split_seed) == (24, 8, 0)
     module.setup("validate")
     assert next(iter(module.val_dataloader())).rows

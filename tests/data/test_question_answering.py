@@ -224,7 +224,6 @@ def test_predictions_need_no_answers(make, tmp_path):
         ({"train": (question(answers=[{"text": "film"}]),)}, "data.train_file", "answer_start"),
         ({"max_length": 10, "doc_stride": 8}, "data.doc_stride", "8"),
         ({"doc_stride": -1}, "data.doc_stride", "-1"),
-        ({"max_length": 9, "doc_stride": 4}, "data.max_length", "'q1'"),
         ({"train_file": "missing.json"}, "data.train_file", "does not exist"),
     ],
 )
@@ -254,3 +253,23 @@ def test_padding_is_outside_the_context(make):
     assert torch.equal(
         batch.meta["char_start"] >= 0, batch.inputs["token_type_ids"].bool() & (batch.inputs["input_ids"] != 3)
     )
+
+
+def test_a_question_without_room_is_cut_and_counted(make, caplog):
+    long = question(number=1)
+    long["qas"][0]["question"] = " ".join(["film"] * 40)
+    paragraphs = (long, question("story", number=2))
+    data = make(train=paragraphs, val=paragraphs, max_length=16, doc_stride=4)
+    assert "1 of 2 questions to train" in caplog.text
+    assert "1 of 2 questions to val" in caplog.text
+    assert "data.max_length" in caplog.text
+    batches = list(data.val_dataloader())
+    assert all(batch.inputs["input_ids"].shape[1] <= 16 for batch in batches)
+    assert {example["question"] for batch in batches for example in batch.meta["examples"]} == {"q1", "q2"}
+    answers = [answer for _, answer in windows(data, data.train_dataloader())]
+    assert answers.count("story") >= 2
+
+
+def test_questions_that_fit_are_not_spoken_of(make, caplog):
+    make()
+    assert "were cut" not in caplog.text
