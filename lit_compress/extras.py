@@ -12,7 +12,7 @@ __all__ = ["EXTRAS", "MissingPackage", "named_extras", "optional"]
 # What is imported without asking first; tests compare it with pyproject.toml.
 EXTRAS = {
     "train": (
-        *("datasets", "filelock", "huggingface_hub", "jsonargparse", "lightning", "matplotlib", "numpy", "pandas"),
+        *("datasets", "filelock", "jsonargparse", "lightning", "matplotlib", "numpy", "pandas"),
         *("pyarrow", "rich", "tensorboard", "tokenizers", "torchmetrics", "yaml"),
     ),
     "report": ("jinja2", "markupsafe", "scipy"),

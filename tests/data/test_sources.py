@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from sentencepiece import SentencePieceTrainer
 from torch.nn import functional as F
 
 from lit_compress.data import LengthGroupedBatches, MultiLabelClassification, TextClassification, TokenClassification
@@ -259,3 +260,19 @@ def test_a_tokenizer_that_needs_sentencepiece(tmp_path, monkeypatch, name):
         UserError, match=rf"data.tokenizer: .*{name}.* needs 'sentencepiece'.*lit_compress\[sentencepiece"
     ):
         load_tokenizer(str(tmp_path), "data.tokenizer")
+
+
+def test_a_tokenizer_of_sentencepiece_is_read(tmp_path):
+    names = {"pad_id": 0, "unk_id": 1, "bos_id": -1, "eos_id": -1}
+    (tmp_path / "text.txt").write_text("\n".join(f"the good film number {number}" for number in range(300)))
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "text.txt"),
+        model_prefix=str(tmp_path / "spm"),
+        vocab_size=40,
+        user_defined_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+        **names,
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
+    tokenizer = load_tokenizer(str(tmp_path), "data.tokenizer")
+    assert tokenizer.decode(tokenizer("the good film")["input_ids"], skip_special_tokens=True) == "the good film"
