@@ -17,22 +17,22 @@ from lit_compress.version import __version__
 
 __all__ = ["main"]
 
-# Commands without a trainer, and the functions that they call, imported when one is called.
+# Commands without a trainer, and their functions, imported when one is called.
 _COMMANDS = {
-    "export": "export.command.export",
-    "pack": "export.command.pack_command",
-    "trim-vocabulary": "export.trim.trim_vocabulary",
-    "explain": "report.explain.explain",
-    "report": "report.measure.report",
-    "compare": "report.compare.compare_runs",
-    "benchmark": "report.benchmark.benchmark",
-    "formats": "report.formats.formats",
+    "export": "commands.export_model",
+    "pack": "commands.pack_model",
+    "trim-vocabulary": "commands.trim_vocabulary",
+    "explain": "commands.explain",
+    "report": "commands.report",
+    "compare": "commands.compare",
+    "benchmark": "commands.benchmark",
+    "formats": "commands.formats",
     "recipe": "recipe.recipe",
     "configs": "shipped_configs.configs",
     "migrate": "migrate.command.migrate",
 }
 # `predict` is one of them unless a configuration says what to predict with.
-_PREDICT = {"predict": "serve.predict.predict"}
+_PREDICT = {"predict": "commands.predict"}
 _HELP = """usage: lit_compress COMMAND [options]
 
 Make BERT-family encoders smaller.
@@ -132,10 +132,10 @@ def _run(words: list[str]) -> None:
     if command == "--version":
         _show(f"lit_compress {__version__}\n")
     if command in _functions(words):
-        function = _function(command)
-        with named_extras():
+        with named_extras():  # also what the function imports only now
             from lit_compress import function_cli
-        function_cli.run(command, function, words[1:])
+
+            function_cli.run(command, _function(command), words[1:])
         return
     # What comes before the command are options of all of LightningCLI's.
     if command not in _TRAINING and not command.startswith("-"):

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = packages_distributions()
 # What `import lit_compress` may import of the package.
 CORE = (
-    *("__init__.py", "__main__.py", "errors.py", "extras.py", "files.py", "hub.py"),
+    *("__init__.py", "__main__.py", "choices.py", "errors.py", "extras.py", "files.py", "hub.py", "version.py"),
     *("functional", "models", "nn", "ops", "storage"),
 )
 

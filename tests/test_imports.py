@@ -1,14 +1,18 @@
 """What is imported when: a command that needs no model answers at once, and `import lit_compress` stays what it is."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import lit_compress
+from lit_compress import cli, commands
 from lit_compress.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -36,9 +40,9 @@ QUICK = {
     "configurations": (["configs"], 0, set()),
     "a configuration": (["configs", "@sst2/teacher"], 0, set()),
     "plan of a recipe": (["recipe", RECIPE, "--dry-run"], 0, set()),
-    "help of migrate": (["migrate", "--help"], 0, set()),
     "migrate": (["migrate", str(ROOT / "pyproject.toml"), "--output=x.yaml"], 1, set()),
-}
+    "wrong option": (["export", "--rn=x"], 2, set()),
+} | {f"help of {name}": ([name, "--help"], 0, set()) for name in cli._COMMANDS | cli._PREDICT}
 
 
 @pytest.mark.parametrize(("words", "status", "nor"), QUICK.values(), ids=QUICK)
@@ -47,6 +51,15 @@ def test_what_needs_no_model_imports_none(words, status, nor, tmp_path):
     assert code == status
     assert "lit_compress" in names
     assert names & (HEAVY | nor) == set()
+
+
+@pytest.mark.parametrize("name", commands.__all__)
+def test_a_command_has_the_options_of_what_it_calls(name):
+    function = getattr(commands, name)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    call = next(node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    called = getattr(import_module(str(call.module)), call.names[0].name)
+    assert inspect.signature(function) == inspect.signature(called)
 
 
 def test_help_lists_every_command_on_one_screen(capsys):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from rich.console import Console
 
+from lit_compress.choices import Format
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
@@ -28,7 +29,6 @@ from lit_compress.storage.buffers import Precision
 
 __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]
 
-Format = Literal["hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
 
 # Where each format's function is, which takes what to write and an empty folder. Modules, because some of them import
 # a runtime that need not be installed.
@@ -69,30 +69,7 @@ def export(
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
 
-    Args:
-        run: run folder of a `fit`; its last checkpoint is taken.
-        output: folder to make.
-        checkpoint: a checkpoint file instead of a run.
-        model: a Hugging Face folder instead of a run, of this package or any other with safetensors.
-        to: format of the folder.
-        unfinished: write it also when its training stopped before its compression was complete.
-        overwrite: replace an existing output folder that an export wrote.
-        processor: of onnx-int8 and openvino-int8: `any` is right in every session on every processor; `vnni` keeps
-            weights that training put on 8 bits as int8, which is faster, and right only where there are 8-bit dot
-            products (AVX-512 VNNI, AVX-VNNI, Arm).
-        tables: of onnx-int8 and openvino-int8: embedding tables that training left in floating point become `int8` with
-            a scale for each row, or stay `float`.
-        check: file of examples on which onnx-int8 and openvino-int8 are compared with PyTorch; by default the run's
-            validation data.
-        data: options of the data module that reads it, or the run's validation data: `--data.text_columns
-            '[sentence]'`; with `label_column`, scores are compared, too.
-        strict: refuse an integer file whose predictions or score are worse than PyTorch's, instead of saying so.
-        layout: of packed: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32
-            zeros left out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
-        dtype: of packed: `int8` runs on every GPU since Ampere; `fp8` needs Ada or Hopper.
-        calibration_batches: of packed: validation batches of the run on which the ranges of inputs are measured that
-            quantization-aware training left open; 0 measures none.
-
+    Options: :func:`lit_compress.commands.export_model`.
     """
     if sum(source is not None for source in (run, checkpoint, model)) != 1:
         raise UserError("export: give one of --run, --checkpoint and --model")
@@ -145,17 +122,7 @@ def pack_command(
 ) -> None:
     """Another name of `export --to packed`, whose `--layout` is `--format` here.
 
-    Args:
-        run: run folder of a `fit`; the student of its last checkpoint is packed.
-        model: exported folder instead of a run.
-        output: folder to make.
-        format: as `--layout` of `export`.
-        dtype: as of `export`.
-        calibration_batches: as of `export`.
-        data: as of `export`.
-        unfinished: pack it also when its training stopped before its compression was complete.
-        overwrite: replace an existing output folder that an export wrote.
-
+    Options: :func:`lit_compress.commands.pack_model`.
     """
     _say("lit_compress pack is lit_compress export --to packed; its --format is --layout there")
     export(

@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lit_compress.choices import Processor
 from lit_compress.export.check import (
     Examples,
     Reference,
@@ -50,7 +51,6 @@ __all__ = [
 ]
 
 # What a file of integers runs on: every processor in every session, or those with 8-bit dot products.
-Processor = Literal["any", "vnni"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,13 +34,7 @@ def trim_vocabulary(
 ) -> None:
     """Leave out the tokens that a corpus never uses, in tokenizer, embeddings and decoder.
 
-    Args:
-        model: Hugging Face folder with a tokenizer.json.
-        corpus: text files, one text a line, or a list of them; each also compressed (.gz).
-        output: folder to make.
-        characters: keep every token of one character, so that words from elsewhere can still be spelled.
-        overwrite: replace an existing output folder that an export wrote.
-
+    Options: :func:`lit_compress.commands.trim_vocabulary`.
     """
     for name, given in (("--model", model), ("--corpus", corpus), ("--output", output)):
         if not given:

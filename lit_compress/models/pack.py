@@ -3,11 +3,12 @@
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_compress.choices import LayoutChoice
 from lit_compress.errors import UserError
 from lit_compress.functional.masks import sparsity
 from lit_compress.models.fold import fold_in_place
@@ -21,7 +22,6 @@ from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
 __all__ = ["LayoutChoice", "Ranges", "choose_layout", "pack", "pack_in_place", "ranges_of"]
 
-LayoutChoice = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 
 # What a multiplication with stored blocks costs beside one with the dense 8-bit weight, on an H200, by how often a tile
 # of the inputs is read again: 1050 tera-operations/s dense, 909 with tiles of 128 outputs, 606 with 64. Derived.

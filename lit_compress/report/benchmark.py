@@ -93,18 +93,7 @@ def benchmark(
 ) -> None:
     """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
 
-    Args:
-        models: folders of any export, or names on the hub; `name=folder` names it, and those of one name must agree.
-        engines: what runs them; by default all that are installed, except `compile`.
-        batch_sizes: rows of a batch.
-        lengths: tokens of a row; every size is measured with every length.
-        threads: of the processor; all by default.
-        warmup: calls before the first that counts, for each size.
-        repetitions: calls that count; models take turns.
-        tolerance: largest difference between variants of one model, as a share of the largest output.
-        device: of PyTorch; the other engines run on the processor.
-        output: .json or .csv file for the figures; replaces one of an earlier benchmark only.
-
+    Options: :func:`lit_compress.commands.benchmark`.
     """
     sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads or 1]}
     check_sizes(sizes)

@@ -54,14 +54,7 @@ def compare_runs(
 ) -> None:
     """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
 
-    Args:
-        runs: run folders of `fit`s.
-        output: folder that gets report.html, report.md and report.json; they replace those of a comparison only.
-        dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
-            as long as there is one.
-        data: options of the data of such a run to change: `--data.val_file other.tsv`.
-        label_map: as in `report`.
-
+    Options: :func:`lit_compress.commands.compare`.
     """
     if len(set(map(os.path.abspath, runs))) < len(runs):
         raise UserError(f"compare: {' '.join(runs)} names a run twice; give each once")

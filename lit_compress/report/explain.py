@@ -27,12 +27,7 @@ _WIDTH = 120
 def explain(model: str, tokens: int = 4096, device: str | None = None, output: str | None = None) -> None:
     """Print layer by layer what runs in a packed model, and what it should gain.
 
-    Args:
-        model: packed folder.
-        tokens: tokens of a batch, padding not counted.
-        device: `cpu`, or a GPU that need not be here (`h200`, `h100`, `a100`, `l4`); this machine's by default.
-        output: file that the same is written to as JSON; replaces an earlier explanation only.
-
+    Options: :func:`lit_compress.commands.explain`.
     """
     if tokens < 1:
         raise UserError(f"--tokens: {tokens} must be 1 or more")

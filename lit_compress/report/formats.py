@@ -54,25 +54,7 @@ def formats(
 ) -> None:
     """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
 
-    Args:
-        run: run folder of a `fit`.
-        output: folder for one folder of each format, and the figures as formats.json and formats.md.
-        to: formats; by default every one whose extra is installed. One that cannot hold the model is said and left
-            out.
-        dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default, as long as
-            there is one.
-        data: options of the run's data to change: `--data.val_file other.tsv`.
-        batch_sizes: rows of a batch.
-        lengths: tokens of a row; the run's `max_length` by default.
-        threads: of the processor; all by default.
-        warmup: calls before the first that counts, for each size.
-        repetitions: calls that count; formats take turns.
-        unfinished: write them also when the training stopped before its compression was complete.
-        overwrite: replace existing folders that an export wrote.
-        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
-            for each; the run's by default.
-        processor: of onnx-int8 and openvino-int8, as of `export`.
-
+    Options: :func:`lit_compress.commands.formats`.
     """
     if processor != "any" and to and not set(to) & set(INTEGERS):
         raise UserError(f"--processor: has no effect on {', '.join(to)}, only on {' and '.join(INTEGERS)}")

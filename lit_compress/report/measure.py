@@ -48,17 +48,7 @@ def report(
 ) -> None:
     """Measure accuracy, size, sparsity and latency of a run's model, beside the dense one; print and save them.
 
-    Args:
-        run: run folder of a `fit`.
-        dense: folder or hub name to compare with; the run's teacher by default, as long as there is one.
-        output: folder for report.html, report.md, report.json, pictures and TensorBoard's file; `report` in the run
-            folder by default. An earlier report in its place is replaced, anything else is not.
-        data: options of the run's data to change: `--data.val_file other.tsv`.
-        batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
-        repetitions: forward passes per latency.
-        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
-            for each; the run's by default.
-
+    Options: :func:`lit_compress.commands.report`.
     """
     folder = Path(output or Path(run) / "report")
     check_folder(folder, overwrite=True, kind="report", inputs=(run, dense))

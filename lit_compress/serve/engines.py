@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 
+from lit_compress.choices import EngineName
 from lit_compress.errors import UserError
 from lit_compress.export.onnx_session import open_session
 from lit_compress.extras import optional
@@ -31,7 +32,6 @@ __all__ = [
     "variants",
 ]
 
-EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("eager", "compile", "onnxruntime", "openvino")
 
 _FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "*.model", "merges.txt"]

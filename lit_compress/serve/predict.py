@@ -41,17 +41,7 @@ def predict(
 ) -> None:
     """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
 
-    Args:
-        file: what the data module reads, labels not needed.
-        output: file to write; a run that is interrupted goes on where its last full part ends.
-        run: run folder of a `fit`: its `model` folder, and how its data was read.
-        model: an exported folder or hub name, instead of a run.
-        data: options of the data module: `--data.text_columns '[sentence]'`.
-        engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
-        device: where PyTorch's model runs; `auto` is a GPU when there is one.
-        part_rows: rows that are predicted before they are written.
-        overwrite: replace earlier predictions.
-
+    Options: :func:`lit_compress.commands.predict`.
     """
     if (run is None) == (model is None):
         raise UserError("predict: give either --run or --model; or --config, as for validate")

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lit_compress.choices import Precision
 from lit_compress.errors import UserError
 from lit_compress.storage.bitmap import pack_bitmap
 from lit_compress.storage.layouts import Tiles, pack_tiles, pack_two_four, unpack_tiles
@@ -26,7 +27,6 @@ __all__ = [
 ]
 
 PackedLayout = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
-Precision = Literal["int8", "fp8"]
 
 DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # PackedLayout -> rows and width of its blocks, and blocks of a chunk.

@@ -1,0 +1,302 @@
+"""The commands that work on models: their options, and the help of each.
+
+What a command does is imported when it is called, so that help and a wrong option need neither torch nor Transformers.
+None is called like a public name or package, where jsonargparse would look for it and import what is there.
+"""
+
+from typing import Any, Literal
+
+from lit_compress.choices import EngineName, Format, LayoutChoice, Precision, Processor
+
+__all__ = [
+    "benchmark",
+    "compare",
+    "explain",
+    "export_model",
+    "formats",
+    "pack_model",
+    "predict",
+    "report",
+    "trim_vocabulary",
+]
+
+
+def export_model(
+    run: str | None = None,
+    output: str = "",
+    checkpoint: str | None = None,
+    model: str | None = None,
+    to: Format = "hf",
+    unfinished: bool = False,
+    overwrite: bool = False,
+    processor: Literal["any", "vnni"] = "any",
+    tables: Literal["int8", "float"] = "int8",
+    check: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    strict: bool = False,
+    layout: LayoutChoice = "auto",
+    dtype: Precision = "int8",
+    calibration_batches: int = 0,
+) -> None:
+    """Fold a trained student and write it in the format of a runtime.
+
+    Args:
+        run: run folder of a `fit`; its last checkpoint is taken.
+        output: folder to make.
+        checkpoint: a checkpoint file instead of a run.
+        model: a Hugging Face folder instead of a run, of this package or any other with safetensors.
+        to: format of the folder.
+        unfinished: write it also when its training stopped before its compression was complete.
+        overwrite: replace an existing output folder that an export wrote.
+        processor: of onnx-int8 and openvino-int8: `any` is right in every session on every processor; `vnni` keeps
+            weights that training put on 8 bits as int8, which is faster, and right only where there are 8-bit dot
+            products (AVX-512 VNNI, AVX-VNNI, Arm).
+        tables: of onnx-int8 and openvino-int8: embedding tables that training left in floating point become `int8` with
+            a scale for each row, or stay `float`.
+        check: file of examples on which onnx-int8 and openvino-int8 are compared with PyTorch; by default the run's
+            validation data.
+        data: options of the data module that reads it, or the run's validation data: `--data.text_columns
+            '[sentence]'`; with `label_column`, scores are compared, too.
+        strict: refuse an integer file whose predictions or score are worse than PyTorch's, instead of saying so.
+        layout: of packed: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32
+            zeros left out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
+        dtype: of packed: `int8` runs on every GPU since Ampere; `fp8` needs Ada or Hopper.
+        calibration_batches: of packed: validation batches of the run on which the ranges of inputs are measured that
+            quantization-aware training left open; 0 measures none.
+
+    """
+    options = locals()
+    from lit_compress.export.command import export as work
+
+    work(**options)
+
+
+def pack_model(
+    run: str | None = None,
+    model: str | None = None,
+    output: str = "",
+    format: LayoutChoice = "auto",
+    dtype: Precision = "int8",
+    calibration_batches: int = 0,
+    data: dict[str, Any] = {},  # noqa: B006 (as above)
+    unfinished: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Another name of `export --to packed`, whose `--layout` is `--format` here.
+
+    Args:
+        run: run folder of a `fit`; the student of its last checkpoint is packed.
+        model: exported folder instead of a run.
+        output: folder to make.
+        format: as `--layout` of `export`.
+        dtype: as of `export`.
+        calibration_batches: as of `export`.
+        data: as of `export`.
+        unfinished: pack it also when its training stopped before its compression was complete.
+        overwrite: replace an existing output folder that an export wrote.
+
+    """
+    options = locals()
+    from lit_compress.export.command import pack_command as work
+
+    work(**options)
+
+
+def trim_vocabulary(
+    model: str = "",
+    corpus: str | list[str] = "",
+    output: str = "",
+    characters: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Leave out the tokens that a corpus never uses, in tokenizer, embeddings and decoder.
+
+    Args:
+        model: Hugging Face folder with a tokenizer.json.
+        corpus: text files, one text a line, or a list of them; each also compressed (.gz).
+        output: folder to make.
+        characters: keep every token of one character, so that words from elsewhere can still be spelled.
+        overwrite: replace an existing output folder that an export wrote.
+
+    """
+    options = locals()
+    from lit_compress.export.trim import trim_vocabulary as work
+
+    work(**options)
+
+
+def predict(
+    file: str,
+    output: str,
+    run: str | None = None,
+    model: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    engine: EngineName | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    part_rows: int = 10_000,
+    overwrite: bool = False,
+) -> None:
+    """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
+
+    Args:
+        file: what the data module reads, labels not needed.
+        output: file to write; a run that is interrupted goes on where its last full part ends.
+        run: run folder of a `fit`: its `model` folder, and how its data was read.
+        model: an exported folder or hub name, instead of a run.
+        data: options of the data module: `--data.text_columns '[sentence]'`.
+        engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
+        device: where PyTorch's model runs; `auto` is a GPU when there is one.
+        part_rows: rows that are predicted before they are written.
+        overwrite: replace earlier predictions.
+
+    """
+    options = locals()
+    from lit_compress.serve.predict import predict as work
+
+    work(**options)
+
+
+def report(
+    run: str,
+    dense: str | None = None,
+    output: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    batch_sizes: list[int] = [1, 32],  # noqa: B006 (jsonargparse shows and never changes it)
+    repetitions: int = 10,
+    label_map: dict[str, str | int] | None = None,
+) -> None:
+    """Measure accuracy, size, sparsity and latency of a run's model, beside the dense one; print and save them.
+
+    Args:
+        run: run folder of a `fit`.
+        dense: folder or hub name to compare with; the run's teacher by default, as long as there is one.
+        output: folder for report.html, report.md, report.json, pictures and TensorBoard's file; `report` in the run
+            folder by default. An earlier report in its place is replaced, anything else is not.
+        data: options of the run's data to change: `--data.val_file other.tsv`.
+        batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
+        repetitions: forward passes per latency.
+        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
+            for each; the run's by default.
+
+    """
+    options = locals()
+    from lit_compress.report.measure import report as work
+
+    work(**options)
+
+
+def compare(
+    runs: list[str],
+    output: str,
+    dense: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    label_map: dict[str, str | int] | None = None,
+) -> None:
+    """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
+
+    Args:
+        runs: run folders of `fit`s.
+        output: folder that gets report.html, report.md and report.json; they replace those of a comparison only.
+        dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
+            as long as there is one.
+        data: options of the data of such a run to change: `--data.val_file other.tsv`.
+        label_map: as in `report`.
+
+    """
+    options = locals()
+    from lit_compress.report.compare import compare_runs as work
+
+    work(**options)
+
+
+def formats(
+    run: str,
+    output: str,
+    to: list[Format] | None = None,
+    dense: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
+    batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
+    lengths: list[int] | None = None,
+    threads: int | None = None,
+    warmup: int = 3,
+    repetitions: int = 10,
+    unfinished: bool = False,
+    overwrite: bool = False,
+    label_map: dict[str, str | int] | None = None,
+    processor: Processor = "any",
+) -> None:
+    """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
+
+    Args:
+        run: run folder of a `fit`.
+        output: folder for one folder of each format, and the figures as formats.json and formats.md.
+        to: formats; by default every one whose extra is installed. One that cannot hold the model is said and left
+            out.
+        dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default, as long as
+            there is one.
+        data: options of the run's data to change: `--data.val_file other.tsv`.
+        batch_sizes: rows of a batch.
+        lengths: tokens of a row; the run's `max_length` by default.
+        threads: of the processor; all by default.
+        warmup: calls before the first that counts, for each size.
+        repetitions: calls that count; formats take turns.
+        unfinished: write them also when the training stopped before its compression was complete.
+        overwrite: replace existing folders that an export wrote.
+        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
+            for each; the run's by default.
+        processor: of onnx-int8 and openvino-int8, as of `export`.
+
+    """
+    options = locals()
+    from lit_compress.report.formats import formats as work
+
+    work(**options)
+
+
+def benchmark(
+    models: list[str],
+    engines: list[Literal["eager", "compile", "onnxruntime", "openvino"]] | None = None,
+    batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
+    lengths: list[int] = [128],  # noqa: B006 (likewise)
+    threads: int | None = None,
+    warmup: int = 3,
+    repetitions: int = 20,
+    tolerance: float = 0.05,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    output: str | None = None,
+) -> None:
+    """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
+
+    Args:
+        models: folders of any export, or names on the hub; `name=folder` names it, and those of one name must agree.
+        engines: what runs them; by default all that are installed, except `compile`.
+        batch_sizes: rows of a batch.
+        lengths: tokens of a row; every size is measured with every length.
+        threads: of the processor; all by default.
+        warmup: calls before the first that counts, for each size.
+        repetitions: calls that count; models take turns.
+        tolerance: largest difference between variants of one model, as a share of the largest output.
+        device: of PyTorch; the other engines run on the processor.
+        output: .json or .csv file for the figures; replaces one of an earlier benchmark only.
+
+    """
+    options = locals()
+    from lit_compress.report.benchmark import benchmark as work
+
+    work(**options)
+
+
+def explain(model: str, tokens: int = 4096, device: str | None = None, output: str | None = None) -> None:
+    """Print layer by layer what runs in a packed model, and what it should gain.
+
+    Args:
+        model: packed folder.
+        tokens: tokens of a batch, padding not counted.
+        device: `cpu`, or a GPU that need not be here (`h200`, `h100`, `a100`, `l4`); this machine's by default.
+        output: file that the same is written to as JSON; replaces an earlier explanation only.
+
+    """
+    options = locals()
+    from lit_compress.report.explain import explain as work
+
+    work(**options)
