@@ -1,13 +1,15 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import pytest
 from torch import nn
 from transformers import AutoModel
 
+from lit_compress import cli
 from lit_compress.nn import CompressibleLinear
-from tools.bench import measure
+from tools.bench import import_time, measure
 from tools.bench.deployment import HALF, ROSITA, deployment
 from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
 from tools.bench.exports import exports
@@ -231,3 +233,35 @@ def test_exports(table):
     assert set(found) == {"memory, sparse", "time, sparse", "file, sparse"}
     # A tenth of the layers' weights in a byte, a bit for each, tables in a byte.
     assert 0.2 < float(found["file, sparse"]["ratio_median"]) < 0.3
+
+
+def test_import_time_divides_each_start_by_its_own_baseline(table, monkeypatch):
+    seconds = {import_time.PARSING: 0.1, import_time.TORCH: 1.0, import_time.THEIRS: 5.0}
+
+    def measured(arguments, folder):
+        assert (Path(folder) / "texts.tsv").is_file()
+        if arguments[0] == "-c":
+            return seconds.get(arguments[1], 6.0)  # the package, and a model's loading
+        return {"fit": 0.2, "report": 0.5}.get(arguments[2], 0.1) if arguments[-1] == "--help" else 9.0
+
+    monkeypatch.setattr(import_time, "processor_seconds", measured)
+    import_time.main(2, table.path)
+    assert {case: float(row["ratio_median"]) for case, row in table().items()} == {
+        "lit_compress --help": 1.0,
+        "lit_compress COMMAND --help": 0.5,  # the slowest of them
+        "lit_compress fit up to its first batch": 1.5,
+        "import lit_compress": 1.2,
+    }
+
+
+def test_import_time_measures_every_command():
+    assert {*import_time.COMMANDS} == {*cli._COMMANDS, *cli._TRAINING}
+
+
+def test_help_of_a_command_costs_less_than_torch():
+    """The bench says how much less; here is room for a busy machine."""
+
+    def cost(*arguments: str) -> float:
+        return min(import_time.processor_seconds(arguments, ".") for _ in range(2))
+
+    assert cost("-m", "lit_compress", "export", "--help") < 0.7 * cost("-c", "import torch")
