@@ -54,8 +54,10 @@ def test_what_needs_no_model_imports_none(words, status, nor, tmp_path):
 
 
 @pytest.mark.parametrize("name", commands.__all__)
-def test_a_command_has_the_options_of_what_it_calls(name):
+def test_a_command_explains_every_option_and_has_those_of_what_it_calls(name):
     function = getattr(commands, name)
+    text = inspect.getdoc(function) or ""
+    assert [option for option in inspect.signature(function).parameters if f"\n    {option}: " not in text] == []
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     call = next(node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
     called = getattr(import_module(str(call.module)), call.names[0].name)
