@@ -19,7 +19,6 @@ import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import load_checkpoint
 from lit_compress.files import resolve_source
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
@@ -33,6 +32,7 @@ from lit_compress.training.fit import checkpoint_of, start, train
 from lit_compress.training.record import is_written
 from lit_compress.training.stopping import Stopped
 from lit_compress.training.trainer import DEFAULTS, make_trainer
+from lit_compress.training.trainer_options import check_seed, refused
 from lit_compress.usage_errors import option_names, refuse, split
 
 __all__ = ["run"]
@@ -103,6 +103,18 @@ class LitCompressCLI(LightningCLI):
         parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
         parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        check_seed(self.config[self.config.subcommand].seed_everything)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            if (told := refused(error)) is None:
+                raise
+            raise told from error
+
     def before_instantiate_classes(self) -> None:
         config = self.config[str(self.subcommand)]
         if not config.get("run"):
@@ -110,10 +122,7 @@ class LitCompressCLI(LightningCLI):
         self.run_folder = Path(config.run)
         if config.get("output"):
             check_predictions(config.output, inputs=[config.data.init_args.get("predict_file") or ""])
-        if self.subcommand == "fit" or config.get("ckpt_path") == "last":
-            config.ckpt_path, checkpoint = checkpoint_of(self.run_folder, config.get("ckpt_path"))
-            if checkpoint:
-                _keep_names(config, checkpoint)
+        checkpoint = self._find_checkpoint(config)
         _check_lengths(config, on_disk=True)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
         if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
@@ -123,7 +132,7 @@ class LitCompressCLI(LightningCLI):
             config.return_predictions = False  # a large file's would not fit into memory
         if self.subcommand == "fit":
             settings = yaml.safe_load(self._parser("fit").dump(config, skip_unset=False, skip_validation=True))
-            self._started = self._held.enter_context(start(self.run_folder, settings, config.ckpt_path))
+            self._started = self._held.enter_context(start(self.run_folder, settings, config.ckpt_path, checkpoint))
 
     def _task_of(self, data: LightningDataModule) -> Any:
         """The task of the data, once all that can be found wrong without the hub has been."""
@@ -156,10 +165,22 @@ class LitCompressCLI(LightningCLI):
         return str(config.get("ckpt_path") or config.model.init_args.get("pretrained"))
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning would overwrite the configuration with the checkpoint's; here the YAML beside it says it all.
-        path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("last", "best", "hpc", "registry"):
-            _keep_names(self.config[self.config.subcommand], load_checkpoint(path))
+        """Lightning's would overwrite the configuration with the checkpoint's; here the YAML beside it says it all."""
+
+    def _find_checkpoint(self, config: Namespace) -> dict[str, Any] | None:
+        """Content of the checkpoint that is asked for, whose path is then in the configuration."""
+        given = config.get("ckpt_path")
+        if given == "best":
+            raise UserError(
+                "ckpt_path: 'best' is known to the process that trained alone; give 'last', or the path of a "
+                f"checkpoint in {str(self.run_folder / 'checkpoints')!r}"
+            )
+        if given is None and self.subcommand != "fit":
+            return None
+        config.ckpt_path, checkpoint = checkpoint_of(self.run_folder, given)
+        if checkpoint:
+            _keep_names(config, checkpoint)
+        return checkpoint
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: Any, **kwargs: Any) -> None:
         """What :func:`lit_compress.fit` does, of what the configuration says."""

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.export.checkpoint import last_checkpoint
+from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint
 from lit_compress.export.command import export
 from lit_compress.export.run_folder import absolute_paths, parse_file, task_of
 from lit_compress.files import check_file, check_folder, last_of
@@ -27,9 +27,10 @@ from lit_compress.models.packed import packed_linears
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.training.claim import Claim, claim, discard
 from lit_compress.training.record import RunRecord, is_written
-from lit_compress.training.resume import check_resumed
+from lit_compress.training.resume import check_length, check_resumed
 from lit_compress.training.stopping import StopOnSignal, Stopped, is_requeued
 from lit_compress.training.trainer import DEFAULTS, make_trainer
+from lit_compress.training.trainer_options import check_seed
 
 __all__ = ["FittedRun", "StartedRun", "checkpoint_of", "fit", "start", "train"]
 
@@ -103,9 +104,11 @@ def fit(
     """
     folder = Path(run)
     _check_pair(model, data)
-    seed = seed_everything(int(os.environ.get("PL_GLOBAL_SEED", 42)) if seed is None else seed, workers=True)
+    seed = int(os.environ.get("PL_GLOBAL_SEED", 42)) if seed is None else seed
+    check_seed(seed)
+    seed_everything(seed, workers=True)
     options = DEFAULTS | dict(trainer or {})
-    checkpoint, _ = checkpoint_of(folder, None if resume is None else str(resume))
+    checkpoint, content = checkpoint_of(folder, None if resume is None else str(resume))
     settings = _settings(model, data, strategies) | {
         "seed_everything": seed,
         "trainer": _kept(options, "trainer."),
@@ -113,7 +116,7 @@ def fit(
         "checkpoint_every": settings_of(checkpoint_every),
     }
     try:
-        with start(folder, settings, checkpoint) as started:
+        with start(folder, settings, checkpoint, content) as started:
             made = make_trainer(
                 folder, strategies, options, checkpoint_every, checkpoint, started.callbacks, started.claim
             )
@@ -126,7 +129,7 @@ def fit(
 
 
 def checkpoint_of(run: Path, given: str | None) -> tuple[str | None, dict[str, Any] | None]:
-    """The checkpoint that a training goes on from, and its content if it is the run's last one.
+    """The checkpoint to go on from, or to evaluate, and its content.
 
     Args:
         run: its folder.
@@ -135,27 +138,34 @@ def checkpoint_of(run: Path, given: str | None) -> tuple[str | None, dict[str, A
     """
     if given is None and is_requeued() and last_of(run).is_file():
         given = "last"
+    if given is None:
+        return None, None
     if given != "last":
-        return given, None
+        return given, load_checkpoint(given)
     path, content = last_checkpoint(run)
     return str(path), content
 
 
 @contextmanager
-def start(run: Path, settings: dict[str, Any], resumed: str | None) -> Iterator[StartedRun]:
+def start(
+    run: Path, settings: dict[str, Any], resumed: str | None, checkpoint: Mapping[str, Any] | None = None
+) -> Iterator[StartedRun]:
     """Take a run folder and check what only a training needs, before minutes of work.
 
     Args:
         run: the folder.
         settings: what the training is made from, as a configuration has it.
         resumed: checkpoint that it goes on from.
+        checkpoint: its content.
 
     Raises:
-        UserError: the folder is in use or taken, or the run began with other settings.
+        UserError: the folder is in use or taken, the run began with other settings, or is longer already.
 
     """
     # Where it was resumed from is no part of how to repeat it.
     settings = absolute_paths(settings) | {"ckpt_path": None}
+    if checkpoint is not None:
+        check_length(settings["trainer"], checkpoint)
     last, file = last_of(run), run / "config.yaml"
     own = resumed is not None and Path(resumed).absolute().parent == last.absolute().parent
     if own and file.is_file():

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_compress.errors import UserError
 
-__all__ = ["check_resumed"]
+__all__ = ["check_length", "check_resumed"]
 
 # Other values would count for nothing (the checkpoint has its own) or put the run at another place in its data.
 _FIXED = ("seed_everything", "trainer.accumulate_grad_batches", "model.optimization.*", "data.*")
@@ -57,6 +57,23 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if _any(key, _SHAPING):
             logging.getLogger(__name__).warning(
                 "%s: the run began with %r and goes on with %r", key, before[key], after[key]
+            )
+
+
+def check_length(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
+    """Raise a ``UserError`` when a checkpoint is from after the end of the run that is to go on from it.
+
+    Args:
+        trainer: options of the run.
+        checkpoint: content.
+
+    """
+    for key, done in (("max_epochs", "epoch"), ("max_steps", "global_step")):
+        limit = trainer.get(key)
+        if limit is not None and 0 <= limit < checkpoint[done]:
+            raise UserError(
+                f"trainer.{key}: {limit} is below {checkpoint[done]}, where the checkpoint is; give "
+                f"{checkpoint[done]} or more, or begin a new --run"
             )
 
 

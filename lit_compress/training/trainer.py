@@ -9,12 +9,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_compress.errors import UserError
 from lit_compress.files import last_of
 from lit_compress.progress import progress_bar
 from lit_compress.strategies.after_compression import after_compression
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.training.checkpoints import LastCheckpoint, WholeCheckpoints
 from lit_compress.training.claim import Claim
+from lit_compress.training.trainer_options import checked_trainer
 
 __all__ = ["DEFAULTS", "make_trainer"]
 
@@ -48,7 +50,12 @@ def make_trainer(
         callbacks: of this package, after all others; those that save are left out where nothing is saved.
         claim: of the run folder; nothing is written when another process has taken it.
 
+    Raises:
+        UserError: an option cannot work.
+
     """
+    if checkpoint_every < 0:
+        raise UserError(f"checkpoint_every: {checkpoint_every} must be 1 or more steps, or 0 for the end alone")
     chosen = dict(options)
     if chosen.get("logger") in (None, True):
         chosen["logger"] = TensorBoardLogger(str(run), name="", version="", default_hp_metric=False)
@@ -71,7 +78,7 @@ def make_trainer(
             chosen["plugins"] = [*plugins, WholeCheckpoints(last, resumed, claim)]
     saves = saves and not chosen.get("fast_dev_run")
     all_callbacks += [each for each in callbacks if saves or not isinstance(each, Checkpoint)]
-    return Trainer(**chosen | {"default_root_dir": str(run), "callbacks": all_callbacks})
+    return checked_trainer(chosen | {"default_root_dir": str(run), "callbacks": all_callbacks})
 
 
 def _has(callbacks: Iterable[Callback], kind: type[Callback]) -> bool:

@@ -1,0 +1,95 @@
+"""Options of Lightning's that cannot work, in one line each and before anything is started."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator
+from lightning.pytorch.loggers import Logger
+
+from lit_compress.errors import UserError
+from lit_compress.usage_errors import user_error
+
+__all__ = ["check_seed", "checked_trainer", "refused"]
+
+_SEEDS = 2**32
+# Lightning's name for whichever of them there is.
+_GPUS = ("cuda", "mps")
+_KEYS: dict[type, str] = {Logger: "trainer.logger", Callback: "trainer.callbacks"}
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ``UserError`` for a seed that NumPy does not take."""
+    if not 0 <= seed < _SEEDS:
+        raise UserError(f"seed_everything: {seed} must be from 0 to {_SEEDS - 1}")
+
+
+def checked_trainer(options: Mapping[str, Any]) -> Trainer:
+    """Lightning's trainer.
+
+    Args:
+        options: of its constructor.
+
+    Raises:
+        UserError: the constructor refuses one, or it would fail later, or it asks for what the machine does not have.
+
+    """
+    _check_accelerator(options.get("accelerator"))
+    if (batches := options.get("accumulate_grad_batches", 1)) < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: {batches} must be 1 or more")
+    try:
+        trainer = Trainer(**options)
+    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+        if user_error(error, UserError) is not None:
+            raise
+        raise UserError(f"trainer: {_in_one_line(error)}") from error
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise UserError(
+            f"trainer.devices: {trainer.num_devices} processes are more than the {cores} CPU cores of this machine; "
+            f"give at most {cores}"
+        )
+    return trainer
+
+
+def refused(error: Exception) -> UserError | None:
+    """What a class of Lightning's that a configuration names said about its arguments; None for any other error.
+
+    Args:
+        error: of the parser, which has a dozen lines about every type that it tried.
+
+    """
+    if user_error(error, UserError) is not None:
+        return None
+    cause = user_error(error, MisconfigurationException) or user_error(error, ModuleNotFoundError)
+    if cause is None or cause.__traceback__ is None:
+        return None
+    trace = cause.__traceback__
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    made = trace.tb_frame.f_locals.get("self")
+    key = next((key for kind, key in _KEYS.items() if isinstance(made, kind)), None)
+    if key is None:
+        return None
+    name = type(made).__name__
+    if missing := re.search(r"Requirement '([\w.-]+)[^']*' not met|Module not found: '([\w-]+)", str(cause)):
+        package = missing[1] or missing[2]
+        return UserError(f"{key}: {name} needs {package!r}, which is not installed; pip install {package}")
+    return UserError(f"{key}: {name}: {_in_one_line(cause)}")
+
+
+def _check_accelerator(given: Any) -> None:
+    if not isinstance(given, str) or given == "auto":
+        return
+    known = AcceleratorRegistry.available_accelerators()
+    there = [name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()]
+    wanted = _GPUS if given == "gpu" else (given,)
+    if not {*wanted} & {*there}:
+        raise UserError(f"trainer.accelerator: {given!r} is not on this machine; give one of auto, {', '.join(there)}")
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

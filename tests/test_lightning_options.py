@@ -1,0 +1,125 @@
+"""Options of Lightning's: they work, or one line says why not, before anything is written or started."""
+
+import pytest
+import yaml
+from contracts.errors import error_of
+from contracts.training import data, student, student_config
+
+from lit_compress import fit
+from lit_compress.cli import main
+from lit_compress.export import load_checkpoint
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory, tiny_teacher, tiny_data):
+    path = tmp_path_factory.mktemp("lightning") / "task.yaml"
+    path.write_text(yaml.safe_dump(student_config(tiny_teacher, tiny_data)))
+    return path
+
+
+@pytest.fixture
+def refusal(task, tmp_path):
+    """The line with which a fit refuses options; there is no run folder then."""
+
+    def line(*options):
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", f"--config={task}", f"--run={tmp_path / 'refused'}", *options])
+        assert not (tmp_path / "refused").exists()
+        said = str(caught.value.code)
+        assert "\n" not in said
+        return said.removeprefix("lit_compress: error: ")
+
+    return line
+
+
+@pytest.fixture(scope="session")
+def two_epochs(task, tmp_path_factory):
+    run = tmp_path_factory.mktemp("two-epochs") / "run"
+    main(["fit", f"--config={task}", f"--run={run}"])
+    return run
+
+
+REFUSED = {
+    "--checkpoint_every=-1": "checkpoint_every: -1 must be 1 or more steps, or 0 for the end alone",
+    "--seed_everything=-1": "seed_everything: -1 must be from 0 to 4294967295",
+    "--seed_everything=4294967296": "seed_everything: 4294967296 must be from 0 to 4294967295",
+    "--ckpt_path=best": "ckpt_path: 'best' is known to the process that trained alone; give 'last', or",
+    "--ckpt_path=hpc": "checkpoint: 'hpc' does not exist",
+    "--trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches: 0 must be 1 or more",
+    "--trainer.accelerator=tpu": "trainer.accelerator: 'tpu' is not on this machine; give one of auto, cpu",
+    "--trainer.accelerator=abacus": "trainer.accelerator: 'abacus' is not on this machine; give one of auto, cpu",
+    "--trainer.devices=999": "trainer.devices: 999 processes are more than the ",
+    "--trainer.max_epochs=-2": "trainer: `max_epochs` must be a non-negative integer or -1",
+    "--trainer.limit_train_batches=2.5": "trainer: You have passed invalid value 2.5 for limit_train_batches",
+    "--trainer.val_check_interval=99": "trainer.val_check_interval: `val_check_interval` (99) must be less than",
+    "--trainer.strategy=nonsense": "trainer: You selected an invalid strategy name: `strategy='nonsense'`",
+    "--trainer.max_time=soon": "trainer: `Timer(duration='soon')` is not a valid duration",
+}
+
+
+@pytest.mark.parametrize(("option", "line"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_work_is_one_line(option, line, refusal):
+    assert refusal(option).startswith(line)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_not_there_is_one_line(accelerator, refusal, monkeypatch):
+    for kind in ("cuda.CUDAAccelerator", "mps.MPSAccelerator"):
+        monkeypatch.setattr(f"lightning.pytorch.accelerators.{kind}.is_available", lambda: False)
+    said = refusal(f"--trainer.accelerator={accelerator}")
+    assert said == f"trainer.accelerator: '{accelerator}' is not on this machine; give one of auto, cpu"
+
+
+LOGGERS = {
+    "WandbLogger": ("wandb", "wandb"),
+    "MLFlowLogger": ("mlflow", "mlflow"),
+    "CometLogger": ("comet", "comet-ml"),
+}
+
+
+@pytest.mark.parametrize(("name", "of"), LOGGERS.items(), ids=LOGGERS)
+def test_a_logger_without_its_package_names_it(name, of, refusal, monkeypatch):
+    module, package = of
+    missing = {"wandb": "_WANDB_AVAILABLE", "mlflow": "_MLFLOW_AVAILABLE", "comet": "_COMET_AVAILABLE"}[module]
+
+    class Missing:
+        def __bool__(self):
+            return False
+
+        def __str__(self):
+            return f"Requirement '{package}>=1.0' not met. HINT: Try running `pip install -U '{package}>=1.0'`"
+
+    monkeypatch.setattr(f"lightning.pytorch.loggers.{module}.{missing}", Missing())
+    said = refusal(f"--trainer.logger={name}")
+    assert said == f"trainer.logger: {name} needs '{package}', which is not installed; pip install {package}"
+
+
+def test_what_a_callback_refuses_is_one_line(refusal):
+    early = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    said = refusal(*early, "--trainer.callbacks.mode=sideways")
+    assert said == "trainer.callbacks: EarlyStopping: `mode` can be min, max, got sideways"
+
+
+@pytest.mark.parametrize("limit", ["--trainer.max_epochs=1", "--trainer.max_steps=3"])
+def test_a_run_cannot_end_before_its_checkpoint(limit, two_epochs, tmp_path):
+    before = (two_epochs / "config.yaml").read_bytes()
+    for checkpoint in ("last", two_epochs / "checkpoints/last.ckpt"):
+        with pytest.raises(SystemExit) as caught:
+            main(["fit", f"--config={two_epochs / 'config.yaml'}", f"--ckpt_path={checkpoint}", limit])
+        key, value = limit.removeprefix("--").split("=")
+        reached = {"1": 2, "3": 8}[value]
+        assert str(caught.value.code) == (
+            f"lit_compress: error: {key}: {value} is below {reached}, where the checkpoint is; give {reached} or more, "
+            "or begin a new --run"
+        )
+    assert (two_epochs / "config.yaml").read_bytes() == before
+    assert load_checkpoint(two_epochs / "checkpoints/last.ckpt")["epoch"] == 2
+
+
+def test_python_is_told_the_same(tiny_model, tiny_teacher, tiny_data, tmp_path):
+    made = {"model": student(tiny_teacher), "data": data(tiny_data, tiny_model), "run": tmp_path / "run"}
+    said = error_of(fit, **made, seed=-1)
+    assert said == "seed_everything: -1 must be from 0 to 4294967295"
+    said = error_of(fit, **made, trainer={"accumulate_grad_batches": 0})
+    assert said == "trainer.accumulate_grad_batches: 0 must be 1 or more"
+    assert not (tmp_path / "run").exists()
