@@ -140,13 +140,13 @@ def predict(
 
     Args:
         file: what the data module reads, labels not needed.
-        output: file to write; a run that is interrupted goes on where its last full part ends.
+        output: file to write; a run that is interrupted goes on where its last part ends.
         run: run folder of a `fit`: its `model` folder, and how its data was read.
         model: an exported folder or hub name, instead of a run.
         data: options of the data module: `--data.text_columns '[sentence]'`.
         engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
         device: where PyTorch's model runs; `auto` is a GPU when there is one.
-        part_rows: rows that are predicted before they are written.
+        part_rows: most rows that are predicted before they are written; they are every 30 seconds.
         overwrite: replace earlier predictions.
 
     """

@@ -207,17 +207,23 @@ class TextData(KeepsInitArgs, LightningDataModule):
         return self._loader("test", shuffle=False)
 
     def predict_dataloader(self) -> DataLoader:
-        """In the order of the file, from row ``predict_from`` on: predictions line up with its rows."""
+        """In the order of the file, from ``predict_start`` on: predictions line up with its rows."""
         dataset = self._require("predict")
-        if self.predict_from:
-            first = int(np.searchsorted(self.predict_rows(), self.predict_from))
-            dataset = dataset.select(range(first, len(dataset)))
         return DataLoader(
-            dataset,  # type: ignore[arg-type]
+            dataset.select(range(self.predict_start, len(dataset))),  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,
             collate_fn=self._collate_rows,
             num_workers=self.options.num_workers,
         )
+
+    @property
+    def predict_start(self) -> int:
+        """The example to begin with: of row ``predict_from``, or the first of its batch.
+
+        Batches are then those of a run from the beginning, and so is every digit of what is predicted.
+        """
+        first = int(np.searchsorted(self.predict_rows(), self.predict_from))
+        return first - first % self.eval_batch_size
 
     def predict_rows(self) -> np.ndarray:
         """The row of the file ``(examples,)`` that each example to predict comes from, in ascending order."""

@@ -43,7 +43,7 @@ class WritePredictions(Callback):
         rows, done = data.predict_rows(), self._file.done
         # All rows may be written: a loader without examples would be an error, so that the last is predicted again.
         data.predict_from = min(done, int(rows[-1]))
-        self._records = Records(task, rows[rows >= data.predict_from], data.predict_from)
+        self._records = Records(task, rows[data.predict_start :], int(rows[data.predict_start]))
 
     def on_predict_batch_end(
         self,
@@ -56,17 +56,11 @@ class WritePredictions(Callback):
     ) -> None:
         assert self._file is not None
         assert self._records is not None
-        self._keep(self._records.add(outputs))
+        self._file.add(self._records.add(outputs))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._file is not None
         assert self._records is not None
         data = trainer.datamodule  # type: ignore[attr-defined]
-        self._keep(self._records.finish(data.predict_count()))
+        self._file.add(self._records.finish(data.predict_count()))
         self._file.finish()
-
-    def _keep(self, records: Any) -> None:
-        assert self._file is not None
-        for record in records:
-            if record["row"] >= self._file.done:
-                self._file.add([record])

@@ -64,8 +64,8 @@ def predict(
     settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}, "engine": engine}
     target = PredictionFile(output, schema, settings, part_rows, overwrite)
     module.predict_from, count = target.done, module.predict_count()
-    rows = module.predict_rows()
-    records = Records(task, rows[rows >= target.done], target.done)
+    rows = module.predict_rows()[module.predict_start :]
+    records = Records(task, rows, min([target.done, *rows[:1]]))
     with torch.inference_mode(), Progress(disable=not Console().is_terminal, transient=True) as progress:
         bar = progress.add_task("Predicting", total=count, completed=target.done)
         for batch in module.predict_dataloader() if target.done < count else ():

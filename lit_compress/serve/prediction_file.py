@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_compress.files import atomic_file, begins, check_file, foreign_file
 __all__ = ["FORMATS", "PredictionFile", "check_predictions"]
 
 FORMATS = (".csv", ".jsonl", ".parquet")
+PART_SECONDS = 30.0
 _SETTINGS = "settings.json"
 # What follows the row in predictions of the package's own tasks: how a file of predictions is told from others.
 _SECOND_COLUMNS = ("label", "labels", "value", "tags", "id")
@@ -57,7 +59,7 @@ class PredictionFile:
         output: ``.csv``, ``.jsonl`` or ``.parquet``.
         schema: columns.
         settings: what the predictions follow from, JSON types; parts made with others are not gone on with.
-        part_rows: rows of a part.
+        part_rows: most rows of a part.
         overwrite: replace earlier predictions.
 
     Attributes:
@@ -84,13 +86,20 @@ class PredictionFile:
         self._open_parts({"columns": [str(field) for field in schema], **settings})
         self._waiting: list[dict[str, Any]] = []
         self.done = sum(self._rows_of(part) for part in self._finished())
+        self._written = time.monotonic()
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
-        """Take records in the order of their rows; a full part is written at once."""
+        """Take records in the order of their rows, those of rows that are written already left out.
+
+        A full part is written at once, and one that is not when the last is :data:`PART_SECONDS` old.
+        """
         for record in records:
-            self._waiting.append(record)
+            if record["row"] >= self.done:
+                self._waiting.append(record)
             if len(self._waiting) == self.part_rows:
                 self._write_part()
+        if self._waiting and time.monotonic() - self._written >= PART_SECONDS:
+            self._write_part()
 
     def finish(self) -> None:
         """Write the last part, join all of them to the output, and remove them."""
@@ -139,7 +148,7 @@ class PredictionFile:
         write = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
         with atomic_file(part) as staging:
             write[self.output.suffix](staging, self._waiting, self.schema)
-        self.done, self._waiting = last + 1, []
+        self.done, self._waiting, self._written = last + 1, [], time.monotonic()
 
     def _join_text(self, staging: Path, parts: Sequence[Path]) -> None:
         with staging.open("wb") as target:

@@ -20,7 +20,7 @@ from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.command import write
 from lit_compress.export.folded import from_source
-from lit_compress.serve import predict
+from lit_compress.serve import predict, prediction_file
 from lit_compress.serve.records import Records
 
 TEXTS = ["good film", "bad", "the story is dull and cold", "a", "very good plot", "cold film", "warm", "the actor"] * 3
@@ -135,6 +135,42 @@ def test_an_interruption_costs_no_row_twice(tiny_teacher, texts, tmp_path, monke
     monkeypatch.undo()
     assert got == columns(texts, tmp_path / "whole.parquet", tiny_teacher, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "rows.tsv", "whole.parquet"]
+
+
+def test_what_is_gone_on_with_is_the_same_to_the_last_digit(tiny_model, tmp_path, monkeypatch):
+    """Rounding of a text depends on the others of its batch, so that a resumed run must have the same batches."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=3)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text\n" + "".join(f"{'good film ' * (1 + number * 7 % 11)}\n" for number in range(50)))
+    batches: list[list[int]] = []
+    add = Records.add
+
+    def stopping(self, predictions):
+        batches.append(predictions[:, 0].tolist())
+        if len(batches) == 4:
+            raise KeyboardInterrupt
+        return add(self, predictions)
+
+    monkeypatch.setattr(Records, "add", stopping)
+    options = {"model": str(tmp_path / "model"), "data": {"batch_size": 8}, "part_rows": 5}
+    with pytest.raises(KeyboardInterrupt):
+        predict(str(rows), str(tmp_path / "out.csv"), **options)
+    first = batches[:3]
+    predict(str(rows), str(tmp_path / "out.csv"), **options)
+    assert batches[4] == first[2]  # 20 rows were written, the last four of which began a batch of eight
+    monkeypatch.undo()
+    predict(str(rows), str(tmp_path / "whole.csv"), **options)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_a_part_is_written_when_the_last_one_is_old(tiny_teacher, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(prediction_file, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(prediction_file.PredictionFile, "finish", lambda self: None)
+    options = {"data": {"text_columns": ["sentence"], "batch_size": 4}, "model": str(tiny_teacher)}
+    predict(str(texts), str(tmp_path / "out.csv"), **options)
+    assert len(list((tmp_path / ".out.csv.parts").glob("part-*"))) > 1
 
 
 def test_a_killed_process_leaves_nothing_half_written(tiny_teacher, tmp_path):
