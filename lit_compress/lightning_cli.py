@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 
 import lit_compress.data
 import lit_compress.modules
@@ -28,7 +29,7 @@ from lit_compress.serve.callback import WritePredictions
 from lit_compress.serve.prediction_file import check_predictions
 from lit_compress.shipped_configs import config_path
 from lit_compress.strategies.strategy import Strategy
-from lit_compress.training.fit import checkpoint_of, start, train
+from lit_compress.training.fit import FittedRun, checkpoint_of, start, train
 from lit_compress.training.record import is_written
 from lit_compress.training.stopping import Stopped
 from lit_compress.training.trainer import DEFAULTS, make_trainer
@@ -184,7 +185,10 @@ class LitCompressCLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: Any, **kwargs: Any) -> None:
         """What :func:`lit_compress.fit` does, of what the configuration says."""
-        train(self._started, self.trainer, model, datamodule, ckpt_path)
+        fitted = train(self._started, self.trainer, model, datamodule, ckpt_path)
+        if self.trainer.is_global_zero and fitted.model.is_dir():
+            for line in _result(fitted):
+                Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def run(words: list[str]) -> None:
@@ -213,6 +217,20 @@ def run(words: list[str]) -> None:
         if rank_zero_only.rank == 0:
             sys.stderr.write(f"lit_compress: {_stopped(stopped, words)}\n")
         raise
+
+
+def _result(fitted: FittedRun) -> list[str]:
+    """What a finished `fit` left, how good it is, and what people do next."""
+    scores = (f"{name} {value:.4f}" for name, value in fitted.metrics.items() if name.startswith("val/"))
+    score = next((score for score in scores if not score.startswith("val/loss")), None)
+    run, output = str(fitted.folder), str(fitted.folder / "onnx-int8")
+    report = shlex.join(["lit_compress", "report", "--run", run])
+    export = shlex.join(["lit_compress", "export", "--run", run, "--to", "onnx-int8", "--output", output])
+    return [
+        f"The model is in {fitted.model}" + (f"; {score}" if score else "") + ". Next:",
+        f"  {report}   # accuracy, size and latency beside the dense model",
+        f"  {export}",
+    ]
 
 
 def _stopped(stopped: Stopped, words: Sequence[str]) -> str:

@@ -2,13 +2,17 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressLines", "progress_bar"]
+__all__ = ["ProgressLines", "counted", "progress_bar"]
 
 
 def progress_bar() -> ProgressBar:
@@ -16,6 +20,42 @@ def progress_bar() -> ProgressBar:
     if Console().is_jupyter:
         return TQDMProgressBar()
     return RichProgressBar() if sys.stdout.isatty() else ProgressLines()
+
+
+@contextmanager
+def counted(what: str, total: int, unit: str = "examples", done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show how much of some work is done: a bar in a terminal, else a line every ten seconds.
+
+    Args:
+        what: what is being done, for example ``Predicting``.
+        total: how many units there are.
+        unit: their name.
+        done: how many were done before.
+
+    Yields:
+        A function that is told how many are done.
+
+    """
+    begun = last = time.monotonic()
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task(what, total=total, completed=done, rate="")
+
+        def tell(now: int) -> None:
+            nonlocal last
+            rate = (now - done) / max(time.monotonic() - begun, 1e-9)
+            bar.update(shown, completed=now, rate=f"{rate:,.4g} {unit}/s")
+            if console.is_terminal or time.monotonic() - last < _SECONDS or not rate:
+                return
+            last = time.monotonic()
+            left = timedelta(seconds=round((total - now) / rate))
+            sys.stderr.write(f"{what}: {now:,} of {total:,} {unit}, {rate:,.4g} a second, {left} left\n")
+
+        yield tell
+
+
+_SECONDS = 10.0
 
 
 class ProgressLines(ProgressBar):
@@ -26,7 +66,7 @@ class ProgressLines(ProgressBar):
 
     """
 
-    def __init__(self, seconds: float = 10.0) -> None:
+    def __init__(self, seconds: float = _SECONDS) -> None:
         super().__init__()
         self.seconds = seconds
         self._last = -seconds

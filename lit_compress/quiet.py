@@ -1,6 +1,8 @@
 """What other libraries say at every start and a user can do nothing about."""
 
 import logging
+import os
+import sys
 import warnings
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,6 +18,10 @@ def quieten() -> None:
     if rank_zero_only.rank:  # what is said is said once
         logging.getLogger("lit_compress").setLevel(logging.ERROR)
     transformers_progress(False)
+    if not sys.stderr.isatty():  # a bar in a log file is a page of control characters
+        os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
     for message in (
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         # The command passes on the words that it was given.

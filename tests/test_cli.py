@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,8 +69,11 @@ def test_the_exported_model_loads_with_stock_transformers(finished):
     assert model.config.id2label == {0: "0", 1: "1"}
 
 
-def test_a_saved_config_repeats_the_run(finished, tmp_path):
+def test_a_saved_config_repeats_the_run(finished, tmp_path, capsys):
     main(["fit", f"--config={finished / 'config.yaml'}", f"--run={tmp_path / 'again'}"])
+    last = capsys.readouterr().out.split("The model is in ")[1]
+    assert re.match(rf"{re.escape(str(tmp_path))}/again/model; val/accuracy 0\.\d{{4}}\. Next:\n", last)
+    assert f"lit_compress report --run {tmp_path / 'again'}" in last
     states = [load_checkpoint(run / "checkpoints/last.ckpt")["state_dict"] for run in (finished, tmp_path / "again")]
     assert differences(*states) == []
 

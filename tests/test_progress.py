@@ -3,6 +3,7 @@ import re
 import pytest
 from contracts.training import data, fit, student
 
+from lit_compress import progress
 from lit_compress.progress import ProgressLines
 from lit_compress.strategies import CompressionMonitor, MagnitudePruning
 
@@ -11,8 +12,8 @@ from lit_compress.strategies import CompressionMonitor, MagnitudePruning
 def lines(tiny_teacher, tiny_data, tmp_path, capsys):
     """What a fit of two epochs of four batches prints, and its trainer."""
 
-    def run(progress, **options):
-        strategies = [MagnitudePruning(sparsity=0.5, schedule="constant", end="0%"), CompressionMonitor(1), progress]
+    def run(bar, **options):
+        strategies = [MagnitudePruning(sparsity=0.5, schedule="constant", end="0%"), CompressionMonitor(1), bar]
         module = student(tiny_teacher, tiny_teacher)
         options = {"enable_progress_bar": True} | options
         trainer = fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path, **options)
@@ -84,3 +85,27 @@ def test_training_in_steps_without_a_number_of_epochs(lines):
     printed, _ = lines(ProgressLines(seconds=0), max_epochs=None, max_steps=5)
     assert len([line for line in printed if " batch " in line]) == 5
     assert not [line for line in printed if "None" in line or "/-1" in line]
+
+
+def test_counted_work_in_a_log_file(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_SECONDS", 0.0)
+    with progress.counted("Predicting", 5_000, "rows", done=1_000) as tell:
+        tell(2_000)
+    line = capsys.readouterr().err
+    assert re.fullmatch(r"Predicting: 2,000 of 5,000 rows, [\d.,e+]+ a second, 0:00:\d\d left\n", line), line
+
+
+def test_short_work_says_nothing_in_a_log_file(capsys):
+    with progress.counted("Predicting", 10) as tell:
+        for done in range(10):
+            tell(done + 1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_counted_work_in_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.counted("Predicting", 10, "rows") as tell:
+        tell(10)
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert "rows/s" in shown

@@ -16,6 +16,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
+from lit_compress.progress import counted
 from lit_compress.report.benchmark_table import check_results, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.serve.engines import (
@@ -259,25 +260,34 @@ def measure(
 
     """
     vocabulary = min(case.vocabulary for case in cases)
-    for rows, tokens in shapes:
-        batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
-        seconds: list[list[float]] = [[] for _ in cases]
-        for ask in asks:
-            ask("time", **batch, warmup=warmup, calls=0)
-        for turn in range(repetitions):
-            for index in range(len(cases)):
-                # Who follows whom changes from turn to turn.
-                position = (index * (1 if turn % 2 else -1) + turn) % len(cases)
-                seconds[position] += asks[position]("time", **batch, warmup=1, calls=1)["seconds"]
-        for case, measured in zip(cases, seconds, strict=True):
-            times = [value * 1e3 for value in measured]
-            median = statistics.median(times)
-            case.results.setdefault("times", {})[f"{rows}x{tokens}"] = {
-                "median_ms": median,
-                "p90_ms": float(np.percentile(times, 90)),
-                "rows_per_second": rows * 1e3 / median,
-                "times_ms": times,
-            }
+    calls = len(shapes) * repetitions * len(cases)
+    with counted("Measuring", calls, "calls") as tell:
+        done = 0
+        for rows, tokens in shapes:
+            batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
+            seconds: list[list[float]] = [[] for _ in cases]
+            for ask in asks:
+                ask("time", **batch, warmup=warmup, calls=0)
+            for turn in range(repetitions):
+                for index in range(len(cases)):
+                    # Who follows whom changes from turn to turn.
+                    position = (index * (1 if turn % 2 else -1) + turn) % len(cases)
+                    seconds[position] += asks[position]("time", **batch, warmup=1, calls=1)["seconds"]
+                    tell(done := done + 1)
+            for case, measured in zip(cases, seconds, strict=True):
+                case.results.setdefault("times", {})[f"{rows}x{tokens}"] = _times(rows, measured)
+
+
+def _times(rows: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """Figures of the calls of one case at one shape."""
+    times = [value * 1e3 for value in seconds]
+    median = statistics.median(times)
+    return {
+        "median_ms": median,
+        "p90_ms": float(np.percentile(times, 90)),
+        "rows_per_second": rows * 1e3 / median,
+        "times_ms": times,
+    }
 
 
 def runtimes(cases: Sequence[Case]) -> dict[str, str]:

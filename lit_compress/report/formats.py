@@ -24,6 +24,7 @@ from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.positions import check_length
+from lit_compress.progress import counted
 from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
@@ -112,11 +113,47 @@ def formats(
     print_results(results)
     if missing:
         Console(soft_wrap=True).print(missing, markup=False, highlight=False)
-    for name, reason in left_out.items():
-        Console(soft_wrap=True).print(f"{name} left out: {reason}", markup=False, highlight=False)
+    said = [f"{name} left out: {reason}" for name, reason in left_out.items()]
+    said.append(recommendation(results["cases"], task))
+    for line in said:
+        Console(soft_wrap=True).print(line, markup=False, highlight=False)
     save_results(results, Path(output) / FIGURES)
     with atomic_file(Path(output) / TABLE) as staging:
-        staging.write_text(markdown(results))
+        staging.write_text(markdown(results) + "\n" + "\n\n".join(said) + "\n")
+
+
+def recommendation(cases: Sequence[Mapping[str, Any]], task: Task) -> str:
+    """Which format to use: the fastest at the first shape whose score is at most a point below the first case's.
+
+    Args:
+        cases: of the results, the dense model (or, without it, any format) first.
+        task: says how many points a score is worth, and which way is better.
+
+    """
+    first, shape = cases[0], next(iter(cases[0]["times"]))
+    score = next(iter(first["metrics"]))
+    sign = -1 if score in task.lower_is_better else 1
+
+    def milliseconds(case: Mapping[str, Any]) -> float:
+        return case["times"][shape]["median_ms"]
+
+    def loss(case: Mapping[str, Any]) -> float:
+        """In points, or in shares of the first case's score where points have no meaning."""
+        scale = task.points(score) or 100.0 / max(abs(first["metrics"][score]), 1e-9)
+        return sign * scale * (first["metrics"][score] - case["metrics"][score])
+
+    faster = [case for case in cases if milliseconds(case) < milliseconds(first)]
+    good = [case for case in faster if loss(case) <= 1.0]
+    if not good:
+        why = "is faster" if not faster else "that is faster loses at most a point"
+        return f"Recommended: {first['model']} on {first['engine']}: none {why} at {shape}"
+    best = min(good, key=milliseconds)
+    speedup = milliseconds(first) / milliseconds(best)
+    return (
+        f"Recommended: {best['model']} on {best['engine']}: {speedup:.2f}x the speed of {first['model']} on "
+        f"{first['engine']} at {shape}, {score} {best['metrics'][score]:.4f} for "
+        f"{first['metrics'][score]:.4f}"
+    )
 
 
 def _write_all(run: str, places: dict[str, Path], overwrite: bool, processor: Processor) -> dict[str, str]:
@@ -163,9 +200,10 @@ def evaluate_cases(
     after = next((index for index, case in enumerate(cases) if case.model == reference), len(cases))
     sizes: list[float] = []
     differences: list[list[float]] = [[] for _ in cases]
-    with tempfile.TemporaryDirectory() as folder:
+    total = len(data.val_dataloader())
+    with tempfile.TemporaryDirectory() as folder, counted("Evaluating", total, "batches") as tell:
         # Batch by batch: scores of all words at all tokens of all texts fit into no memory.
-        for batch in data.val_dataloader():
+        for number, batch in enumerate(data.val_dataloader(), 1):
             expected: dict[str, Tensor] = {}
             for index, ask in enumerate(asks):
                 found = _asked(ask, batch.inputs, Path(folder))
@@ -179,6 +217,7 @@ def evaluate_cases(
                     expected = outputs
                     sizes += [float(value.abs().max()) for value in expected.values()]
                 differences[index] += [float((expected[name] - outputs[name]).abs().max()) for name in expected]
+            tell(number)
     for index, case in enumerate(cases):
         case.results["metrics"] = {name: float(value) for name, value in metrics[index].compute().items()}
         case.results["difference"] = _largest(differences[index]) / _largest([*sizes, 1e-6]) if index > after else None

@@ -8,12 +8,12 @@ import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
-from rich.progress import Progress
 
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
+from lit_compress.progress import counted
 from lit_compress.serve.engines import EngineName, answers, open_engine, variants
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
@@ -66,11 +66,15 @@ def predict(
     module.predict_from, count = target.done, module.predict_count()
     rows = module.predict_rows()[module.predict_start :]
     records = Records(task, rows, min([target.done, *rows[:1]]))
-    with torch.inference_mode(), Progress(disable=not Console().is_terminal, transient=True) as progress:
-        bar = progress.add_task("Predicting", total=count, completed=target.done)
+    if target.done:
+        Console(soft_wrap=True).print(
+            f"{target.done:,} of {count:,} rows were predicted before; going on after them", highlight=False
+        )
+    with torch.inference_mode(), counted("Predicting", len(rows)) as tell:
+        examples = 0
         for batch in module.predict_dataloader() if target.done < count else ():
             target.add(records.add(task.predictions(*answer(batch))))
-            progress.update(bar, completed=target.done)
+            tell(examples := examples + batch.rows)
         target.add(records.finish(count))
         target.finish()
     Console(soft_wrap=True).print(f"{count} rows saved as {output}", markup=False, highlight=False)

@@ -16,11 +16,11 @@ from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.command import _WRITERS
 from lit_compress.report.benchmark import Case
-from lit_compress.report.formats import evaluate_cases, formats
+from lit_compress.report.formats import evaluate_cases, formats, recommendation
 from lit_compress.report.measure import measure_run
 from lit_compress.serve.engines import Variant
 from lit_compress.serve.worker import memory_now
-from lit_compress.tasks import Batch, make_task
+from lit_compress.tasks import Batch, ClassificationTask, MaskedWordsTask, make_task
 
 
 def test_every_format_side_by_side(finished, tmp_path):
@@ -180,3 +180,27 @@ def test_a_dense_model_with_its_classes_in_another_order(finished, tiny_teacher,
     assert [case["metrics"] for case in cases] == [
         pytest.approx(expected[name]["accuracy"]) for name in ("dense", "compressed")
     ]
+
+
+def case(model, milliseconds, **metrics):
+    return {"model": model, "engine": "x", "times": {"1x8": {"median_ms": milliseconds}}, "metrics": metrics}
+
+
+@pytest.mark.parametrize(
+    ("cases", "task", "part"),
+    [
+        (
+            [("a", 4.0, 0.9), ("b", 2.0, 0.895), ("c", 1.0, 0.88)],
+            ClassificationTask,
+            "b on x: 3.00x the speed of dense",
+        ),
+        ([("a", 8.0, 0.9)], ClassificationTask, "dense on x: none is faster at 1x8"),
+        ([("a", 2.0, 0.8)], ClassificationTask, "dense on x: none that is faster loses at most a point at 1x8"),
+        ([("a", 2.0, 0.8)], MaskedWordsTask, "a on x"),  # its first score is better when it is lower
+    ],
+)
+def test_the_fastest_that_loses_at_most_a_point_is_recommended(cases, task, part):
+    name = "accuracy" if task is ClassificationTask else "perplexity"
+    measured = [case("dense", 6.0, **{name: 0.9}), *(case(model, ms, **{name: score}) for model, ms, score in cases)]
+    made = task(["no", "yes"]) if task is ClassificationTask else task()
+    assert f"Recommended: {part}" in recommendation(measured, made)
