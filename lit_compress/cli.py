@@ -27,6 +27,7 @@ _COMMANDS = {
     "compare": "commands.compare",
     "benchmark": "commands.benchmark",
     "formats": "commands.formats",
+    "init": "commands.init_configs",
     "recipe": "recipe.recipe",
     "configs": "shipped_configs.configs",
     "migrate": "migrate.command.migrate",
@@ -38,6 +39,7 @@ _HELP = """usage: lit_compress COMMAND [options]
 Make BERT-family encoders smaller.
 
 training, from YAML files (--config, several compose) and options:
+  init             look at your file, and write the YAML files for it
   fit              train and compress a model; the run folder keeps everything
   recipe           run several fits in a row, each from what an earlier one left
   validate, test   score a run's model on its data

@@ -6,7 +6,7 @@ None is called like a public name or package, where jsonargparse would look for 
 
 from typing import Any, Literal
 
-from lit_compress.choices import EngineName, Format, LayoutChoice, Precision, Processor
+from lit_compress.choices import EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor
 
 __all__ = [
     "benchmark",
@@ -14,6 +14,7 @@ __all__ = [
     "explain",
     "export_model",
     "formats",
+    "init_configs",
     "pack_model",
     "predict",
     "report",
@@ -298,5 +299,34 @@ def explain(model: str, tokens: int = 4096, device: str | None = None, output: s
     """
     options = locals()
     from lit_compress.report.explain import explain as work
+
+    work(**options)
+
+
+def init_configs(
+    file: str,
+    val: str | None = None,
+    model: str | None = None,
+    output: str = ".",
+    task: GuessedTask | None = None,
+    text_columns: list[str] | None = None,
+    label_column: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Look at a file of examples, and write a teacher.yaml and a student.yaml for it that say why.
+
+    Args:
+        file: a table, a column file, SQuAD's .json, text, or a folder: what `--data.train_file` takes.
+        val: file to validate on; without it a tenth of the rows is held out.
+        model: hub name or folder of the model to begin with; with a folder, lengths are counted in its tokens.
+        output: folder for both files; the runs will be in its folder `runs`.
+        task: what the file is for, where the guess is wrong.
+        text_columns: columns with the texts, one or two, where the guess is wrong: '[title, body]'.
+        label_column: column with the labels, where the guess is wrong.
+        overwrite: replace existing files that this command made.
+
+    """
+    options = locals()
+    from lit_compress.initial_configs import init as work
 
     work(**options)

@@ -55,6 +55,6 @@ def function_parser(name: str, function: Callable[..., None]) -> Parser:
         parser.add_argument("runs", nargs="+", type=str, help="run folders of fits")
         parser.add_function_arguments(function, skip={"runs"})
     else:
-        # `explain packed/`: what it explains needs no name.
-        parser.add_function_arguments(function, as_positional=name == "explain")
+        # `explain packed/`, `init train.csv`: what they look at needs no name.
+        parser.add_function_arguments(function, as_positional=name in ("explain", "init"))
     return parser

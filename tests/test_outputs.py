@@ -33,6 +33,7 @@ COMMANDS = {
     "migrate": (FILE, ["old.yaml"], True),
     "formats": ("formats", ["--run=run"], True),
     "compare": ("comparison", ["run"], False),
+    "init": ("configurations", ["rows.csv"], True),
 }
 # Commands whose output is no --output: the run folders of `fit` and `recipe` have tests of their own below.
 WITHOUT = {"configs", "recipe"}

@@ -78,8 +78,8 @@ def test_commands_parse(place, arguments, folder, called, capsys):
         assert called == [arguments[0]]
         return
     for given in (Path(arguments[i + 1]) for i, word in enumerate(arguments) if word == "--config"):
-        if given.parts[0] == "runs":
-            # The configuration that a run will have saved.
+        if given.parts[0] in ("runs", "mine"):
+            # The configuration that a run will have saved, or that `init` will have written.
             given.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(BASE, given)
     helping = any(word == "--help" or word.endswith(".help") for word in arguments)

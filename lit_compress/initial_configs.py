@@ -1,0 +1,326 @@
+"""`lit_compress init`: a first teacher.yaml and student.yaml for somebody's own file."""
+
+import gzip
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, List
+from rich.console import Console
+
+import lit_compress.data
+from lit_compress.choices import GuessedTask
+from lit_compress.data.guess import (
+    Guess,
+    guess_answers,
+    guess_delimiter,
+    guess_encoding,
+    guess_length,
+    guess_task,
+    has_header,
+    is_column_file,
+    percentile,
+    split_rows,
+)
+from lit_compress.data.text import load_table, load_tokenizer, saved_splits
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.files import atomic_file, begins, check_file, check_shared_folder, resolve_source
+from lit_compress.models.load import load_config
+from lit_compress.models.positions import longest_input
+
+__all__ = ["init"]
+
+_MARK = "# Made by `lit_compress init`"
+_CASED, _UNCASED = "google-bert/bert-base-cased", "google-bert/bert-base-uncased"
+_ROWS = 20_000  # looked at for the task
+_TEXTS = 1_000  # counted for the lengths
+_HEAD, _LINES = 2**20, 200  # bytes and lines looked at for delimiter and header
+_MOST_BYTES = 2**26  # looked at for the encoding
+_MOST_TOKENS = 512
+_WORD = 1.3  # tokens
+_STEPS = 1_000  # optimizer steps that a short training should have
+_MODULES: dict[str, str] = {
+    "classification": "TextClassification",
+    "regression": "TextClassification",
+    "multi-label": "MultiLabelClassification",
+    "token-classification": "TokenClassification",
+    "question-answering": "QuestionAnswering",
+    "pretraining": "MaskedLanguageModeling",
+}
+_TABLES = (".csv", ".tsv", ".txt")
+_TYPED = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """How a file is read, and what it was taken for.
+
+    Args:
+        reading: options of the data module about the file alone.
+        guess: about what is in it.
+
+    """
+
+    reading: dict[str, Any]
+    guess: Guess
+
+
+def init(
+    file: str,
+    val: str | None = None,
+    model: str | None = None,
+    output: str = ".",
+    task: GuessedTask | None = None,
+    text_columns: list[str] | None = None,
+    label_column: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Look at a file of examples, and write a teacher.yaml and a student.yaml for it that say why.
+
+    Options: :func:`lit_compress.commands.init_configs`.
+    """
+    folder = Path(output)
+    check_shared_folder(folder)
+    inputs = [path for path in (file, val) if path]
+    for name in ("teacher", "student"):
+        check_file(folder / f"{name}.yaml", begins(_MARK), overwrite, inputs=inputs)
+    source = _source(file, task, text_columns, label_column)
+    guess = source.guess
+    model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
+    options = {"train_file": file} | ({"val_file": val} if val else {}) | source.reading | guess.options
+    rows, found, why = _measured(guess, options, model)
+    options |= found
+    why = {"val_file": "as given"} | guess.why | why
+    if not val:
+        options["val_fraction"] = 0.1
+        why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
+    data = _data(guess.task, options, why)
+    steps = max(round((rows if val else 0.9 * rows) / found["batch_size"]), 1)
+    texts = {"teacher": _teacher(folder, model, data, steps), "student": _student(folder, data, steps)}
+    for name, text in texts.items():
+        with atomic_file(folder / f"{name}.yaml") as staging:
+            staging.write_text(text, encoding="utf-8")
+    _say(file, guess, options, why, folder)
+
+
+def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Source:
+    """What a file is taken for."""
+    path = Path(resolve_source(file, "file"))
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if path.is_dir() and saved_splits(file, "file") is None:
+        if not any(path.glob("*/*.txt")) and any(path.glob("*.txt")):
+            return Source(reading={}, guess=_text())
+    elif path.is_file() and (suffix in _TABLES or suffix not in _TYPED):
+        return _text_file(path, file, suffix, task, text_columns, label_column)
+    elif path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
+        squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")
+        assert squad is not None
+        return Source(reading={}, guess=guess_answers(squad["answers"]))
+    columns = _columns(load_table(file, "file"))
+    return Source(reading={}, guess=guess_task(columns, task, text_columns, label_column))
+
+
+def _text_file(
+    path: Path,
+    file: str,
+    suffix: str,
+    task: GuessedTask | None,
+    text_columns: list[str] | None,
+    label_column: str | None,
+) -> Source:
+    """A file of lines: a table, words with tags, or text."""
+    head = _head(path)
+    encoding = guess_encoding(_head(path, _MOST_BYTES))
+    reading: dict[str, Any] = {} if encoding == "utf-8-sig" else {"encoding": encoding}
+    lines = head.decode(encoding, errors="replace").splitlines(keepends=True)
+    lines = [line for line in lines if line.strip() or suffix not in (".csv", ".tsv")]
+    lines = (lines[:-1] if len(head) == _HEAD and len(lines) > 1 else lines)[:_LINES]
+    if not lines:
+        raise UserError(f"file: {file!r} is empty")
+    if suffix not in (".csv", ".tsv") and (task == "token-classification" or (not task and is_column_file(lines))):
+        why = {"train_file": "a word a line, its tag at the end, blank lines between sentences"}
+        return Source(reading=reading, guess=Guess(task="token-classification", why=why))
+    default = "," if suffix == ".csv" else "\t"
+    delimiter = guess_delimiter(lines, default, quoting=suffix == ".csv")
+    if suffix not in (".csv", ".tsv") and delimiter != "\t":
+        return Source(reading=reading, guess=_text())
+    if delimiter not in (default, None):
+        reading["delimiter"] = delimiter
+    rows = [row for row in split_rows(lines, delimiter or default, suffix == ".csv") if row]
+    names = None if has_header(rows) else [f"column_{number}" for number in range(1, len(rows[0]) + 1)]
+    table = load_table(file, "file", names, encoding, delimiter=reading.get("delimiter"))
+    guess = guess_task(_columns(table), task, text_columns, label_column)
+    if guess.task == "pretraining" and (names or "delimiter" in reading):
+        raise UserError(
+            f"file: {file!r} has no column that looks like a label, and for pretraining a table needs a header and the "
+            "delimiter of its ending; give --label_column, or the text alone as .txt"
+        )
+    if names:
+        reading["columns"] = names
+        guess = _explained(guess, "columns", "its first row is no header: give the columns better names")
+    return Source(reading=reading, guess=guess)
+
+
+def _text() -> Guess:
+    return Guess(task="pretraining", why={"train_file": "text without columns"})
+
+
+def _explained(guess: Guess, key: str, reason: str) -> Guess:
+    return Guess(task=guess.task, options=guess.options, why=guess.why | {key: reason}, doubts=guess.doubts)
+
+
+def _head(path: Path, size: int = _HEAD) -> bytes:
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as opened:
+            return opened.read(size)
+    except (OSError, EOFError) as error:
+        raise UserError(f"file: {str(path)!r} cannot be read: {error}") from error
+
+
+def _columns(table: Dataset) -> dict[str, list[Any]]:
+    """Values of rows at equal distances, by column; classes by their names."""
+    table = table.select(range(0, len(table), -(-len(table) // _ROWS)))
+    found: dict[str, list[Any]] = {}
+    for name, feature in table.features.items():
+        inner = feature.feature if isinstance(feature, List) else feature
+        values = list(table[name])
+        if isinstance(inner, ClassLabel):
+            names = dict(enumerate(inner.names))
+            values = [[names.get(e, e) for e in v] if isinstance(v, list) else names.get(v, v) for v in values]
+        found[name] = values
+    return found
+
+
+def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, dict[str, int], dict[str, str]]:
+    """Rows, and the lengths and batch sizes of a data module that reads them, each with its reason."""
+    local = Path(resolve_source(model, "--model")).exists()
+    most = _most_tokens(model) if local else _MOST_TOKENS
+    lengths_of = {"max_length": most} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
+    data: TextData = getattr(lit_compress.data, _MODULES[guess.task])(tokenizer=model, **options, **lengths_of)
+    table = data.rows("train")
+    assert table is not None
+    if data.files["val"]:
+        data.rows("val")
+    _ = data.task  # which looks at the labels
+    if guess.task == "pretraining":
+        reason = f"sequences are filled up to this; the model takes {most}" if local else "BERT's longest"
+        return len(table), {"max_length": most, "batch_size": 32}, {"max_length": reason}
+    if guess.task == "question-answering":
+        length = min(384, most)
+        found = {"max_length": length, "doc_stride": length // 3, "batch_size": 16}
+        return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}
+    chosen = table.select(range(0, len(table), -(-len(table) // _TEXTS)))
+    lengths = [*(_token_counts if local else _word_counts)(data, guess, chosen)]
+    length = guess_length(lengths, most)
+    long = sum(each > length for each in lengths)
+    unit = "tokens" if local else f"tokens (words x {_WORD})"
+    shares = ", ".join(f"{share} %: {percentile(lengths, share)}" for share in (50, 90, 99))
+    reason = f"{unit} of the texts, {shares}; {100 * long / len(lengths):.3g} % are longer"
+    batch = 32 if length <= 256 else 16
+    return len(table), {"max_length": length, "batch_size": batch}, {"max_length": reason}
+
+
+def _most_tokens(model: str) -> int:
+    """The longest input of a model and its tokenizer, and no more than usual."""
+    positions = longest_input(load_config(model, "--model")) or _MOST_TOKENS
+    return min(_MOST_TOKENS, positions, load_tokenizer(model, "--model").model_max_length)
+
+
+def _texts(guess: Guess, table: Dataset) -> Iterator[list[str]]:
+    """The words or texts of each row."""
+    names = guess.options.get("text_columns") or [guess.options.get("token_column", "tokens")]
+    for row in table.to_list():
+        yield row[names[0]] if isinstance(row[names[0]], list) else [str(row[name]) for name in names]
+
+
+def _word_counts(data: TextData, guess: Guess, table: Dataset) -> Iterator[int]:
+    for texts in _texts(guess, table):
+        yield round(_WORD * sum(len(text.split()) for text in texts)) + 3
+
+
+def _token_counts(data: TextData, guess: Guess, table: Dataset) -> Iterator[int]:
+    words = guess.task == "token-classification"
+    for texts in _texts(guess, table):
+        given: list[Any] = [texts] if words else texts
+        yield len(data.tokenizer(*given, is_split_into_words=words, truncation=False)["input_ids"])
+
+
+def _data(task: GuessedTask, options: dict[str, Any], why: dict[str, str]) -> str:
+    lines = [f"  class_path: {_MODULES[task]}", "  init_args:"]
+    for key, value in options.items():
+        comment = f"  # {' '.join(why[key].split())}" if key in why else ""  # a label may hold a line break
+        lines.append(f"    {key}: {_yaml(value)}{comment}")
+    return "\n".join(["data:", *lines, ""])
+
+
+def _yaml(value: Any) -> str:
+    """JSON is YAML."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _teacher(folder: Path, model: str, data: str, steps: int) -> str:
+    epochs = min(max(-(-_STEPS // steps), 3), 10)
+    return f"""{_MARK}, to be changed as you like: a teacher, which the student of student.yaml learns from.
+#   lit_compress fit --config {shlex.quote(str(folder / "teacher.yaml"))}
+run: {_yaml(str(folder / "runs/teacher"))}
+seed_everything: 42
+model:
+  class_path: LitTeacher
+  init_args:
+    pretrained: {_yaml(model)}  # any encoder on the hub, or a folder
+    optimization:
+      learning_rate: 5.0e-5  # usual for models of BERT's size; 1e-4 and more for smaller ones
+      warmup: 10%
+{data}trainer:
+  max_epochs: {epochs}  # of {steps} optimizer steps each
+"""
+
+
+def _student(folder: Path, data: str, steps: int) -> str:
+    teacher, epochs = _yaml(str(folder / "runs/teacher/model")), min(max(-(-2 * _STEPS // steps), 3), 20)
+    return f"""{_MARK}, to be changed as you like: a student with 80 % zeros and int8 weights.
+#   lit_compress fit --config {shlex.quote(str(folder / "student.yaml"))}
+run: {_yaml(str(folder / "runs/student"))}
+seed_everything: 42
+model:
+  class_path: LitStudent
+  init_args:
+    pretrained: {teacher}  # what the teacher's fit leaves
+    teacher: {teacher}
+    distillation:
+      kd:
+        class_path: LogitDistillation
+        init_args: {{hardness: 0.9, temperature: 2.0}}  # the teacher's answers, and a tenth of the labels
+    optimization:
+      learning_rate: 1.0e-4  # sparse training wants more than a dense learning rate
+      warmup: 5%
+{data}compression:
+  - class_path: MagnitudePruning  # in the first half
+    init_args: {{sparsity: 0.8, initial_sparsity: 0.3, schedule: cubic, start: 0%, end: 50%, every: 1%}}
+  - class_path: QuantAwareTraining  # in the rest; 7 bits are right and fast on every processor
+    init_args: {{start: 60%, freeze_observers: 90%, weight_bits: 7}}
+trainer:
+  max_epochs: {epochs}  # of {steps} optimizer steps each: pruning needs some
+"""
+
+
+def _say(file: str, guess: Guess, options: dict[str, Any], why: dict[str, str], folder: Path) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{file}: {guess.task}", markup=False)
+    for key in (key for key in options if key not in ("train_file", "val_file", "batch_size")):
+        reason = f" ({why[key]})" if key in why else ""
+        console.print(f"  {key}: {_yaml(options[key])}{reason}", markup=False)
+    for doubt in guess.doubts:
+        console.print(f"  to be checked: {doubt}", markup=False)
+    teacher, student = (shlex.quote(str(folder / f"{name}.yaml")) for name in ("teacher", "student"))
+    console.print(
+        f"Saved as {teacher} and {student}; another task or column: --task, --text_columns, --label_column\n"
+        f"Next: lit_compress fit --config {teacher}\n"
+        f"then: lit_compress fit --config {student}",
+        markup=False,
+    )
