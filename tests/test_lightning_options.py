@@ -4,8 +4,9 @@ import pytest
 import yaml
 from contracts.errors import error_of
 from contracts.training import data, student, student_config
+from lightning.pytorch import Callback
 
-from lit_compress import fit
+from lit_compress import MagnitudePruning, fit
 from lit_compress.cli import main
 from lit_compress.export import load_checkpoint
 
@@ -123,3 +124,39 @@ def test_python_is_told_the_same(tiny_model, tiny_teacher, tiny_data, tmp_path):
     said = error_of(fit, **made, trainer={"accumulate_grad_batches": 0})
     assert said == "trainer.accumulate_grad_batches: 0 must be 1 or more"
     assert not (tmp_path / "run").exists()
+
+
+class Seen(Callback):
+    """Texts of every batch, by epoch."""
+
+    def __init__(self):
+        self.train, self.val = {}, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.train.setdefault(trainer.current_epoch, []).append(batch.inputs["input_ids"].tolist())
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if not trainer.sanity_checking:
+            self.val.setdefault(trainer.current_epoch, []).append(batch.inputs["input_ids"].tolist())
+
+
+@pytest.mark.parametrize(("given", "batches"), [(2, 2), (0.5, 2)])
+def test_overfitting_sees_the_same_few_batches_in_every_epoch(
+    given, batches, tiny_model, tiny_teacher, tiny_data, tmp_path
+):
+    seen = Seen()
+    options = {"overfit_batches": given, "max_epochs": 3, "accelerator": "cpu", "callbacks": [seen]}
+    made = {"model": student(tiny_teacher), "data": data(tiny_data, tiny_model, eval_batch_size=4)}
+    fit(**made, run=tmp_path / "run", trainer=options, strategies=[MagnitudePruning(sparsity=0.5, end="50%")])
+    for epochs in (seen.train, seen.val):
+        assert len(epochs) == 3
+        assert [len(held) for held in epochs.values()] == [batches] * 3
+        assert epochs[0] == epochs[1] == epochs[2]
+    assert {len(held) for held in seen.train[0]} == {16}
+
+
+def test_overfitting_goes_on_after_a_resume(task, tmp_path):
+    options = [f"--run={tmp_path / 'run'}", "--trainer.overfit_batches=1"]
+    main(["fit", f"--config={task}", *options, "--trainer.max_epochs=1"])
+    main(["fit", f"--config={tmp_path / 'run/config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=2"])
+    assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-__all__ = ["LengthGroupedBatches", "ResumableDataLoader"]
+__all__ = ["FixedBatches", "LengthGroupedBatches", "ResumableDataLoader"]
 
 
 class LengthGroupedBatches(DistributedSampler):
@@ -83,6 +83,13 @@ class LengthGroupedBatches(DistributedSampler):
     @staticmethod
     def _cut(indices: np.ndarray, size: int) -> list[np.ndarray]:
         return [indices[i : i + size] for i in range(0, len(indices), size)]
+
+
+class FixedBatches(LengthGroupedBatches, SequentialSampler):
+    """The same batches in every epoch, for ``overfit_batches``: Lightning replaces what is no ``SequentialSampler``."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Stay with the order of the first."""
 
 
 class ResumableDataLoader(DataLoader):

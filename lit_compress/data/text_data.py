@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_compress.data.batches import LengthGroupedBatches, ResumableDataLoader
+from lit_compress.data.batches import FixedBatches, LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.options import TextOptions
 from lit_compress.data.text import load_saved, load_table, load_tokenizer, read_failure, saved_splits
 from lit_compress.errors import UserError
@@ -274,7 +274,8 @@ class TextData(KeepsInitArgs, LightningDataModule):
         if not shuffle and len(dataset) < world:
             # One of them would repeat a row, or have none and wait for the others forever.
             raise UserError(f"data.{split}_file: {len(dataset)} rows are fewer than {world} devices; give more rows")
-        batches = LengthGroupedBatches(
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        batches = (FixedBatches if overfits else LengthGroupedBatches)(
             np.asarray(dataset["length"]),
             self.batch_size if shuffle else self.eval_batch_size,
             shuffle=shuffle,
