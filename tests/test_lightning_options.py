@@ -1,10 +1,13 @@
 """Options of Lightning's: they work, or one line says why not, before anything is written or started."""
 
+import re
+
 import pytest
 import yaml
 from contracts.errors import error_of
 from contracts.training import data, student, student_config
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 
 from lit_compress import MagnitudePruning, fit
 from lit_compress.cli import main
@@ -160,3 +163,46 @@ def test_overfitting_goes_on_after_a_resume(task, tmp_path):
     main(["fit", f"--config={task}", *options, "--trainer.max_epochs=1"])
     main(["fit", f"--config={tmp_path / 'run/config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=2"])
     assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 2
+
+
+CALLBACKS = {
+    "StochasticWeightAveraging": ["--trainer.callbacks.swa_lrs=0.001"],
+    "LearningRateFinder": ["--trainer.callbacks.update_attr=false"],
+    "BatchSizeFinder": [],
+    "GradientAccumulationScheduler": ["--trainer.callbacks.scheduling={0: 1, 1: 2}"],
+    "EMAWeightAveraging": ["--compression+=MagnitudePruning", "--compression.sparsity=0.5"],
+    "WeightAveraging": ["--compression+=QuantAwareTraining"],
+}
+
+
+@pytest.mark.parametrize(("name", "options"), CALLBACKS.items(), ids=CALLBACKS)
+def test_a_callback_with_which_a_training_would_go_wrong_is_one_line(name, options, refusal):
+    said = refusal(f"--trainer.callbacks+={name}", *options)
+    assert said.startswith(f"trainer.callbacks: {name} ")
+    assert " give " in said or "leave it out" in said
+
+
+def test_an_average_of_weights_without_compression(two_epochs, task, tiny_teacher, tmp_path):
+    run = tmp_path / "run"
+    average = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    main(["fit", f"--config={task}", f"--run={run}", *average, "--compression+=FreezeEmbeddings"])
+    weights = [
+        load_file(folder / "model.safetensors") for folder in (tiny_teacher, two_epochs / "model", run / "model")
+    ]
+    name = "bert.encoder.layer.0.output.dense.weight"
+    before, plain, averaged = (each[name] for each in weights)
+    assert 0 < (averaged - before).norm() < (plain - before).norm()
+    main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=3"])
+    assert load_checkpoint(run / "checkpoints/last.ckpt")["epoch"] == 3
+
+
+def test_the_best_checkpoint_has_a_name_without_folders(task, tmp_path):
+    best = ["monitor=val/accuracy", "mode=max", "filename={epoch}-{val/accuracy:.2f}", "auto_insert_metric_name=false"]
+    options = [f"--trainer.callbacks.{option}" for option in best]
+    main(["fit", f"--config={task}", f"--run={tmp_path / 'run'}", "--trainer.callbacks+=ModelCheckpoint", *options])
+    folder = tmp_path / "run/checkpoints"
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.ckpt"))
+    assert len(names) == 2
+    assert names[-1] == "last.ckpt"
+    assert re.fullmatch(r"[01]-0\.\d\d\.ckpt", names[0])
+    main(["validate", f"--config={tmp_path / 'run/config.yaml'}", f"--ckpt_path={folder / names[0]}"])

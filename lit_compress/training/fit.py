@@ -30,7 +30,7 @@ from lit_compress.training.record import RunRecord, is_written
 from lit_compress.training.resume import check_length, check_resumed
 from lit_compress.training.stopping import StopOnSignal, Stopped, is_requeued
 from lit_compress.training.trainer import DEFAULTS, make_trainer
-from lit_compress.training.trainer_options import check_seed
+from lit_compress.training.trainer_options import check_callbacks, check_seed
 
 __all__ = ["FittedRun", "StartedRun", "checkpoint_of", "fit", "start", "train"]
 
@@ -199,6 +199,7 @@ def train(
     """
     last, output = last_of(run.folder), run.folder / "model"
     try:
+        check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         _check_trainable(model)
         # A checkpoint is data; nothing in it is ever executed.
         trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)

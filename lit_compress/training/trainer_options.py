@@ -2,22 +2,44 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 
 from lit_compress.errors import UserError
+from lit_compress.strategies import FreezeEmbeddings
+from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import user_error
 
-__all__ = ["check_seed", "checked_trainer", "refused"]
+__all__ = ["check_callbacks", "check_seed", "checked_trainer", "refused"]
 
 _SEEDS = 2**32
 # Lightning's name for whichever of them there is.
 _GPUS = ("cuda", "mps")
+# What each does to a run; none of them knows of schedules by the step.
+_WRONG: dict[type, str] = {
+    StochasticWeightAveraging: "averages the weights that epochs begin with, so that the last epoch counts for nothing, "
+    "and replaces the rates of model.optimization; leave it out, or without compression take EMAWeightAveraging",
+    WeightAveraging: "averages masks and scales with the weights, so that the sparsity is lost; leave it out, or the "
+    "compression",
+    LearningRateFinder: "leaves the training at another place in its data, and warm-up and decay replace the rate that "
+    "it sets; search with Lightning's Tuner in Python, and give model.optimization.learning_rate",
+    BatchSizeFinder: "changes the batch size when the schedules are made for the one that was given; search with "
+    "Lightning's Tuner in Python, and give data.batch_size",
+    GradientAccumulationScheduler: "changes how many optimizer steps there are, from which all schedules follow; give "
+    "trainer.accumulate_grad_batches",
+}
 _KEYS: dict[type, str] = {Logger: "trainer.logger", Callback: "trainer.callbacks"}
 
 
@@ -53,6 +75,20 @@ def checked_trainer(options: Mapping[str, Any]) -> Trainer:
             f"give at most {cores}"
         )
     return trainer
+
+
+def check_callbacks(callbacks: Iterable[Callback]) -> None:
+    """Raise a ``UserError`` for a callback of Lightning's with which a training would go wrong unseen."""
+    callbacks = list(callbacks)
+    compress = [each for each in callbacks if isinstance(each, Strategy) and not isinstance(each, FreezeEmbeddings)]
+    for callback in callbacks:
+        reason = next((why for kind, why in _WRONG.items() if isinstance(callback, kind)), None)
+        if isinstance(callback, GradientAccumulationScheduler) and len(callback.scheduling) == 1:
+            continue  # the trainer's own
+        if isinstance(callback, WeightAveraging) and not compress:
+            continue
+        if reason is not None:
+            raise UserError(f"trainer.callbacks: {type(callback).__name__} {reason}")
 
 
 def refused(error: Exception) -> UserError | None:

@@ -40,7 +40,20 @@ def zeros(folder: str | Path) -> float:
 
 
 def test_every_program_is_run():
-    assert list(PROGRAMS) == ["run.py", "trainer.py", "loop.py"]
+    assert list(PROGRAMS) == ["run.py", "rate.py", "trainer.py", "loop.py"]
+
+
+def test_a_learning_rate(run):
+    made = run("rate.py")
+    assert 1e-8 < made["search"].suggestion() < 1
+    assert all(
+        torch.equal(now, was)
+        for now, was in zip(
+            made["model"].student.parameters(),
+            AutoModelForSequenceClassification.from_pretrained("runs/teacher/model").parameters(),
+            strict=True,
+        )
+    )
 
 
 def test_a_run(run, capsys):
