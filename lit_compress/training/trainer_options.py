@@ -29,7 +29,7 @@ _SEEDS = 2**32
 _GPUS = ("cuda", "mps")
 # What each does to a run; none of them knows of schedules by the step.
 _WRONG: dict[type, str] = {
-    StochasticWeightAveraging: "averages the weights that epochs begin with, so that the last epoch counts for nothing, "
+    StochasticWeightAveraging: "averages the weights that epochs begin with, so that the last one counts for nothing, "
     "and replaces the rates of model.optimization; leave it out, or without compression take EMAWeightAveraging",
     WeightAveraging: "averages masks and scales with the weights, so that the sparsity is lost; leave it out, or the "
     "compression",
