@@ -1,4 +1,6 @@
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 from contracts.training import data, fit, student
@@ -16,7 +18,8 @@ def lines(tiny_teacher, tiny_data, tmp_path, capsys):
         strategies = [MagnitudePruning(sparsity=0.5, schedule="constant", end="0%"), CompressionMonitor(1), bar]
         module = student(tiny_teacher, tiny_teacher)
         options = {"enable_progress_bar": True} | options
-        trainer = fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path, **options)
+        root = Path(tempfile.mkdtemp(dir=tmp_path))
+        trainer = fit(module, data(tiny_data, tiny_teacher), strategies, root, **options)
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")], trainer
 
     return run

@@ -138,8 +138,11 @@ def test_resume_gives_the_same_metrics(case, trained, sparse_model, tiny_teacher
         tmp_path,
         ckpt_path=whole / "step=5.ckpt",
     )
-    expected = {name: float(value) for name, value in first.callback_metrics.items()}
-    assert {name: float(value) for name, value in resumed.callback_metrics.items()} == expected
+    got, expected = (
+        {name: float(value) for name, value in run.callback_metrics.items() if name != "samples_per_second"}
+        for run in (resumed, first)
+    )
+    assert got == expected
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,17 +1,26 @@
 """Short fits of a tiny student, for the contract tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+import lit_compress
 from lit_compress.data import TextClassification
 from lit_compress.modules import HiddenDistillation, LitPrunedStudent, LitStudent, LogitDistillation, Optimization
+from lit_compress.training.trainer import DEFAULTS, make_trainer
 
+OPTIONS: dict[str, Any] = {
+    "max_epochs": 2,
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
 STEPS = 8  # optimizer steps of a fit: 2 epochs of 4 batches
 
 
@@ -48,27 +57,36 @@ def student_config(teacher: Path, folder: Path, **sections: Any) -> dict[str, An
 
 
 def trainer(root: Path, callbacks: list[Callback], **kwargs: Any) -> Trainer:
-    options: dict[str, Any] = {
-        "max_epochs": 2,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "gradient_clip_val": 1.0,
-        "use_distributed_sampler": False,
-    }
-    checkpoint = ModelCheckpoint(root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    return Trainer(default_root_dir=root, callbacks=[*callbacks, checkpoint], **options | kwargs)
+    """The trainer of a run whose other ways than `fit` are looked at, with a checkpoint of each step."""
+    return make_trainer(root, callbacks, DEFAULTS | OPTIONS | {"callbacks": [_each_step(root)]} | kwargs, 500)
 
 
 def fit(
-    module: LitStudent, datamodule: TextClassification, strategies: list[Callback], root: Path, **kwargs: Any
+    module: LitStudent,
+    datamodule: TextClassification,
+    strategies: list[Callback],
+    root: Path,
+    ckpt_path: Path | str | None = None,
+    checkpoint_every: int = 500,
+    callbacks: Sequence[Callback] = (),
+    **kwargs: Any,
 ) -> Trainer:
-    ckpt_path = kwargs.pop("ckpt_path", None)
-    seed_everything(7)
-    run = trainer(root, strategies, **kwargs)
-    run.fit(module, datamodule, ckpt_path=ckpt_path, weights_only=True)
-    return run
+    """A run in ``root/run``, with a checkpoint of each step in ``root``."""
+    lit_compress.fit(
+        model=module,
+        data=datamodule,
+        strategies=strategies,
+        run=root / "run",
+        trainer=OPTIONS | {"callbacks": [*callbacks, _each_step(root)]} | kwargs,
+        checkpoint_every=checkpoint_every,
+        resume=ckpt_path,
+        seed=7,
+    )
+    return module.trainer
+
+
+def _each_step(root: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
 
 ACCUMULATED = {"accumulate_grad_batches": 2, "val_check_interval": 3}
@@ -81,26 +99,19 @@ def fit_through_kills(
 
     Args:
         make: a fresh module, its data and strategies.
-        root: folder for checkpoints: ``last.ckpt`` of each step, ``validated.ckpt`` of each validation.
+        root: folder for the run and its checkpoints, also ``validated.ckpt`` of each validation.
         kills: batches after which it is killed. The second should come right after the first, before another step;
             after the third a validation is gone back to.
         kwargs: for the trainer.
 
     """
-    once: dict[str, Any] = {"dirpath": root, "enable_version_counter": False}
-    found = None
-    for batches, left in zip((*kills, None), ("last.ckpt", "last.ckpt", "validated.ckpt", ""), strict=True):
-        module, datamodule, strategies = make()
-        # Another mode tells it apart from the one of every fit here.
-        last = ModelCheckpoint(filename="last", every_n_train_steps=1, mode="max", **once)
-        validated = ModelCheckpoint(filename="validated", monitor="val/loss", save_top_k=-1, **once)
-        callbacks = [*strategies, last, validated]
-        options = {"ckpt_path": found} | ACCUMULATED | kwargs
+    options = {"checkpoint_every": 1} | ACCUMULATED | kwargs
+    for batches, found in zip((*kills, None), (None, "last", "last", root / "validated.ckpt"), strict=True):
+        validated = ModelCheckpoint(root, "validated", monitor="val/loss", save_top_k=-1, enable_version_counter=False)
         if batches is None:
-            return fit(module, datamodule, callbacks, root, **options)
+            return fit(*make(), root, found, callbacks=[validated], **options)
         with suppress(StopAt.Killed):
-            fit(module, datamodule, [*callbacks, StopAt(batches=batches)], root, **options)
-        found = root / left
+            fit(*make(), root, found, callbacks=[validated, StopAt(batches=batches)], **options)
     raise AssertionError
 
 

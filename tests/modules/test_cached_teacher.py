@@ -10,7 +10,7 @@ from contracts.errors import error_of
 from contracts.labels import swapped
 from contracts.training import STEPS, data, differences, fit
 from datasets import Dataset
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
 
@@ -241,11 +241,11 @@ def test_data_without_numbers(tiny_teacher, tmp_path):
     rows = [Batch({"input_ids": torch.tensor([[6, 7]])}, {"labels": torch.tensor([0])}, {})]
     module = LitStudent(str(tiny_teacher), str(tiny_teacher), labels=["0", "1"], teacher_cache=str(tmp_path / "cache"))
 
-    class Rows(DataLoader):
+    class Rows(LightningDataModule):
         def train_dataloader(self):
-            return self
+            return DataLoader(rows, batch_size=None)
 
-    message = error_of(fit, module, Rows(rows, batch_size=None), [], tmp_path)
+    message = error_of(fit, module, Rows(), [], tmp_path)
     assert "no `index` and `length`" in message
     assert Dataset.__name__ not in message
 

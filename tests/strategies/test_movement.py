@@ -1,3 +1,6 @@
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from contracts.errors import error_of
@@ -47,7 +50,7 @@ def prune(tiny_teacher, tiny_data, tmp_path):
         module = student(tiny_teacher, **({"penalties": penalties} if penalties else {}))
         watch = Watch()
         strategies = [MovementPruning(**arguments), *others, watch]
-        fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path)
+        fit(module, data(tiny_data, tiny_teacher), strategies, Path(tempfile.mkdtemp(dir=tmp_path)))
         return module, watch
 
     return run

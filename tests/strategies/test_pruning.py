@@ -1,6 +1,8 @@
 """What each importance looks at, and what each pattern does with it; that pairs are exact is in tests/contracts."""
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,7 +57,12 @@ class Before(Callback):
 def prune(tiny_teacher, tiny_data, tmp_path):
     def run(*callbacks, penalties=None, **options):
         module, before = student(tiny_teacher, **({"penalties": penalties} if penalties else {})), Before()
-        fit(module, data(tiny_data, tiny_teacher), [before, Pruning(**options), *callbacks], tmp_path)
+        fit(
+            module,
+            data(tiny_data, tiny_teacher),
+            [before, Pruning(**options), *callbacks],
+            Path(tempfile.mkdtemp(dir=tmp_path)),
+        )
         return module, before
 
     return run

@@ -1,10 +1,12 @@
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from contracts.training import data, fit, student
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_compress.errors import UserError
@@ -30,7 +32,12 @@ def midway(tiny_teacher, tiny_data, tmp_path):
 
     def run(look, teacher=None):
         sample = Sample(look)
-        fit(student(tiny_teacher, teacher), data(tiny_data, tiny_teacher), [sample], tmp_path)
+        fit(
+            student(tiny_teacher, teacher),
+            data(tiny_data, tiny_teacher),
+            [sample],
+            Path(tempfile.mkdtemp(dir=tmp_path)),
+        )
         return sample.found
 
     return run
@@ -132,7 +139,11 @@ def test_a_loader_of_ones_own(tiny_teacher, tiny_data, tmp_path):
         def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
             found.extend(take(run, module, 2, ROWS))
 
-    fit(module, DataLoader(rows, batch_size=16, collate_fn=collate), [Look()], tmp_path, max_steps=1)
+    class Own(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(rows, batch_size=16, collate_fn=collate)
+
+    fit(module, Own(), [Look()], tmp_path, max_steps=1)
     torch.testing.assert_close(found[0][0], found[1][0])
     assert found[0][0].any()
 

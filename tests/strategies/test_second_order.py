@@ -1,4 +1,6 @@
+import tempfile
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,7 +53,12 @@ def prune(tiny_teacher, tiny_data, tmp_path, monkeypatch):
             return original(self, batch)
 
         monkeypatch.setattr(type(module), "task_loss", counted)
-        fit(module, data(tiny_data, tiny_teacher), [Before(watch), kind(**arguments), watch], tmp_path)
+        fit(
+            module,
+            data(tiny_data, tiny_teacher),
+            [Before(watch), kind(**arguments), watch],
+            Path(tempfile.mkdtemp(dir=tmp_path)),
+        )
         monkeypatch.setattr(type(module), "task_loss", original)
         return module, watch
 
@@ -162,7 +169,7 @@ def test_the_loss_rises_less_than_with_magnitude(pattern, tiny_data, tiny_teache
         rows = data(tiny_data, tiny_teacher)
         module = LitStudent(str(tiny_teacher), labels=["0", "1"], optimization=Optimization(learning_rate=3e-3))
         strategy = kind(sparsity=0.8, pattern=pattern, **ONE_SHOT | options)
-        fit(module, rows, [strategy], tmp_path, max_epochs=10, limit_val_batches=0)
+        fit(module, rows, [strategy], Path(tempfile.mkdtemp(dir=tmp_path)), max_epochs=10, limit_val_batches=0)
         loader = rows.train_dataloader()
         with torch.no_grad():
             losses.append(module.eval().task_loss(loader.collate_fn(loader.dataset[list(range(64))])).item())
