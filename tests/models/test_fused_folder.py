@@ -142,7 +142,7 @@ def test_a_real_model_embeds_as_before(tmp_path):
     def embeddings(model):
         with torch.no_grad():
             hidden = model(**batch).last_hidden_state.float()
-        mask = batch.inputs["attention_mask"].unsqueeze(2)
+        mask = batch["attention_mask"].unsqueeze(2)
         return torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
 
     expected = embeddings(model)
