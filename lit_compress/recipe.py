@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, last_of
 from lit_compress.shipped_configs import config_path, short_path
@@ -159,7 +160,7 @@ def recipe(
         check_comparison(todo[0].folder.parent)
     for number, stage in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)}: {stage.name} ({stage.state})", align="left")
-        console.print(shlex.join(["lit_compress", *stage.command()]), markup=False, soft_wrap=True)
+        say(shlex.join(["lit_compress", *stage.command()]))
         if dry_run:
             console.print(yaml.safe_dump(stage.settings, sort_keys=False), markup=False)
             continue
@@ -169,7 +170,7 @@ def recipe(
         if stage.state != "finished":
             _run(stage)
         elif stage.unfinished:
-            console.print(f"Not finished: {'; '.join(stage.unfinished)}", markup=False, soft_wrap=True)
+            say(f"Not finished: {'; '.join(stage.unfinished)}")
     if not dry_run:
         finished = {name: (stage.folder, stage.dense) for name, stage in stages.items() if stage.state == "finished"}
         compare(finished, next(iter(stages.values())).folder.parent)

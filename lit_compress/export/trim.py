@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_compress.console import say
 from lit_compress.data.text import load_tokenizer, open_text
 from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError
@@ -60,9 +60,7 @@ def trim_vocabulary(
         write_hf(_trim_model(folded, keep), staging)
         _write_tokenizer(staging, smaller, keep)
         _check_loaded(load_tokenizer(str(staging), "--output"), smaller, files)
-    Console(soft_wrap=True).print(
-        f"{len(keep):,} of {rows:,} tokens are left; saved as {output}", markup=False, highlight=False
-    )
+    say(f"{len(keep):,} of {rows:,} tokens are left; saved as {output}")
 
 
 def _lines(files: list[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_compress.console import say
 from lit_compress.files import atomic_file, begins, check_file
 
 __all__ = ["NOTES", "check_results", "markdown", "print_results", "rows", "save_results"]
@@ -107,7 +108,7 @@ def save_results(results: dict[str, Any], path: Path) -> None:
                 writer = csv.DictWriter(file, _CSV, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(_lines(results))
-    Console(soft_wrap=True).print(f"Saved as {path}", markup=False)
+    say(f"Saved as {path}")
 
 
 def _lines(results: dict[str, Any]) -> list[dict[str, Any]]:

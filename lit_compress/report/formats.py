@@ -10,9 +10,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from rich.console import Console
 from torch import Tensor
 
+from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.check import of_tokens
 from lit_compress.export.command import INTEGERS, Format, format_writer, write
@@ -112,11 +112,11 @@ def formats(
     }
     print_results(results)
     if missing:
-        Console(soft_wrap=True).print(missing, markup=False, highlight=False)
+        say(missing)
     said = [f"{name} left out: {reason}" for name, reason in left_out.items()]
     said.append(recommendation(results["cases"], task))
     for line in said:
-        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+        say(line)
     save_results(results, Path(output) / FIGURES)
     with atomic_file(Path(output) / TABLE) as staging:
         staging.write_text(markdown(results) + "\n" + "\n\n".join(said) + "\n")

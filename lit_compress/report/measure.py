@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from transformers import PreTrainedModel
 
+from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
 from lit_compress.export.run_folder import parse_file, run_config, task_of, validation_data
@@ -110,7 +110,7 @@ def measure_run(
     task = task_of(data)
     dense, missing = dense_of(config, dense)
     if missing:
-        Console(soft_wrap=True).print(missing, markup=False, highlight=False)
+        say(missing)
     label_map = label_map or config["model"]["init_args"].get("label_map")
     tokens = config["data"]["init_args"]["max_length"]
     models, manifest = _models(exported, dense, task, label_map, tokens)

@@ -9,6 +9,7 @@ import yaml
 from lightning.fabric.utilities import move_data_to_device
 from rich.console import Console
 
+from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
 from lit_compress.models.load import load_config, load_model
@@ -77,7 +78,7 @@ def predict(
             tell(examples := examples + batch.rows)
         target.add(records.finish(count))
         target.finish()
-    Console(soft_wrap=True).print(f"{count} rows saved as {output}", markup=False, highlight=False)
+    say(f"{count} rows saved as {output}")
 
 
 def _loaded(

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
+from lit_compress.console import say
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint
@@ -214,7 +214,7 @@ def train(
         if trainer.is_global_zero:
             export(run=str(run.folder), output=str(output), unfinished=True, overwrite=True)
             for line in unfinished_lines(json.loads((output / MANIFEST_FILE).read_text())):
-                Console(soft_wrap=True).print(f"Not finished: {line}", markup=False, highlight=False)
+                say(f"Not finished: {line}")
     return FittedRun(folder=run.folder, model=output, checkpoint=last, metrics=metrics)
 
 
