@@ -87,14 +87,12 @@ class Comparison:
     Attributes:
         examples: how many.
         equal: share of predictions that are the same; of tokens where each has one.
-        difference: median and largest difference of an output, as a share of the largest output of all examples.
         score: name of the task's score, PyTorch's and the file's; None without labels.
 
     """
 
     examples: int
     equal: float
-    difference: tuple[float, float]
     score: tuple[str, float, float] | None
 
     def words(self) -> str:
@@ -146,36 +144,39 @@ def check_structure(form: GraphForm, expected: list[tuple[Tensor, ...]], run: Ru
         UserError: an output has another shape, is not finite where PyTorch's is, or differs too much.
 
     """
-    lengths = sample_lengths(form)
-    for index, name in enumerate(form.outputs):
-        largest = max(float(outputs[index].abs().max()) for outputs in expected) or 1.0
-        found: list[Tensor] = []
-        for length, inputs, outputs in zip(lengths, sample_inputs(form), expected, strict=True):
-            result = torch.as_tensor(run(_arrays(form, inputs))[index])
-            if result.shape != outputs[index].shape:
-                raise UserError(
-                    f"export: {name} for {length} tokens has shape {tuple(result.shape)} in the runtime and "
-                    f"{tuple(outputs[index].shape)} in PyTorch: the graph of this family depends on the length; "
-                    "nothing was written"
-                )
-            if not torch.isfinite(result[torch.isfinite(outputs[index])]).all():
-                raise UserError(
-                    f"export: {name} for {length} tokens is not finite in the runtime, and is in PyTorch; nothing was "
-                    "written"
-                )
-            found.append((outputs[index] - result).abs().flatten(1).amax(1) / largest)
-            worst = float(found[-1].max())
+    places = range(len(form.outputs))
+    largest = [max(float(outputs[index].abs().max()) for outputs in expected) or 1.0 for index in places]
+    found: list[list[Tensor]] = [[] for _ in places]
+    for length, inputs, outputs in zip(sample_lengths(form), sample_inputs(form), expected, strict=True):
+        results = run(_arrays(form, inputs))
+        for index, name in enumerate(form.outputs):
+            result = torch.as_tensor(results[index])
+            _check_shape(f"{name} for {length} tokens", outputs[index], result)
+            found[index].append((outputs[index] - result).abs().flatten(1).amax(1) / largest[index])
+            worst = float(found[index][-1].max())
             if not integers and not worst <= TOLERANCE:  # also for NaN
                 raise UserError(
                     f"export: {name} for {length} tokens differs from PyTorch in the runtime by {worst:.2g} of the "
                     f"largest output, and may by {TOLERANCE:.2g}; nothing was written"
                 )
-        median = float(torch.cat(found).median())
+    for name, differences in zip(form.outputs, found, strict=True):
+        median = float(torch.cat(differences).median())
         if not median <= TOLERANCE_INT8:
             raise UserError(
                 f"export: {name} of most random ids differs from PyTorch in the runtime by {median:.2g} of the largest "
                 f"output, and may by {TOLERANCE_INT8:.2g}; nothing was written"
             )
+
+
+def _check_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
+    """Refuse an output of another shape, or one that is not finite where PyTorch's is."""
+    if theirs.shape != ours.shape:
+        raise UserError(
+            f"export: {what} has shape {tuple(theirs.shape)} in the runtime and {tuple(ours.shape)} in PyTorch: the "
+            "graph of this family depends on the length; nothing was written"
+        )
+    if not torch.isfinite(theirs[torch.isfinite(ours)]).all():
+        raise UserError(f"export: {what} is not finite in the runtime, and is in PyTorch; nothing was written")
 
 
 @torch.no_grad()
@@ -209,25 +210,19 @@ def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) 
     """
     metrics = [examples.task.metrics("") for _ in range(2)]
     same: list[Tensor] = []
-    differences: list[Tensor] = []
-    largest = max(float(value.abs().max()) for outputs in expected.outputs for value in outputs.values()) or 1.0
-    every = torch.cat([value.flatten() for outputs in expected.outputs for value in outputs.values()])
-    close = SAME_VALUE * every.std(unbiased=False).clamp_min(TOLERANCE * largest / SAME_VALUE)
+    close = _close(expected)
     for batch, ours in zip(examples.batches, expected.outputs, strict=True):
         results = run(_arrays(form, _inputs(form, batch)))
         theirs = {name: torch.as_tensor(value) for name, value in zip(form.outputs, results, strict=True)}
         mask = batch.inputs["attention_mask"]
         for name, value in ours.items():
             same.append(_same(examples.task, value, theirs[name], mask, close))
-            differences.append(of_tokens((value - theirs[name]).abs(), mask).flatten(1).amax(1))
         if examples.labelled:
             for metric, outputs in zip(metrics, (ours, theirs), strict=True):
                 examples.task.update(metric, SimpleNamespace(**outputs), batch)
-    shares = torch.cat(differences) / largest
     return Comparison(
         examples=len(examples),
         equal=float(torch.cat(same).double().mean()),
-        difference=(float(shares.median()), float(shares.max())),
         score=_score(examples.task, *metrics) if examples.labelled else None,
     )
 
@@ -291,7 +286,7 @@ def first_wrong_layer(form: GraphForm, examples: Examples, expected: Reference, 
     return "the head"
 
 
-def _same(task: Task, ours: Tensor, theirs: Tensor, mask: Tensor, close: Tensor) -> Tensor:
+def _same(task: Task, ours: Tensor, theirs: Tensor, mask: Tensor, close: float) -> Tensor:
     """Which predictions are the same: of each token, or each example; classes, labels, positions or values."""
     if ours.ndim == 3:
         ours, theirs = of_tokens(ours, mask), of_tokens(theirs, mask)
@@ -299,6 +294,16 @@ def _same(task: Task, ours: Tensor, theirs: Tensor, mask: Tensor, close: Tensor)
         return ((ours - theirs).abs() <= close).flatten()
     same = task.answers(ours) == task.answers(theirs)
     return same.all(-1) if same.ndim > 1 else same
+
+
+def _close(expected: Reference) -> float:
+    """How much outputs that are one number may differ and be the same."""
+    values = [value.flatten() for outputs in expected.outputs for value in outputs.values() if value.shape[-1] == 1]
+    if not values:
+        return 0.0
+    every = torch.cat(values)
+    largest = float(every.abs().max()) or 1.0
+    return max(SAME_VALUE * float(every.std(unbiased=False)), TOLERANCE * largest)
 
 
 def of_tokens(values: Tensor, mask: Tensor) -> Tensor:

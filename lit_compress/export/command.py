@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from rich.console import Console
 
 from lit_compress.choices import Format
+from lit_compress.console import say
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
@@ -20,7 +20,7 @@ from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
-from lit_compress.export.run_folder import run_config, validation_data
+from lit_compress.export.run_folder import reads_texts, run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.load import first_line
 from lit_compress.models.manifest_file import require_finished
@@ -105,8 +105,8 @@ def export(
     write(folded, output, _reading_as_trained(writer, validation), overwrite)
     if to == "packed":
         for line in packed_lines(folded.model):
-            _say(line)
-    _say(f"Saved as {output}")
+            say(line)
+    say(f"Saved as {output}")
 
 
 def pack_command(
@@ -124,7 +124,7 @@ def pack_command(
 
     Options: :func:`lit_compress.commands.pack_model`.
     """
-    _say("lit_compress pack is lit_compress export --to packed; its --format is --layout there")
+    say("lit_compress pack is lit_compress export --to packed; its --format is --layout there")
     export(
         run=run,
         model=model,
@@ -162,7 +162,9 @@ def _examples(
         return examples_of_data(validation, folded.model, origin)
     if check is not None:
         return examples_of_file(folded, source, check, data)
-    _say("Not compared with PyTorch on examples; give --check, a file with texts as the model will read them.")
+    if data:
+        raise UserError(f"--data: {data} has no effect without --check; leave it out")
+    say("Not compared with PyTorch on examples; give --check, a file with texts as the model will read them.")
     return None
 
 
@@ -172,6 +174,8 @@ def _validation_data(
     """Of a run, or a file in its place; None, with the reason on the console, when the run's is not there any more."""
     given = options | ({"val_file": check} if check else {})
     try:
+        if check and not reads_texts(run_config(run, {})["data"]):
+            return None  # the file is read as the model's head needs it
         return validation_data(run_config(run, given)["data"], folded.model.config)
     except Exception as error:  # a data module of the user's own may need what only a fit has
         if given or calibration_batches:
@@ -179,12 +183,8 @@ def _validation_data(
         # That its data is gone is no reason to export nothing.
         why = first_line(error).removeprefix("--").partition(";")[0]
         why = why if isinstance(error, UserError) else f"{type(error).__name__}: {why}"
-        _say(f"The export was not compared on the run's validation rows: {why}")
+        say(f"The export was not compared on the run's validation rows: {why}")
         return None
-
-
-def _say(line: str) -> None:
-    Console(soft_wrap=True).print(line, markup=False, highlight=False)
 
 
 def _reading_as_trained(

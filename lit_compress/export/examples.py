@@ -1,42 +1,41 @@
 """The examples on which an export is judged: a run's validation data, or a file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.check import Examples
 from lit_compress.export.folded import Folded
 from lit_compress.export.run_folder import task_of, text_data_of, use_labels
 from lit_compress.models.positions import check_length
-from lit_compress.tasks import Batch
 
 __all__ = ["examples_of_data", "examples_of_file"]
 
 MOST_EXAMPLES = 256
 _MOST_VALUES = 2**26  # of all outputs, which are kept: 256 MiB
+_BATCHES = 16  # that a sample has at least, of lengths from one end to the other
 
 
-def examples_of_data(
-    data: LightningDataModule, model: PreTrainedModel, origin: str, most: int = MOST_EXAMPLES
-) -> Examples:
-    """Validation examples of a data module, evenly over its batches.
+def examples_of_data(data: TextData, model: PreTrainedModel, origin: str, most: int = MOST_EXAMPLES) -> Examples:
+    """Validation examples of a data module, evenly over its batches, which are in the order of their lengths.
 
     Args:
-        data: set up for validation.
+        data: set up for validation; its batches become smaller where only some are taken.
         model: folded.
         origin: what to call them.
-        most: about how many.
+        most: how many; fewer where the outputs of so many take too much memory, as those of masked words do.
 
     """
-    return _examples(data, model, data.val_dataloader(), origin, True, most)
+    return _examples(data, model, data.val_dataloader, origin, True, most)
 
 
 def examples_of_file(folded: Folded, source: str, file: str, options: dict[str, Any]) -> Examples:
-    """The first examples of a file; with labels, and so a score, where the options name the column that has them.
+    """Examples of a file, evenly over its batches; with labels, and so a score, where the options name their column.
 
     Args:
         folded: the model and its tokenizer.
@@ -62,26 +61,29 @@ def examples_of_file(folded: Folded, source: str, file: str, options: dict[str, 
     use_labels(data, config)
     if labelled:
         data.setup("validate")
-    loader = data.val_dataloader() if labelled else data.predict_dataloader()
-    return _examples(data, model, loader, repr(file), labelled, MOST_EXAMPLES)
+    open_loader = data.val_dataloader if labelled else data.predict_dataloader
+    return _examples(data, model, open_loader, repr(file), labelled, MOST_EXAMPLES)
 
 
 def _examples(
-    data: LightningDataModule, model: PreTrainedModel, loader: DataLoader, origin: str, labelled: bool, most: int
+    data: TextData,
+    model: PreTrainedModel,
+    open_loader: Callable[[], DataLoader],
+    origin: str,
+    labelled: bool,
+    most: int,
 ) -> Examples:
     config: Any = model.config
     per_token = config.vocab_size if model.get_output_embeddings() is not None else config.num_labels
-    batches: list[Batch] = []
-    rows = values = step = 0
-    for index, batch in enumerate(loader):
-        # Evenly over all batches, which are in the order of their lengths.
-        step = step or max(1, len(loader) * batch.rows // most)
-        if index % step == 0:
-            batches.append(batch)
-            rows += batch.rows
-            values += batch.inputs["input_ids"].numel() * per_token
-        if rows >= most or values >= _MOST_VALUES:
-            break
-    if not batches:
+    sizes = [(batch.rows, batch.inputs["input_ids"].numel()) for batch in open_loader()]
+    if not sizes:
         raise UserError(f"--check: {origin} has no example; give a file with some")
+    total, tokens = map(sum, zip(*sizes, strict=True))
+    rows = max(1, min(most, total, total * _MOST_VALUES // (tokens * per_token)))
+    if rows < total:
+        data.eval_batch_size = max(1, min(data.eval_batch_size, rows // _BATCHES))
+    loader = open_loader()
+    count = max(1, rows * len(loader) // total)
+    taken = {index * len(loader) // count for index in range(count)}
+    batches = [batch for index, batch in enumerate(loader) if index in taken]
     return Examples(batches=batches, task=task_of(data), origin=origin, labelled=labelled)

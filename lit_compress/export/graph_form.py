@@ -27,14 +27,14 @@ __all__ = [
     "WideWeights",
     "graph_form",
     "graph_tables",
-    "has_grids",
+    "is_quantized",
     "round_tables",
     "round_weights",
     "store_wide",
 ]
 
-# What a linear of integers does with an input that has no grid of its own from training: leave it, or round it with the
-# range of each batch.
+# What a linear of integers does with an input that has no scale from training: leave it, or round it with the range of
+# each batch.
 Activations = Literal["float", "dynamic"]
 
 # x86 processors without 8-bit dot products (AVX-512 VNNI, AVX-VNNI) multiply unsigned inputs by signed weights and add
@@ -73,12 +73,12 @@ class GraphForm(nn.Module):
 
 
 def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> GraphForm:
-    """Replace every linear, and every table and attention with a grid, in place.
+    """Replace every linear, and every table and attention with scales, in place.
 
     Args:
         folded: what to build; its model is used up.
         inputs: names of the model's inputs.
-        activations: what becomes of the inputs that have no grid, where weights are integers.
+        activations: what becomes of the inputs that have no scale, where weights are integers.
 
     Raises:
         UserError: a weight that its scale and zero point do not give back.
@@ -97,8 +97,8 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
     attention = {name: entry for name, entry in folded.manifest.get("attention", {}).items() if entry.get("scales")}
     if attention:
         for name, owner in quantize_attention(model, list(attention)).items():
-            for slot, grid in attention[name]["scales"].items():
-                setattr(owner, slot, FixedGrid(grid, attention[name][slot]["spec"]))
+            for slot, known in attention[name]["scales"].items():
+                setattr(owner, slot, FixedQuantizer(known, attention[name][slot]["spec"]))
     return GraphForm(model, inputs)
 
 
@@ -115,28 +115,28 @@ def graph_tables(folded: Folded) -> None:
             folded.model.set_submodule(name, GraphTable(weight))
 
 
-def store_wide(form: GraphForm, wide: WideWeights) -> int:
+def store_wide(form: GraphForm, wide: WideWeights) -> dict[str, Tensor]:
     """Store the weights of more than 64 in magnitude, whose inputs are integers, in another way, in place.
 
-    ``7 bits`` changes their values.
+    ``7 bits`` changes their values and scales.
 
     Returns:
-        How many there are.
+        Their scales, by the name of the linear.
 
     """
-    found = [
-        module
-        for module in form.modules()
+    found = {
+        name: module
+        for name, module in form.model.named_modules()
         if isinstance(module, GraphLinear)
-        and (module.mode == "dynamic" or module.input_grid is not None)
+        and (module.mode == "dynamic" or module.input_quantizer is not None)
         and int(module.weight.to(torch.int16).abs().max()) > NARROW
-    ]
-    for module in found:
+    }
+    for module in found.values():
         module.weight, module.scale = _stored(module.weight, module.scale, wide)
-    return len(found)
+    return {name: module.scale for name, module in found.items()}
 
 
-def has_grids(folded: Folded) -> bool:
+def is_quantized(folded: Folded) -> bool:
     """Whether any weight was quantized in training."""
     return any((entry.get("scales") or {}).get("weight") for entry in folded.entries().values())
 
@@ -217,20 +217,20 @@ class GraphLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.bias = linear.bias
-        self.input_grid: FixedGrid | None = None
-        self.output_grid: FixedGrid | None = None
+        self.input_quantizer: FixedQuantizer | None = None
+        self.output_quantizer: FixedQuantizer | None = None
         self.mode: Literal["float", "static", "token", "dynamic"] = "float"
         if weight is None:
             self.register_buffer("weight", linear.weight.detach().t())
             return
-        grids, quantizer = (entry or {})["scales"], (entry or {}).get("input_quantizer") or {}
-        if "output" in grids:
-            self.output_grid = FixedGrid(grids["output"], (entry or {})["output_quantizer"]["spec"])
-        if "input" in grids:
-            self.mode, self.input_grid = "static", FixedGrid(grids["input"], quantizer["spec"])
+        scales, quantizer = (entry or {})["scales"], (entry or {}).get("input_quantizer") or {}
+        if "output" in scales:
+            self.output_quantizer = FixedQuantizer(scales["output"], (entry or {})["output_quantizer"]["spec"])
+        if "input" in scales:
+            self.mode, self.input_quantizer = "static", FixedQuantizer(scales["input"], quantizer["spec"])
         elif quantizer.get("kind") == "DynamicTokenQuantizer" and quantizer.get("enabled"):
             self.mode = "token"
-            self.input_grid = FixedGrid({"scale": 1.0, "zero_point": 0}, {"bits": 8, "symmetric": True})
+            self.input_quantizer = FixedQuantizer({"scale": 1.0, "zero_point": 0}, {"bits": 8, "symmetric": True})
         else:
             self.mode = "static" if activations == "float" else "dynamic"
         scale = weight.scale.reshape(-1)
@@ -245,14 +245,14 @@ class GraphLinear(nn.Module):
             weight: Tensor = self.weight
             if self.mode != "float":
                 weight = _Dequantize.apply(weight, self.scale)
-            if self.mode == "token" and self.input_grid is not None:
-                # Each row is brought to the range of one grid first: a grid of its own has no operator.
+            if self.mode == "token" and self.input_quantizer is not None:
+                # Each row is brought to the range of one scale first: a scale of its own has no operator.
                 scale = symmetric_qparams(x.abs().amax(-1, keepdim=True), 127)
-                y = torch.matmul(self.input_grid(x * (1.0 / scale)), weight) * scale
+                y = torch.matmul(self.input_quantizer(x * (1.0 / scale)), weight) * scale
             else:
-                y = torch.matmul(x if self.input_grid is None else self.input_grid(x), weight)
+                y = torch.matmul(x if self.input_quantizer is None else self.input_quantizer(x), weight)
         y = y if self.bias is None else y + self.bias
-        return y if self.output_grid is None else self.output_grid(y)
+        return y if self.output_quantizer is None else self.output_quantizer(y)
 
 
 def _stored(values: Tensor, scale: Tensor, wide: WideWeights) -> tuple[Tensor, Tensor]:
@@ -287,26 +287,26 @@ class GraphTable(nn.Module):
         return rows * (self.scale[ids] if len(self.scale) > 1 else self.scale.reshape(()))
 
 
-class FixedGrid(FakeQuantizer):
-    """One grid that never moves, of the scale and zero point in a manifest.
+class FixedQuantizer(FakeQuantizer):
+    """A quantizer whose scale and zero point, those in a manifest, never change.
 
-    A symmetric grid is written as unsigned with its zero in the middle, because runtimes are fastest with unsigned
-    inputs; it then has one step more at its lower end.
+    A symmetric one is written as unsigned with zero point 128, because runtimes are fastest with unsigned inputs; its
+    range then has one step more at its lower end.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, grid: dict[str, Any], spec: dict[str, Any]) -> None:
+    def __init__(self, known: dict[str, Any], spec: dict[str, Any]) -> None:
         super().__init__()
         if spec["bits"] != 8:
             raise UserError(f"compression.json: activations of {spec['bits']} bits have no operator; only 8 bits have")
         offset = _MIDDLE if spec["symmetric"] else 0
-        self.register_buffer("scale", torch.tensor(grid["scale"], dtype=torch.float32))
-        self.register_buffer("zero_point", torch.tensor(grid["zero_point"] + offset, dtype=torch.uint8))
+        self.register_buffer("scale", torch.tensor(known["scale"], dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(known["zero_point"] + offset, dtype=torch.uint8))
 
     def forward(self, x: Tensor) -> Tensor:
-        """A tensor of any shape, rounded to the grid."""
+        """A tensor of any shape, quantized and dequantized."""
         return _QuantizeDequantize.apply(x, self.scale, self.zero_point)
 
     def spec(self) -> dict[str, Any]:
@@ -344,7 +344,7 @@ class _QuantizeDequantize(torch.autograd.Function):
 
 
 class _DynamicProduct(torch.autograd.Function):
-    """``x @ (weight * scale)`` with ``x`` on one unsigned grid for the whole batch, whose range is that of ``x``."""
+    """``x @ (weight * scale)`` with ``x`` in uint8, whose scale and zero point follow from the range of the batch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -123,7 +123,9 @@ def _card(
             f"- pruned layers: {len(pruned)}, mean sparsity {sum(pruned) / len(pruned):.4f} (zeros are stored)"
         )
     if quantized:
-        lines.append(f"- quantized layers: {quantized}; weights lie on their integer grid, scales in `{MANIFEST_FILE}`")
+        lines.append(
+            f"- quantized layers: {quantized}; weights are integers times a scale, scales in `{MANIFEST_FILE}`"
+        )
     if quantized_tables:
         lines.append(f"- quantized embedding tables: {quantized_tables}, likewise")
     lines += [f"- not finished: {line}" for line in unfinished_lines(manifest)]

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from lit_compress.choices import Processor
+from lit_compress.console import say
 from lit_compress.export.check import (
     Examples,
     Reference,
@@ -28,7 +28,7 @@ from lit_compress.export.graph_form import (
     WideWeights,
     graph_form,
     graph_tables,
-    has_grids,
+    is_quantized,
     round_tables,
     round_weights,
     store_wide,
@@ -130,24 +130,29 @@ def integer_form(
     """
     names, examples = input_names(folded), options.examples
     rounded: list[str] = []
-    if has_grids(folded):
+    if is_quantized(folded):
         form = graph_form(folded, names, activations)
         expected = reference(form, examples) if examples else None
     else:
         expected = reference(GraphForm(folded.model, names), examples) if examples else None
-        bits = 7 if options.processor == "any" else 8
+        # Only products of integers can overflow.
+        bits = 7 if options.processor == "any" and activations == "dynamic" else 8
         rounded += [f"{round_weights(folded, bits)} linears to {bits} bits"]
         form = graph_form(folded, names, activations)
     if options.tables == "int8" and (tables := round_tables(folded)):
         graph_tables(folded)
         rounded += [f"{tables} embedding tables to 8 bits, a scale for each row"]
-    if options.processor == "any" and (count := store_wide(form, wide)):
+    if options.processor == "any" and (stored := store_wide(form, wide)):
+        if wide == "7 bits":
+            for name, scale in stored.items():
+                folded.entries()[name]["scales"]["weight"] = scale.reshape(-1).tolist()
+            write_manifest(folded.manifest, folder)
         line = (
-            f"{count} weights use 8 bits and were written {_WIDE[wide]}, so that the file is right on every processor. "
-            "Faster where there are 8-bit dot products: --processor vnni; fast and right everywhere: train with "
-            "QuantAwareTraining.weight_bits 7."
+            f"{len(stored)} weights use 8 bits and were written {_WIDE[wide]}, so that the file is right on every "
+            "processor. Faster where there are 8-bit dot products: --processor vnni; fast and right everywhere: train "
+            "with QuantAwareTraining.weight_bits 7."
         )
-        Console(soft_wrap=True).print(line, markup=False, highlight=False)
+        say(line)
         add_to_card(folder, line)
     if rounded:
         write_manifest(folded.manifest, folder)
@@ -214,7 +219,7 @@ def check_predictions(
     said = judge(
         comparison, options.strict, lambda: first_wrong_layer(form, examples, expected, layers()), _advice(options)
     )
-    Console(soft_wrap=True).print(f"{said} Examples: {examples.origin}.", markup=False, highlight=False)
+    say(f"{said} Examples: {examples.origin}.")
     add_to_card(folder, f"{comparison.words()} ({examples.origin}).")
 
 

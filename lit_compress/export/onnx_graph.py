@@ -50,10 +50,11 @@ def trace(form: GraphForm, path: Path, metadata: Mapping[str, str]) -> None:
     """
     onnx = optional("onnx", "onnx")
     short, *_, longest = sample_lengths(form)
-    proto = _traced(form, short)
+    axes = _dynamic_axes(form)
+    proto = _traced(form, short, axes)
     # BigBird's model stays dense after the first short text.
     sparse = getattr(form.model.config, "attention_type", None) == "block_sparse"
-    if sparse or _operators(_traced(form, longest)) != _operators(proto):
+    if sparse or _operators(_traced(form, longest, axes)) != _operators(proto):
         raise UserError(
             f"export: a {type(form.model).__name__} computes {short} and {longest} tokens in different ways, and an "
             "ONNX graph has one for all lengths; export to hf, packed or sparse"
@@ -66,7 +67,18 @@ def trace(form: GraphForm, path: Path, metadata: Mapping[str, str]) -> None:
     _write_proto(onnx, proto, {name: state[name].detach() for name in names}, path)
 
 
-def _traced(form: GraphForm, length: int) -> Any:
+def _dynamic_axes(form: GraphForm) -> dict[str, dict[int, str]]:
+    """The axes of inputs and outputs that are a batch's and a text's."""
+    shapes = [
+        [tuple(output.shape) for output in form(*next(sample_inputs(form, [n])))] for n in sample_lengths(form)[:2]
+    ]
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in form.inputs}
+    for name, first, second in zip(form.outputs, *shapes, strict=True):
+        axes[name] = {0: "batch"} | {n: "length" for n in range(1, len(first)) if first[n] != second[n]}
+    return axes
+
+
+def _traced(form: GraphForm, length: int, axes: dict[str, dict[int, str]]) -> Any:
     """The graph without its weights, from inputs of some length.
 
     Raises:
@@ -74,11 +86,6 @@ def _traced(form: GraphForm, length: int) -> Any:
 
     """
     onnx = optional("onnx", "onnx")
-    lengths = sample_lengths(form)
-    shapes = [[tuple(output.shape) for output in form(*next(sample_inputs(form, [n])))] for n in lengths[:2]]
-    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "length"} for name in form.inputs}
-    for name, first, second in zip(form.outputs, *shapes, strict=True):
-        axes[name] = {0: "batch"} | {n: "length" for n in range(1, len(first)) if first[n] != second[n]}
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about sizes that are constant for a model

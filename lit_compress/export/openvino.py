@@ -21,7 +21,7 @@ from lit_compress.export.onnx import (
 from lit_compress.export.onnx_graph import trace, with_layers
 from lit_compress.extras import optional
 
-__all__ = ["write_openvino", "write_openvino_int8"]
+__all__ = ["runner", "write_openvino", "write_openvino_int8"]
 
 _FOLDER = "openvino"
 
@@ -45,8 +45,9 @@ def write_openvino_int8(folded: Folded, folder: Path, options: IntegerOptions = 
     """Write ``openvino/openvino_model_qint8_quantized.xml`` and ``.bin``, and the rest as :func:`write_openvino`.
 
     What quantization-aware training put on integers stays on them; for any processor, rows of weights that need 8 bits
-    lose the last one. A model without any has its encoder's linears and its tables rounded to 8 bits, and computes with
-    what they stand for: ranges of activations need a calibration, and that is another package's work (nncf).
+    lose the last one. A model without any has its encoder's linears and its tables rounded to 8 bits on every
+    processor: its inputs are in floating point, and OpenVINO itself rounds them, in groups of 32, only where there are
+    8-bit dot products. Ranges of activations need a calibration, and that is another package's work (nncf).
     """
     path = _prepare(folded, folder, "openvino_model_qint8_quantized")
     form, expected = integer_form(folded, folder, "float", "7 bits", options)
@@ -77,16 +78,25 @@ def _write(
     converted = core.read_model(graph)
     openvino.save_model(converted, path, compress_to_fp16=False)
     del converted
-    run = _runner(core, path, form.outputs)
+    run = runner(core, path, form.outputs)
     check_structure(form, outputs, run, integers)
     if expected is not None:
         check_predictions(form, expected, folder, options, run, _layer_runner(core, form, graph))
     graph.unlink()
 
 
-def _runner(core: Any, path: Path, names: list[str]) -> Run:
+def runner(core: Any, path: Path, names: list[str], threads: int | None = None) -> Run:
+    """Inputs by name to the outputs of a file, in the order of their names.
+
+    Args:
+        core: an ``openvino.Core``.
+        path: of the file, OpenVINO's or ONNX.
+        names: of the outputs.
+        threads: None are as many as PyTorch has.
+
+    """
     # fp32 also where the processor has bfloat16, so that the comparison is about the file.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or torch.get_num_threads()}
     request = core.compile_model(path, "CPU", settings).create_infer_request()
 
     def run(inputs: Mapping[str, Any]) -> list[Any]:
@@ -100,7 +110,7 @@ def _layer_runner(core: Any, form: GraphForm, graph: Path) -> Callable[[], Run]:
     def layers() -> Run:
         target = graph.with_suffix(".layers.onnx")
         names = with_layers(form, graph, target)
-        run = _runner(core, target, names)
+        run = runner(core, target, names)
         target.unlink()
         return run
 

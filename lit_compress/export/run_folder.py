@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
@@ -22,6 +23,7 @@ __all__ = [
     "TOKENIZER",
     "absolute_paths",
     "parse_file",
+    "reads_texts",
     "run_config",
     "run_tokenizer",
     "task_of",
@@ -114,11 +116,17 @@ def run_config(run: str | Path, data: Mapping[str, Any]) -> dict[str, Any]:
 
     """
     config = parse_file(Path(run) / "config.yaml", yaml.safe_load, ["data", "model"])
-    options = config["data"]["init_args"]
+    options = config["data"].setdefault("init_args", {})
     if "tokenizer" in options:
         options["tokenizer"] = run_tokenizer(Path(run)) or options["tokenizer"]
     options.update(data)
     return config
+
+
+def reads_texts(section: Mapping[str, Any]) -> bool:
+    """Whether the data module that the ``data`` section of a configuration describes is a :class:`TextData`."""
+    module = locate(section.get("class_path", ""))
+    return isinstance(module, type) and issubclass(module, TextData)
 
 
 def validation_data(section: dict[str, Any], model: PretrainedConfig) -> LightningDataModule:

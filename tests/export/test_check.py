@@ -2,25 +2,33 @@
 
 import json
 from contextlib import nullcontext
+from shutil import copytree
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from contracts.errors import error_of
 from export.quantized import tiny_tokenizer
 from models.families import build
 from transformers import (
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     BigBirdConfig,
     BigBirdForSequenceClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
     LongformerConfig,
     LongformerForSequenceClassification,
 )
 
 import lit_compress.export.check
 import lit_compress.export.command
+import lit_compress.export.examples
 import lit_compress.export.onnx
 from lit_compress.cli import main
+from lit_compress.data import MaskedLanguageModeling, TextClassification
+from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
 from lit_compress.export.check import (
@@ -35,6 +43,8 @@ from lit_compress.export.check import (
     sample_lengths,
 )
 from lit_compress.export.command import export
+from lit_compress.export.examples import examples_of_data, examples_of_file
+from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.tasks import Batch, make_task
 
@@ -99,9 +109,7 @@ def test_values_are_the_same_when_they_are_near():
     ],
 )
 def test_what_is_worse_is_said_and_what_is_another_model_refused(equal, score, strict, words):
-    given = Comparison(
-        examples=300, equal=equal, difference=(0.0, 0.0), score=None if score is None else ("accuracy", *score)
-    )
+    given = Comparison(examples=300, equal=equal, score=None if score is None else ("accuracy", *score))
     with nullcontext() if words else pytest.raises(UserError, match="layer 2 of 3; do this; nothing was written"):
         said = judge(given, strict, lambda: "layer 2 of 3", "do this")
         assert said.startswith(words or "never")
@@ -117,6 +125,19 @@ def test_structure_is_checked_on_random_ids(off, integers, words):
     expected = [(torch.ones(len(ids), 2),) for ids, _ in sample_inputs(given)]
     with nullcontext() if words is None else pytest.raises(UserError, match=words):
         check_structure(given, expected, lambda inputs: [torch.ones(len(inputs["input_ids"]), 2) + off], integers)
+
+
+def test_structure_takes_one_call_for_each_length():
+    given, calls = form(), []
+    given.outputs = ["start_logits", "end_logits"]
+    expected = [(torch.ones(ids.shape), torch.zeros(ids.shape)) for ids, _ in sample_inputs(given)]
+
+    def run(inputs):
+        calls.append(inputs["input_ids"].shape[1])
+        return list(expected[len(calls) - 1])
+
+    check_structure(given, expected, run, integers=False)
+    assert calls == sample_lengths(given)
 
 
 def test_structure_is_checked_at_the_longest_input_too():
@@ -136,6 +157,11 @@ SIZES = {"vocab_size": 70, "hidden_size": 16, "num_hidden_layers": 2, "num_atten
         ),
         lambda: LongformerForSequenceClassification(
             LongformerConfig(**SIZES, max_position_embeddings=80, attention_window=16, pad_token_id=0)
+        ),
+        lambda: FunnelForSequenceClassification(
+            FunnelConfig(
+                vocab_size=70, d_model=16, n_head=2, d_head=8, d_inner=32, block_sizes=[1, 1], num_decoder_layers=1
+            )
         ),
     ],
 )
@@ -200,6 +226,61 @@ def test_a_model_is_compared_on_a_file(tiny_teacher, tiny_data, tmp_path, capsys
     assert "on 16 examples, accuracy 0." in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_large_outputs_are_compared_on_examples_of_every_length(labelled, tiny_model, tmp_path, monkeypatch):
+    """A file of 256 texts, and room for the outputs of an eighth of them."""
+    words = [1 + row % 16 for row in range(256)]
+    (tmp_path / "texts.txt").write_text("".join(f"{'good ' * count}\n" for count in words))
+    tokenizer = load_tokenizer(str(tiny_model), "tokenizer")
+    model = build("bert", AutoModelForMaskedLM, vocab_size=len(tokenizer))
+    room = len(tokenizer) * sum(count + 2 for count in words) // 8
+    monkeypatch.setattr(lit_compress.export.examples, "_MOST_VALUES", room)
+    options = {"tokenizer": str(tiny_model), "max_length": 20, "batch_size": 64, "packing": "line"}
+    if labelled:
+        data = MaskedLanguageModeling(**options, train_file="none", val_file=str(tmp_path / "texts.txt"))
+        data.setup("validate")
+        found = examples_of_data(data, model, "texts")
+    else:
+        folded = Folded(model=model, manifest={}, tokenizer=tokenizer)
+        found = examples_of_file(folded, "a model", str(tmp_path / "texts.txt"), options)
+    assert 16 <= len(found) <= 32  # a file without labels is not sorted by length, and its padding counts
+    lengths = torch.cat([batch.inputs["attention_mask"].sum(1) for batch in found.batches]) - 2
+    assert lengths.min() <= 2
+    assert lengths.max() >= 15
+    assert 7.5 <= lengths.float().mean() <= 9.5
+    assert sum(batch.inputs["input_ids"].numel() for batch in found.batches) * len(tokenizer) <= 1.2 * room
+
+
+def test_examples_are_even_over_the_lengths(tiny_model, tmp_path):
+    words = [1 + row % 16 for row in range(872)]
+    rows = "".join(f"{'good ' * count}\t{count % 2}\n" for count in words)
+    (tmp_path / "val.tsv").write_text(f"sentence\tlabel\n{rows}")
+    data = TextClassification(
+        tokenizer=str(tiny_model), text_columns=["sentence"], max_length=20, batch_size=256, train_file="none",
+        val_file=str(tmp_path / "val.tsv")
+    )  # fmt: skip
+    data.use_labels(LABELS)
+    data.setup("validate")
+    found = examples_of_data(data, build("bert"), "rows")
+    assert 248 <= len(found) <= 256
+    lengths = torch.cat([batch.inputs["attention_mask"].sum(1) for batch in found.batches]) - 2
+    assert (int(lengths.min()), int(lengths.max())) == (1, 16)
+    assert 8 <= lengths.float().mean() <= 9
+
+
+def test_a_run_with_a_data_module_of_ones_own_is_compared_on_a_file(finished, tiny_data, tmp_path, capsys):
+    copytree(finished, tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    config["data"] = {"class_path": "lightning.pytorch.demos.boring_classes.BoringDataModule"}
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config))
+    given = {"run": str(tmp_path / "run"), "to": "onnx-int8"}
+    export(**given, output=str(tmp_path / "a"))
+    assert "Not compared with PyTorch on examples; give --check" in " ".join(capsys.readouterr().out.split())
+    options = {"text_columns": ["sentence"], "label_column": "label", "max_length": 16}
+    export(**given, output=str(tmp_path / "b"), check=str(tiny_data / "val.tsv"), data=options)
+    assert "on 16 examples, accuracy" in " ".join(capsys.readouterr().out.split())
+
+
 def test_strict_without_examples_is_refused(tiny_teacher, tmp_path):
     said = error_of(export, model=str(tiny_teacher), output=str(tmp_path / "a"), to="onnx-int8", strict=True)
     assert said.startswith("--strict: asks for a comparison")
@@ -217,6 +298,8 @@ def test_without_examples_it_says_so(tiny_teacher, tmp_path, capsys):
         ({"to": "hf", "processor": "vnni"}, "--processor: has no effect on hf"),
         ({"to": "onnx", "tables": "float"}, "--tables: has no effect on onnx"),
         ({"to": "packed", "strict": True}, "--strict"),
+        ({"to": "onnx-int8", "data": {"label_column": "label"}}, "--data: {'label_column': 'label'} has no effect"),
+        ({"to": "openvino-int8", "data": {"max_length": 16}}, "without --check"),
         ({"to": "onnx-int8", "check": "missing.tsv"}, "--check: 'missing.tsv' does not exist"),
     ],
 )

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from jsonargparse import auto_cli
 
+from lit_compress.data.text_data import TextData
 from lit_compress.export.check import Comparison, compare, reference
 from lit_compress.export.examples import examples_of_data
 from lit_compress.export.folded import from_source
-from lit_compress.export.graph_form import graph_form, has_grids
+from lit_compress.export.graph_form import graph_form, is_quantized
 from lit_compress.export.onnx import IntegerOptions, write_onnx, write_onnx_int8
 from lit_compress.export.onnx_graph import input_names
 from lit_compress.export.onnx_session import adds_in_16_bits, open_session
-from lit_compress.export.openvino import write_openvino, write_openvino_int8
+from lit_compress.export.openvino import runner, write_openvino, write_openvino_int8
 from lit_compress.export.run_folder import run_config, validation_data
+from lit_compress.extras import optional
 from tools.bench.measure import RESULTS, Row, interleave, milliseconds, publish
 
 _WAYS: dict[str, tuple[Callable[..., None], str, str | None]] = {
@@ -63,9 +65,10 @@ def integer_files(
 
 
 def _of_run(run: str, tokens: int, threads: int, repetitions: int, folder: Path) -> list[Row]:
-    data = validation_data(run_config(run, {})["data"], from_source(run=run).model.config)
     folded = from_source(run=run)
-    if not has_grids(folded):
+    data = validation_data(run_config(run, {})["data"], folded.model.config)
+    assert isinstance(data, TextData)
+    if not is_quantized(folded):
         raise SystemExit(f"integer_files: {run} was not quantized in training")
     examples = examples_of_data(data, folded.model, run, most=10**6)
     form = graph_form(folded, input_names(folded), "float")
@@ -105,16 +108,7 @@ def _opened(file: Path, threads: int, outputs: list[str], precise: bool) -> Call
     if file.suffix == ".onnx":
         session = open_session(file, threads, precise=precise)
         return lambda inputs: session.run(outputs, inputs)
-    import openvino
-
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
-
-    def run(inputs: Any) -> list[Any]:
-        results = request.infer(inputs)
-        return [results[name].copy() for name in outputs]
-
-    return run
+    return runner(optional("openvino", "openvino").Core(), file, outputs, threads)
 
 
 def _timed(call: Callable[[Any], Any], inputs: dict[str, Any]) -> Callable[[], float]:
