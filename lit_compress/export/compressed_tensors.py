@@ -33,8 +33,8 @@ _INT, _PACKED, _MIXED = "int-quantized", "pack-quantized", "mixed-precision"
 def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     """Write weights as integers with their scales, configuration, tokenizer, manifest and card.
 
-    Linears keep the grids of quantization-aware training. A model without any has its encoder's linears rounded to 8
-    bits, a scale per row, and inputs with a range per token (W8A8). Tables on a grid keep their values, in fp32.
+    Linears keep the scales of quantization-aware training. A model without any has its encoder's linears rounded to 8
+    bits, a scale per row, and inputs with a range per token (W8A8). Quantized tables keep their values, in fp32.
 
     Args:
         folded: what to write; used up.
@@ -78,9 +78,9 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
 def _scheme(integers: QuantizedWeight, entry: dict[str, Any]) -> dict[str, Any]:
     """The scheme of a layer in the package's words."""
     quantizer = entry.get("input_quantizer") or {}
-    grid = entry["scales"].get("input")
+    known = entry["scales"].get("input")
     inputs: dict[str, Any] | None = None
-    if grid is not None:
+    if known is not None:
         inputs = {"symmetric": bool(quantizer["spec"]["symmetric"]), "strategy": "tensor", "dynamic": False}
     elif quantizer.get("kind") == "DynamicTokenQuantizer" and quantizer.get("enabled"):
         inputs = {"symmetric": True, "strategy": "token", "dynamic": True}
@@ -107,12 +107,12 @@ def _parts(
         parts |= {"weight_packed": pack(integers.values, integers.bits), "weight_shape": torch.tensor(weight.shape)}
     else:
         parts["weight"] = integers.values
-    if (grid := entry["scales"].get("input")) is not None:
-        parts["input_scale"] = torch.tensor([grid["scale"]], dtype=torch.float32)
+    if (known := entry["scales"].get("input")) is not None:
+        parts["input_scale"] = torch.tensor([known["scale"]], dtype=torch.float32)
         if not scheme["input_activations"]["symmetric"]:
-            # The package's integers are signed; the grid is the same, counted from another end.
+            # The package's integers are signed; the values are the same.
             bits = scheme["input_activations"]["num_bits"]
-            parts["input_zero_point"] = torch.tensor([grid["zero_point"] - 2 ** (bits - 1)], dtype=torch.int8)
+            parts["input_zero_point"] = torch.tensor([known["zero_point"] - 2 ** (bits - 1)], dtype=torch.int8)
     return {f"{name}.{part}": value for part, value in parts.items()}
 
 

@@ -24,9 +24,9 @@ def open_session(
         path: of the graph.
         threads: of the processor; None leaves it to the runtime.
         optimization: a ``GraphOptimizationLevel`` of the runtime.
-        precise: add integer products in 32 bits. None does so where the processor would add them in 16 and the file
-            does not say that it is made for that; a file that ONNX Runtime cannot open so is opened as it is, with a
-            warning.
+        precise: add integer products in 32 bits. None does so where the processor would add them in 16, unless the
+            file says that none of its products overflow; where ONNX Runtime cannot open the file in this way, it is
+            opened without, with a warning.
 
     Raises:
         UserError: the runtime is not installed.
@@ -46,7 +46,7 @@ def open_session(
         reason = str(error).strip().splitlines()[0]
         warnings.warn(
             f"{str(path)!r} runs with integer products added in 16 bits on this processor, where some overflow: ONNX "
-            f" Runtime does not open it with session.x64quantprecision=1 ({reason}); export it again",
+            f"Runtime does not open it with session.x64quantprecision=1 ({reason}); export it again",
             stacklevel=2,
         )
         return session

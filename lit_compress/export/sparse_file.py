@@ -1,4 +1,4 @@
-"""A folded model as a Hugging Face folder whose weights have no zeros and are integers where they lie on a grid."""
+"""A folded model as a Hugging Face folder of sparse weights: the non-zeros alone, as integers where quantized."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def write_sparse(folded: Folded, folder: Path) -> None:
         folder: existing and empty.
 
     Raises:
-        UserError: a weight does not lie on the grid that the manifest says.
+        UserError: a weight is not quantized with the scale that the manifest says.
 
     """
     model, config = folded.model, folded.model.config

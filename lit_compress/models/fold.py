@@ -23,7 +23,7 @@ __all__ = ["fold", "fold_in_place"]
 def fold(model: nn.Module) -> nn.Module:
     """A copy of ``model`` in which every compressible layer or table is a plain one with its effective weight.
 
-    Weights are exact: pruned ones are 0, quantized ones lie on their grid. Layers whose gate is closed are removed.
+    Weights are exact: pruned ones are 0, quantized ones are rounded. Layers whose gate is closed are removed.
     Quantizers of inputs, outputs and attention have no place in a plain model and are left out; their ranges are in
     :func:`lit_compress.models.manifest_file.manifest_with_scales`. Without them the logits of both forms are equal, bit
     for bit, as long as nothing is cut out of a layer; pruned heads, neurons and columns of factorised embeddings are,

@@ -1,4 +1,4 @@
-"""Encoders whose packed layers run on rows of real tokens, with fused operators.
+"""Encoders whose packed layers run on unpadded tokens, with fused operators.
 
 Fusing changes the classes of the encoder and of its layers and nothing else: every module keeps its name and place, so
 that files, hooks and everything around the encoder (embeddings, pooler, head) stay what Transformers made them.
@@ -68,7 +68,7 @@ class FusedEncoder(nn.Module):
 
     Attributes:
         row_budget: rows that a captured or compiled graph computes, padding not counted; None computes all places of
-            the batch. A batch with more real tokens gives NaN.
+            the batch. A batch with more tokens gives NaN.
 
     """
 
@@ -118,7 +118,7 @@ class FusedEncoder(nn.Module):
 
 
 def fuse(model: PreTrainedModel) -> PreTrainedModel:
-    """Let the layers whose linears are packed run on rows of real tokens, in place; the others stay as they are.
+    """Let the layers whose linears are packed run on unpadded tokens, in place; the others stay as they are.
 
     The hidden states of padding become 0. Masks between single tokens and attention probabilities are refused. A model
     of a family that is not served is left alone; :func:`unfused_reasons` tells why. Applying it twice changes nothing.

@@ -1,4 +1,4 @@
-"""One layer of an encoder on rows of real tokens: four matrix products, attention and two norms, each one launch."""
+"""One layer of an encoder on unpadded tokens: four matrix products, attention and two norms, each one launch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PRODUCTS = ("qkv", "out", "up", "down")
 
 
 class Rows(NamedTuple):
-    """Real tokens, one after the other, as floats, as 8-bit numbers, or as both.
+    """Unpadded tokens, one after the other, as floats, as 8-bit numbers, or as both.
 
     Attributes:
         y: ``(rows, width)``; None when only the 8-bit form exists.

@@ -23,7 +23,7 @@ def describe_fused(model: PreTrainedModel, tokens: int = 4096, device: str = "cp
 
     Args:
         model: fused or not.
-        tokens: real tokens of a batch.
+        tokens: of a batch, without padding.
         device: ``"cpu"``, the name of a GPU, or a short one: see :data:`lit_compress.ops.roofline.DEVICES`.
 
     """

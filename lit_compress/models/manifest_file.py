@@ -46,7 +46,7 @@ def quantized_weights(student: nn.Module) -> dict[str, QuantizedWeight]:
 def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeight] | None = None) -> Manifest:
     """The manifest, with each layer's sparsity and ``"scales"``: those of its enabled quantizers, as JSON types.
 
-    A layer or table has ``"weight": [scale per channel, row or tensor]`` (a table with one affine grid also
+    A layer or table has ``"weight": [scale per channel, row or tensor]`` (an affine table also
     ``"weight_zero_point"``); inputs, outputs and the tensors inside attention have ``{"scale", "zero_point"}``.
 
     Args:
@@ -58,13 +58,13 @@ def manifest_with_scales(student: nn.Module, weights: Mapping[str, QuantizedWeig
     manifest = describe(student)
     for name, layer in compressible_layers(student):
         weight = weights[name].values if name in weights else layer.effective_weight().detach()
-        grids = _activation_grids({"input": layer.input_quantizer, "output": layer.output_quantizer})
-        manifest["linears"][name] |= {"sparsity": sparsity(weight), "scales": weight_scales(weights.get(name)) | grids}
+        found = _activation_scales({"input": layer.input_quantizer, "output": layer.output_quantizer})
+        manifest["linears"][name] |= {"sparsity": sparsity(weight), "scales": weight_scales(weights.get(name)) | found}
     for name, entry in manifest.get("embeddings", {}).items():
         entry["scales"] = weight_scales(weights.get(name))
     for name, quantizers in attention_quantizers(student):
-        grids = _activation_grids({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
-        manifest["attention"][name]["scales"] = grids
+        found = _activation_scales({slot: getattr(quantizers, slot) for slot in ATTENTION_SLOTS})
+        manifest["attention"][name]["scales"] = found
     return manifest
 
 
@@ -94,18 +94,18 @@ def weight_of(name: str, weight: Tensor, entry: Mapping[str, Any] | None) -> Qua
     scale = torch.tensor(scales["weight"], dtype=torch.float32)
     bits = int(entry["weight_quantizer"]["spec"].get("bits", 8))
     try:
-        return QuantizedWeight.on_grid(weight, scale, scales.get("weight_zero_point"), bits)
+        return QuantizedWeight.from_dequantized(weight, scale, scales.get("weight_zero_point"), bits)
     except ValueError as error:
         raise UserError(f"{MANIFEST_FILE}: {name!r} {error}; remove its entry") from error
 
 
-def _activation_grids(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    grids = {}
+def _activation_scales(quantizers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    scales = {}
     for name, quantizer in quantizers.items():
         if isinstance(quantizer, MovingAverageQuantizer) and quantizer.enabled:
             scale, zero_point = quantizer.qparams()
-            grids[name] = {"scale": scale.item(), "zero_point": zero_point.item()}
-    return grids
+            scales[name] = {"scale": scale.item(), "zero_point": zero_point.item()}
+    return scales
 
 
 def read_manifest(folder: Path, model: PreTrainedModel) -> Manifest:
@@ -183,10 +183,10 @@ def _check_manifest(manifest: Manifest, model: PreTrainedModel) -> None:
             slots = ATTENTION_SLOTS if kind == "attention" else ("input", "output")
             if unknown := sorted(set(scales) - set(slots)):
                 raise ValueError(f"{name!r} has scales of an unknown {unknown[0]!r}")
-            for slot, grid in scales.items():
-                if not _is_scale(grid["scale"]):
-                    raise ValueError(f"{slot} of {name!r} has the scale {grid['scale']!r}")
-                _check_integer(name, grid["zero_point"], 0, 255)
+            for slot, known in scales.items():
+                if not _is_scale(known["scale"]):
+                    raise ValueError(f"{slot} of {name!r} has the scale {known['scale']!r}")
+                _check_integer(name, known["zero_point"], 0, 255)
                 _check_integer(name, _spec(entry, slot, kind).get("bits"), 2, 8)
 
 

@@ -1,4 +1,4 @@
-"""Folded or training form to packed model: linears of the transformer layers in 8 bit, without their zeros."""
+"""Folded or training form to packed model: linears of the transformer layers in 8 bits, as non-zeros alone."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -57,7 +57,7 @@ def pack(
     Args:
         model: plain, or in its training form, which is folded first: its quantizers know the integers.
         layout: one for all linears, or ``auto``, which chooses for each: see :func:`choose_layout`.
-        dtype: ``int8``, or ``fp8`` (e4m3), whose grid is not that of quantization-aware training.
+        dtype: ``int8``, or ``fp8`` (e4m3), whose values are not those of quantization-aware training.
         ranges: of inputs and outputs, by the name of the linear. None takes those of the quantizers of a training
             form; without any, inputs have no scale that is known before.
 
@@ -165,10 +165,10 @@ def _of_layer(entry: Mapping[str, Any]) -> Ranges:
     return Ranges(**ranges)
 
 
-def _largest(grid: Mapping[str, Any], spec: Mapping[str, Any]) -> float | None:
+def _largest(known: Mapping[str, Any], spec: Mapping[str, Any]) -> float | None:
     steps = 2 ** spec["bits"] - 1
-    reach = steps // 2 if spec["symmetric"] else max(grid["zero_point"], steps - grid["zero_point"])
-    largest = grid["scale"] * reach
+    reach = steps // 2 if spec["symmetric"] else max(known["zero_point"], steps - known["zero_point"])
+    largest = known["scale"] * reach
     # A range that never saw a batch.
     return largest if 0 < largest < float("inf") else None
 

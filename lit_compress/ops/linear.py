@@ -189,7 +189,7 @@ def _(
 def _on_cpu(
     x: Tensor, values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """The rows are rounded to the grid that 8 bits would hold, but stay floats: fewer passes over memory."""
+    """The rows are rounded to values that 8 bits hold, but stay floats: fewer passes over memory."""
     rows = x.float()
     top = rows.abs().amax(dim=-1, keepdim=True)  # several times faster than aminmax
     scale = (top / reference.largest(values.dtype)).clamp_min(reference.MIN_SCALE)

@@ -29,11 +29,11 @@ __all__ = [
 PackedLayout = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 
 DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-# PackedLayout -> rows and width of its blocks, and blocks of a chunk.
+# Layout -> rows and columns of its blocks, and blocks in a chunk.
 TILES: dict[str, tuple[int, int, int]] = {"tall_blocks": (128, 32, 4), "blocks": (64, 64, 1)}
-# What a format that is expanded when it is loaded stores beside `values`.
+# What a layout that is expanded when loaded stores beside `values`.
 STORED = {"bitmap": ("bits", "starts"), "two_four": ("index",)}
-# PackedLayout -> the key of a description that counts what its buffers hold.
+# Layout -> the key of a description that says how many its buffers hold.
 COUNTED = {"tall_blocks": "chunks", "blocks": "chunks", "bitmap": "nonzeros"}
 SCALES = ("input_scale", "output_scale")
 
@@ -80,7 +80,7 @@ def stored_shapes(
 
 
 def checked_description(description: Any, name: str) -> tuple[PackedLayout, torch.dtype, int, int]:
-    """PackedLayout, type, rows and columns of a description in which nothing is wrong or too large.
+    """Layout, type, rows and columns of a description in which nothing is wrong or too large.
 
     Raises:
         UserError: something is.

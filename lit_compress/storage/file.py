@@ -77,7 +77,7 @@ def verify_checksums(paths: Iterable[str | Path], expected: Any, where: str) -> 
         where: the setting that holds ``expected``, for the error.
 
     Raises:
-        UserError: a tensor that differs, is missing, or has no checksum.
+        UserError: a tensor differs, is missing, or has no checksum.
 
     """
     if not isinstance(expected, dict):
@@ -92,10 +92,10 @@ def verify_checksums(paths: Iterable[str | Path], expected: Any, where: str) -> 
 
 
 def verify_header(path: str | Path) -> None:
-    """The same for a sparse file of version 0.1, whose own header has the digests.
+    """Compare a sparse file of version 0.1 with the digests in its own header.
 
     Raises:
-        UserError: a tensor that differs, or no digest of every tensor.
+        UserError: a tensor differs, or some tensor has no digest.
 
     """
     with open_tensors(path) as file:

@@ -1,4 +1,4 @@
-"""Sparse 8-bit weights without their zeros, and back, bit for bit.
+"""Sparse 8-bit weights as their non-zeros, and back, bit for bit.
 
 Every pair of functions here is an exact inverse on what it accepts: int8 from -127 to 127, or ``float8_e4m3fn``, whose
 -0 comes back as 0. Tiles are what a kernel multiplies; 2:4, and the bitmap of :mod:`lit_compress.storage.bitmap`, are

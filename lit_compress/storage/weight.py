@@ -34,11 +34,11 @@ class QuantizedWeight:
     bits: int = 8
 
     @classmethod
-    def on_grid(cls, weight: Tensor, scale: Tensor, zero_point: int | None, bits: int) -> Self:
+    def from_dequantized(cls, weight: Tensor, scale: Tensor, zero_point: int | None, bits: int) -> Self:
         """The integers of a floating-point weight that is quantized already; ``zero_point`` None is symmetric.
 
         Raises:
-            ValueError: it does not.
+            ValueError: it is not quantized with this scale, or was changed since.
 
         """
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if zero_point is None else (0, 2**bits - 1)

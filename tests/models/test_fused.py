@@ -323,7 +323,7 @@ def test_a_compiled_graph_is_whole(choice, mask):
 def test_a_graph_with_a_row_budget():
     torch.compiler.reset()
     model = fuse(packed(build("bert", AutoModel, num_hidden_layers=1, initializer_range=0.3)))
-    expected = hidden(model)  # ten real tokens
+    expected = hidden(model)  # ten tokens that are no padding
     for budget, fits in ((10, True), (9, False)):
         encoder_of(model).row_budget = budget
         got = hidden(torch.compile(model, fullgraph=True, backend="aot_eager"))

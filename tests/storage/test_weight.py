@@ -46,9 +46,9 @@ def test_integers_are_exact_in_half_precision(dtype):
 
 def test_integers_are_found_in_what_lies_on_a_grid_and_in_nothing_else():
     weight = round_weight(torch.randn(5, 7))
-    found = QuantizedWeight.on_grid(weight.weight(), weight.scale, None, 8)
+    found = QuantizedWeight.from_dequantized(weight.weight(), weight.scale, None, 8)
     assert torch.equal(found.values, weight.values)
     with pytest.raises(ValueError, match="was changed after it was quantized"):
-        QuantizedWeight.on_grid(weight.weight() + 1e-3, weight.scale, None, 8)
+        QuantizedWeight.from_dequantized(weight.weight() + 1e-3, weight.scale, None, 8)
     with pytest.raises(ValueError, match="is not quantized to 4 bits"):
-        QuantizedWeight.on_grid(weight.weight(), weight.scale, None, 4)
+        QuantizedWeight.from_dequantized(weight.weight(), weight.scale, None, 4)

@@ -22,15 +22,15 @@ def round_to(y, dtype: tl.constexpr):
     y = tl.clamp(y, -448.0, 448.0)
     if _INTERPRETED:
         # Triton's interpreter does not carry into the exponent when it rounds, as GPUs do.
-        y = _on_fp8_grid(y)
+        y = _rounded_to_fp8(y)
     return y.to(dtype)
 
 
 @triton.jit
-def _on_fp8_grid(y):
+def _rounded_to_fp8(y):
     bits = y.to(tl.int32, bitcast=True)
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
-    # Below 2^-6 the grid has steps of 2^-9.
+    # Below 2^-6 fp8 has steps of 2^-9.
     small = (y + 24576.0) - 24576.0
     return tl.where(tl.abs(y) < 0.015625, small, normal)
 
