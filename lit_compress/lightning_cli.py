@@ -13,11 +13,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 
 import lit_compress.data
 import lit_compress.modules
 import lit_compress.strategies  # these three make short names work as `class_path`
+from lit_compress.console import say
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import resolve_source
@@ -188,7 +188,7 @@ class LitCompressCLI(LightningCLI):
         fitted = train(self._started, self.trainer, model, datamodule, ckpt_path)
         if self.trainer.is_global_zero and fitted.model.is_dir():
             for line in _result(fitted):
-                Console(soft_wrap=True).print(line, markup=False, highlight=False)
+                say(line)
 
 
 def run(words: list[str]) -> None:

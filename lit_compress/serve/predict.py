@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 import yaml
 from lightning.fabric.utilities import move_data_to_device
-from rich.console import Console
 
 from lit_compress.console import say
 from lit_compress.errors import UserError
@@ -68,9 +67,7 @@ def predict(
     rows = module.predict_rows()[module.predict_start :]
     records = Records(task, rows, min([target.done, *rows[:1]]))
     if target.done:
-        Console(soft_wrap=True).print(
-            f"{target.done:,} of {count:,} rows were predicted before; going on after them", highlight=False
-        )
+        say(f"{target.done:,} of {count:,} rows were predicted before; going on after them")
     with torch.inference_mode(), counted("Predicting", len(rows)) as tell:
         examples = 0
         for batch in module.predict_dataloader() if target.done < count else ():
