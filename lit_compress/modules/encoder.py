@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 from lit_compress.errors import UserError
 from lit_compress.files import absolute_source
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
+from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_model
 from lit_compress.models.positions import check_length
@@ -50,6 +51,8 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         task: what the head is for, or the name of a task as in :func:`lit_compress.tasks.make_task`; comes from the
             data, too.
         label_map: where a model names its classes otherwise than the data: its names, and the data's label for each.
+        gradient_checkpointing: keep only the input of each layer of the student, and run it again in the backward pass:
+            less memory, the same gradients, the time of one more forward.
 
     """
 
@@ -62,8 +65,13 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         compile: bool = False,
         task: Task | str | None = None,
         label_map: dict[str, str | int] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        if gradient_checkpointing and compile:
+            raise UserError(
+                "model.gradient_checkpointing: a compiled student decides itself what it keeps; leave model.compile out"
+            )
         self.task = make_task(task, labels)
         if label_map and not self.task.labels:
             raise UserError("model.label_map: the task has no classes; leave it out")
@@ -77,6 +85,8 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self.optimization = made_again(optimization, Optimization, "model.optimization")
         self.compile_student = compile
         self.student = load_model(pretrained, self.task, "model.pretrained", label_map).train()
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(self.student, "model.gradient_checkpointing")
         # Config key -> source and configuration of every model that reads the data.
         self.read_from: dict[str, tuple[str, Any]] = {"model.pretrained": (pretrained, self.student.config)}
         self.eval_loss = MeanLoss()

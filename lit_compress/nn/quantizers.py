@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, symmetric_qparams
+from lit_compress.nn.recompute import is_recomputed
 from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = [
@@ -137,7 +138,7 @@ class MovingAverageQuantizer(FakeQuantizer):
         """Fake-quantize a tensor of any shape; in training the range moves first."""
         if not self.enabled:
             return x
-        if self.training and self.observing:
+        if self.training and self.observing and not is_recomputed():
             self._observe(x.detach())
         scale, zero_point = self.qparams()
         quantized = _fake_quantize(x, scale, zero_point, self.qmin, self.qmax)

@@ -24,7 +24,7 @@ _SHAPING = (
     *("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.sync_batchnorm"),
     *("trainer.limit_train_batches", "trainer.overfit_batches", "trainer.reload_dataloaders_every_n_epochs"),
 )
-_NO_MATTER = ("model.tokenizer", "model.teacher_cache", "model.compile")
+_NO_MATTER = ("model.tokenizer", "model.teacher_cache", "model.compile", "model.gradient_checkpointing")
 
 
 def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
