@@ -28,6 +28,7 @@ _COMMANDS = {
     "benchmark": "commands.benchmark",
     "formats": "commands.formats",
     "init": "commands.init_configs",
+    "check": "check_command.check",
     "recipe": "recipe.recipe",
     "configs": "shipped_configs.configs",
     "migrate": "migrate.command.migrate",
@@ -40,6 +41,7 @@ Make BERT-family encoders smaller.
 
 training, from YAML files (--config, several compose) and options:
   init             look at your file, and write the YAML files for it
+  check            what a model or configuration lacks, before any training
   fit              train and compress a model; the run folder keeps everything
   recipe           run several fits in a row, each from what an earlier one left
   validate, test   score a run's model on its data

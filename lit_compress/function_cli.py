@@ -10,6 +10,7 @@ from lit_compress.usage_errors import option_names, refuse, split
 __all__ = ["function_parser", "run"]
 
 _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "--unfinished", "-h", "--help")
+_CHECK_OPTIONS = ("-h", "--help")
 # These load no model, and answer at once.
 _WITHOUT_MODELS = ("configs", "migrate")
 
@@ -23,8 +24,9 @@ class Parser(ArgumentParser):
 
 def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     """Call the function of a command with the options that are given."""
-    # What a recipe does not know itself goes on to the fits of its stages.
-    own, overrides = split(args, _RECIPE_OPTIONS) if name == "recipe" else (args, None)
+    # What a recipe does not know itself goes on to the fits of its stages, and what a check does not, to its fit.
+    known = {"recipe": _RECIPE_OPTIONS, "check": _CHECK_OPTIONS}.get(name)
+    own, overrides = (args, None) if known is None else split(args, known)
     options = vars(function_parser(name, function).parse_args(own))
     if overrides is not None:
         options["overrides"] = overrides
@@ -41,6 +43,10 @@ def function_parser(name: str, function: Callable[..., None]) -> Parser:
     if name == "recipe":
         parser.add_function_arguments(function, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "check":
+        parser.add_argument(
+            "sources", type=str, nargs="*", help="a model; or YAML files of a fit, whose options may follow"
+        )
     elif name == "benchmark":
         parser.add_argument(
             "models", type=str, nargs="*", help="folders of exports or hub names; name=folder names one"

@@ -36,7 +36,7 @@ from lit_compress.training.trainer import DEFAULTS, make_trainer
 from lit_compress.training.trainer_options import check_seed, refused
 from lit_compress.usage_errors import option_names, refuse, split
 
-__all__ = ["run"]
+__all__ = ["LitCompressCLI", "make", "run", "sources_of"]
 
 read_old_names()
 
@@ -191,6 +191,29 @@ class LitCompressCLI(LightningCLI):
                 say(line)
 
 
+def make(kind: type[LitCompressCLI], words: list[str]) -> None:
+    """Run one of Lightning's subcommands with a command line of this package.
+
+    Args:
+        kind: class of the command line.
+        words: of the command line, after `lit_compress`.
+
+    """
+    kind(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        parser_class=Parser,
+        parser_kwargs={"prog": "lit_compress"},
+        trainer_defaults=DEFAULTS,
+        seed_everything_default=42,
+        auto_configure_optimizers=False,
+        args=words,
+    )
+
+
 def run(words: list[str]) -> None:
     """Run one of Lightning's subcommands.
 
@@ -200,19 +223,7 @@ def run(words: list[str]) -> None:
     """
     quieten()
     try:
-        LitCompressCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            parser_class=Parser,
-            parser_kwargs={"prog": "lit_compress"},
-            trainer_defaults=DEFAULTS,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            args=words,
-        )
+        make(LitCompressCLI, words)
     except Stopped as stopped:
         if rank_zero_only.rank == 0:
             sys.stderr.write(f"lit_compress: {_stopped(stopped, words)}\n")
@@ -243,13 +254,19 @@ def _stopped(stopped: Stopped, words: Sequence[str]) -> str:
     return f"stopped by {stopped.name}{saved}; go on with\n  {command}"
 
 
-def _check_lengths(config: Namespace, on_disk: bool) -> None:
-    """Every model on the disk, or on the hub, has positions for the longest input of the data."""
-    length, arguments = config.data.init_args.get("max_length"), config.model.init_args
+def sources_of(config: Namespace) -> dict[str, str]:
+    """Where the models of a configuration come from, by its keys."""
+    arguments = config.model.init_args
     sources = {f"model.{name}": arguments.get(name) for name in ("pretrained", "teacher")}
     sources |= {f"model.teachers.{name}": source for name, source in dict(arguments.get("teachers") or {}).items()}
-    for key, source in sources.items() if isinstance(length, int) else ():
-        if isinstance(source, str) and Path(resolve_source(source, key)).exists() == on_disk:
+    return {key: source for key, source in sources.items() if isinstance(source, str)}
+
+
+def _check_lengths(config: Namespace, on_disk: bool) -> None:
+    """Every model on the disk, or on the hub, has positions for the longest input of the data."""
+    length = config.data.init_args.get("max_length")
+    for key, source in sources_of(config).items() if isinstance(length, int) else ():
+        if Path(resolve_source(source, key)).exists() == on_disk:
             check_length(load_config(source, key), length, f"{key} {source!r}")
 
 

@@ -36,7 +36,7 @@ COMMANDS = {
     "init": ("configurations", ["rows.csv"], True),
 }
 # Commands whose output is no --output: the run folders of `fit` and `recipe` have tests of their own below.
-WITHOUT = {"configs", "recipe"}
+WITHOUT = {"check", "configs", "recipe"}
 SUFFIX = {"benchmark": ".json", "explain": ".json", "predict": ".csv", "migrate": ".yaml"}
 
 

@@ -216,6 +216,9 @@ def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedToke
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error
+    # Where there are no files, Transformers makes one of special tokens alone up from the configuration.
+    if {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens}:
+        raise UserError(f"{key}: no tokenizer in {source!r}; give a folder with its files, or a hub name")
     return tokenizer
 
 

@@ -20,7 +20,7 @@ from lit_compress.models.load import first_line, load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.shapes import apply_shapes, shapes_of
 
-__all__ = ["check_settings", "check_size", "load_whole_model"]
+__all__ = ["check_settings", "check_size", "load_whole_model", "model_outline"]
 
 _CONFIG = "config.json"
 _INDEX = "model.safetensors.index.json"
@@ -45,14 +45,7 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
         UserError: no such folder, one that is damaged, or one whose configuration and weights do not belong together.
 
     """
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{key}: {folder!r} is no folder; give one with a config.json and a model.safetensors")
-    _check_config(path, key)
-    files = _weight_files(path, key)
-    config = load_config(folder, key)
-    architecture = _architecture(config, folder, key)
-    check_size(architecture, config, _held(files, folder, key), folder, key)
+    architecture: Any = type(model_outline(folder, key))
     try:
         with quiet_transformers():
             model, info = architecture.from_pretrained(
@@ -66,6 +59,27 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
         if wrong := sorted(str(entry) for entry in info.get(what) or ()):
             raise UserError(f"{key}: {folder!r} has no {wrong[0]} of the shape that its configuration says")
     return model.eval()
+
+
+def model_outline(folder: str, key: str) -> PreTrainedModel:
+    """The model of a folder on the device ``meta``: modules and shapes, of which no weight was read.
+
+    Args:
+        folder: a Hugging Face folder, also one of this package with other shapes or sparse weights.
+        key: option named in errors.
+
+    Raises:
+        UserError: no such folder, or its configuration asks for more than its files hold.
+
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{key}: {folder!r} is no folder; give one with a config.json and a model.safetensors")
+    _check_config(path, key)
+    files = _weight_files(path, key)
+    config = load_config(folder, key)
+    architecture = _architecture(config, folder, key)
+    return check_size(architecture, config, _held(files, folder, key), folder, key)
 
 
 def _check_config(folder: Path, key: str) -> None:
@@ -136,7 +150,7 @@ def _held(files: list[Path], folder: str, key: str) -> int:
     return held
 
 
-def check_size(architecture: Any, config: PretrainedConfig, held: int, source: str, key: str) -> None:
+def check_size(architecture: Any, config: PretrainedConfig, held: int, source: str, key: str) -> PreTrainedModel:
     """Compare the elements that a configuration asks for with those that there are, before any is allocated.
 
     Args:
@@ -145,6 +159,9 @@ def check_size(architecture: Any, config: PretrainedConfig, held: int, source: s
         held: elements of the stored tensors.
         source: folder or file named in errors.
         key: option named in errors.
+
+    Returns:
+        The model on the device ``meta``.
 
     Raises:
         UserError: it asks for more, or describes no model.
@@ -166,6 +183,7 @@ def check_size(architecture: Any, config: PretrainedConfig, held: int, source: s
     asked += sum(value.numel() for _, value in skeleton.named_buffers())
     if asked > held + _BUFFERS:
         raise UserError(f"{key}: {source!r} describes a model of {asked} elements, and holds {held}")
+    return skeleton
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from lit_compress.nn.packed_join import join, share
 from lit_compress.ops.checks import Activation
 from lit_compress.ops.padding import Sequences, find_sequences, pad, unpad
 
-__all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "unfused_reasons"]
+__all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "unfused_reasons", "why_never_fused"]
 
 # Name of the function in a configuration -> ours. All others leave a layer plain.
 _ACTIVATIONS: Mapping[str, Activation] = {
@@ -127,7 +127,7 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
         The model.
 
     """
-    if _why_model_plain(model) is not None:
+    if why_never_fused(model) is not None:
         return model
     layout = LAYOUTS[family_of(model)]
     for layer in encoder_layers(model):
@@ -170,7 +170,7 @@ def fused_layers(model: nn.Module) -> list[FusedLayer]:
 def unfused_reasons(model: PreTrainedModel) -> list[str | None]:
     """For each layer of :func:`~lit_compress.models.layout.encoder_layers` the reason why it is not fused, or None."""
     layers = encoder_layers(model)
-    if (reason := _why_model_plain(model)) is not None:
+    if (reason := why_never_fused(model)) is not None:
         return [reason] * len(layers)
     layout = LAYOUTS[family_of(model)]
     return [
@@ -179,7 +179,8 @@ def unfused_reasons(model: PreTrainedModel) -> list[str | None]:
     ]
 
 
-def _why_model_plain(model: PreTrainedModel) -> str | None:
+def why_never_fused(model: PreTrainedModel) -> str | None:
+    """Why no layer of a model can be fused, however its linears are packed; None when they can."""
     family, config = family_of(model), model.config
     if family not in LAYOUTS:
         return f"the family {family or type(model).__name__!r} is not in the table of layouts"

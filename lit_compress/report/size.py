@@ -10,7 +10,7 @@ from torch import nn
 from lit_compress.errors import UserError
 from lit_compress.models.layout import layer_linears
 
-__all__ = ["Size", "model_size", "sparsity_of"]
+__all__ = ["Size", "model_size", "size_of", "sparsity_of"]
 
 _FLOAT_BYTES = 4
 
@@ -88,14 +88,32 @@ def tensor_size(tensor: torch.Tensor, entry: dict[str, Any] | None) -> Size:
     quantized = bool(quantizer.get("enabled"))
     # A table's quantizer does not say its bits: it has always 8.
     bits = quantizer["spec"].get("bits", 8) if quantized else 8 * _FLOAT_BYTES
-    scales = len(entry["scales"]["weight"]) * _FLOAT_BYTES if entry and quantized else 0
+    scales = len(entry["scales"]["weight"]) if entry and quantized else 0
+    return size_of(count, nonzeros, bits, scales, pruned=entry is not None)
+
+
+def size_of(count: int, nonzeros: int, bits: int = 32, scales: int = 0, pruned: bool = True) -> Size:
+    """Size of a tensor of so many values: the smaller of stored dense and stored as non-zeros with a bitmap.
+
+    Args:
+        count: values.
+        nonzeros: of them.
+        bits: of a value.
+        scales: of a quantized tensor, in fp32.
+        pruned: whether it may be stored as non-zeros.
+
+    Example:
+        >>> size_of(800, 160, bits=8).compressed_bytes
+        260
+
+    """
     dense, sparse, bitmap = _bytes(count, bits), _bytes(nonzeros, bits), _bytes(count, 1)
-    stored_sparse = entry is not None and sparse + bitmap < dense
+    stored_sparse = pruned and sparse + bitmap < dense
     return Size(
         parameters=count,
         nonzeros=nonzeros,
         dense_bytes=count * _FLOAT_BYTES,
-        value_bytes=(sparse if stored_sparse else dense) + scales,
+        value_bytes=(sparse if stored_sparse else dense) + scales * _FLOAT_BYTES,
         index_bytes=bitmap if stored_sparse else 0,
     )
 
