@@ -29,8 +29,10 @@ _NEVER = -1e9
 class Distillation(KeepsInitArgs, nn.Module):
     """Base of all terms: subclass it, return a scalar from ``forward``, and name the class in the YAML.
 
+    Args:
+        weight: factor of the term in the loss; None is that of the class, 1 unless it says another.
+
     Attributes:
-        weight: factor of the term in the loss.
         hardness: share of the task loss that the term replaces, in [0, 1].
         teacher: name of the teacher it listens to; None averages over all.
         needs_hidden_states: whether both models must return ``hidden_states``.
@@ -46,6 +48,11 @@ class Distillation(KeepsInitArgs, nn.Module):
     needs_hidden_states: bool = False
     needs_attentions: bool = False
     needs_projections: tuple[int, int] | None = None
+
+    def __init__(self, weight: float | None = None) -> None:
+        super().__init__()
+        if weight is not None:
+            self.weight = weight
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
         """Make what depends on both models, for example a learned projection; called once, before training.
@@ -92,7 +99,7 @@ class LogitDistillation(Distillation):
         tokens: Literal["all", "attended", "masked"] | None = None,
         teacher: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(hardness)
         if not 0 <= hardness <= 1:
             raise UserError(f"distillation hardness: {hardness} must be in [0, 1]")
         if not temperature > 0:
@@ -101,7 +108,7 @@ class LogitDistillation(Distillation):
             raise UserError(f"distillation loss: {loss!r} must be one of {', '.join(_LOSSES)}")
         if tokens is not None and tokens not in _TOKENS:
             raise UserError(f"distillation tokens: {tokens!r} must be one of {', '.join(_TOKENS)}")
-        self.weight = self.hardness = hardness
+        self.hardness = hardness
         self.temperature, self.loss, self.tokens, self.teacher = temperature, loss, tokens, teacher
         self.multi_label = False
 

@@ -50,10 +50,10 @@ class HiddenDistillation(Distillation):
         mask_padding: bool = True,
         teacher: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         _check_layer_map(layer_map)
         _check_choice("reduction", reduction, ("mean", "sum"))
-        self.weight, self.project, self.normalize = weight, projection, normalize
+        self.project, self.normalize = projection, normalize
         self.layer_map: LayerMap = layer_map
         self.reduction, self.mask_padding, self.teacher = reduction, mask_padding, teacher
         self.projection: nn.Linear | None = None
@@ -110,11 +110,11 @@ class AttentionDistillation(Distillation):
         heads: Literal["match", "mean"] = "match",
         teacher: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         _check_layer_map(layer_map)
         _check_choice("loss", loss, tuple(_ATTENTION_LOSSES))
         _check_choice("heads", heads, ("match", "mean"))
-        self.weight, self.loss, self.heads, self.teacher = weight, loss, heads, teacher
+        self.loss, self.heads, self.teacher = loss, heads, teacher
         self.layer_map: LayerMap = layer_map
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
@@ -166,12 +166,12 @@ class RelationDistillation(Distillation):
         teacher_layer: int = -1,
         teacher: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(weight)
         if not relations or set(relations) - set(_PROJECTIONS) or len(set(relations)) < len(relations):
             raise UserError(f"distillation relations: {list(relations)} must be one or more of query, key, value")
         if relation_heads < 1:
             raise UserError(f"distillation relation_heads: {relation_heads} must be at least 1")
-        self.weight, self.relations, self.relation_heads, self.teacher = weight, relations, relation_heads, teacher
+        self.relations, self.relation_heads, self.teacher = relations, relation_heads, teacher
         self.needs_projections = (student_layer, teacher_layer)
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:

@@ -20,8 +20,10 @@ __all__ = ["L1Penalty", "LitPrunedStudent", "Penalty", "ScorePenalty"]
 class Penalty(KeepsInitArgs, nn.Module):
     """Base of differentiable sparsity penalties: subclass it and return a scalar from ``forward``.
 
+    Args:
+        weight: factor of the penalty in the loss; None is that of the class, 1 unless it says another.
+
     Attributes:
-        weight: factor of the penalty in the loss.
         of_scores: whether it pulls the scores of movement pruning down, which its soft method cannot do without; its
             ``forward`` then also gets ``shares``, by layer how much its scores count at this step, from 0 to 1.
 
@@ -29,6 +31,11 @@ class Penalty(KeepsInitArgs, nn.Module):
 
     weight: float = 1.0
     of_scores: bool = False
+
+    def __init__(self, weight: float | None = None) -> None:
+        super().__init__()
+        if weight is not None:
+            self.weight = weight
 
     def forward(self, student: nn.Module) -> Tensor:
         """Penalty of the student's current weights."""
@@ -44,8 +51,7 @@ class L1Penalty(Penalty):
     """
 
     def __init__(self, weight: float = 1.0) -> None:
-        super().__init__()
-        self.weight = weight
+        super().__init__(weight)
 
     def forward(self, student: nn.Module) -> Tensor:
         magnitudes = [layer.weight.abs().mean() for _, layer in compressible_layers(student)]
@@ -67,8 +73,7 @@ class ScorePenalty(Penalty):
     of_scores = True
 
     def __init__(self, weight: float = 400.0) -> None:
-        super().__init__()
-        self.weight = weight
+        super().__init__(weight)
 
     def forward(self, student: nn.Module, shares: Mapping[str, float] = {}) -> Tensor:
         terms = [

@@ -199,6 +199,17 @@ def test_wrong_values_are_one_line(arguments, words):
     assert [word for word in words if word not in str(caught.value)] == []
 
 
+def test_every_term_takes_a_weight():
+    class Plain(Distillation):
+        pass
+
+    class Halved(Distillation):
+        weight = 0.5
+
+    assert (Plain().weight, Plain(weight=3.0).weight) == (1.0, 3.0)
+    assert (Halved().weight, Halved(0.0).weight) == (0.5, 0.0)
+
+
 def test_a_term_without_forward_says_its_name():
     class Unfinished(Distillation):
         pass

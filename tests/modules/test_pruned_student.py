@@ -109,6 +109,10 @@ def test_a_name_that_is_taken_or_none(make, name):
     assert repr(name) in str(caught.value)
 
 
+def test_every_penalty_takes_a_weight():
+    assert (Fixed().weight, Fixed(0.5).weight, Penalty().weight, Penalty(weight=2.0).weight) == (4.0, 0.5, 1.0, 2.0)
+
+
 def test_a_penalty_without_forward_says_its_name():
     class Unfinished(Penalty):
         pass
