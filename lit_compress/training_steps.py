@@ -14,17 +14,14 @@ def training_steps(trainer: Trainer) -> tuple[int, float]:
     """Optimizer steps of the run, and of one epoch (infinite for a stream of data).
 
     Raises:
-        UserError: the run has no end, or validations are further apart than an epoch is long.
+        UserError: the run has no batches, or no end.
 
     """
     if trainer.train_dataloader is None:
-        try:
-            trainer.fit_loop.setup_data()  # its length is not known before; Lightning's own estimate does the same
-        except ValueError as error:
-            if "`val_check_interval`" not in str(error):
-                raise
-            raise UserError(f"trainer.val_check_interval: {' '.join(str(error).split())}") from error
+        trainer.fit_loop.setup_data()  # its length is not known before; Lightning's own estimate does the same
     total, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    if trainer.limit_train_batches == 0:
+        raise UserError("trainer.limit_train_batches: 0 leaves nothing to train on; give more, or leave it out")
     if math.isinf(total) or total < 0:
         raise UserError("trainer.max_epochs: -1 is a run without an end; give trainer.max_epochs or trainer.max_steps")
     # Lightning also steps at the last batch of an epoch, so an epoch is a whole number of steps.

@@ -1,5 +1,6 @@
 """Options of Lightning's: they work, or one line says why not, before anything is written or started."""
 
+import json
 import re
 
 import pytest
@@ -53,6 +54,10 @@ REFUSED = {
     "--trainer.accelerator=tpu": "trainer.accelerator: 'tpu' is not on this machine; give one of auto, cpu",
     "--trainer.accelerator=abacus": "trainer.accelerator: 'abacus' is not on this machine; give one of auto, cpu",
     "--trainer.devices=999": "trainer.devices: 999 processes are more than the ",
+    "--trainer.devices=-1": "trainer: `devices` selected with `CPUAccelerator` should be an int > 0",
+    "--trainer.limit_train_batches=0": "trainer.limit_train_batches: 0 leaves nothing to train on",
+    "--trainer.limit_train_batches=0.01": "trainer.limit_train_batches: You requested to check 0.01 of the",
+    "--trainer.limit_val_batches=0.01": "trainer.limit_val_batches: You requested to check 0.01 of the",
     "--trainer.max_epochs=-2": "trainer: `max_epochs` must be a non-negative integer or -1",
     "--trainer.limit_train_batches=2.5": "trainer: You have passed invalid value 2.5 for limit_train_batches",
     "--trainer.val_check_interval=99": "trainer.val_check_interval: `val_check_interval` (99) must be less than",
@@ -96,6 +101,8 @@ def test_a_logger_without_its_package_names_it(name, of, refusal, monkeypatch):
     monkeypatch.setattr(f"lightning.pytorch.loggers.{module}.{missing}", Missing())
     said = refusal(f"--trainer.logger={name}")
     assert said == f"trainer.logger: {name} needs '{package}', which is not installed; pip install {package}"
+    pair = [{"class_path": "CSVLogger", "init_args": {"save_dir": "."}}, {"class_path": name}]
+    assert refusal(f"--trainer.logger={json.dumps(pair)}") == said
 
 
 def test_what_a_callback_refuses_is_one_line(refusal):
@@ -169,6 +176,7 @@ CALLBACKS = {
     "StochasticWeightAveraging": ["--trainer.callbacks.swa_lrs=0.001"],
     "LearningRateFinder": ["--trainer.callbacks.update_attr=false"],
     "BatchSizeFinder": [],
+    "BackboneFinetuning": [],
     "GradientAccumulationScheduler": ["--trainer.callbacks.scheduling={0: 1, 1: 2}"],
     "EMAWeightAveraging": ["--compression+=MagnitudePruning", "--compression.sparsity=0.5"],
     "WeightAveraging": ["--compression+=QuantAwareTraining"],
@@ -206,3 +214,26 @@ def test_the_best_checkpoint_has_a_name_without_folders(task, tmp_path):
     assert names[-1] == "last.ckpt"
     assert re.fullmatch(r"[01]-0\.\d\d\.ckpt", names[0])
     main(["validate", f"--config={tmp_path / 'run/config.yaml'}", f"--ckpt_path={folder / names[0]}"])
+
+
+WORK = {
+    "time limit": ["--trainer.max_time=00:01:00:00"],
+    "another logger": ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir={run}/csv"],
+    "devices monitored": ["--trainer.callbacks+=DeviceStatsMonitor"],
+    "profiler": ["--trainer.profiler=simple"],
+    "deterministic": ["--trainer.deterministic=true"],
+    "half precision": ["--trainer.precision=bf16-mixed"],
+    "anomalies": ["--trainer.detect_anomaly=true"],
+    "fewer batches": ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1.0"],
+    "no validation": ["--trainer.limit_val_batches=0"],
+    "a random seed": ["--seed_everything=true"],
+}
+
+
+@pytest.mark.parametrize("options", WORK.values(), ids=WORK)
+def test_what_works_can_be_resumed_from_its_configuration(options, task, tmp_path):
+    run = tmp_path / "run"
+    main(["fit", f"--config={task}", f"--run={run}", "--trainer.max_epochs=1", *(o.format(run=run) for o in options)])
+    main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=2"])
+    assert load_checkpoint(run / "checkpoints/last.ckpt")["epoch"] == 2
+    assert (run / "model/model.safetensors").is_file()

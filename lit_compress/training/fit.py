@@ -30,7 +30,7 @@ from lit_compress.training.record import RunRecord, is_written
 from lit_compress.training.resume import check_length, check_resumed
 from lit_compress.training.stopping import StopOnSignal, Stopped, is_requeued
 from lit_compress.training.trainer import DEFAULTS, make_trainer
-from lit_compress.training.trainer_options import check_callbacks, check_seed
+from lit_compress.training.trainer_options import check_callbacks, check_seed, told_in_one_line
 
 __all__ = ["FittedRun", "StartedRun", "checkpoint_of", "fit", "start", "train"]
 
@@ -202,7 +202,8 @@ def train(
         check_callbacks(trainer.callbacks)  # type: ignore[attr-defined]
         _check_trainable(model)
         # A checkpoint is data; nothing in it is ever executed.
-        trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
+        with told_in_one_line():
+            trainer.fit(model, datamodule=data, ckpt_path=resumed, weights_only=True)
     except BaseException:
         began = trainer.global_step > 0 or last.is_file()
         if run.new and not began and run.claim is not None and run.claim.holds():

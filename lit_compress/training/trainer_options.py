@@ -2,13 +2,15 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CPUAccelerator
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -22,7 +24,7 @@ from lit_compress.strategies import FreezeEmbeddings
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.usage_errors import user_error
 
-__all__ = ["check_callbacks", "check_seed", "checked_trainer", "refused"]
+__all__ = ["check_callbacks", "check_seed", "checked_trainer", "refused", "told_in_one_line"]
 
 _SEEDS = 2**32
 # Lightning's name for whichever of them there is.
@@ -37,6 +39,7 @@ _WRONG: dict[type, str] = {
     "it sets; search with Lightning's Tuner in Python, and give model.optimization.learning_rate",
     BatchSizeFinder: "changes the batch size when the schedules are made for the one that was given; search with "
     "Lightning's Tuner in Python, and give data.batch_size",
+    BackboneFinetuning: "freezes a `backbone`, which is called `student` here; leave it out, or take FreezeEmbeddings",
     GradientAccumulationScheduler: "changes how many optimizer steps there are, from which all schedules follow; give "
     "trainer.accumulate_grad_batches",
 }
@@ -64,7 +67,7 @@ def checked_trainer(options: Mapping[str, Any]) -> Trainer:
         raise UserError(f"trainer.accumulate_grad_batches: {batches} must be 1 or more")
     try:
         trainer = Trainer(**options)
-    except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
         if user_error(error, UserError) is not None:
             raise
         raise UserError(f"trainer: {_in_one_line(error)}") from error
@@ -91,6 +94,23 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
             raise UserError(f"trainer.callbacks: {type(callback).__name__} {reason}")
 
 
+@contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """What Lightning only finds wrong once it knows how many batches there are.
+
+    Raises:
+        UserError: with Lightning's reason.
+
+    """
+    try:
+        yield
+    except (MisconfigurationException, ValueError) as error:
+        named = re.search(r"`(limit_(?:train|val)_batches|val_check_interval|overfit_batches)\b", str(error))
+        if isinstance(error, UserError) or named is None:
+            raise
+        raise UserError(f"trainer.{named[1]}: {_in_one_line(error)}") from error
+
+
 def refused(error: Exception) -> UserError | None:
     """What a class of Lightning's that a configuration names said about its arguments; None for any other error.
 
@@ -100,6 +120,11 @@ def refused(error: Exception) -> UserError | None:
     """
     if user_error(error, UserError) is not None:
         return None
+    # One class of a list is only in the text.
+    if named := re.search(r"class_path '([\w.]+)':\s+Requirement '([\w.-]+)", str(error)):
+        path, package = named.groups()
+        key = "trainer.logger" if ".loggers." in path else "trainer.callbacks"
+        return _missing(key, path.rpartition(".")[2], package)
     cause = user_error(error, MisconfigurationException) or user_error(error, ModuleNotFoundError)
     if cause is None or cause.__traceback__ is None:
         return None
@@ -111,10 +136,13 @@ def refused(error: Exception) -> UserError | None:
     if key is None:
         return None
     name = type(made).__name__
-    if missing := re.search(r"Requirement '([\w.-]+)[^']*' not met|Module not found: '([\w-]+)", str(cause)):
-        package = missing[1] or missing[2]
-        return UserError(f"{key}: {name} needs {package!r}, which is not installed; pip install {package}")
+    if missing := re.search(r"(?:Requirement|Module not found:) '([\w-]+)", str(cause)):
+        return _missing(key, name, missing[1])
     return UserError(f"{key}: {name}: {_in_one_line(cause)}")
+
+
+def _missing(key: str, name: str, package: str) -> UserError:
+    return UserError(f"{key}: {name} needs {package!r}, which is not installed; pip install {package}")
 
 
 def _check_accelerator(given: Any) -> None:
