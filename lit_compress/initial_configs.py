@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, List
-from rich.console import Console
 
 import lit_compress.data
 from lit_compress.choices import GuessedTask
+from lit_compress.console import say
 from lit_compress.data.guess import (
     Guess,
     guess_answers,
@@ -310,17 +310,13 @@ trainer:
 
 
 def _say(file: str, guess: Guess, options: dict[str, Any], why: dict[str, str], folder: Path) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{file}: {guess.task}", markup=False)
+    say(f"{file}: {guess.task}")
     for key in (key for key in options if key not in ("train_file", "val_file", "batch_size")):
         reason = f" ({why[key]})" if key in why else ""
-        console.print(f"  {key}: {_yaml(options[key])}{reason}", markup=False)
+        say(f"  {key}: {_yaml(options[key])}{reason}")
     for doubt in guess.doubts:
-        console.print(f"  to be checked: {doubt}", markup=False)
+        say(f"  to be checked: {doubt}")
     teacher, student = (shlex.quote(str(folder / f"{name}.yaml")) for name in ("teacher", "student"))
-    console.print(
-        f"Saved as {teacher} and {student}; another task or column: --task, --text_columns, --label_column\n"
-        f"Next: lit_compress fit --config {teacher}\n"
-        f"then: lit_compress fit --config {student}",
-        markup=False,
-    )
+    say(f"Saved as {teacher} and {student}; another task or column: --task, --text_columns, --label_column")
+    say(f"Next: lit_compress fit --config {teacher}")
+    say(f"then: lit_compress fit --config {student}")

@@ -20,6 +20,7 @@ def checked(capsys):
 
     def run(*args):
         status, end = 0, ""
+        capsys.readouterr()
         try:
             main(["check", *map(str, args)])
         except SystemExit as error:
@@ -129,6 +130,14 @@ def test_what_is_wrong_with_a_model(damage, checked, folder):
     assert status == (level == "error")
     assert any(said in line for line in lines[level])
     assert f"1 {level}" in end
+
+
+def test_a_packed_model_does_not_learn(checked, folder, tmp_path, config):
+    main(["export", f"--model={folder}", "--to=packed", f"--output={tmp_path / 'packed'}"])
+    for args in ([tmp_path / "packed"], [config(), f"--model.pretrained={tmp_path / 'packed'}"]):
+        status, lines, _ = checked(*args)
+        assert status == 1
+        assert any("is packed, and integers do not learn" in line for line in lines["error"])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from lit_compress.models.shapes import METHOD
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.storage.file import StoredTensor, stored_tensors
 
-__all__ = ["check_packed", "check_stored", "describe_packed", "install_packed", "packed_linears", "packed_of"]
+__all__ = [
+    "check_packed",
+    "check_stored",
+    "check_trainable",
+    "describe_packed",
+    "install_packed",
+    "packed_linears",
+    "packed_of",
+]
 
 _WHERE = "config.json: quantization_config.packed"
 _STORED_NAMES = {
@@ -29,6 +37,24 @@ def packed_linears(model: nn.Module) -> dict[str, PackedLinear]:
     """Every packed linear by its name inside the base model, in model order."""
     base = getattr(model, "base_model", model)
     return {name: module for name, module in base.named_modules() if isinstance(module, PackedLinear)}
+
+
+def check_trainable(model: nn.Module, source: str, key: str) -> None:
+    """Refuse to train packed linears.
+
+    Args:
+        model: any.
+        source: where it comes from.
+        key: config key of that.
+
+    Raises:
+        UserError: it has some.
+
+    """
+    if packed_linears(model):
+        raise UserError(
+            f"{key}: {source!r} is packed, and integers do not learn; give the folder that it was made from"
+        )
 
 
 def describe_packed(model: nn.Module) -> dict[str, dict[str, Any]]:

@@ -21,6 +21,7 @@ from lit_compress.models.folder import model_outline
 from lit_compress.models.fused import why_never_fused
 from lit_compress.models.layout import layer_linears
 from lit_compress.models.load import load_config, quiet_transformers
+from lit_compress.models.packed import check_trainable
 from lit_compress.models.positions import check_length, longest_input
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.report.size import size_of
@@ -97,6 +98,11 @@ def model_findings(
     yield from _positions(model, source, key, length)
     yield from _tokenizer(model, source, key, tokenizer)
     if strategies:
+        try:
+            check_trainable(model, source, key)
+        except UserError as error:
+            yield Finding(level="error", text=str(error))
+            return
         yield from _strategies(model, source, key)
         yield from _formats(model, source)
         yield _sizes(model, source, key)

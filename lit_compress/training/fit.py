@@ -23,7 +23,7 @@ from lit_compress.export.run_folder import absolute_paths, parse_file, task_of
 from lit_compress.files import check_file, check_folder, last_of
 from lit_compress.init_args import settings_of
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
-from lit_compress.models.packed import packed_linears
+from lit_compress.models.packed import check_trainable
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.training.claim import Claim, claim, discard
 from lit_compress.training.record import RunRecord, is_written
@@ -220,11 +220,8 @@ def train(
 
 
 def _check_trainable(model: Any) -> None:
-    if isinstance(model, LitEncoder) and packed_linears(model.student):
-        source = model.read_from["model.pretrained"][0]
-        raise UserError(
-            f"model.pretrained: {source!r} is packed, and integers do not learn; give the folder that it was made from"
-        )
+    if isinstance(model, LitEncoder):
+        check_trainable(model.student, model.read_from["model.pretrained"][0], "model.pretrained")
 
 
 def _check_pair(model: Any, data: Any) -> None:
