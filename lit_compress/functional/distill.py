@@ -104,12 +104,12 @@ def mean_logits(logits: Sequence[Tensor], temperature: float = 1.0) -> Tensor:
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None, normalize: bool = False) -> Tensor:
-    """Mean squared difference of hidden states over the tokens that count.
+    """Mean squared difference of hidden states over the unpadded tokens.
 
     Args:
         student: ``(batch, tokens, hidden)``.
         teacher: the same shape; no gradient flows into it.
-        mask: ``(batch, tokens)``, nonzero for tokens that count; None counts all.
+        mask: ``(batch, tokens)``, nonzero for unpadded tokens; None counts all.
         normalize: divide by the teacher's mean square plus 1e-6 (SparseML's per-layer distillation): layers of
             different size then weigh the same.
 
@@ -127,12 +127,12 @@ def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None, nor
 
 
 def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean squared difference of attention probabilities over heads and pairs of tokens that count.
+    """Mean squared difference of attention probabilities over heads and pairs of unpadded tokens.
 
     Args:
         student: ``(batch, heads, tokens, tokens)``, rows are queries.
         teacher: the same shape; no gradient flows into it.
-        mask: ``(batch, tokens)``, nonzero for tokens that count; None counts all.
+        mask: ``(batch, tokens)``, nonzero for unpadded tokens; None counts all.
 
     Returns:
         Scalar.
@@ -154,7 +154,7 @@ def attention_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -
     Args:
         student: probabilities ``(batch, heads, tokens, tokens)``, rows are queries and sum to 1.
         teacher: the same shape; no gradient flows into it.
-        mask: ``(batch, tokens)``, nonzero for tokens that count; None counts all.
+        mask: ``(batch, tokens)``, nonzero for unpadded tokens; None counts all.
 
     Returns:
         Scalar.
@@ -179,7 +179,7 @@ def relation_kl(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | Non
         student: ``(batch, tokens, width)``.
         teacher: ``(batch, tokens, other width)``; no gradient flows into it.
         heads: relation heads; divides both widths.
-        mask: ``(batch, tokens)``, nonzero for tokens that count: the others are neither rows nor columns of a
+        mask: ``(batch, tokens)``, nonzero for unpadded tokens: the others are neither rows nor columns of a
             relation. None counts all.
 
     Returns:

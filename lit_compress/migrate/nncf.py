@@ -99,8 +99,8 @@ def _quantization(options: Options, draft: Draft) -> None:
     if preset not in ("mixed", "performance"):
         options.leave_out("preset", preset, "mixed (affine activations) and performance (symmetric ones) are known")
     options.drop("ranges are those of the training itself", "initializer")
-    options.drop("grids have their full range, as with disable", "overflow_fix")
-    options.drop("grids are chosen for everything alike", "scope_overrides")
+    options.drop("integers have their full range, as with disable", "overflow_fix")
+    options.drop("quantizers are chosen for everything alike", "scope_overrides")
     for part in ("weights", "activations"):
         own = Options(f"quantization.{part}", options.take(part) or {}, draft)
         _tensors(own, part, given)
@@ -122,7 +122,7 @@ def _tensors(options: Options, part: str, given: dict[str, Any]) -> None:
         if isinstance(bits, int) and bits != 8:
             given["weight_bits"] = bits
         if mode == "asymmetric":
-            options.leave_out("mode", mode, "grids of weights are symmetric here, so that 0 stays 0")
+            options.leave_out("mode", mode, "weights are symmetric here, so that 0 stays 0")
         if per_channel is False:
             given["per_channel"] = False
         return

@@ -69,7 +69,7 @@ def _older(options: Options) -> dict[str, Any]:
     if options.take("tensorrt", False):
         given["activations"] = "int8"
     if options.take("reduce_range", False):
-        options.leave_out("reduce_range", True, "grids have their full range")
+        options.leave_out("reduce_range", True, "integers have their full range")
     return given | _attention(options, excluded, any("encoder" in str(n) or _holds_tables(str(n)) for n in linears))
 
 
@@ -100,7 +100,7 @@ def _scheme(options: Options, scheme: Mapping[str, Any]) -> dict[str, Any]:
         options.leave_out("scheme.weights", None, "weights are always quantized; int8 is taken")
         weights = {"symmetric": True}
     if not weights.get("symmetric", False):
-        options.leave_out("scheme.weights.symmetric", False, "grids of weights are symmetric here, so that 0 stays 0")
+        options.leave_out("scheme.weights.symmetric", False, "weights are symmetric here, so that 0 stays 0")
     if weights.get("strategy") == "channel":
         given["per_channel"] = True
     if (bits := int(number(weights.get("num_bits", 8)) or 8)) != 8:
@@ -109,7 +109,7 @@ def _scheme(options: Options, scheme: Mapping[str, Any]) -> dict[str, Any]:
     if outputs is not None:
         given["outputs"] = ["*"]
         if outputs.get("symmetric"):
-            options.leave_out("scheme.output_activations.symmetric", True, "outputs have affine uint8 grids here")
+            options.leave_out("scheme.output_activations.symmetric", True, "outputs are affine uint8 here")
     _check_tensors(options, {"input_activations": inputs, "output_activations": outputs, "weights": weights})
     return given
 
@@ -130,11 +130,11 @@ def _embeddings(options: Options, override: Any, ignored: Sequence[str]) -> dict
         return {}
     if override is None:
         # SparseML's scheme is for linears and tables alike, unless tables have one of their own.
-        options.change("scheme", "embedding tables, which the scheme is for too, have affine uint8 grids here")
+        options.change("scheme", "embedding tables, which the scheme is for too, are affine uint8 here")
         return {"embeddings": "uint8"}
     weights = override.get("weights", {}) if isinstance(override, Mapping) else {}
     if isinstance(weights, Mapping) and weights.get("symmetric"):
-        options.change("scheme_overrides.Embedding", "a symmetric grid of a table is int8 with one scale per row here")
+        options.change("scheme_overrides.Embedding", "a symmetric table is int8 with one scale per row here")
         return {"embeddings": "int8"}
     return {"embeddings": "uint8"}
 

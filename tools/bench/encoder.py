@@ -2,18 +2,19 @@
 
 Measured: a forward pass of the whole encoder on random token ids, the cases in turn, several batches one after the
 other so that no input is met twice in a row. Batches are of full length and, as ``fill 0.5``, padded ones whose lengths
-are evenly spread so that half of all places are real tokens.
+are evenly spread so that half of all positions are padding.
 
 On a CPU each packed variant is divided by its own folded fp32 model (same weights before rounding, same shapes). On a
 GPU each is divided by the dense model in bf16 under ``torch.compile(mode="max-autotune")`` with SDPA and CUDA graphs,
 and so are the other baselines: eager bf16, and torchao's int8 and fp8 with its recommended inductor settings where
-torchao is installed. Ours are captured in CUDA graphs; padded batches with a row budget of their number of real tokens.
+torchao is installed. Ours are captured in CUDA graphs; padded batches with a row budget of their unpadded tokens.
 
 Variants, each on top of ``8 bit``: ``tall blocks 83 %`` keeps every sixth block of 128 x 32; ``FFN/4, half the heads``
 cuts neurons and heads out; ``and half the layers`` drops every second layer of that one.
 
 Gate, before any timing: the last hidden states of each packed variant differ from those of its folded model by at most
-15 % (relative, root of the summed squares over real tokens; weights are random). The figure is in the row's settings.
+15 % (relative, root of the summed squares over unpadded tokens; weights are random). The figure is in the row's
+settings.
 """
 
 import copy
@@ -83,7 +84,7 @@ def encoder(
     Args:
         model: hub name, folder, ``package:...`` or ``random:LAYERSxWIDTH``.
         shapes: batches as ``ROWSxTOKENS``.
-        fills: mean fractions of real tokens in a batch; 1 is without padding.
+        fills: mean fractions of unpadded tokens in a batch; 1 is without padding.
         dtype: of the packed weights.
         repetitions: forward passes of each case.
         output: CSV to append to.
@@ -202,7 +203,7 @@ def batches(shape: str, fill: float, vocabulary: int, device: str, count: int = 
 
 @torch.inference_mode()
 def gate(variant: Variant, batch: Batch) -> float:
-    """Relative error of the packed model at real tokens; stop when it is no rounding any more."""
+    """Relative error of the packed model at unpadded tokens; stop when it is no rounding any more."""
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).unsqueeze(-1)
     expected, got = (forward(model, batch).float() * mask for model in (variant.folded, variant.packed))
     error = float((got - expected).norm() / expected.norm())
@@ -240,7 +241,7 @@ def baselines(dense: PreTrainedModel) -> dict[str, Forward]:
 
 
 def captured(model: PreTrainedModel, given: list[Batch]) -> Forward:
-    """A packed model as a CUDA graph, with room for the real tokens of the largest batch."""
+    """A packed model as a CUDA graph, with room for the unpadded tokens of the largest batch."""
     static = {name: tensor.clone() for name, tensor in given[0].items()}
     if "attention_mask" in static:
         for module in model.modules():

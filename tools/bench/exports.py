@@ -8,7 +8,7 @@ toy model, whose peak and time are those of Python alone:
 - *time*: seconds, less those of the toy, / 60 s;
 - *file*: bytes of the files with the weights / bytes of the dense fp32 model.
 
-``--quantized`` gives the weights of these linears and of the tables int8 grids first, as quantization-aware training
+``--quantized`` rounds the weights of these linears and of the tables to int8 first, as quantization-aware training
 does.
 
 Gate: every export exits with 0; it compares its outputs with PyTorch's itself.
@@ -63,7 +63,7 @@ def exports(
         model: hub name, folder, ``package:...`` or ``random:LAYERSxWIDTH``.
         to: formats.
         sparsity: of the linears of layers and pooler.
-        quantized: whether weights lie on int8 grids.
+        quantized: whether weights are int8 values times a scale.
         repetitions: exports to each.
         output: CSV to append to.
 
