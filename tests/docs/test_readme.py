@@ -134,6 +134,14 @@ def test_named_files_exist(name):
     assert [path for path in wanted if not (ROOT / path).exists()] == []
 
 
+def test_files_that_the_architecture_names_exist():
+    named = re.findall(r"`[\w./]+/(?=`)|\b[\w/]+\.(?:py|toml)\b", TEXTS["docs/architecture.md"])
+    assert len(named) > 20
+    # `scheduled.py` stands beside the file named before it.
+    places = [ROOT, ROOT / "lit_compress", ROOT / "lit_compress/strategies"]
+    assert [path for path in named if not any((place / path.lstrip("`")).exists() for place in places)] == []
+
+
 def test_the_file_tree_is_true():
     tree = next(block.text for block in blocks(ROOT / "README.md", "text") if block.text.startswith("lit_compress/"))
     folders: list[str] = []
