@@ -127,8 +127,8 @@ def trim_vocabulary(
 
 
 def predict(
-    file: str,
-    output: str,
+    file: str | None = None,
+    output: str | None = None,
     run: str | None = None,
     model: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
@@ -136,6 +136,7 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     part_rows: int = 10_000,
     overwrite: bool = False,
+    text: str | None = None,
 ) -> None:
     """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
 
@@ -149,6 +150,7 @@ def predict(
         device: where PyTorch's model runs; `auto` is a GPU when there is one.
         part_rows: most rows that are predicted before they are written; they are every 30 seconds.
         overwrite: replace earlier predictions.
+        text: one text, whose prediction is shown, instead of a file and an output.
 
     """
     options = locals()

@@ -27,7 +27,8 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     # What a recipe does not know itself goes on to the fits of its stages, and what a check does not, to its fit.
     known = {"recipe": _RECIPE_OPTIONS, "check": _CHECK_OPTIONS}.get(name)
     own, overrides = (args, None) if known is None else split(args, known)
-    options = vars(function_parser(name, function).parse_args(own))
+    parser = function_parser(name, function)
+    options = vars(parser.parse_args(_listed(parser, own)))
     if overrides is not None:
         options["overrides"] = overrides
     if name not in _WITHOUT_MODELS and not options.get("dry_run"):
@@ -35,6 +36,25 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
 
         quieten()
     function(**options)
+
+
+def _listed(parser: Parser, words: list[str]) -> list[str]:
+    """The words with one value where a list is expected as a list of one."""
+    lists = {
+        option
+        for action in parser._actions
+        if "list[" in str(getattr(action, "_typehint", ""))
+        for option in action.option_strings
+    }
+    found: list[str] = []
+    for index, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if equals and option in lists and value[:1] not in "[{":
+            word = f"{option}=[{value}]"
+        elif index and words[index - 1] in lists and word[:1] not in "[{":
+            word = f"[{word}]"
+        found.append(word)
+    return found
 
 
 def function_parser(name: str, function: Callable[..., None]) -> Parser:

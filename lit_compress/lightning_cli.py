@@ -100,6 +100,7 @@ class LitCompressCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints (last.ckpt)"
         )
+        parser.set_defaults({"data": {"class_path": "lit_compress.data.TextClassification"}})
         parser.link_arguments("data", "model.init_args.task", self._task_of, apply_on="instantiate")
         parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
         parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")

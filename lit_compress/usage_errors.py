@@ -14,6 +14,10 @@ from lit_compress.old_names import OLD_OPTIONS
 __all__ = ["one_line", "option_names", "refuse", "split", "user_error"]
 
 
+# jsonargparse's message about a value that is none of some.
+_CHOICE = re.compile(r"(?:Parser key \"[^\"]+\":\s*)?Expected a typing\.Literal\[(.*)\]\. Got value: (\S+)\s*$")
+
+
 def refuse(message: str, error: Exception | None, names: Iterable[str]) -> NoReturn:
     """End the program with what was wrong about its options; what a constructor said about them is raised.
 
@@ -47,6 +51,10 @@ def one_line(message: str, names: Iterable[str]) -> str:
         return f"{prefix}unknown option {(name := unknown[1] or unknown[2])!r}{_hint(name, names)}"
     if unknown := re.search(r"Key '([^']+)' is not expected|does not accept option '([^']+)'", message):
         return f"{prefix}unknown option {(name := unknown[1] or unknown[2])!r}{_hint(name, names)}"
+    if choice := _CHOICE.match(message):
+        known = re.findall(r"'([^']*)'", choice[1])
+        meant = f"; did you mean {near[0]!r}?" if (near := get_close_matches(choice[2], known, n=1)) else ""
+        return f"{prefix}{choice[2]!r} must be one of {', '.join(known)}{meant}"
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return f"{prefix}no class is named {unknown[1]!r}{_hint(unknown[1], names)}"
     lines = [re.sub(r'Parser key "[^"]+": ?', "", line).strip(" -") for line in message.splitlines()]

@@ -422,3 +422,11 @@ def test_a_class_of_the_users_own_file(task, tmp_path, monkeypatch):
     magnitude, mask = original.state_dict()[name].abs(), state[f"student.{name}_mask"]
     assert magnitude[mask].max() <= magnitude[~mask].min() + 1e-6
     assert torch.count_nonzero(mask) == round(0.5 * mask.numel())
+
+
+def test_text_classification_is_the_data_of_a_fit_unless_another_is_named(tiny_teacher, tiny_data, tmp_path):
+    given = [f"--data.train_file={tiny_data / 'train.tsv'}", "--data.text_columns", "sentence", "--trainer.max_steps=1"]
+    main(["fit", "--model=LitTeacher", f"--model.pretrained={tiny_teacher}", *given, f"--run={tmp_path / 'run'}"])
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]
+    assert saved["class_path"].endswith("TextClassification")
+    assert saved["init_args"]["text_columns"] in ("sentence", ["sentence"])

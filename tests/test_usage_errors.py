@@ -1,5 +1,7 @@
 """The parser's real messages, through the command line, in one line each."""
 
+import json
+
 import pytest
 import yaml
 
@@ -74,7 +76,7 @@ OPTIONS = {
     "text for an integer": (["--data.batch_size=three"], ["batch_size", "int", "three"]),
     "fraction for an integer": (["--data.batch_size=1.5"], ["batch_size", "int", "1.5"]),
     "text for a number": ([PRUNE, "--compression.sparsity=much"], ["sparsity", "float", "much"]),
-    "choice": ([PRUNE, "--compression.schedule=quadratic"], ["schedule", "'cubic'", "quadratic"]),
+    "choice": ([PRUNE, "--compression.schedule=quadratic"], ["schedule", "cubic", "'quadratic'"]),
     "choice of precision": (["--trainer.precision=17"], ["trainer.precision", "bf16-mixed"]),
     "text for a switch": (["--model.compile=maybe"], ["compile", "bool", "maybe"]),
     "one for a list": (["--compression={'class_path': 'PatternLock'}"], ["compression", "list"]),
@@ -200,3 +202,14 @@ def test_the_users_mistake_is_found_behind_what_wraps_it():
     assert user_error(raised(TypeError("outer"), raised(ValueError("inner"), mistake)), UserError) is mistake
     assert user_error(raised(TypeError("outer"), ValueError("inner")), UserError) is None
     assert user_error(None, UserError) is None
+
+
+def test_a_choice_that_is_none_has_the_nearest():
+    message = "Parser key \"to\":\n  Expected a typing.Literal['hf', 'onnx', 'onnx-int8']. Got value: onnx_int8"
+    assert one_line(message, []) == "to: 'onnx_int8' must be one of hf, onnx, onnx-int8; did you mean 'onnx-int8'?"
+
+
+def test_one_value_is_a_list_of_one(tiny_teacher, tmp_path):
+    options = ["--batch_sizes", "1", "--lengths=8", "--engines", "eager", "--repetitions=1"]
+    main(["benchmark", str(tiny_teacher), *options, f"--output={tmp_path / 'times.json'}"])
+    assert list(json.loads((tmp_path / "times.json").read_text())["cases"][0]["times"]) == ["1x8"]

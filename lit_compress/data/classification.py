@@ -45,7 +45,7 @@ class TextClassification(TextData):
         val_file: str | None = None,
         *,
         task: Literal["classification", "regression"] = "classification",
-        text_columns: Sequence[str] = ("text",),
+        text_columns: Sequence[str] | str = ("text",),
         label_column: str = "label",
         columns: Sequence[str] | None = None,
         delimiter: str | None = None,
@@ -54,15 +54,16 @@ class TextClassification(TextData):
         augmentation: MaskedWordReplacement | None = None,
         **options: Any,
     ) -> None:
+        text_columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
         if len(text_columns) not in (1, 2):
-            raise UserError(f"data.text_columns: {list(text_columns)} must be one column, or two for sentence pairs")
+            raise UserError(f"data.text_columns: {text_columns} must be one column, or two for sentence pairs")
         if label_column in text_columns:
             raise UserError(
                 f"data.label_column: {label_column!r} is one of data.text_columns, too: the model would read the label"
             )
         _check_imbalance(class_weights, sampling, task)
         self.regression = task == "regression"
-        self.text_columns, self.label_column, self.columns = list(text_columns), label_column, columns
+        self.text_columns, self.label_column, self.columns = text_columns, label_column, columns
         self.delimiter, self.class_weights, self.sampling = delimiter, class_weights, sampling
         self.augmentation = augmentation
         super().__init__(pair=len(text_columns) == 2, train_file=train_file, val_file=val_file, **options)

@@ -17,14 +17,14 @@ from lit_compress.files import absolute_source
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
 from lit_compress.models.layout import encoder_layers
-from lit_compress.models.load import load_model
+from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.manifest import describe, part_names, rebuild
-from lit_compress.tasks import Batch, Task, make_task
+from lit_compress.tasks import Batch, Task, make_task, task_class_of
 from lit_compress.training_steps import training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
@@ -44,7 +44,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     Args:
         pretrained: hub name, model folder, or ``package:name/folder`` of an installed package.
         labels: class names in the order of their ids, None where there are none; comes from the data on the command
-            line.
+            line. Without labels and task, both are those of the model.
         tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data, too.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile`` (after all structure is in place).
@@ -72,6 +72,8 @@ class LitEncoder(KeepsInitArgs, LightningModule):
             raise UserError(
                 "model.gradient_checkpointing: a compiled student decides itself what it keeps; leave model.compile out"
             )
+        if task is None and labels is None:
+            task, labels = _task_of(pretrained)
         self.task = make_task(task, labels)
         if label_map and not self.task.labels:
             raise UserError("model.label_map: the task has no classes; leave it out")
@@ -79,6 +81,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self.save_hyperparameters(ignore=["task", *_OBJECTS])
         given = vars(self)["_init_args"]
         self.hparams.update({name: _settings(given[name]) for name in _OBJECTS if given.get(name) is not None})
+        self.hparams["labels"] = labels
         self.hparams["task"] = self.task.name if task is None or isinstance(task, str) else _settings(self.task)
         self.labels = self.task.labels
         self.tokenizer = tokenizer or pretrained
@@ -245,3 +248,13 @@ def seed_step(epoch: int, batch_idx: int, rank: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def _task_of(pretrained: str) -> tuple[str | None, list[str] | None]:
+    """Task and labels of a model that was made for classes; nothing of one that was not."""
+    config = load_config(pretrained, "model.pretrained")
+    kind = task_class_of(config)
+    if kind is None or not kind.has_classes:
+        return None, None
+    names: Any = config.id2label or {}
+    return kind.name, [str(names[index]) for index in sorted(names)]

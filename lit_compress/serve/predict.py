@@ -1,7 +1,9 @@
 """`lit_compress predict`: a model's answers about every row of a file, as a file."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -29,8 +31,8 @@ _NOT_FOR_PREDICTION = (
 
 
 def predict(
-    file: str,
-    output: str,
+    file: str | None = None,
+    output: str | None = None,
     run: str | None = None,
     model: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
@@ -38,6 +40,7 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     part_rows: int = 10_000,
     overwrite: bool = False,
+    text: str | None = None,
 ) -> None:
     """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
 
@@ -45,6 +48,45 @@ def predict(
     """
     if (run is None) == (model is None):
         raise UserError("predict: give either --run or --model; or --config, as for validate")
+    if text is not None:
+        if file is not None or output is not None:
+            raise UserError("--text: is predicted and shown; leave out --file and --output")
+        _show(text, run=run, model=model, data=data, engine=engine, device=device)
+        return
+    if file is None or output is None:
+        raise UserError(f"--{'file' if file is None else 'output'}: missing; or give one --text")
+    count = _predict_file(file, output, run, model, data, engine, device, part_rows, overwrite)
+    say(f"{count} rows saved as {output}")
+
+
+def _show(text: str, run: str | None, model: str | None, data: dict[str, Any], **options: Any) -> None:
+    """Predict one text and print what a file would have of it."""
+    columns = (_of_run(Path(run))[1] if run is not None else {}).get("text_columns") or ["text"]
+    columns = data.get("text_columns") or columns
+    names = [columns] if isinstance(columns, str) else list(columns)
+    if len(names) != 1:
+        raise UserError(f"--text: the model reads {len(names)} texts, {', '.join(names)}; give --file")
+    with TemporaryDirectory() as folder:
+        file, output = Path(folder) / "text.jsonl", Path(folder) / "answers.jsonl"
+        # Words of a sentence are what a tagger reads.
+        file.write_text(json.dumps({names[0]: text, "tokens": text.split()}) + "\n")
+        _predict_file(str(file), str(output), run, model, data, part_rows=1, overwrite=False, **options)
+        answer = json.loads(output.read_text())
+    say(json.dumps({name: value for name, value in answer.items() if name != "row"}, ensure_ascii=False))
+
+
+def _predict_file(
+    file: str,
+    output: str,
+    run: str | None,
+    model: str | None,
+    data: dict[str, Any],
+    engine: EngineName | None,
+    device: Literal["auto", "cpu", "cuda"],
+    part_rows: int,
+    overwrite: bool,
+) -> int:
+    """Write a file of predictions; how many rows it has."""
     check_predictions(output, overwrite, inputs=[file])
     folder, key = (str(Path(run) / "model"), "--run") if run is not None else (str(model), "--model")
     config: Any = load_config(folder, key)
@@ -75,7 +117,7 @@ def predict(
             tell(examples := examples + batch.rows)
         target.add(records.finish(count))
         target.finish()
-    say(f"{count} rows saved as {output}")
+    return count
 
 
 def _loaded(

@@ -70,7 +70,7 @@ def check_length(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> N
     """
     for key, done in (("max_epochs", "epoch"), ("max_steps", "global_step")):
         limit = trainer.get(key)
-        if limit is not None and 0 <= limit < checkpoint[done]:
+        if limit is not None and 0 <= limit < checkpoint.get(done, 0):
             raise UserError(
                 f"trainer.{key}: {limit} is below {checkpoint[done]}, where the checkpoint is; give "
                 f"{checkpoint[done]} or more, or begin a new --run"

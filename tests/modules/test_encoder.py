@@ -12,6 +12,7 @@ from contracts.labels import swapped
 from contracts.training import STEPS, data, fit, student, trainer
 from lightning.pytorch import Callback, seed_everything
 from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
@@ -323,3 +324,19 @@ def test_a_longest_input_beyond_the_positions_of_the_teacher(tmp_path, tiny_mode
     module = LitStudent(str(tiny_model), str(short_teacher), labels=["0", "1"])
     message = error_of(trainer(tmp_path, []).fit, module, data(tiny_data, tiny_model))
     assert message == f"data.max_length: 16 is above 12, the longest input of model.teacher {str(short_teacher)!r}"
+
+
+def test_a_module_alone_has_the_task_and_labels_of_its_model(tiny_teacher, tiny_model, tmp_path):
+    names = {0: "bad", 1: "good"}
+    AutoModelForSequenceClassification.from_pretrained(tiny_teacher, id2label=names).save_pretrained(tmp_path / "named")
+    AutoModelForTokenClassification.from_pretrained(tiny_model, id2label={0: "O", 1: "B"}).save_pretrained(
+        tmp_path / "t"
+    )
+    named, tags = LitStudent(str(tmp_path / "named")), LitTeacher(str(tmp_path / "t"))
+    assert (named.task.name, named.labels, named.hparams["labels"]) == (
+        "classification",
+        ["bad", "good"],
+        ["bad", "good"],
+    )
+    assert (tags.task.name, tags.labels) == ("token_classification", ["O", "B"])
+    assert LitTeacher(str(tiny_model)).task.name == "regression"

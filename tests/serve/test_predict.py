@@ -294,3 +294,29 @@ def test_mistakes_are_one_line(options, words, tiny_teacher, texts, tmp_path):
 def test_a_model_without_such_a_head(tiny_model, texts, tmp_path):
     with pytest.raises(UserError, match="BertModel"):
         predict(str(texts), str(tmp_path / "out.csv"), model=str(tiny_model))
+
+
+def test_one_text_is_shown(tiny_teacher, run, capsys):
+    main(["predict", f"--model={tiny_teacher}", "--text", "good film"])
+    shown = json.loads(capsys.readouterr().out)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).eval()
+    with torch.inference_mode():
+        tokens = AutoTokenizer.from_pretrained(tiny_teacher)("good film", return_tensors="pt")
+        expected = model(**tokens).logits[0].softmax(-1).tolist()
+    assert [shown["probability_0"], shown["probability_1"]] == pytest.approx(expected, rel=1e-5)
+    main(["predict", f"--run={run}", "--text=good film"])
+    assert set(json.loads(capsys.readouterr().out)) == {"label", "probability_0", "probability_1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text=a", "--file=rows.csv"], "--text: is predicted and shown; leave out --file and --output"),
+        (["--file=rows.csv"], "--output: missing"),
+        ([], "--file: missing"),
+        (["--text=a", "--data.text_columns=[a, b]"], "--text: the model reads 2 texts, a, b; give --file"),
+    ],
+)
+def test_what_one_text_cannot_be_with(options, message, tiny_teacher):
+    with pytest.raises(SystemExit, match=message):
+        main(["predict", f"--model={tiny_teacher}", *options])
