@@ -156,7 +156,10 @@ def _is_events(path: Path) -> bool:
 _FILES: dict[str, Callable[[Path], bool]] = {
     "config.yaml": lambda path: is_written(path) or _is_configuration(path),
     # Of the command line, of a module without hyper-parameters, of this package's modules in Python.
-    "hparams.yaml": begins(r"_instantiator: lightning\.pytorch\.cli\.|\{\}\n|compile: (true|false)\nlabel(s|_map):"),
+    # Arguments of our modules, by alphabet.
+    "hparams.yaml": begins(
+        r"_instantiator: lightning\.pytorch\.cli\.|\{\}\n|(.*\n)*?compile: (true|false)\n(.*\n)*?label_map:"
+    ),
     "events.out.tfevents.*": _is_events,
 }
 
