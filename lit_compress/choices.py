@@ -2,10 +2,12 @@
 
 from typing import Literal
 
-__all__ = ["EngineName", "Format", "GuessedTask", "LayoutChoice", "Precision", "Processor"]
+__all__ = ["Dtype", "EngineName", "Format", "GuessedTask", "Half", "LayoutChoice", "Precision", "Processor"]
 
+Dtype = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 Format = Literal["hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
+Half = Literal["fp16", "bf16"]
 GuessedTask = Literal[
     "classification", "regression", "multi-label", "token-classification", "question-answering", "pretraining"
 ]

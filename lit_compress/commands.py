@@ -6,7 +6,7 @@ None is called like a public name or package, where jsonargparse would look for 
 
 from typing import Any, Literal
 
-from lit_compress.choices import EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor
+from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor
 
 __all__ = [
     "benchmark",
@@ -36,7 +36,7 @@ def export_model(
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     strict: bool = False,
     layout: LayoutChoice = "auto",
-    dtype: Precision = "int8",
+    dtype: Dtype | None = None,
     calibration_batches: int = 0,
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
@@ -54,14 +54,16 @@ def export_model(
             products (AVX-512 VNNI, AVX-VNNI, Arm).
         tables: of onnx-int8 and openvino-int8: embedding tables that training left in floating point become `int8` with
             a scale for each row, or stay `float`.
-        check: file of examples on which onnx-int8 and openvino-int8 are compared with PyTorch; by default the run's
-            validation data.
+        check: file of examples on which onnx-int8, openvino-int8, fp16 and bf16 are compared with PyTorch's fp32 or
+            training form; by default the run's validation data.
         data: options of the data module that reads it, or the run's validation data: `--data.text_columns
             '[sentence]'`; with `label_column`, scores are compared, too.
-        strict: refuse an integer file whose predictions or score are worse than PyTorch's, instead of saying so.
+        strict: refuse an integer, fp16 or bf16 model whose predictions or score are worse than PyTorch's, instead of
+            saying so.
         layout: of packed: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32
             zeros left out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
-        dtype: of packed: `int8` runs on every GPU since Ampere; `fp8` needs Ada or Hopper.
+        dtype: of hf: `fp32` (default), `fp16` or `bf16`; of onnx: `fp32` (default) or `fp16`; of packed: `int8`
+            (default) runs on every GPU since Ampere, `fp8` needs Ada or Hopper.
         calibration_batches: of packed: validation batches of the run on which the ranges of inputs are measured that
             quantization-aware training left open; 0 measures none.
 
@@ -90,7 +92,7 @@ def pack_model(
         model: exported folder instead of a run.
         output: folder to make.
         format: as `--layout` of `export`.
-        dtype: as of `export`.
+        dtype: as of `export --to packed`.
         calibration_batches: as of `export`.
         data: as of `export`.
         unfinished: pack it also when its training stopped before its compression was complete.

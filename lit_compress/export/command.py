@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from lit_compress.choices import Format
+from lit_compress.choices import Dtype, Format, Half
 from lit_compress.console import say
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
@@ -17,6 +17,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.check import Examples
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded, from_source
+from lit_compress.export.half import HalfOptions
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
@@ -42,12 +43,17 @@ _WRITERS: dict[str, tuple[str, str]] = {
     "openvino-int8": ("openvino", "write_openvino_int8"),
     "compressed-tensors": ("compressed_tensors", "write_compressed_tensors"),
 }
+_HALF_WRITERS = {"hf": ("half", "write_hf_half"), "onnx": ("half", "write_onnx_half")}
+# The first is what each writes by default.
+_DTYPES = {"hf": ("fp32", "fp16", "bf16"), "onnx": ("fp32", "fp16"), "packed": ("int8", "fp8")}
 # Options that only some formats have.
 INTEGERS = ("onnx-int8", "openvino-int8")
 _OPTIONS = dict.fromkeys(("processor", "tables", "check", "strict"), INTEGERS) | {
-    **dict.fromkeys(("layout", "dtype", "calibration_batches"), ("packed",)),
+    **dict.fromkeys(("layout", "calibration_batches"), ("packed",)),
+    "dtype": tuple(_DTYPES),
     "data": (*INTEGERS, "packed"),
 }
+_COMPARES = ("check", "data", "strict")  # also with 16-bit floating point
 
 
 def export(
@@ -64,7 +70,7 @@ def export(
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     strict: bool = False,
     layout: LayoutChoice = "auto",
-    dtype: Precision = "int8",
+    dtype: Dtype | None = None,
     calibration_batches: int = 0,
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
@@ -75,7 +81,8 @@ def export(
         raise UserError("export: give one of --run, --checkpoint and --model")
     if not output:
         raise UserError("export: give --output, the folder to make")
-    writer = format_writer(to)
+    half: Half | None = dtype if dtype == "fp16" or dtype == "bf16" else None
+    writer = format_writer(to, half)
     given = {
         "processor": processor != "any",
         "tables": tables != "int8",
@@ -83,25 +90,30 @@ def export(
         "data": data,
         "strict": strict,
         "layout": layout != "auto",
-        "dtype": dtype != "int8",
+        "dtype": dtype,
         "calibration_batches": calibration_batches,
     }
-    _check_options(to, run, given)
+    _check_options(to, run, given, half)
     check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
     folded = from_source(run, checkpoint, model)
     require_finished(folded.manifest, unfinished)
     validation = None if run is None else _validation_data(run, folded, check, data, calibration_batches)
-    if to in INTEGERS:
+    if to in INTEGERS or half:
         examples = _examples(folded, validation, run or checkpoint or model or "", check, data)
         if strict and examples is None:
             raise UserError("--strict: asks for a comparison, and there are no examples; give --check, a file of some")
-        options = IntegerOptions(processor=processor, tables=tables, examples=examples, strict=strict)
+        options = (
+            HalfOptions(dtype=half, examples=examples, strict=strict)
+            if half
+            else IntegerOptions(processor=processor, tables=tables, examples=examples, strict=strict)
+        )
         writer = partial(writer, options=options)
     if to == "packed":
+        precision: Precision = "fp8" if dtype == "fp8" else "int8"
         ranges = ranges_of(folded.manifest)
         if calibration_batches and validation is not None:
-            ranges = calibrated(folded, ranges, islice(validation.val_dataloader(), calibration_batches), dtype)
-        writer = partial(writer, layout=layout, dtype=dtype, ranges=ranges)
+            ranges = calibrated(folded, ranges, islice(validation.val_dataloader(), calibration_batches), precision)
+        writer = partial(writer, layout=layout, dtype=precision, ranges=ranges)
     write(folded, output, _reading_as_trained(writer, validation), overwrite)
     if to == "packed":
         for line in packed_lines(folded.model):
@@ -139,11 +151,16 @@ def pack_command(
     )
 
 
-def _check_options(to: str, run: str | None, given: dict[str, Any]) -> None:
+def _check_options(to: str, run: str | None, given: dict[str, Any], half: Half | None) -> None:
     """Refuse options that have no effect."""
     for key in (key for key, value in given.items() if value):
-        if to not in _OPTIONS[key]:
-            raise UserError(f"--{key}: has no effect on {to}, only on {' and '.join(_OPTIONS[key])}; leave it out")
+        compares = key in _COMPARES
+        if to not in _OPTIONS[key] and not (compares and half):
+            other = f", and on {' and '.join(_HALF_WRITERS)} with --dtype fp16 or bf16" if compares else ""
+            allowed = " and ".join(_OPTIONS[key])
+            raise UserError(f"--{key}: has no effect on {to}, only on {allowed}{other}; leave it out")
+    if given["dtype"]:
+        _check_dtype(to, given["dtype"])
     batches = given["calibration_batches"]
     if batches < 0:
         raise UserError(f"--calibration_batches: {batches} must be 0 or more")
@@ -151,6 +168,16 @@ def _check_options(to: str, run: str | None, given: dict[str, Any]) -> None:
         raise UserError("--calibration_batches: measures on the validation data of a run; give one with --run")
     if given["data"] and to == "packed" and not batches:
         raise UserError(f"--data: {given['data']} has no effect without --calibration_batches; leave it out")
+
+
+def _check_dtype(to: str, dtype: Dtype) -> None:
+    """Refuse a dtype that a format does not have."""
+    if dtype in _DTYPES[to]:
+        return
+    why = ""
+    if to == "onnx" and dtype == "bf16":
+        why = " (ONNX Runtime has no bf16 operators for processors; --to hf has bf16)"
+    raise UserError(f"--dtype: {dtype!r} is none of {to}{why}; give {' or '.join(_DTYPES[to])}")
 
 
 def _examples(
@@ -221,9 +248,12 @@ def write(
     return Path(output)
 
 
-def format_writer(to: str) -> Callable[..., None]:
-    """The function that fills an empty folder with a folded model in a format; those of INTEGERS take `options`."""
+def format_writer(to: str, half: Half | None = None) -> Callable[..., None]:
+    """The function that fills an empty folder with a folded model in a format.
+
+    Those of INTEGERS, and of 16-bit floating point, take `options`.
+    """
     if to not in _WRITERS:
         raise UserError(f"--to: {to!r} is not one of {', '.join(_WRITERS)}")
-    module, function = _WRITERS[to]
+    module, function = (_HALF_WRITERS if half else {}).get(to, _WRITERS[to])
     return getattr(import_module(f"lit_compress.export.{module}"), function)

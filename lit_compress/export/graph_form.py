@@ -65,11 +65,13 @@ class GraphForm(nn.Module):
         self.eval()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Ids and masks ``(batch, length)`` to logits; without a head to hidden states."""
+        """Ids and masks ``(batch, length)`` to logits, fp32; without a head to hidden states."""
         result = self.model(**dict(zip(self.inputs, tensors, strict=True)), return_dict=True)
         found = [name for name in result if "logits" in name]
         self.outputs = found or [name for name in ("last_hidden_state", "pooler_output") if name in result]
-        return tuple(result[name] for name in self.outputs)
+        values = (result[name] for name in self.outputs)
+        # What reads them need not know in which dtype a model computes; fp32 gets no operator in its graph.
+        return tuple(value if value.dtype == torch.float32 else value.float() for value in values)
 
 
 def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> GraphForm:

@@ -45,6 +45,9 @@ __all__ = [
     "check_predictions",
     "float_form",
     "integer_form",
+    "layer_runner",
+    "prepare",
+    "runner",
     "structure",
     "write_onnx",
     "write_onnx_int8",
@@ -88,7 +91,7 @@ def write_onnx(folded: Folded, folder: Path) -> None:
         UserError: a package is missing, or ONNX Runtime's outputs differ from PyTorch's.
 
     """
-    path = _prepare(folded, folder, "model.onnx", DEFAULTS)
+    path = prepare(folded, folder, "model.onnx", DEFAULTS)
     form = float_form(folded)
     trace(form, path, DEFAULT_SESSION)
     _check(form, path, None, folder, DEFAULTS, integers=False)
@@ -100,7 +103,7 @@ def write_onnx_int8(folded: Folded, folder: Path, options: IntegerOptions = DEFA
     What quantization-aware training put on integers stays on them. A model without any has its encoder's linears
     rounded to 7 bits (8 for ``vnni``), and ranges of activations follow each batch. Tables without scales become int8.
     """
-    path = _prepare(folded, folder, "model_quantized.onnx", options)
+    path = prepare(folded, folder, "model_quantized.onnx", options)
     form, expected = integer_form(folded, folder, "dynamic", "uint8", options)
     trace(form, path, DEFAULT_SESSION if options.processor == "any" else {})
     _check(form, path, expected, folder, options, integers=True)
@@ -160,7 +163,7 @@ def integer_form(
     return form, expected
 
 
-def _prepare(folded: Folded, folder: Path, name: str, options: IntegerOptions) -> Path:
+def prepare(folded: Folded, folder: Path, name: str, options: IntegerOptions) -> Path:
     """Write what lies beside a graph, and give the graph's path; the packages are there."""
     optional("onnxruntime", "onnx")  # before minutes of work
     optional("onnx", "onnx")
@@ -182,7 +185,7 @@ def _check(
         run = runner(form, open_session(path, torch.get_num_threads(), optimization))
         check_structure(form, outputs, run, integers)
     if expected is not None:
-        check_predictions(form, expected, folder, options, run, lambda: _layer_runner(form, path))
+        check_predictions(form, expected, folder, options, run, lambda: layer_runner(form, path))
 
 
 def structure(form: GraphForm) -> list[tuple[Tensor, ...]]:
@@ -236,7 +239,8 @@ def runner(form: GraphForm, session: Any) -> Run:
     return lambda inputs: session.run(form.outputs, inputs)
 
 
-def _layer_runner(form: GraphForm, path: Path) -> Run:
+def layer_runner(form: GraphForm, path: Path) -> Run:
+    """Inputs by name to what each layer gives; the file is read once more."""
     target = path.with_suffix(".layers.onnx")
     names = with_layers(form, path, target)
     session = open_session(target, torch.get_num_threads())

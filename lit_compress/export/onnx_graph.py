@@ -117,7 +117,8 @@ def _operators(proto: Any) -> list[bytes]:
 
 def _write_proto(onnx: Any, proto: Any, weights: dict[str, Tensor], path: Path) -> None:
     """Serialize by hand: a message with all weights inside would be in memory three times."""
-    types = {torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int64: 7, torch.bool: 9, torch.int32: 6}
+    types = {torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.int32: 6, torch.int64: 7, torch.bool: 9}
+    types[torch.float16] = 10
     heads = []
     for name, weight in weights.items():
         head = onnx.TensorProto(name=name, dims=weight.shape, data_type=types[weight.dtype]).SerializeToString()

@@ -1,0 +1,162 @@
+"""A folded model in 16-bit floating point, for Transformers or ONNX Runtime, compared with fp32 before it appears."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_compress.choices import Half
+from lit_compress.console import say
+from lit_compress.errors import UserError
+from lit_compress.export.check import (
+    Examples,
+    Reference,
+    Run,
+    check_structure,
+    compare,
+    first_wrong_layer,
+    judge,
+    reference,
+)
+from lit_compress.export.folded import Folded
+from lit_compress.export.graph_form import GraphForm
+from lit_compress.export.hf import add_to_card, write_hf
+from lit_compress.export.onnx import DEFAULTS, float_form, layer_runner, prepare, runner, structure
+from lit_compress.export.onnx_graph import input_names, trace
+from lit_compress.export.onnx_session import DEFAULT_SESSION, open_session
+from lit_compress.models.load import quiet_transformers
+
+__all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
+
+_TORCH: dict[Half, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+# Largest difference of the median row from fp32 on random ids, as a share of the largest output: bf16 has 3 bits fewer.
+TOLERANCES: dict[Half, float] = {"fp16": 0.02, "bf16": 0.15}
+_ADVICE = "export in fp32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfOptions:
+    """What is asked of a model in 16-bit floating point.
+
+    Attributes:
+        dtype: of the weights and of what is computed from them.
+        examples: what the model is judged on; None checks its structure alone.
+        strict: refuse a model whose predictions or score are worse than those of fp32, instead of saying so.
+
+    """
+
+    dtype: Half
+    examples: Examples | None = None
+    strict: bool = False
+
+
+def write_hf_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
+    """Write what :func:`~lit_compress.export.hf.write_hf` does with weights of 16 bits, as ``config.json`` says.
+
+    Args:
+        folded: what to write; used up.
+        folder: existing and empty.
+        options: of the user.
+
+    Raises:
+        UserError: a weight is too large for the dtype, Transformers does not load the family in it, or the outputs
+            differ from those of fp32.
+
+    """
+    form = GraphForm(folded.model, input_names(folded))
+    outputs, expected = _in_fp32(form, options)
+    _round(folded.model, options.dtype)
+    write_hf(folded, folder)
+    form.model = _loaded(type(folded.model), folder, options.dtype)
+
+    @torch.no_grad()
+    def run(inputs: Mapping[str, Any]) -> list[Tensor]:
+        return list(form(*(torch.as_tensor(inputs[name]) for name in form.inputs)))
+
+    def layers() -> Run:
+        examples = options.examples
+        assert examples is not None
+        found = reference(form, replace(examples, batches=examples.batches[:1])).layers
+        return lambda inputs: found
+
+    check_structure(form, outputs, run, integers=True, most=TOLERANCES[options.dtype])
+    _check_predictions(form, expected, folder, options, run, layers)
+
+
+def write_onnx_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
+    """Write ``onnx/model_fp16.onnx`` and the rest as :func:`~lit_compress.export.onnx.write_onnx`.
+
+    Inputs are int64 and outputs fp32; weights, and what is computed from them, are fp16.
+
+    Args:
+        folded: what to write; used up.
+        folder: existing and empty.
+        options: of the user, with fp16: ONNX Runtime computes no bf16 on a processor.
+
+    Raises:
+        UserError: a package is missing; else as :func:`write_hf_half`.
+
+    """
+    path = prepare(folded, folder, "model_fp16.onnx", DEFAULTS)
+    outputs, expected = _in_fp32(GraphForm(folded.model, input_names(folded)), options)
+    _round(folded.model, options.dtype)
+    folded.model.set_attn_implementation("eager")  # torch.onnx writes the masks of the others in fp32
+    form = float_form(folded)
+    trace(form, path, DEFAULT_SESSION)
+    form.to("meta")  # gives its memory back before the runtime takes as much
+    for optimization in ("ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):  # as the file says it, and as it is run
+        run = runner(form, open_session(path, torch.get_num_threads(), optimization))
+        check_structure(form, outputs, run, integers=True, most=TOLERANCES[options.dtype])
+    _check_predictions(form, expected, folder, options, run, lambda: layer_runner(form, path))
+
+
+def _loaded(architecture: type[PreTrainedModel], folder: Path, dtype: Half) -> PreTrainedModel:
+    """The model as users get it: in the dtype that ``config.json`` says."""
+    with quiet_transformers():
+        model = architecture.from_pretrained(folder, use_safetensors=True)
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != _TORCH[dtype]:
+            raise UserError(
+                f"export: Transformers loads {name!r} of a {architecture.__name__} in {parameter.dtype} whatever its "
+                "file has, and does not compute with a mixture; export with --dtype fp32, or --to onnx"
+            )
+    return model
+
+
+def _in_fp32(form: GraphForm, options: HalfOptions) -> tuple[list[tuple[Tensor, ...]], Reference | None]:
+    """What the model gives before it is rounded, for random ids and for the examples."""
+    return structure(form), reference(form, options.examples) if options.examples else None
+
+
+@torch.no_grad()
+def _round(model: PreTrainedModel, dtype: Half) -> None:
+    """Put the parameters of a model in another dtype, in place; buffers are as ``from_pretrained`` makes them, fp32."""
+    for name, parameter in model.named_parameters():
+        rounded = parameter.to(_TORCH[dtype])
+        if not bool(rounded.isfinite().all()):
+            raise UserError(
+                f"export: {name!r} has {float(parameter.abs().max()):.3g}, and {dtype} holds at most "
+                f"{torch.finfo(_TORCH[dtype]).max:.3g}; export with --dtype bf16 or fp32"
+            )
+        parameter.data = rounded
+
+
+def _check_predictions(
+    form: GraphForm,
+    expected: Reference | None,
+    folder: Path,
+    options: HalfOptions,
+    run: Run,
+    layers: Callable[[], Run],
+) -> None:
+    examples = options.examples
+    if examples is None or expected is None:
+        return
+    comparison = compare(form, examples, expected, run)
+    said = judge(comparison, options.strict, lambda: first_wrong_layer(form, examples, expected, layers()), _ADVICE)
+    say(f"{said} Examples: {examples.origin}.")
+    add_to_card(folder, f"{comparison.words()} ({examples.origin}).")
