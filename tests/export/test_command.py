@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.cli import main
+from lit_compress.commands import export_model
 from lit_compress.errors import UserError
 from lit_compress.export import fold, from_source, write
 from lit_compress.export.command import Format, export
@@ -87,7 +88,7 @@ def test_a_tokenizer_that_is_gone(run, tmp_path):
 
 
 def test_every_argument_is_explained():
-    text = inspect.getdoc(export)
+    text = inspect.getdoc(export_model)
     assert [name for name in inspect.signature(export).parameters if f"{name}:" not in text] == []
 
 
