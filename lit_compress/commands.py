@@ -4,6 +4,7 @@ What a command does is imported when it is called, so that help and a wrong opti
 None is called like a public name or package, where jsonargparse would look for it and import what is there.
 """
 
+import shlex
 from typing import Any, Literal
 
 from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor
@@ -72,6 +73,9 @@ def export_model(
     from lit_compress.export.command import export as work
 
     work(**options)
+    from lit_compress.console import say
+
+    say(f"Next: lit_compress benchmark {shlex.quote(output)}")
 
 
 def pack_model(

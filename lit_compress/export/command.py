@@ -118,7 +118,8 @@ def export(
     if to == "packed":
         for line in packed_lines(folded.model):
             say(line)
-    say(f"Saved as {output}")
+    size = sum(file.stat().st_size for file in Path(output).rglob("*") if file.is_file())
+    say(f"Saved as {output}, {size / 1e6:.1f} MB")
 
 
 def pack_command(

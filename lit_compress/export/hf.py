@@ -14,6 +14,7 @@ from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.file import checksums
+from lit_compress.tasks import task_class_of
 from lit_compress.version import __version__
 
 __all__ = ["add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
@@ -118,6 +119,10 @@ def _card(
         "",
         f"- parameters: {sum(p.numel() for p in model.parameters()):,}",
     ]
+    config: Any = model.config
+    task = task_class_of(config)
+    if task is not None and task.has_classes:
+        lines.append(f"- labels: {', '.join(str(config.id2label[index]) for index in sorted(config.id2label))}")
     if pruned:
         lines.append(
             f"- pruned layers: {len(pruned)}, mean sparsity {sum(pruned) / len(pruned):.4f} (zeros are stored)"

@@ -95,7 +95,10 @@ def test_every_argument_is_explained():
 @pytest.mark.parametrize("to", [name for name in get_args(Format) if name != "hf"])
 def test_every_format_from_a_run_by_the_command(to, run, tmp_path, capsys):
     main(["export", f"--run={run[0]}", f"--to={to}", f"--output={tmp_path / 'out'}"])
-    assert capsys.readouterr().out.splitlines()[-1] == f"Saved as {tmp_path / 'out'}"
+    saved, following = capsys.readouterr().out.splitlines()[-2:]
+    size = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file()) / 1e6
+    assert saved == f"Saved as {tmp_path / 'out'}, {size:.1f} MB"
+    assert following == f"Next: lit_compress benchmark {tmp_path / 'out'}"
     names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert names >= {"config.json", "tokenizer.json", "compression.json", "README.md"}
     assert len({path for path in names if path.endswith((".safetensors", ".onnx", ".xml"))}) == 1
