@@ -27,6 +27,7 @@ from lit_compress.usage_errors import user_error
 __all__ = ["check_callbacks", "check_seed", "checked_trainer", "refused", "told_in_one_line"]
 
 _SEEDS = 2**32
+_FEW_PROCESSES = 8
 # Lightning's name for whichever of them there is.
 _GPUS = ("cuda", "mps")
 # What each does to a run; none of them knows of schedules by the step.
@@ -71,11 +72,12 @@ def checked_trainer(options: Mapping[str, Any]) -> Trainer:
         if user_error(error, UserError) is not None:
             raise
         raise UserError(f"trainer: {_in_one_line(error)}") from error
-    cores = os.cpu_count() or 1
-    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+    # A few more than there are cores are slow and work; many are a mistake, and die of memory in a hundred lines.
+    most = max(os.cpu_count() or 1, _FEW_PROCESSES)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
         raise UserError(
-            f"trainer.devices: {trainer.num_devices} processes are more than the {cores} CPU cores of this machine; "
-            f"give at most {cores}"
+            f"trainer.devices: {trainer.num_devices} processes are more than this machine's CPU is for; give at most "
+            f"{most}"
         )
     return trainer
 
