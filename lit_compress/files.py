@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import tempfile
@@ -30,6 +31,7 @@ __all__ = [
     "begins",
     "check_file",
     "check_folder",
+    "check_safetensors",
     "foreign_file",
     "last_of",
     "resolve_source",
@@ -98,6 +100,32 @@ def resolve_source(source: str, key: str) -> str:
     if not path.exists():
         raise UserError(f"{key}: {source!r}: the package {name!r} has no {inner!r}")
     return str(path)
+
+
+def check_safetensors(source: str, architectures: Sequence[str] | None, key: str) -> None:
+    """Refuse a model folder whose weights are pickled only, with the line that converts them.
+
+    Args:
+        source: a path, or a hub name, of which nothing is asked.
+        architectures: as its configuration names them.
+        key: config key named in the error.
+
+    Raises:
+        UserError: the folder has a ``pytorch_model.bin`` and no safetensors.
+
+    """
+    folder = Path(source)
+    if any(folder.glob("*.safetensors")) or not (pickled := sorted(folder.glob("pytorch_model*.bin"))):
+        return
+    name = architectures[0] if architectures and str(architectures[0]).isidentifier() else "AutoModel"
+    code = (
+        f"from transformers import {name} as M; p = {json.dumps(source)}; "
+        "M.from_pretrained(p, use_safetensors=False).save_pretrained(p)"
+    )
+    raise UserError(
+        f"{key}: {source!r} has no model.safetensors, and {pickled[0].name} is not read, because it is a pickle; "
+        f"convert it: python -c {shlex.quote(code)}"
+    )
 
 
 def absolute_source(source: str) -> str:

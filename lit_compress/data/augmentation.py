@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
-from lit_compress.files import resolve_source
+from lit_compress.files import check_safetensors, resolve_source
 from lit_compress.init_args import KeepsInitArgs
 
 __all__ = ["MaskedWordReplacement"]
@@ -126,9 +126,11 @@ class MaskedWordReplacement(KeepsInitArgs):
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         key = "data.augmentation.model"
         tokenizer = load_tokenizer(self.model, key)
+        path = resolve_source(self.model, key)
+        check_safetensors(path, ["AutoModelForMaskedLM"], key)
         try:
             model, info = AutoModelForMaskedLM.from_pretrained(
-                resolve_source(self.model, key), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError) as error:
             raise UserError(f"{key}: {self.model!r} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
+from lit_compress.files import check_safetensors
 from lit_compress.models.load import first_line, load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.shapes import apply_shapes, shapes_of
@@ -76,8 +77,9 @@ def model_outline(folder: str, key: str) -> PreTrainedModel:
     if not path.is_dir():
         raise UserError(f"{key}: {folder!r} is no folder; give one with a config.json and a model.safetensors")
     _check_config(path, key)
-    files = _weight_files(path, key)
     config = load_config(folder, key)
+    check_safetensors(folder, config.architectures, key)
+    files = _weight_files(path, key)
     architecture = _architecture(config, folder, key)
     return check_size(architecture, config, _held(files, folder, key), folder, key)
 

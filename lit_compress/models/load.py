@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
-from lit_compress.files import resolve_source
+from lit_compress.files import check_safetensors, resolve_source
 from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
 
@@ -94,6 +94,7 @@ def _from_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model, and the names of the weights that its source lacks and that are random now."""
     path = resolve_source(source, key)
+    check_safetensors(path, config.architectures, key)
     check_hub(path, key)
     try:
         # The report about the new head would be the loudest line of every run, and it is what was asked for.

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lit_compress.errors import UserError
+from lit_compress.files import check_safetensors
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
@@ -166,6 +167,8 @@ def cases_of(models: Sequence[str], engines: Sequence[EngineName] | None) -> lis
         config: Any = load_config(str(folder), "models")
         found = variants(folder, packed_of(config) is not None)
         usable = [variant for variant in found if variant.engine in wanted and installed(variant.engine)]
+        if not found:
+            check_safetensors(str(folder), config.architectures, "models")
         if not usable:
             there = ", ".join(sorted({variant.engine for variant in found})) or "none"
             raise UserError(f"models: {source!r} runs on none of {', '.join(wanted)} here; it is made for: {there}")

@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file, begins, check_file, resolve_source
+from lit_compress.files import atomic_file, begins, check_file, check_safetensors, resolve_source
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
@@ -155,5 +155,7 @@ def _device(name: str | None) -> str:
 def _load(source: str) -> PreTrainedModel:
     config = load_config(source, "--model")
     kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    path = resolve_source(source, "--model")
+    check_safetensors(path, config.architectures, "--model")
     with quiet_transformers():
-        return kind.from_pretrained(resolve_source(source, "--model")).eval()
+        return kind.from_pretrained(path, use_safetensors=True).eval()

@@ -1,9 +1,11 @@
 import json
+import shlex
 import shutil
 
 import pytest
 import torch
 from contracts import errors
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -14,9 +16,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.errors import UserError
 from lit_compress.models import check_compatible, load_classifier
+from lit_compress.models.folder import load_whole_model
 from lit_compress.models.load import load_config, transformers_progress
+from lit_compress.report.benchmark import cases_of
+from lit_compress.report.explain import explain
 from lit_compress.tasks import ClassificationTask, RegressionTask
 
 TWO = ClassificationTask(["0", "1"])
@@ -111,7 +117,25 @@ def test_a_folder_without_weights(copy):
 def test_pickled_weights_are_refused(copy):
     (copy / "model.safetensors").unlink()
     torch.save({}, copy / "pytorch_model.bin")
-    error_of(copy)
+    assert "pytorch_model.bin is not read" in error_of(copy)
+
+
+def test_pickled_weights_come_with_the_line_that_converts_them(copy):
+    expected = load_file(copy / "model.safetensors")
+    torch.save(expected, copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    doors = (lambda: error_of(copy), lambda: errors.error_of(load_whole_model, str(copy), "--model"))
+    doors += (lambda: errors.error_of(cases_of, [str(copy)], None), lambda: errors.error_of(explain, str(copy)))
+    rows, replace = Dataset.from_dict({"text": ["a good film"]}), MaskedWordReplacement(model=str(copy))
+    doors += (lambda: errors.error_of(replace, rows, ["text"]),)
+    (*_, said) = messages = [door().partition("convert it: ")[2] for door in doors]
+    assert all(message.startswith("python -c 'from transformers import ") for message in messages)
+    assert "AutoModelForMaskedLM" in said
+    exec(shlex.split(messages[0])[2], {})  # what the message tells to run
+    got = load_file(copy / "model.safetensors")
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+    load_classifier(str(copy), ["0", "1"], "key")
 
 
 @pytest.mark.parametrize("kept", [0, 7, 100, 2000, -1])
