@@ -45,7 +45,8 @@ def export_model(
     Args:
         run: run folder of a `fit`; its last checkpoint is taken.
         output: folder to make.
-        checkpoint: a checkpoint file instead of a run.
+        checkpoint: a checkpoint file, alone or of the run; of a run also `last`, and `best` by what its ModelCheckpoint
+            monitors.
         model: a Hugging Face folder instead of a run, of this package or any other with safetensors.
         to: format of the folder.
         unfinished: write it also when its training stopped before its compression was complete.

@@ -19,7 +19,14 @@ from lit_compress.models.load import first_line
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
-__all__ = ["PREVIOUS", "find_checkpoint", "last_checkpoint", "load_checkpoint", "student_from_checkpoint"]
+__all__ = [
+    "PREVIOUS",
+    "best_checkpoint",
+    "find_checkpoint",
+    "last_checkpoint",
+    "load_checkpoint",
+    "student_from_checkpoint",
+]
 
 PREVIOUS = "previous.ckpt"
 
@@ -73,6 +80,32 @@ def last_checkpoint(run: str | Path) -> tuple[Path, dict[str, Any]]:
         step = checkpoint.get("global_step")
         _log.warning("%s; the one before it is taken: %s, of step %s", error, previous, step)
         return previous, checkpoint
+
+
+def best_checkpoint(run: str | Path) -> Path:
+    """The best checkpoint of a run by what its ``ModelCheckpoint`` monitors, wherever the run is now.
+
+    Raises:
+        UserError: none monitors anything, several do, or the file is not there any more.
+
+    """
+    path, content = last_checkpoint(run)
+    states = [state for name, state in content.get("callbacks", {}).items() if name.startswith("ModelCheckpoint")]
+    found = [state for state in states if state.get("monitor") and state.get("best_model_path")]
+    if len(found) > 1:
+        which = ", ".join(str(state["monitor"]) for state in found)
+        raise UserError(f"--checkpoint: {str(run)!r} has a best for each of {which}; give the file of one")
+    if not found:
+        raise UserError(
+            f"--checkpoint: {str(run)!r} has no best: no ModelCheckpoint in its trainer.callbacks kept one by a metric "
+            "(monitor); give last, or a file"
+        )
+    best = Path(found[0]["best_model_path"])
+    places = [folder / best.name for folder in (path.parent, best.parent)]  # the run may have been moved
+    there = next((place for place in places if place.is_file()), None)
+    if there is None:
+        raise UserError(f"--checkpoint: {str(best)!r}, the best of {str(run)!r}, is gone; give last, or a file")
+    return there
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

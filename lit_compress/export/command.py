@@ -15,6 +15,7 @@ from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.check import Examples
+from lit_compress.export.checkpoint import best_checkpoint
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.half import HalfOptions
@@ -77,8 +78,8 @@ def export(
 
     Options: :func:`lit_compress.commands.export_model`.
     """
-    if sum(source is not None for source in (run, checkpoint, model)) != 1:
-        raise UserError("export: give one of --run, --checkpoint and --model")
+    if (model is None) == (run is None and checkpoint is None):
+        raise UserError("export: give one of --run, --checkpoint and --model, or --run and --checkpoint of the run")
     if not output:
         raise UserError("export: give --output, the folder to make")
     half: Half | None = dtype if dtype == "fp16" or dtype == "bf16" else None
@@ -95,7 +96,9 @@ def export(
     }
     _check_options(to, run, given, half)
     check_folder(output, overwrite, inputs=(run, checkpoint, model))  # before minutes of work, and again at the end
-    folded = from_source(run, checkpoint, model)
+    if run is not None and checkpoint in ("best", "last"):
+        checkpoint = str(best_checkpoint(run)) if checkpoint == "best" else None
+    folded = from_source(run if checkpoint is None else None, checkpoint, model)
     require_finished(folded.manifest, unfinished)
     validation = None if run is None else _validation_data(run, folded, check, data, calibration_batches)
     if to in INTEGERS or half:

@@ -59,7 +59,8 @@ def test_an_earlier_checkpoint_is_an_earlier_student(run, tmp_path):
     ("arguments", "words"),
     [
         ({"output": "out"}, ["--run", "--checkpoint"]),
-        ({"output": "out", "run": "{run}", "checkpoint": "x.ckpt"}, ["--run", "--checkpoint"]),
+        ({"output": "out", "run": "{run}", "model": "folder"}, ["--run", "--checkpoint"]),
+        ({"output": "out", "run": "{run}", "checkpoint": "x.ckpt"}, ["checkpoint", "'x.ckpt'"]),
         ({"run": "{run}"}, ["--output"]),
         ({"run": "", "output": "out"}, ["--run"]),
         ({"run": "nowhere", "output": "out"}, ["--run", "'nowhere'"]),
