@@ -34,6 +34,7 @@ __all__ = [
     "check_safetensors",
     "foreign_file",
     "last_of",
+    "resolve_package",
     "resolve_source",
 ]
 
@@ -89,6 +90,18 @@ def resolve_source(source: str, key: str) -> str:
         # A hub name is "name" or "owner/name".
         if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
             raise UserError(f"{key}: {source!r} does not exist; give a path that does, or a hub name")
+        return source
+    return resolve_package(source, key)
+
+
+def resolve_package(source: str, key: str) -> str:
+    """:func:`resolve_source` for where a path need not exist yet and a hub name is nothing to look for.
+
+    Raises:
+        UserError: the package is not installed or has no such path.
+
+    """
+    if not source.startswith(_PACKAGE):
         return source
     name, _, inner = source.removeprefix(_PACKAGE).partition("/")
     spec = importlib.util.find_spec(name) if name.isidentifier() else None

@@ -430,3 +430,37 @@ def test_text_classification_is_the_data_of_a_fit_unless_another_is_named(tiny_t
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]
     assert saved["class_path"].endswith("TextClassification")
     assert saved["init_args"]["text_columns"] in ("sentence", ["sentence"])
+
+
+def test_a_package_names_a_model_in_every_command(finished, tiny_teacher, tiny_data, tmp_path, monkeypatch, capsys):
+    package = tmp_path / "installed" / "package_with_a_model"
+    shutil.copytree(tiny_teacher, package / "inner" / "model")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(package.parent)
+    source, rows, out = f"package:{package.name}/inner/model", tiny_data / "val.tsv", tmp_path / "out"
+    small = ["--batch_sizes=[1]", "--repetitions=1"]
+    sentence = "--data.text_columns=[sentence]"
+    commands = [
+        ["export", f"--model={source}", f"--output={out}/hf"],
+        ["pack", f"--model={source}", f"--output={package}/packed"],
+        ["trim-vocabulary", f"--model={source}", f"--corpus={rows}", f"--output={out}/trimmed"],
+        ["predict", f"--model={source}", f"--file={rows}", f"--output={out}/rows.csv", sentence],
+        ["predict", f"--model={source}", "--text=a good film"],
+        ["check", source],
+        ["explain", f"package:{package.name}/packed"],
+        ["init", str(rows), f"--model={source}", f"--output={out}/init"],
+        ["report", f"--run={finished}", f"--dense={source}", f"--output={out}/report", *small],
+        ["benchmark", source, f"mine={source}", "--engines=[eager]", "--lengths=[8]", *small],
+        ["formats", f"--run={finished}", f"--dense={source}", f"--output={out}/formats", "--to=[hf]", *small],
+    ]
+    out.mkdir()
+    for command in commands:
+        main(command)
+    code, line = fails(capsys, "export", f"--model={source}", f"--output={package}/inner", "--overwrite=true")
+    assert code
+    assert "which is read" in line
+    for command in commands:
+        if command[0] not in ("pack", "check"):  # whose output is in the package; which says it in its table
+            new = [part.replace(f"{out}/", f"{out}/other_") for part in command]
+            wrong = [part.replace(f":{package.name}/", f":{package.name}/no_") for part in new]
+            assert f"the package {package.name!r} has no 'no_" in fails(capsys, *wrong)[1]

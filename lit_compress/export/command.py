@@ -23,7 +23,7 @@ from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
-from lit_compress.files import atomic_folder, check_folder
+from lit_compress.files import atomic_folder, check_folder, resolve_package
 from lit_compress.models.load import first_line
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, ranges_of
@@ -82,6 +82,7 @@ def export(
         raise UserError("export: give one of --run, --checkpoint and --model, or --run and --checkpoint of the run")
     if not output:
         raise UserError("export: give --output, the folder to make")
+    model = model and resolve_package(model, "--model")
     half: Half | None = dtype if dtype == "fp16" or dtype == "bf16" else None
     writer = format_writer(to, half)
     given = {

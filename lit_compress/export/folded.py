@@ -12,6 +12,7 @@ from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.run_folder import run_tokenizer
+from lit_compress.files import resolve_package
 from lit_compress.models.fold import fold_in_place
 from lit_compress.models.folder import load_whole_model
 from lit_compress.models.manifest_file import (
@@ -85,6 +86,7 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
     if sum(source is not None for source in (run, checkpoint, model)) != 1:
         raise UserError("export: give one of --run, --checkpoint and --model")
     if model is not None:
+        model = resolve_package(model, "--model")
         loaded = load_whole_model(model, "--model")
         if packed_linears(loaded):
             raise UserError(f"--model: {model!r} is packed already; give the run or the folder that it was made from")

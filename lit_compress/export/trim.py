@@ -16,7 +16,7 @@ from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.hf import write_hf
-from lit_compress.files import atomic_folder, check_folder
+from lit_compress.files import atomic_folder, check_folder, resolve_package
 from lit_compress.models.shapes import apply_shapes, shapes_of
 
 __all__ = ["trim_vocabulary"]
@@ -39,6 +39,7 @@ def trim_vocabulary(
     for name, given in (("--model", model), ("--corpus", corpus), ("--output", output)):
         if not given:
             raise UserError(f"trim-vocabulary: give {name}")
+    model = resolve_package(model, "--model")
     files = [corpus] if isinstance(corpus, str) else corpus
     check_folder(output, overwrite, inputs=(model, *files))
     folded = from_source(model=model)

@@ -11,7 +11,7 @@ from rich.table import Table as Screen
 from rich.text import Text
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
+from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder, resolve_package
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.manifest_file import unfinished_lines
 from lit_compress.report.card import cell, section, table
@@ -58,6 +58,7 @@ def compare_runs(
     """
     if len(set(map(os.path.abspath, runs))) < len(runs):
         raise UserError(f"compare: {' '.join(runs)} names a run twice; give each once")
+    dense = dense and resolve_package(dense, "--dense")
     names = [Path(run).resolve().name for run in runs]
     if len(set(names)) < len(names):
         # As long as they must be, so that no two are the same.

@@ -19,7 +19,7 @@ from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
 from lit_compress.export.onnx import IntegerOptions, Processor
 from lit_compress.export.run_folder import run_config, task_of, validation_data
-from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
+from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder, resolve_package
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
 from lit_compress.models.manifest_file import require_finished
@@ -60,6 +60,7 @@ def formats(
     if processor != "any" and to and not set(to) & set(INTEGERS):
         raise UserError(f"--processor: has no effect on {', '.join(to)}, only on {' and '.join(INTEGERS)}")
     check_shared_folder(output)
+    dense = dense and resolve_package(dense, "--dense")
     places = {name: Path(output) / name for name in to or get_args(Format)}
     for place in places.values():
         check_folder(place, overwrite, inputs=(run, dense))

@@ -13,7 +13,7 @@ from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
 from lit_compress.export.run_folder import parse_file, run_config, task_of, validation_data
-from lit_compress.files import check_folder
+from lit_compress.files import check_folder, resolve_package
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED
@@ -50,7 +50,7 @@ def report(
 
     Options: :func:`lit_compress.commands.report`.
     """
-    folder = Path(output or Path(run) / "report")
+    folder, dense = Path(output or Path(run) / "report"), dense and resolve_package(dense, "--dense")
     check_folder(folder, overwrite=True, kind="report", inputs=(run, dense))
     compared, missing = dense_of(run_config(run, data), dense)
     if compared is None and has_dense(folder):

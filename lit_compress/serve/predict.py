@@ -13,6 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
+from lit_compress.files import resolve_package
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.progress import counted
@@ -89,6 +90,7 @@ def _predict_file(
     """Write a file of predictions; how many rows it has."""
     check_predictions(output, overwrite, inputs=[file])
     folder, key = (str(Path(run) / "model"), "--run") if run is not None else (str(model), "--model")
+    folder = resolve_package(folder, key)
     config: Any = load_config(folder, key)
     options = {**data, "predict_file": file, "tokenizer": folder}
     settings: dict[str, Any] = {}
