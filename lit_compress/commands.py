@@ -274,6 +274,7 @@ def benchmark(
     tolerance: float = 0.05,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     output: str | None = None,
+    int8_tolerance: float = 0.5,
 ) -> None:
     """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
 
@@ -288,6 +289,8 @@ def benchmark(
         tolerance: largest difference between variants of one model, as a share of the largest output.
         device: of PyTorch; the other engines run on the processor.
         output: .json or .csv file for the figures; replaces one of an earlier benchmark only.
+        int8_tolerance: `tolerance` where one of the two is packed or a graph with `int8` or `quantized` in its file's
+            name, for rounding to 8 bits.
 
     """
     options = locals()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import check_safetensors
 from lit_compress.models.load import load_config
@@ -34,6 +35,7 @@ __all__ = [
     "Ask",
     "Case",
     "agreement",
+    "allowed",
     "benchmark",
     "cases_of",
     "check_sizes",
@@ -47,6 +49,7 @@ __all__ = [
 Ask = Callable[..., dict[str, Any]]
 # Batches that show whether two engines compute the same: rows and tokens, with padding.
 _GATE = ((1, 7), (3, 16))
+_GRAPHS = ("onnxruntime", "openvino")
 _DEFAULT: tuple[EngineName, ...] = ("eager", "onnxruntime", "openvino")
 
 
@@ -76,9 +79,15 @@ class Case:
     @property
     def label(self) -> str:
         """Engine, and the file where there may be several."""
-        if self.variant.engine in ("onnxruntime", "openvino"):
+        if self.variant.engine in _GRAPHS:
             return f"{self.variant.engine} {self.variant.file.stem}"
         return f"packed, {self.variant.engine}" if self.variant.packed else self.variant.engine
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether it computes with 8-bit numbers: packed, or a graph whose file is named so."""
+        name = self.variant.file.stem if self.variant.engine in _GRAPHS else ""
+        return self.variant.packed or "int8" in name or "quantized" in name
 
 
 def benchmark(
@@ -92,6 +101,7 @@ def benchmark(
     tolerance: float = 0.05,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     output: str | None = None,
+    int8_tolerance: float = 0.5,
 ) -> None:
     """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
 
@@ -99,7 +109,7 @@ def benchmark(
     """
     sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads or 1]}
     check_sizes(sizes)
-    _check(warmup, tolerance, device, output)
+    _check(warmup, (tolerance, int8_tolerance), device, output)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     cases = cases_of(models, engines)
     for case in cases:
@@ -108,14 +118,20 @@ def benchmark(
     threads = threads or torch.get_num_threads()
     settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
+    limits = allowed(cases, tolerance, int8_tolerance)
+    if wider := [f"{case.model}, {case.label}" for case, most in zip(cases, limits, strict=True) if most != tolerance]:
+        say(
+            f"Rounding to 8 bits may make {'; '.join(wider)} differ by {max(limits):g} of the largest output "
+            f"(--int8_tolerance), other forms of one model by {tolerance:g} (--tolerance)"
+        )
     with opened(cases, threads, chosen) as asks:
-        agreement(cases, asks, tolerance)
+        agreement(cases, asks, limits)
         measure(cases, asks, shapes, warmup, repetitions)
         keep_memory(cases, asks)
     results = {
         "command": command_line(),
         "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases),
-        "settings": settings | {"tolerance": tolerance},
+        "settings": settings | {"tolerance": tolerance, "int8_tolerance": int8_tolerance},
         "cases": [row(case) for case in cases],
     }
     print_results(results)
@@ -130,9 +146,12 @@ def check_sizes(sizes: Mapping[str, Sequence[int]]) -> None:
             raise UserError(f"--{key}: {values} must be 1 or more")
 
 
-def _check(warmup: int, tolerance: float, device: str, output: str | None) -> None:
-    if warmup < 0 or not tolerance > 0:
-        raise UserError(f"--warmup, --tolerance: {warmup} and {tolerance} must be at least 0, and above 0")
+def _check(warmup: int, tolerances: tuple[float, float], device: str, output: str | None) -> None:
+    if warmup < 0:
+        raise UserError(f"--warmup: {warmup} must be at least 0")
+    for name, value in zip(("tolerance", "int8_tolerance"), tolerances, strict=True):
+        if not value > 0:
+            raise UserError(f"--{name}: {value} must be above 0")
     if output and Path(output).suffix not in (".json", ".csv"):
         raise UserError(f"--output: {output!r} must end in .json or .csv")
     if output:
@@ -216,19 +235,42 @@ def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:
         case.results["memory_bytes"] = ask("memory")["bytes"]
 
 
-def agreement(cases: Sequence[Case], asks: Sequence[Ask], tolerance: float) -> None:
+def allowed(cases: Sequence[Case], tolerance: float, int8_tolerance: float) -> list[float]:
+    """How far each case may be from the first variant of its model, as a share of the largest output.
+
+    Args:
+        cases: see :func:`cases_of`.
+        tolerance: between floating-point variants, and the least of the others.
+        int8_tolerance: where one of the two computes with 8-bit numbers.
+
+    """
+    firsts: dict[str, Case] = {}
+    limits = []
+    for case in cases:
+        first = firsts.setdefault(case.model, case)
+        rounds = case is not first and (case.is_int8 or first.is_int8)
+        limits.append(max(tolerance, int8_tolerance) if rounds else tolerance)
+    return limits
+
+
+def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float]) -> None:
     """Compare what engines compute before anything is timed.
 
     Every case gets ``results["difference"]``: the largest difference from the first variant of its model, as a share of
     the largest output; None for the first.
 
+    Args:
+        cases: see :func:`cases_of`.
+        asks: how to ask the process of each.
+        limits: of :func:`allowed`.
+
     Raises:
-        UserError: variants of one model differ by more than the tolerance, in shape or in names, or are no numbers.
+        UserError: variants of one model differ by more than they may, in shape or in names, or are no numbers.
 
     """
     vocabulary = min(case.vocabulary for case in cases)
     firsts: dict[str, tuple[Case, list[dict[str, Any]]]] = {}
-    for case, ask in zip(cases, asks, strict=True):
+    for case, ask, most in zip(cases, asks, limits, strict=True):
         outputs = [ask("outputs", rows=rows, tokens=tokens, vocabulary=vocabulary)["outputs"] for rows, tokens in _GATE]
         if not all(np.isfinite(np.asarray(values)).all() for batch in outputs for values in batch.values()):
             raise UserError(f"{case.model}, {case.label}: an output is no finite number; nothing was measured")
@@ -238,10 +280,11 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], tolerance: float) -> N
             continue
         first, expected = firsts[case.model]
         difference = max(_difference(case, first, ours, theirs) for ours, theirs in zip(expected, outputs, strict=True))
-        if difference > tolerance:
+        if difference > most:
+            option = "--int8_tolerance" if case.is_int8 or first.is_int8 else "--tolerance"
             raise UserError(
                 f"{case.model}: {case.label} differs from {first.label} by {difference:.2g} of the largest output; "
-                f"--tolerance allows {tolerance:g}; nothing was measured"
+                f"{option} allows {most:g}; nothing was measured"
             )
         case.results["difference"] = difference
 

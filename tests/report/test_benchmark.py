@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.report import benchmark as module
-from lit_compress.report.benchmark import Case, agreement, benchmark, cases_of, measure
+from lit_compress.report.benchmark import Case, agreement, allowed, benchmark, cases_of, measure
 from lit_compress.report.benchmark_table import check_results, print_results, rows, save_results
 from lit_compress.serve.engines import Variant
 
@@ -55,11 +57,44 @@ def test_forms_of_one_model_must_agree():
     cases = [case("a"), case("a", "onnxruntime"), case("b")]
     log: list = []
     asks = [Player("1", log), Player("2", log, outputs=((1.0, -2.01),)), Player("3", log, outputs=((9.0, 9.0),))]
-    agreement(cases, asks, tolerance=0.01)
+    agreement(cases, asks, [0.01] * 3)
     assert [one.results["difference"] for one in cases] == [None, pytest.approx(0.005), None]
     with pytest.raises(UserError, match=r"a: onnxruntime model differs from eager by 0\.005") as caught:
-        agreement(cases, asks, tolerance=0.001)
+        agreement(cases, asks, [0.001] * 3)
     assert "nothing was measured" in str(caught.value)
+
+
+def test_8_bits_may_differ_by_more_and_that_is_said_before_anything_is_loaded(folders, monkeypatch, capsys):
+    monkeypatch.setattr(module, "installed", lambda engine: True)
+    answers: dict[str, tuple] = {"eager": ((1.0, -2.0),), "onnxruntime model_quantized": ((1.3, -2.0),)}
+
+    @contextmanager
+    def played(cases, threads, device):
+        sys.stdout.write("loading")
+        yield [Player(one.label, [], [0.001] * 20, answers[one.label]) for one in cases]
+
+    monkeypatch.setattr(module, "opened", played)
+    monkeypatch.setattr(module, "keep_memory", lambda cases, asks: [c.results.update(memory_bytes=1) for c in cases])
+    options = {"lengths": [8], "batch_sizes": [1], "warmup": 0, "repetitions": 1}
+    benchmark([str(folders / "two/model")], **options)
+    said, loaded, _ = capsys.readouterr().out.partition("loading")
+    assert loaded
+    assert "model, onnxruntime model_quantized differ by 0.5 of the largest output (--int8_tolerance)" in said
+    with pytest.raises(UserError, match=r"by 0\.15 of the largest output; --int8_tolerance allows 0\.1"):
+        benchmark([str(folders / "two/model")], **options, int8_tolerance=0.1)
+    # As before there was an option of its own: a wide tolerance is for all.
+    benchmark([str(folders / "two/model")], **options, int8_tolerance=0.1, tolerance=0.2)
+
+
+def test_what_counts_as_8_bits():
+    names = {"model_quantized": True, "openvino_model_qint8_quantized": True, "model": False}
+    for stem, expected in names.items():
+        assert case(engine="openvino", file=f"openvino/{stem}.xml").is_int8 is expected
+    assert case(packed=True).is_int8
+    assert not case(file="runs/int8").is_int8  # a folder of fp32 weights, whatever it is called
+    cases = [case(), case(engine="openvino", file="model_int8.xml"), case(engine="onnxruntime"), case("b", packed=True)]
+    assert allowed(cases, 0.05, 0.5) == [0.05, 0.5, 0.05, 0.05]
+    assert allowed(cases[1:], 0.05, 0.5) == [0.05, 0.5, 0.05]
 
 
 @pytest.mark.parametrize(
@@ -69,19 +104,19 @@ def test_forms_of_one_model_must_agree():
 def test_wrong_outputs_stop_everything(outputs, words):
     asks = [Player("1", []), Player("2", [], outputs=outputs)]
     with pytest.raises(UserError, match=words):
-        agreement([case(), case(engine="openvino")], asks, tolerance=0.1)
+        agreement([case(), case(engine="openvino")], asks, [0.1] * 2)
 
 
 def test_scores_of_words_beyond_the_smaller_table_are_left_out():
     cases = [case(), replace(case(engine="onnxruntime"), vocabulary=32)]
     scores = [float(word) for word in range(32)]
-    agreement(cases, [Player("1", [], outputs=(scores[:30],)), Player("2", [], outputs=(scores,))], tolerance=0.01)
+    agreement(cases, [Player("1", [], outputs=(scores[:30],)), Player("2", [], outputs=(scores,))], [0.01] * 2)
     assert cases[1].results["difference"] == 0
 
 
 def test_the_gate_has_padding():
     log: list = []
-    agreement([case()], [Player("1", log)], tolerance=0.1)
+    agreement([case()], [Player("1", log)], [0.1])
     assert {(options["rows"], options["tokens"]) for _, _, options in log} == {(1, 7), (3, 16)}
 
 
@@ -135,7 +170,8 @@ def test_mistakes(folders, monkeypatch, models, engines, there, words):
         ({"repetitions": 0}, "repetitions"),
         ({"threads": -1}, "threads"),
         ({"warmup": -1}, "warmup"),
-        ({"tolerance": 0.0}, "tolerance"),
+        ({"tolerance": 0.0}, "--tolerance: 0.0"),
+        ({"int8_tolerance": -0.1}, "--int8_tolerance: -0.1"),
         ({"output": "x.txt"}, ".json or .csv"),
         ({"lengths": [129]}, "129 is above 128"),
     ],
