@@ -17,6 +17,8 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if rank_zero_only.rank:  # what is said is said once
         logging.getLogger("lit_compress").setLevel(logging.ERROR)
+    # A file that cannot be read is logged and then raised; the error alone says it.
+    logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
     transformers_progress(False)
     if not sys.stderr.isatty():  # a bar in a log file is a page of control characters
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"

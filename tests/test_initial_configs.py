@@ -105,6 +105,16 @@ def test_a_validation_file_and_another_folder(here, capsys):
     assert "lit_compress fit --config mine/student.yaml" in capsys.readouterr().out
 
 
+def test_a_validation_file_that_cannot_be_read_is_one_line(here, caplog):
+    (here / "a.csv").write_text(table(["text", *TEXTS], ["label", *"101010"]))
+    (here / "val.csv").write_text("text;label\na film;1\nlong, dull;0\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["init", "a.csv", "--val=val.csv"])
+    assert "data.val_file: 'val.csv' cannot be read as csv" in str(caught.value.code)
+    assert "data.delimiter" in str(caught.value.code)
+    assert not caplog.messages  # `datasets` logs the same failure
+
+
 def test_text_is_for_pretraining(here):
     kind, found = init("a.txt", "\n".join(TEXTS) + "\n")
     assert kind == "MaskedLanguageModeling"

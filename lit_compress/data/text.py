@@ -91,7 +91,8 @@ def load_table(
     try:
         table = load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options)
     except (DatasetGenerationError, OSError, ValueError, EOFError) as error:
-        raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {read_failure(error)}") from error
+        hint = delimiter_hint([*options.get("features", ())])
+        raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {read_failure(error)}{hint}") from error
     assert isinstance(table, Dataset)
     if len(table) == 0:
         raise UserError(f"{key}: {source!r} has a header and no rows")

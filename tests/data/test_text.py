@@ -121,6 +121,7 @@ class TestEncoding:
         ("a.gz", "x", "unknown format"),
         ("a.tsv", "sentence\tlabel\ngood\tx\nbad\ty\tz\n", "line 3"),
         ("a.tsv", "sentence\tlabel\ngood\tx\t0\nbad\ty\t1\n", ""),  # each row has a field too many
+        ("a.csv", "text;label\na film;x\nlong, dull;y\n", "';', so set data.delimiter"),
         ("a.jsonl", '{"sentence": "x", \n', ""),
         ("a.parquet", b"PAR1 and nothing else", ""),
         ("a.tsv.gz", "not compressed", ""),
