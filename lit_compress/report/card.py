@@ -131,6 +131,9 @@ def notes(results: dict[str, Any]) -> list[str]:
             "- *inputs quantized too*: int8 weights and quantized layer inputs, as an integer runtime computes; "
             "the row above it is the exported folder, whose inputs are fp32.",
         ]
+    labels = results.get("labels") or []
+    if results.get("task") == "classification" and len(labels) == 2:
+        lines.append(f"- *f1*: of {cell(repr(labels[1]))}, the second of the two labels.")
     return lines
 
 

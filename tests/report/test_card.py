@@ -143,3 +143,12 @@ def test_names_with_brackets_are_shown_as_they_are(capsys, monkeypatch, tmp_path
     monkeypatch.setenv("COLUMNS", "140")
     print_table(RESULTS | {"run": "runs/[bold]x7"}, tmp_path)
     assert "runs/[bold]x7" in capsys.readouterr().out
+
+
+def test_f1_says_of_which_of_two_labels_it_is(capsys, tmp_path):
+    two = RESULTS | {"task": "classification", "labels": ["bad", "good|<b>"]}
+    assert "- *f1*: of 'good\\|&lt;b>', the second of the two labels." in markdown(two)
+    print_table(two, tmp_path)
+    assert "*f1*: of 'good" in capsys.readouterr().out
+    for other in ({"labels": ["a", "b", "c"]}, {"labels": None}, {"task": "token_classification"}):
+        assert "*f1*" not in markdown(two | other)
