@@ -186,7 +186,10 @@ def _all_text(path: Path, source: str, key: str, options: dict[str, Any]) -> Fea
 
 def delimiter_hint(columns: Sequence[str]) -> str:
     """The end of an error about columns: what seems to be between the fields of a file that was read as one column."""
-    found = next((sign for sign in ";\t|," if len(columns) == 1 and sign in columns[0]), None)
+    header = columns[0] if len(columns) == 1 else ""
+    found = next((sign for sign in ";\t|," if sign in header), None)
+    if any(len(name.split()) > 4 for name in header.split(found)):  # a sentence, no names of columns
+        return ""
     return f"; its fields seem to be separated by {found!r}, so set data.delimiter" if found else ""
 
 
