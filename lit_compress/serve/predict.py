@@ -106,8 +106,9 @@ def _predict_file(
     check_predictions(output, overwrite, inputs=[file], column=schema.names[1])
     answer = _loaded(folder, engine, task, key, _device(device))
     settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}, "engine": engine}
+    count = module.predict_count()  # reads and checks the rows, before anything is written
     target = PredictionFile(output, schema, settings, part_rows, overwrite)
-    module.predict_from, count = target.done, module.predict_count()
+    module.predict_from = target.done
     rows = module.predict_rows()[module.predict_start :]
     records = Records(task, rows, min([target.done, *rows[:1]]))
     if target.done:

@@ -291,6 +291,13 @@ def test_mistakes_are_one_line(options, words, tiny_teacher, texts, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_mistake_in_the_data_leaves_nothing_behind(tiny_teacher, texts, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match="'sentences' is no column"):
+        columns(texts, tmp_path / "out.parquet", tiny_teacher, data={"text_columns": ["sentences"]})
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_model_without_such_a_head(tiny_model, texts, tmp_path):
     with pytest.raises(UserError, match="BertModel"):
         predict(str(texts), str(tmp_path / "out.csv"), model=str(tiny_model))
