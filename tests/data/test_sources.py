@@ -64,7 +64,9 @@ def test_another_delimiter_than_the_default_is_named(make, content):
 
 
 def test_lines_of_text_are_no_table_with_commas(make):
-    data = make(TextClassification, {"a.txt": "a good film, which we have seen twice\na dull one\n"}, train_file="a.txt")
+    data = make(
+        TextClassification, {"a.txt": "a good film, which we have seen twice\na dull one\n"}, train_file="a.txt"
+    )
     with pytest.raises(UserError, match=r"for a file without a header give data\.columns") as caught:
         data.check_sources()
     assert "data.delimiter" not in str(caught.value)
