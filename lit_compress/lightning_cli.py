@@ -100,7 +100,6 @@ class LitCompressCLI(LightningCLI):
         parser.add_argument(
             "--checkpoint_every", type=int, default=500, help="optimizer steps between checkpoints (last.ckpt)"
         )
-        parser.set_defaults({"data": {"class_path": "lit_compress.data.TextClassification"}})
         parser.link_arguments("data", "model.init_args.task", self._task_of, apply_on="instantiate")
         parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
         parser.link_arguments("data.tokenizer_name", "model.init_args.tokenizer", apply_on="instantiate")
@@ -211,7 +210,7 @@ def make(kind: type[LitCompressCLI], words: list[str]) -> None:
         trainer_defaults=DEFAULTS,
         seed_everything_default=42,
         auto_configure_optimizers=False,
-        args=words,
+        args=_with_data(words),
     )
 
 
@@ -229,6 +228,17 @@ def run(words: list[str]) -> None:
         if rank_zero_only.rank == 0:
             sys.stderr.write(f"lit_compress: {_stopped(stopped, words)}\n")
         raise
+
+
+def _with_data(words: list[str]) -> list[str]:
+    """The words with `TextClassification` as the data where neither they nor a configuration say which.
+
+    As a default of the parser it would leave its own defaults to the classes that others name.
+    """
+    says = ("-c", "--config", "--data", "--data.class_path")
+    if words[:1] == ["fit"] and not any(word.partition("=")[0] in says for word in words):
+        return ["fit", "--data=TextClassification", *words[1:]]
+    return words
 
 
 def _result(fitted: FittedRun) -> list[str]:

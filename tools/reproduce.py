@@ -113,7 +113,10 @@ def stages_of(plan: dict[str, Any], name: str, dataset: str) -> dict[str, dict[s
     stages: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())["stages"]
     for stage, given in stages.items():
         if "config" in given:
-            given["config"] = [str((path.parent / file).resolve()) for file in given["config"]]
+            # One of the package is meant wherever the file is.
+            given["config"] = [
+                file if file.startswith("@") else str((path.parent / file).resolve()) for file in given["config"]
+            ]
         source = upstream if given["data"]["class_path"] == MASKED_WORDS else own
         stages[stage] = given | {"data": source["data"]}
     for changes in ({TEACHER: own.get(TEACHER) or {}}, entry.get("stages") or {}, entry["data"][dataset] or {}):

@@ -11,6 +11,7 @@ from contracts import errors
 from contracts.labels import swapped
 from transformers import AutoModelForSequenceClassification
 
+from lit_compress import commands
 from lit_compress.cli import main
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.card import rows
@@ -360,7 +361,7 @@ def test_a_dense_model_with_other_labels(run, tiny_teacher, tmp_path):
 
 
 def test_every_argument_is_explained():
-    text = inspect.getdoc(report)
+    text = inspect.getdoc(commands.report)
     assert [name for name in inspect.signature(report).parameters if f"{name}:" not in text] == []
 
 
