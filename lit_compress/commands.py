@@ -248,8 +248,8 @@ def formats(
         batch_sizes: rows of a batch.
         lengths: tokens of a row; the run's `max_length` by default.
         threads: of the processor; all by default.
-        warmup: calls before the first that counts, for each size.
-        repetitions: calls that count; formats take turns.
+        warmup: calls before the first measured one, for each size.
+        repetitions: measured calls, those of the formats interleaved.
         unfinished: write them also when the training stopped before its compression was complete.
         overwrite: replace existing folders that an export wrote.
         label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
@@ -284,8 +284,8 @@ def benchmark(
         batch_sizes: rows of a batch.
         lengths: tokens of a row; every size is measured with every length.
         threads: of the processor; all by default.
-        warmup: calls before the first that counts, for each size.
-        repetitions: calls that count; models take turns.
+        warmup: calls before the first measured one, for each size.
+        repetitions: measured calls, those of the models interleaved.
         tolerance: largest difference between variants of one model, as a share of the largest output.
         device: of PyTorch; the other engines run on the processor.
         output: .json or .csv file for the figures; replaces one of an earlier benchmark only.

@@ -2,6 +2,7 @@
 
 import logging
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
@@ -59,7 +60,9 @@ def _silence(endpoint: str) -> str | None:
 def _ask(endpoint: str, failed: list[str]) -> None:
     from huggingface_hub.utils import get_session
 
+    session = get_session()
+    http = import_module(type(session).__module__.partition(".")[0])  # whichever library the hub's client uses
     try:
-        get_session().head(endpoint, timeout=SECONDS)
-    except Exception as error:  # of whichever HTTP library the hub's client uses
+        session.head(endpoint, timeout=SECONDS)
+    except (http.HTTPError, http.InvalidURL, OSError) as error:
         failed.append((str(error).strip().splitlines() or [type(error).__name__])[0])

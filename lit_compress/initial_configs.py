@@ -28,9 +28,10 @@ from lit_compress.data.guess import (
 from lit_compress.data.text import load_table, load_tokenizer, saved_splits
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file, begins, check_file, check_shared_folder, resolve_source
+from lit_compress.files import atomic_file, begins, check_file, check_shared_folder
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import longest_input
+from lit_compress.sources import resolve_source
 
 __all__ = ["init"]
 

@@ -23,7 +23,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = packages_distributions()
 # What `import lit_compress` may import of the package.
 CORE = (
-    *("__init__.py", "__main__.py", "choices.py", "errors.py", "extras.py", "files.py", "hub.py", "version.py"),
+    *(
+        "__init__.py",
+        "__main__.py",
+        "choices.py",
+        "errors.py",
+        "extras.py",
+        "files.py",
+        "hub.py",
+        "sources.py",
+        "version.py",
+    ),
     *("functional", "models", "nn", "ops", "storage"),
 )
 

@@ -94,3 +94,12 @@ def test_a_tokenizer_of_the_hub_is_loaded_after_the_files_were_read(silent, tmp_
         data.check_sources()
     assert "missing.csv" in str(data)
     assert not was_asked(silent)
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "no address"], ids=["nobody there", "no address"])
+def test_an_address_that_is_none_is_one_line(endpoint, silent, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    with pytest.raises(
+        UserError, match=rf"^model\.pretrained: 'owner/model' .*{endpoint}\) cannot be reached: [^\n]+$"
+    ):
+        hub.check_hub("owner/model", "model.pretrained")

@@ -12,8 +12,8 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
-from lit_compress.files import check_safetensors, resolve_source
 from lit_compress.init_args import KeepsInitArgs
+from lit_compress.sources import check_safetensors, resolve_source
 
 __all__ = ["MaskedWordReplacement"]
 

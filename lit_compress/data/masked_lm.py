@@ -18,7 +18,7 @@ from lit_compress.data.streaming import StreamedBatches, StreamLoader
 from lit_compress.data.text import cached_map, read_failure, saved_splits
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
-from lit_compress.files import resolve_source
+from lit_compress.sources import resolve_source
 from lit_compress.tasks import IGNORED, Batch, MaskedWordsTask, PretrainingTask, Task
 
 __all__ = ["MaskedLanguageModeling"]

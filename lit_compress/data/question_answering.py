@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from lit_compress.data.text import cached_map, generate_table, open_text
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.files import resolve_source
+from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, QuestionAnsweringTask, Task
 
 __all__ = ["QuestionAnswering"]

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
 from lit_compress.extras import optional
-from lit_compress.files import resolve_source
 from lit_compress.hub import check_hub
+from lit_compress.sources import resolve_source
 
 __all__ = [
     "cached_map",

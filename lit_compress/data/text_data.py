@@ -19,9 +19,9 @@ from lit_compress.data.batches import FixedBatches, LengthGroupedBatches, Resuma
 from lit_compress.data.options import TextOptions
 from lit_compress.data.text import load_saved, load_table, load_tokenizer, read_failure, saved_splits
 from lit_compress.errors import UserError
-from lit_compress.files import resolve_source
 from lit_compress.hub import check_hub
 from lit_compress.init_args import KeepsInitArgs
+from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, Task
 from lit_compress.training_steps import interrupted
 

@@ -16,8 +16,8 @@ from lit_compress.data.classification import label_order
 from lit_compress.data.text import cached_map, generate_table, load_tokenizer, open_text, saved_splits
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.files import resolve_source
 from lit_compress.functional.entities import is_entity_tag, write_tags
+from lit_compress.sources import resolve_source
 from lit_compress.tasks import IGNORED, Batch, Task, TokenClassificationTask
 
 __all__ = ["TokenClassification"]

@@ -23,10 +23,11 @@ from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
-from lit_compress.files import atomic_folder, check_folder, resolve_package
+from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.load import first_line
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, ranges_of
+from lit_compress.sources import resolve_package
 from lit_compress.storage.buffers import Precision
 
 __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]

@@ -12,7 +12,6 @@ from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.run_folder import run_tokenizer
-from lit_compress.files import resolve_package
 from lit_compress.models.fold import fold_in_place
 from lit_compress.models.folder import load_whole_model
 from lit_compress.models.manifest_file import (
@@ -23,6 +22,7 @@ from lit_compress.models.manifest_file import (
 )
 from lit_compress.models.packed import packed_linears
 from lit_compress.nn.manifest import Manifest
+from lit_compress.sources import resolve_package
 from lit_compress.storage.weight import QuantizedWeight
 from lit_compress.tasks import TokenClassificationTask
 

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig
 
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.files import absolute_source
 from lit_compress.models.positions import check_length
+from lit_compress.sources import absolute_source
 from lit_compress.tasks import Task, make_task, task_class_of
 from lit_compress.usage_errors import user_error
 

@@ -16,8 +16,9 @@ from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.hf import write_hf
-from lit_compress.files import atomic_folder, check_folder, resolve_package
+from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.shapes import apply_shapes, shapes_of
+from lit_compress.sources import resolve_package
 
 __all__ = ["trim_vocabulary"]
 

@@ -12,9 +12,9 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from lit_compress.errors import UserError
-from lit_compress.files import check_safetensors, resolve_source
 from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
+from lit_compress.sources import check_safetensors, resolve_source
 
 if TYPE_CHECKING:  # reading a packed model needs no metrics
     from lit_compress.tasks import Task

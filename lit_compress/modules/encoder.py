@@ -13,7 +13,6 @@ from torch.distributed.fsdp import fully_shard
 from torchmetrics import MetricCollection
 
 from lit_compress.errors import UserError
-from lit_compress.files import absolute_source
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
 from lit_compress.models.layout import encoder_layers
@@ -24,6 +23,7 @@ from lit_compress.modules.accumulation import partial_gradients, restore_gradien
 from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.manifest import describe, part_names, rebuild
+from lit_compress.sources import absolute_source
 from lit_compress.tasks import Batch, Task, make_task, task_class_of
 from lit_compress.training_steps import training_steps
 

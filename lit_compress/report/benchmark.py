@@ -14,7 +14,6 @@ import torch
 
 from lit_compress.console import say
 from lit_compress.errors import UserError
-from lit_compress.files import check_safetensors
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
@@ -30,6 +29,7 @@ from lit_compress.serve.engines import (
     variants,
 )
 from lit_compress.serve.worker_process import WorkerProcess
+from lit_compress.sources import check_safetensors
 
 __all__ = [
     "Ask",
@@ -292,7 +292,7 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
 def measure(
     cases: Sequence[Case], asks: Sequence[Ask], shapes: Sequence[tuple[int, int]], warmup: int, repetitions: int
 ) -> None:
-    """Time every case at every shape; cases take turns, and each turn begins with a call that is not counted.
+    """Time every case at every shape; calls are interleaved, each after one that is not measured.
 
     Every case gets ``results["times"]``: for each shape milliseconds of every call, median, 90th percentile and rows
     per second.
@@ -301,8 +301,8 @@ def measure(
         cases: what to measure.
         asks: how to ask the process of each.
         shapes: rows and tokens.
-        warmup: calls of each case before the first turn.
-        repetitions: turns.
+        warmup: calls of each case before the first round.
+        repetitions: rounds, in each of which every case is called once.
 
     """
     vocabulary = min(case.vocabulary for case in cases)
@@ -314,10 +314,10 @@ def measure(
             seconds: list[list[float]] = [[] for _ in cases]
             for ask in asks:
                 ask("time", **batch, warmup=warmup, calls=0)
-            for turn in range(repetitions):
+            for round_ in range(repetitions):
                 for index in range(len(cases)):
-                    # Who follows whom changes from turn to turn.
-                    position = (index * (1 if turn % 2 else -1) + turn) % len(cases)
+                    # Who follows whom changes from round to round.
+                    position = (index * (1 if round_ % 2 else -1) + round_) % len(cases)
                     seconds[position] += asks[position]("time", **batch, warmup=1, calls=1)["seconds"]
                     tell(done := done + 1)
             for case, measured in zip(cases, seconds, strict=True):

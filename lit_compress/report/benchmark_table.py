@@ -14,7 +14,7 @@ from lit_compress.files import atomic_file, begins, check_file
 __all__ = ["NOTES", "check_results", "markdown", "print_results", "rows", "save_results"]
 
 NOTES = (
-    "*ms*, *p90*: median and 90th percentile of a call; models took turns, each in a process of its own. "
+    "*ms*, *p90*: median and 90th percentile of a call; calls are interleaved, each model has a process of its own. "
     "*x*: how many times as fast as the first model on its engine.",
     "*memory*: the most that loading and running took, beyond the libraries. *file*: weights as they are stored.",
     "*differs*: largest difference of an output from the first form of the same model, as a share of the largest.",

@@ -11,7 +11,7 @@ from rich.table import Table as Screen
 from rich.text import Text
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder, resolve_package
+from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.manifest_file import unfinished_lines
 from lit_compress.report.card import cell, section, table
@@ -25,6 +25,7 @@ from lit_compress.report.phrasing import number, points_of, ratio, settings_text
 from lit_compress.report.save import save_report
 from lit_compress.report.sections import Section, Table
 from lit_compress.report.size import sparsity_of
+from lit_compress.sources import resolve_package
 
 __all__ = ["check_comparison", "compare", "compare_runs", "comparison_rows"]
 

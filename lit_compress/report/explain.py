@@ -11,11 +11,12 @@ from rich.text import Text
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file, begins, check_file, check_safetensors, resolve_source
+from lit_compress.files import atomic_file, begins, check_file
 from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
 from lit_compress.ops.roofline import device_named
+from lit_compress.sources import check_safetensors, resolve_source
 
 __all__ = ["explain", "explanation", "print_explanation"]
 

@@ -19,7 +19,7 @@ from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
 from lit_compress.export.onnx import IntegerOptions, Processor
 from lit_compress.export.run_folder import run_config, task_of, validation_data
-from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder, resolve_package
+from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
 from lit_compress.models.manifest_file import require_finished
@@ -29,6 +29,7 @@ from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.measure import dense_of
+from lit_compress.sources import resolve_package
 from lit_compress.tasks import Task
 
 __all__ = ["evaluate_cases", "formats"]

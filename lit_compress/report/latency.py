@@ -23,14 +23,14 @@ def latencies(
 ) -> dict[str, list[float]]:
     """Milliseconds of each forward pass of each model, eager, on the models' device.
 
-    The models take turns, so that whatever else the machine does falls on all of them; one round of warm-up is not
-    counted. Inputs are full length, no padding.
+    Calls of the models are interleaved, so that whatever else the machine does falls on all of them; one round of
+    warm-up is not measured. Inputs are full length, no padding.
 
     Args:
         models: by name.
         batch_size: rows.
         tokens: length of each row.
-        repetitions: rounds counted.
+        repetitions: measured rounds.
 
     """
     times: dict[str, list[float]] = {name: [] for name in models}

@@ -13,7 +13,7 @@ from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
 from lit_compress.export.run_folder import parse_file, run_config, task_of, validation_data
-from lit_compress.files import check_folder, resolve_package
+from lit_compress.files import check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED
@@ -29,6 +29,7 @@ from lit_compress.report.machine import command_line, machine
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.save import save_report
 from lit_compress.report.size import model_size
+from lit_compress.sources import resolve_package
 from lit_compress.tasks import Outcomes, Task
 
 __all__ = ["SCHEMA", "dense_of", "has_dense", "measure_run", "report"]

@@ -16,7 +16,6 @@ from transformers import AutoModel, PreTrainedModel
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.extras import MissingPackage, optional
-from lit_compress.files import resolve_source
 from lit_compress.models.folder import model_outline
 from lit_compress.models.fused import why_never_fused
 from lit_compress.models.layout import layer_linears
@@ -25,6 +24,7 @@ from lit_compress.models.packed import check_trainable
 from lit_compress.models.positions import check_length, longest_input
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.report.size import size_of
+from lit_compress.sources import resolve_source
 from lit_compress.strategies import (
     GradualLayerDropping,
     LayerDropping,

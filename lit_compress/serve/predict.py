@@ -13,13 +13,13 @@ from lightning.fabric.utilities import move_data_to_device
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
-from lit_compress.files import resolve_package
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.progress import counted
 from lit_compress.serve.engines import EngineName, answers, open_engine, variants
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
+from lit_compress.sources import resolve_package
 from lit_compress.tasks import Batch, Task
 
 __all__ = ["fingerprint", "predict"]

@@ -86,7 +86,7 @@ def test_batches_hold_similar_lengths_in_random_order():
 
     in_file_order = padded([list(range(i, i + size)) for i in range(0, count, size)])
     assert padded(found) < 1.1 * sum(every) < in_file_order / 1.5
-    # Not sorted: long and short batches take turns.
+    # Not sorted: long and short batches are mixed.
     longest = [max(every[i] for i in batch) for batch in found]
     rises = sum(early < late for early, late in itertools.pairwise(longest))
     assert 0.3 < rises / len(longest) < 0.7

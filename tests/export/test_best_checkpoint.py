@@ -51,9 +51,8 @@ def test_the_best_checkpoint_is_exported(run, tmp_path):
 
 
 def test_a_file_of_the_run_is_compared_on_its_data(run, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
     (path,) = run.rglob("kept.ckpt")
-    main(["export", f"--run={run}", f"--checkpoint={path}", "--to=onnx-int8", f"--output={tmp_path / 'out'}"])
+    main(["export", f"--run={run}", f"--checkpoint={path}", "--dtype=bf16", f"--output={tmp_path / 'out'}"])
     assert "Examples: the validation data of" in capsys.readouterr().out
 
 

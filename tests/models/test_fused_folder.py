@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.export import fold, pack, save_packed
-from lit_compress.files import resolve_source
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
 from lit_compress.models.fused import fuse, fused_layers
 from lit_compress.models.packed import packed_linears
 from lit_compress.modules import LitStudent, Optimization
 from lit_compress.ops.dispatch import forced
+from lit_compress.sources import resolve_source
 from lit_compress.strategies import MagnitudePruning, QuantAwareTraining
 
 

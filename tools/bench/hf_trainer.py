@@ -3,7 +3,7 @@
 Measured: wall time per training step, from the start of one step to the start of the next (data loading, forward,
 backward, clipping at 1.0, AdamW, schedule, logging to TensorBoard every 10 steps), over one epoch of the same rows.
 Start-up, tokenising, the first steps, validation and checkpoints are not in it. Each repetition is one short run of
-each trainer, in turn; a run counts with the mean of its steps, for their lengths differ.
+each trainer, interleaved; a run counts with the mean of its steps, for their lengths differ.
 
 - ``lit_compress``: ``LitTeacher`` and ``TextClassification`` in a Trainer like the command line's.
 - ``transformers.Trainer`` (the baseline): the same model, the same tokenised rows, batches grouped by length

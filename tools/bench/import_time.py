@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from lit_compress.files import resolve_source
+from lit_compress.sources import resolve_source
 from tools.bench.measure import MINILM, RESULTS, ROOT, Row, interleave, milliseconds, publish
 
 OURS, THEIRS = "import lit_compress", "import lightning, transformers"

@@ -53,7 +53,7 @@ def inverse_fisher(
         block_size: B.
         gradients: added in each repetition; of the 1024 of a real update.
         damping: lambda.
-        repetitions: turns of each case.
+        repetitions: measured calls of each case.
         output: CSV to append to.
 
     """

@@ -6,7 +6,8 @@ rounding. Baselines, in the same process: ``F.linear`` in bf16, eager and compil
 dynamic int8 and fp8 where it can be imported; for LayerNorm, a copy of as many bytes.
 
 Inputs rotate over more memory than the L2 cache holds. The calls of one rotation are a CUDA graph, so that Python and
-launches cost nothing; cases take turns, and every turn is a repetition. Absolute times are medians, in the settings.
+launches cost nothing; cases are interleaved, and every round is a repetition. Absolute times are medians, in the
+settings.
 
 Gate, before any row is written: every case of ours agrees with the reference, every baseline with bf16.
 
@@ -76,7 +77,7 @@ def kernels(
         rows: numbers of tokens.
         shapes: which of qkv, out, up and down.
         dtype: of the 8-bit numbers.
-        repetitions: turns of each case.
+        repetitions: measured calls of each case.
         output: CSV to append to.
         plots: folder for pictures; none are drawn without.
 
@@ -334,7 +335,7 @@ def gate(name: str, got: Tensor, truth: Tensor, tolerance: float = 0.005) -> Non
 
 
 def time(cases: dict[str, Call], copies: int, repetitions: int) -> dict[str, list[float]]:
-    """Seconds per call of each case; they take turns."""
+    """Seconds per call of each case, interleaved."""
     return interleave({name: captured(call, copies) for name, call in cases.items()}, repetitions)
 
 

@@ -4,7 +4,7 @@ Measured: inside ``Trainer.fit`` as the command line sets it up, on a ``LitTeach
 weights, ``MagnitudePruning`` updates every mask after every step, the sparsity growing all the time. Two callbacks, one
 before and one after it, take the time of the update (scores, masks, zeroing weights and AdamW's moments, in all 72
 linears of the encoder). What the same step took before (forward, backward, clipping, AdamW) is its baseline, so step
-and update take turns by construction. Every pair of a step and its update is a repetition; the first are left out.
+and update are interleaved by construction. Every pair of a step and its update is a repetition; the first are left out.
 
 Patterns: ``unstructured`` per layer, ``unstructured global`` (one threshold), ``2:4``, and ``1x4`` blocks.
 

@@ -127,8 +127,8 @@ def memory(
 
 def ratios(peaks: dict[str, list[float]], case: str) -> list[float]:
     """(peak with a teacher - interpreter) / (student's own + teacher's own), repetition by repetition."""
-    turns = zip(peaks[case], peaks["student"], peaks["teacher"], peaks["interpreter"], strict=True)
-    return [(both - base) / (student - base + teacher) for both, student, teacher, base in turns]
+    rounds = zip(peaks[case], peaks["student"], peaks["teacher"], peaks["interpreter"], strict=True)
+    return [(both - base) / (student - base + teacher) for both, student, teacher, base in rounds]
 
 
 def in_new_process(options: dict[str, Any]) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 Measured: wall time of one training epoch over real text, from the start of the first counted step to the start of the
 last (data loading, forward, backward, clipping at 1.0, AdamW, reading the cache, logging), in ``Trainer.fit`` as the
-command line sets it up. Each repetition is one short fit per case, the cases in turn; a fit counts with the sum of its
-steps, for their lengths differ.
+command line sets it up. Each repetition is one short fit per case, the cases interleaved; a fit counts with the sum of
+its steps, for their lengths differ.
 
 - ``no teacher``: ``LitTeacher``, labels only. The baseline.
 - ``cached teacher``: ``LitStudent`` with logit distillation and a ``teacher_cache`` that is full.
