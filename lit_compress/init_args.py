@@ -1,7 +1,8 @@
 """What an object was made with, so that a run can say how to make it again."""
 
 import inspect
-from collections.abc import Mapping
+from argparse import ArgumentError
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, is_dataclass
@@ -12,8 +13,9 @@ import numpy as np
 from jsonargparse import ArgumentParser
 
 from lit_compress.errors import UserError
+from lit_compress.usage_errors import one_line, user_error
 
-__all__ = ["KeepsInitArgs", "made_of", "settings_of"]
+__all__ = ["KeepsInitArgs", "instantiated", "made_of", "settings_of"]
 
 # In the place of a name, for what a constructor took as `*args`.
 _UNNAMED = "*"
@@ -86,6 +88,27 @@ def made_of(settings: Any, kind: Any, key: str) -> Any:
         UserError: it cannot be made again, because its class is not there or takes other options, for example.
 
     """
+    try:
+        return instantiated(settings, kind, key)
+    except UserError as error:
+        said = str(error).removeprefix(f"{key}: ")
+        what = settings.get("class_path", settings) if isinstance(settings, Mapping) else settings
+        raise UserError(f"{key}: {what!r} cannot be made again; give {key.rpartition('.')[2]}: {said}") from error
+
+
+def instantiated(settings: Any, kind: Any, key: str, names: Iterable[str] = ()) -> Any:
+    """What a configuration describes, made as the command line would; a constructor's own fault is raised as it is.
+
+    Args:
+        settings: as of :func:`settings_of`.
+        kind: annotation of the option: a class, or a collection of such.
+        key: option that an error names.
+        names: spellings that exist, for the hint at an unknown one.
+
+    Raises:
+        UserError: they are not the settings of such a class, or what a constructor says is wrong about them.
+
+    """
 
     def option(value: Any) -> Any:
         return value
@@ -96,10 +119,12 @@ def made_of(settings: Any, kind: Any, key: str) -> Any:
     try:
         # A copy: the parser changes what it is given.
         return parser.instantiate(parser.parse_object({"value": deepcopy(settings)}))["value"]
-    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
-        said = " ".join(str(error).split())
-        what = settings.get("class_path", settings) if isinstance(settings, Mapping) else settings
-        raise UserError(f"{key}: {what!r} cannot be made again; give {key.rpartition('.')[2]}: {said}") from error
+    except (ArgumentError, ValueError, TypeError) as error:
+        if (cause := user_error(error, UserError)) is not None:
+            raise cause from error
+        if not isinstance(error, ArgumentError):
+            raise
+        raise UserError(f"{key}: {one_line(str(error), names).removeprefix('value: ')}") from error
 
 
 def _plain(value: Any) -> bool | int | float | str | None:

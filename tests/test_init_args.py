@@ -4,9 +4,12 @@ import enum
 
 import numpy as np
 import pytest
+from contracts.errors import error_of
 
 from lit_compress import MagnitudePruning, TextClassification
-from lit_compress.init_args import KeepsInitArgs, settings_of
+from lit_compress.errors import UserError
+from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
+from lit_compress.usage_errors import user_error
 
 
 class Kind(enum.StrEnum):
@@ -57,3 +60,33 @@ def test_a_constructor_says_itself_what_is_wrong():
 
     with pytest.raises(TypeError, match="rate"):
         Made(1)  # type: ignore[call-arg]
+
+
+class Faulty(KeepsInitArgs):
+    def __init__(self, fault: str, rate: float = 0.5) -> None:
+        if fault == "AttributeError":
+            _ = None.rate  # type: ignore[attr-defined]
+        raise {"KeyError": KeyError, "TypeError": TypeError, "UserError": UserError}[fault](f"{fault} of its own")
+
+
+@pytest.mark.parametrize("fault", ["AttributeError", "KeyError", "TypeError"])
+def test_a_fault_of_a_constructor_is_no_mistake_of_the_user(fault):
+    settings = {"class_path": f"{__name__}.Faulty", "init_args": {"fault": fault}}
+    with pytest.raises(Exception) as caught:  # noqa: PT011 (jsonargparse wraps some)
+        made_of(settings, KeepsInitArgs, "model.term")
+    assert user_error(caught.value, UserError) is None
+    assert fault in (type(caught.value).__name__, type(caught.value.__cause__).__name__)
+
+
+@pytest.mark.parametrize(
+    ("init_args", "said"),
+    [
+        ({"fault": "UserError"}, "UserError of its own"),
+        ({"fault": "UserError", "rte": 1}, "unknown option 'rte'; see --help"),
+        ({"fault": "UserError", "rate": "much"}, "rate: "),
+    ],
+)
+def test_settings_that_are_wrong_are_told_in_one_line(init_args, said):
+    settings = {"class_path": f"{__name__}.Faulty", "init_args": init_args}
+    line = error_of(made_of, settings, KeepsInitArgs, "model.term")
+    assert line.startswith(f"model.term: '{__name__}.Faulty' cannot be made again; give term: {said}")

@@ -1,6 +1,7 @@
 """What a run leaves beside its checkpoint: how it was configured, its tokenizer, and the data it was validated on."""
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,16 +9,18 @@ from pydoc import locate
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
 from transformers import PretrainedConfig
 
+import lit_compress.data
+from lit_compress.data.options import TextOptions
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.init_args import instantiated
 from lit_compress.models.positions import check_length
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Task, make_task, task_class_of
-from lit_compress.usage_errors import user_error
+from lit_compress.usage_errors import option_names
 
 __all__ = [
     "TOKENIZER",
@@ -140,10 +143,8 @@ def validation_data(section: dict[str, Any], model: PretrainedConfig) -> Lightni
         UserError: a file that is needed is missing or damaged; it names the option that gives another.
 
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
     try:
-        data = parser.instantiate(parser.parse_object({"data": section}))["data"]
+        data = _data_module(section)
         if isinstance(data, TextData):
             check_length(model, data.max_length, "the run's model")
         use_labels(data, model)
@@ -189,17 +190,15 @@ def text_data(name: str, options: dict[str, Any]) -> TextData:
         UserError: an option is wrong, or it is another kind of module.
 
     """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    try:
-        module = parser.instantiate(parser.parse_object({"data": {"class_path": name, "init_args": options}}))["data"]
-    except Exception as error:  # jsonargparse has a dozen lines about every type that was tried
-        if (cause := user_error(error, UserError)) is not None:
-            raise cause from error
-        raise UserError(f"--data: {' '.join(str(error).split())}") from error
+    module = _data_module({"class_path": name, "init_args": options})
     if not isinstance(module, TextData):
         raise UserError(f"--run: its data is a {name}, which does not say which rows it predicts; write a TextData")
     return module
+
+
+def _data_module(section: Mapping[str, Any]) -> LightningDataModule:
+    names = option_names([lit_compress.data], inspect.signature(TextOptions).parameters)
+    return instantiated(section, LightningDataModule, "--data", names)
 
 
 def task_of(data: LightningDataModule) -> Task:

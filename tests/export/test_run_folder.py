@@ -17,7 +17,7 @@ import lit_compress.modules
 from lit_compress.cli import main
 from lit_compress.data import TextClassification
 from lit_compress.data.augmentation import MaskedWordReplacement
-from lit_compress.export.run_folder import absolute_paths, task_of
+from lit_compress.export.run_folder import absolute_paths, task_of, text_data
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.report.measure import report
 from lit_compress.tasks import RegressionTask
@@ -180,6 +180,35 @@ class Broken(TextClassification):
     @property
     def task(self):
         return self.misspelt
+
+
+class Failing(TextClassification):
+    def __init__(self, train_file: str) -> None:
+        raise KeyError("a fault of its own")
+
+
+def test_a_fault_of_a_data_module_is_no_mistake_of_the_user():
+    with pytest.raises(KeyError, match="a fault of its own"):
+        text_data(f"{__name__}.Failing", {"train_file": "train.tsv"})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data.max_lenght=8"], "--data: unknown option 'max_lenght'; did you mean 'max_length'?"),
+        (["--data.batch_size=many"], "--data: batch_size: "),
+    ],
+)
+@pytest.mark.parametrize("command", ["report", "predict"])
+def test_a_wrong_option_of_the_data_is_told_in_one_line(command, options, said, home, tmp_path):
+    output = tmp_path / ("answers.csv" if command == "predict" else "report")
+    words = [command, f"--run={home / 'runs/student'}", f"--output={output}", *options]
+    words += [f"--file={home / 'data/val.tsv'}"] if command == "predict" else QUICK
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    line = str(caught.value.code)
+    assert line.startswith(f"lit_compress: error: {said}")
+    assert "\n" not in line
 
 
 class Unlabelled(LightningDataModule):
