@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.export.folded import Folded, from_student
 from lit_compress.files import atomic_folder
 from lit_compress.models.groups import KINDS
+from lit_compress.models.labels import label_names
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
@@ -122,7 +123,7 @@ def _card(
     config: Any = model.config
     task = task_class_of(config)
     if task is not None and task.has_classes:
-        lines.append(f"- labels: {', '.join(str(config.id2label[index]) for index in sorted(config.id2label))}")
+        lines.append(f"- labels: {', '.join(label_names(config))}")
     if pruned:
         lines.append(
             f"- pruned layers: {len(pruned)}, mean sparsity {sum(pruned) / len(pruned):.4f} (zeros are stored)"

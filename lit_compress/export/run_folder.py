@@ -17,6 +17,7 @@ from lit_compress.data.options import TextOptions
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.init_args import instantiated
+from lit_compress.models.labels import label_names
 from lit_compress.models.positions import check_length
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Task, make_task, task_class_of
@@ -159,8 +160,7 @@ def validation_data(section: dict[str, Any], model: PretrainedConfig) -> Lightni
 def use_labels(data: LightningDataModule, model: PretrainedConfig) -> None:
     """Give a data module the names of a model's labels, in the model's order."""
     if isinstance(data, TextData):
-        names: Any = model.id2label or {}
-        data.use_labels([str(names[index]) for index in sorted(names)])
+        data.use_labels(label_names(model))
 
 
 def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any]) -> TextData:

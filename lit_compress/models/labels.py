@@ -10,12 +10,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
 
-__all__ = ["LabelMap", "label_order", "reorder_head"]
+__all__ = ["LabelMap", "label_names", "label_order", "reorder_head"]
 
 # Names of a model's classes -> labels of the data. YAML reads a label of digits as a number.
 LabelMap = Mapping[str, str | int]
 
 _SHOWN = 10
+
+
+def label_names(config: PretrainedConfig) -> list[str]:
+    """Names of a model's classes in the order of their ids."""
+    names: Any = config.id2label or {}
+    return [str(names[index]) for index in sorted(names)]
 
 
 def label_order(

@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
+from lit_compress.models.labels import label_names
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
@@ -256,5 +257,4 @@ def _task_of(pretrained: str) -> tuple[str | None, list[str] | None]:
     kind = task_class_of(config)
     if kind is None or not kind.has_classes:
         return None, None
-    names: Any = config.id2label or {}
-    return kind.name, [str(names[index]) for index in sorted(names)]
+    return kind.name, label_names(config)

@@ -18,6 +18,7 @@ from lit_compress.errors import UserError
 from lit_compress.extras import MissingPackage, optional
 from lit_compress.models.folder import model_outline
 from lit_compress.models.fused import why_never_fused
+from lit_compress.models.labels import label_names
 from lit_compress.models.layout import layer_linears
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.models.packed import check_trainable
@@ -138,7 +139,7 @@ def _head(model: PreTrainedModel, source: str, key: str) -> Finding:
         return Finding(level="ok", text=f"{name} without a head of a known task; fit begins with a new one")
     if not task.has_classes:
         return Finding(level="ok", text=f"{name} with a head for {task.name}")
-    names = [str(label) for _, label in sorted((config.id2label or {}).items())]
+    names = label_names(config)
     shown = f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
     if names == [f"LABEL_{index}" for index in range(len(names))]:
         text = f"{name} whose {len(names)} labels have no names and are taken in the order of the data; model.label_map"
