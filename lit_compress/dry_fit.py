@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.export.run_folder import text_data
+from lit_compress.export.run_folder import reads_texts, text_data
 from lit_compress.functional.patterns import Pattern
 from lit_compress.lightning_cli import LitCompressCLI, make, sources_of
 from lit_compress.nn.surgery import compressible_layers, compressible_tables
@@ -89,8 +88,7 @@ def _check_data(config: Any) -> None:
     options = {**vars(config.data.init_args)}
     options.pop("max_length", None)
     options["tokenizer"] = options.get("tokenizer") or config.model.init_args.get("pretrained")
-    module, _, name = config.data.class_path.rpartition(".")
-    if issubclass(getattr(import_module(module), name), TextData):
+    if reads_texts(config.data):
         text_data(config.data.class_path, options).check_sources()
 
 
