@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from lit_compress.errors import UserError
+from lit_compress.usage_errors import is_configured
 
 __all__ = ["check"]
 
@@ -24,7 +25,7 @@ def check(sources: list[str], overrides: Sequence[str] = ()) -> None:
 
     """
     files = [source for source in sources if source.startswith("@") or source.endswith((".yaml", ".yml"))]
-    configured = bool(files) or any(word.partition("=")[0] in ("-c", "--config") for word in overrides)
+    configured = bool(files) or is_configured(overrides)
     if configured and len(files) < len(sources):
         raise UserError(f"check: {sources} are configurations and models; give YAML files of one fit, or one model")
     if not configured and (len(sources) != 1 or overrides):

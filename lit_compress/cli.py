@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from lit_compress.errors import UserError
 from lit_compress.extras import named_extras
-from lit_compress.usage_errors import user_error
+from lit_compress.usage_errors import is_configured, user_error
 from lit_compress.version import __version__
 
 __all__ = ["main"]
@@ -168,8 +168,7 @@ def _refuse(command: str) -> NoReturn:
 
 def _functions(words: Sequence[str]) -> dict[str, str]:
     """Commands that run without a trainer; `predict` is one unless a configuration says what to predict with."""
-    configured = any(word in ("-c", "--config") or word.startswith("--config=") for word in words)
-    return _COMMANDS if configured else _COMMANDS | _PREDICT
+    return _COMMANDS if is_configured(words) else _COMMANDS | _PREDICT
 
 
 def _function(name: str) -> Callable[..., None]:

@@ -34,7 +34,7 @@ from lit_compress.training.record import is_written
 from lit_compress.training.stopping import Stopped
 from lit_compress.training.trainer import DEFAULTS, make_trainer
 from lit_compress.training.trainer_options import check_seed, refused
-from lit_compress.usage_errors import option_names, refuse, split
+from lit_compress.usage_errors import is_configured, option_names, refuse, split
 
 __all__ = ["LitCompressCLI", "make", "run", "sources_of"]
 
@@ -235,8 +235,8 @@ def _with_data(words: list[str]) -> list[str]:
 
     As a default of the parser it would leave its own defaults to the classes that others name.
     """
-    says = ("-c", "--config", "--data", "--data.class_path")
-    if words[:1] == ["fit"] and not any(word.partition("=")[0] in says for word in words):
+    says = is_configured(words) or any(word.partition("=")[0] in ("--data", "--data.class_path") for word in words)
+    if words[:1] == ["fit"] and not says:
         return ["fit", "--data=TextClassification", *words[1:]]
     return words
 

@@ -11,7 +11,7 @@ from typing import NoReturn
 from lit_compress.errors import UserError
 from lit_compress.old_names import OLD_OPTIONS
 
-__all__ = ["one_line", "option_names", "refuse", "split", "user_error"]
+__all__ = ["is_configured", "one_line", "option_names", "refuse", "split", "user_error"]
 
 
 # jsonargparse's message about a value that is none of some.
@@ -105,3 +105,8 @@ def split(args: list[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
             target = own if word.partition("=")[0] in known else rest
         target.append(word)
     return own, rest
+
+
+def is_configured(words: Iterable[str]) -> bool:
+    """Whether a command line gives a configuration."""
+    return any(word.partition("=")[0] in ("-c", "--config") for word in words)

@@ -102,6 +102,15 @@ def test_validate_and_predict_from_a_run(finished, tiny_data, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "option", [["-c", "none.yaml"], ["-c=none.yaml"], ["--config", "none.yaml"], ["--config=none.yaml"]]
+)
+def test_predict_takes_a_configuration_in_every_spelling(option, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", *option])
+    assert "none.yaml" in f"{caught.value.code}{capsys.readouterr().err}"
+
+
 def test_switching_parts_of_the_trainer_off(task, tmp_path):
     off = ["--trainer.enable_progress_bar=false", "--trainer.enable_checkpointing=false", "--trainer.logger=false"]
     main(["fit", f"--config={task}", f"--run={tmp_path / 'bare'}", "--trainer.max_epochs=1", *off])
