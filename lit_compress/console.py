@@ -6,5 +6,5 @@ __all__ = ["say"]
 
 
 def say(line: str) -> None:
-    """Print a line; brackets and numbers in it mean nothing, and it is not cut at the width of the terminal."""
-    Console(soft_wrap=True).print(line, markup=False, highlight=False)
+    """Print a line; brackets, colons and numbers in it mean nothing, and it is not cut at the width of the terminal."""
+    Console(soft_wrap=True, emoji=False).print(line, markup=False, highlight=False)

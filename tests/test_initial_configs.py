@@ -92,6 +92,11 @@ def test_lengths_are_counted_in_tokens_where_the_tokenizer_is_here(here):
     assert settings()["model"]["init_args"]["pretrained"] == "google-bert/bert-base-uncased"
 
 
+def test_names_of_classes_are_printed_as_they_are(here, capsys):
+    init("a.csv", table(["text", *TEXTS], ["label", *[":heart:", "[b]"] * 3]))
+    assert "2 classes: :heart: (3), [b] (3)" in capsys.readouterr().out
+
+
 def test_a_validation_file_and_another_folder(here, capsys):
     content = table(["text", *TEXTS], ["label", *"101010"])
     for name in ("a.csv", "val.csv"):
