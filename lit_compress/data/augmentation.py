@@ -11,7 +11,7 @@ from datasets.fingerprint import Hasher
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.data.text import load_tokenizer
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.sources import check_safetensors, resolve_source
 
@@ -133,7 +133,7 @@ class MaskedWordReplacement(KeepsInitArgs):
                 path, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"{key}: {self.model!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{key}: {self.model!r} cannot be loaded: {first_line(error)}") from error
         if info["missing_keys"] or tokenizer.mask_token is None:
             raise UserError(f"{key}: {self.model!r} has no masked-language-model head; give a model that has one")
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -345,7 +345,7 @@ def _separator(values: Sequence[str]) -> str | None:
         counts = Counter(part.strip() for value in values for part in value.split(sign))
         recur = all(counts[part.strip()] > 1 or not part.strip() for row in several for part in row)
         short = all(len(part.split()) <= 4 for part in counts)
-        if len(several) > 1 and len(counts) < len({*values}) + 1 and recur and short:
+        if len(several) > 1 and len(counts) <= len({*values}) and recur and short:
             return sign
     return None
 

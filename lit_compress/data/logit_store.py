@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 
 __all__ = ["LogitStore", "model_digest", "rows_digest"]
 
@@ -125,7 +125,7 @@ class LogitStore:
         try:
             store = cls(folder)
         except (OSError, EOFError, ValueError, KeyError) as error:
-            return str(error).splitlines()[0]
+            return first_line(error)
         if store.about.get("sha256") != store._checksum():
             return "its checksum is another"
         return None

@@ -15,7 +15,7 @@ from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.documents import group_documents, pack_sentences, segment_pairs, split_sentences
 from lit_compress.data.masking import mask_tokens
 from lit_compress.data.streaming import StreamedBatches, StreamLoader
-from lit_compress.data.text import cached_map, read_failure, saved_splits
+from lit_compress.data.text import cached_map, file_suffix, read_failure, saved_splits
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source
@@ -246,8 +246,7 @@ class MaskedLanguageModeling(TextData):
             raise UserError(f"{key}: {source!r} does not exist; give a file or a folder of .txt files")
         if path.stat().st_size == 0:
             raise UserError(f"{key}: {source!r} is empty")
-        suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-        return [str(path)], _BUILDERS.get(suffix, "text")
+        return [str(path)], _BUILDERS.get(file_suffix(path), "text")
 
     def _column(self, split: str) -> str:
         source = self.files[split] or self.files["train"]

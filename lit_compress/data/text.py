@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.extras import optional
 from lit_compress.hub import check_hub
 from lit_compress.sources import resolve_source
@@ -22,6 +22,7 @@ from lit_compress.sources import resolve_source
 __all__ = [
     "cached_map",
     "delimiter_hint",
+    "file_suffix",
     "generate_table",
     "is_delimited",
     "load_saved",
@@ -77,7 +78,7 @@ def load_table(
         return load_saved(source, key, split)
     if path.is_dir():
         return _load_folder(path, source, key, encoding, encoding_errors, cache_dir)
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = file_suffix(path)
     if suffix not in _BUILDERS:
         raise UserError(f"{key}: {source!r} has an unknown format {suffix!r}; known are {', '.join(_BUILDERS)}")
     if path.stat().st_size == 0:
@@ -105,10 +106,18 @@ def saved_splits(source: str, key: str) -> list[str] | None:
     Returns:
         None where it is no folder of ``save_to_disk``, an empty list where it is that of one ``Dataset``.
 
+    Raises:
+        UserError: the file that names the splits cannot be read.
+
     """
     path = Path(resolve_source(source, key))
     if (path / "dataset_dict.json").is_file():
-        return json.loads((path / "dataset_dict.json").read_text())["splits"]
+        try:
+            return json.loads((path / "dataset_dict.json").read_text())["splits"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{key}: dataset_dict.json in {source!r} does not say its splits: {first_line(error)}; save it again"
+            ) from error
     return [] if (path / "state.json").is_file() and (path / "dataset_info.json").is_file() else None
 
 
@@ -142,18 +151,20 @@ def load_saved(source: str, key: str, split: str) -> Dataset:
 
 def is_delimited(source: str) -> bool:
     """Whether a file is a table with something between its fields."""
-    path = Path(source)
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return _BUILDERS.get(suffix) == "csv"
+    return _BUILDERS.get(file_suffix(Path(source))) == "csv"
+
+
+def file_suffix(path: Path) -> str:
+    """The ending that says the format of a file: the one before ``.gz``."""
+    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
 
 
 def read_failure(error: BaseException) -> str:
     """Why a source could not be read, in one line, and what to do about it where that is known."""
     cause = error.__cause__ or error
-    reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
     if isinstance(cause, UnicodeError):
-        return f"{reason}; set data.encoding, for example to latin-1, or data.encoding_errors to replace"
-    return reason
+        return f"{first_line(cause)}; set data.encoding, for example to latin-1, or data.encoding_errors to replace"
+    return first_line(cause)
 
 
 def _csv_options(suffix: str, columns: Sequence[str] | None, delimiter: str | None) -> dict[str, Any]:
@@ -188,9 +199,9 @@ def delimiter_hint(columns: Sequence[str]) -> str:
     """The end of an error about columns: what seems to be between the fields of a file that was read as one column."""
     header = columns[0] if len(columns) == 1 else ""
     found = next((sign for sign in ";\t|," if sign in header), None)
-    if any(len(name.split()) > 4 for name in header.split(found)):  # a sentence, no names of columns
+    if found is None or any(len(name.split()) > 4 for name in header.split(found)):  # a sentence, no names of columns
         return ""
-    return f"; its fields seem to be separated by {found!r}, so set data.delimiter" if found else ""
+    return f"; its fields seem to be separated by {found!r}, so set data.delimiter"
 
 
 def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedTokenizerBase:
@@ -218,8 +229,7 @@ def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedToke
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, add_prefix_space=True)
             _put_spaces(tokenizer)
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{key}: no tokenizer in {source!r}: {reason}") from error
+        raise UserError(f"{key}: no tokenizer in {source!r}: {first_line(error)}") from error
     # Where there are no files, Transformers makes one of special tokens alone up from the configuration.
     if {*tokenizer.get_vocab()} <= {*tokenizer.all_special_tokens}:
         raise UserError(f"{key}: no tokenizer in {source!r}; give a folder with its files, or a hub name")

@@ -57,9 +57,9 @@ class TextData(KeepsInitArgs, LightningDataModule):
         vars(self)["_init_args"] = asdict(self.options) | vars(self)["_init_args"]
         files = ("train", "val", "test", "predict")
         self.files: dict[str, str | None] = {name: getattr(self.options, f"{name}_file") for name in files}
-        train = self.files["train"] or ""
+        train = self.files["train"]
         # Whatever else it is, it need not be there to be evaluated or predicted without.
-        saved = saved_splits(train, _TRAIN) if Path(train).is_dir() else None
+        saved = saved_splits(train, _TRAIN) if train and Path(train).is_dir() else None
         if not self.files["val"] and self.options.hub_val_split in (saved or ()):
             self.files["val"] = train
         tokenizer, max_length = str(self.options.tokenizer), self.options.max_length

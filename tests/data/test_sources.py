@@ -51,7 +51,7 @@ def test_a_delimiter(make, delimiter, name):
     content = gzip.compress(content) if name.endswith("gz") else content
     data = make(TextClassification, {name: content}, train_file=name, delimiter=delimiter, val_fraction=0.3)
     data.setup("fit")
-    assert texts(data, data.train_dataloader()) + texts(data, data.val_dataloader()) != []
+    assert sorted(texts(data, data.train_dataloader()) + texts(data, data.val_dataloader())) == sorted(TEXTS)
     assert data.labels == ["0", "1"]
 
 
@@ -92,10 +92,8 @@ def test_options_that_cannot_be(make, options, message):
         make(TextClassification, **{"train_file": "a.csv"} | options)
 
 
-def damaged(whole=500):
-    return gzip.compress(
-        csv(rows={"text": [f"t{n * 7919 % 1000}" for n in range(whole)], "label": [0] * whole}).encode()
-    )
+def compressed():
+    return gzip.compress(csv(rows={"text": [f"t{n * 7919 % 1000}" for n in range(500)], "label": [0] * 500}).encode())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +101,7 @@ def damaged(whole=500):
     [
         ("a.csv", csv().replace("good", "caf\xe9").encode("latin-1"), ["decode", "data.encoding", "latin-1"]),
         ("a.jsonl", '{"text": "caf\xe9", "label": 1}\n'.encode("latin-1"), ["decode", "data.encoding", "latin-1"]),
-        ("a.csv.gz", damaged()[:400], ["a.csv.gz", "ended before"]),
+        ("a.csv.gz", compressed()[:400], ["a.csv.gz", "ended before"]),
         ("a.jsonl.gz", gzip.compress(b'{"text": "a", "label": 1}\n' * 999)[:60], ["a.jsonl.gz", "ended before"]),
         ("a.csv", "text,label,text\na,1,b\n", ["two columns 'text'"]),
         ("a.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists", "MultiLabelClassification"]),
@@ -128,7 +126,8 @@ def test_labels_of_mixed_types_are_names(make):
     data = make(TextClassification, {"a.jsonl": lines}, train_file="a.jsonl", val_fraction=0.3)
     assert data.labels == ["2", "10", "x"]
     data.setup("fit")
-    assert sorted(torch.cat([batch.targets["labels"] for batch in data.train_dataloader()]).tolist()) != []
+    batches = [*data.train_dataloader(), *data.val_dataloader()]
+    assert sorted(torch.cat([batch.targets["labels"] for batch in batches]).tolist()) == [0, 1, 2]
 
 
 def test_a_folder_of_save_to_disk(make, tmp_path):
@@ -162,6 +161,13 @@ def test_a_split_that_a_folder_does_not_have(make, saved_dict):
     data = make(TextClassification, train_file="dict", val_file="dict", hub_val_split="dev")
     with pytest.raises(UserError, match=r"data.val_file: .* has no split 'dev'; it has train, validation, test"):
         data.check_sources()
+
+
+@pytest.mark.parametrize("content", ['{"spl', "{}"])
+def test_a_folder_that_does_not_say_its_splits(make, saved_dict, content):
+    (saved_dict / "dataset_dict.json").write_text(content)
+    with pytest.raises(UserError, match=r"data.train_file: dataset_dict.json in .*dict' does not say its splits: .*"):
+        make(TextClassification, train_file="dict")
 
 
 def test_a_limit_of_evaluation(make):
