@@ -4,7 +4,7 @@ import gzip
 import json
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from lit_compress.data.guess import (
     percentile,
     split_rows,
 )
-from lit_compress.data.text import load_table, load_tokenizer, saved_splits
+from lit_compress.data.text import file_suffix, load_table, load_tokenizer, saved_splits
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, check_shared_folder
@@ -52,7 +52,6 @@ _MODULES: dict[str, str] = {
     "question-answering": "QuestionAnswering",
     "pretraining": "MaskedLanguageModeling",
 }
-_TABLES = (".csv", ".tsv", ".txt")
 _TYPED = (".jsonl", ".json", ".parquet")
 
 
@@ -111,11 +110,11 @@ def init(
 def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Source:
     """What a file is taken for."""
     path = Path(resolve_source(file, "file"))
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = file_suffix(path)
     if path.is_dir() and saved_splits(file, "file") is None:
         if not any(path.glob("*/*.txt")) and any(path.glob("*.txt")):
             return Source(reading={}, guess=_text())
-    elif path.is_file() and (suffix in _TABLES or suffix not in _TYPED):
+    elif path.is_file() and suffix not in _TYPED:
         return _text_file(path, file, suffix, task, text_columns, label_column)
     elif path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
         squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")
@@ -134,8 +133,8 @@ def _text_file(
     label_column: str | None,
 ) -> Source:
     """A file of lines: a table, words with tags, or text."""
-    head = _head(path)
-    encoding = guess_encoding(_head(path, _MOST_BYTES))
+    content = _head(path, _MOST_BYTES)
+    head, encoding = content[:_HEAD], guess_encoding(content)
     reading: dict[str, Any] = {} if encoding == "utf-8-sig" else {"encoding": encoding}
     lines = head.decode(encoding, errors="replace").splitlines(keepends=True)
     lines = [line for line in lines if line.strip() or suffix not in (".csv", ".tsv")]
@@ -162,16 +161,12 @@ def _text_file(
         )
     if names:
         reading["columns"] = names
-        guess = _explained(guess, "columns", "its first row is no header: give the columns better names")
+        guess = replace(guess, why=guess.why | {"columns": "its first row is no header: give the columns better names"})
     return Source(reading=reading, guess=guess)
 
 
 def _text() -> Guess:
     return Guess(task="pretraining", why={"train_file": "text without columns"})
-
-
-def _explained(guess: Guess, key: str, reason: str) -> Guess:
-    return Guess(task=guess.task, options=guess.options, why=guess.why | {key: reason}, doubts=guess.doubts)
 
 
 def _head(path: Path, size: int = _HEAD) -> bytes:
@@ -184,8 +179,8 @@ def _head(path: Path, size: int = _HEAD) -> bytes:
 
 
 def _columns(table: Dataset) -> dict[str, list[Any]]:
-    """Values of rows at equal distances, by column; classes by their names."""
-    table = table.select(range(0, len(table), -(-len(table) // _ROWS)))
+    """Values of some rows, by column; classes by their names."""
+    table = _some_rows(table, _ROWS)
     found: dict[str, list[Any]] = {}
     for name, feature in table.features.items():
         inner = feature.feature if isinstance(feature, List) else feature
@@ -195,6 +190,11 @@ def _columns(table: Dataset) -> dict[str, list[Any]]:
             values = [[names.get(e, e) for e in v] if isinstance(v, list) else names.get(v, v) for v in values]
         found[name] = values
     return found
+
+
+def _some_rows(table: Dataset, most: int) -> Dataset:
+    """Rows at equal distances."""
+    return table.select(range(0, len(table), -(-len(table) // most)))
 
 
 def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, dict[str, int], dict[str, str]]:
@@ -215,8 +215,8 @@ def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, d
         length = min(384, most)
         found = {"max_length": length, "doc_stride": length // 3, "batch_size": 16}
         return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}
-    chosen = table.select(range(0, len(table), -(-len(table) // _TEXTS)))
-    lengths = [*(_token_counts if local else _word_counts)(data, guess, chosen)]
+    chosen = _some_rows(table, _TEXTS)
+    lengths = [*(_token_counts(data, guess, chosen) if local else _word_counts(guess, chosen))]
     length = guess_length(lengths, most)
     long = sum(each > length for each in lengths)
     unit = "tokens" if local else f"tokens (words x {_WORD})"
@@ -239,7 +239,7 @@ def _texts(guess: Guess, table: Dataset) -> Iterator[list[str]]:
         yield row[names[0]] if isinstance(row[names[0]], list) else [str(row[name]) for name in names]
 
 
-def _word_counts(data: TextData, guess: Guess, table: Dataset) -> Iterator[int]:
+def _word_counts(guess: Guess, table: Dataset) -> Iterator[int]:
     for texts in _texts(guess, table):
         yield round(_WORD * sum(len(text.split()) for text in texts)) + 3
 

@@ -43,7 +43,6 @@ class Stage:
         configs: configuration files below it, in order.
         overrides: options of the command line, last of all.
         dense: model that its report compares with; None is its teacher.
-        reads: names of the earlier stages whose models it goes on from.
 
     """
 
@@ -54,7 +53,6 @@ class Stage:
     configs: tuple[Path, ...] = ()
     overrides: tuple[str, ...] = ()
     dense: str | None = None
-    reads: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -208,16 +206,14 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
         )
         if missing := [file for file in configs if not file.is_file()]:
             raise UserError(f"recipe: stages.{name}.config: {str(missing[0])!r} does not exist")
-        written = {k: v for k, v in settings.items() if k not in _OWN}
         stages[name] = Stage(
             name=name,
             folder=root / name,
             settings={k: v for k, v in resolved.items() if k not in _OWN} | {"run": str(root / name)},
-            written=written,
+            written={k: v for k, v in settings.items() if k not in _OWN},
             configs=configs,
             overrides=(*shared, *own[name]),
             dense=resolved.get("dense"),
-            reads=tuple(known for known in stages if _reads(written, known)),
         )
     return stages
 
@@ -278,10 +274,10 @@ def _split_overrides(words: Sequence[str], stages: Sequence[str]) -> tuple[list[
 
 def _require_finished(stages: Mapping[str, Stage], stage: Stage) -> None:
     """Refuse to go on from a stage whose compression is not complete."""
-    for earlier in (stages[name] for name in stage.reads):
-        if lines := earlier.unfinished:
+    for name, earlier in stages.items():
+        if _reads(stage.written, name) and (lines := earlier.unfinished):
             raise UserError(
-                f"recipe: stage {earlier.name!r}: {'; '.join(lines)}; train it longer in another --run, or go on "
+                f"recipe: stage {name!r}: {'; '.join(lines)}; train it longer in another --run, or go on "
                 "from it with --unfinished true"
             )
 

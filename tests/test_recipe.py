@@ -137,12 +137,17 @@ def test_a_stage_by_hand(finished_once, folder):
     assert differences(twins[0]["state_dict"], twins[1]["state_dict"]) == []
 
 
-def test_a_stage_that_is_not_finished_is_not_gone_on_from(finished_once, folder, capfd):
+def copy_unfinished(finished_once, folder):
+    """A recipe's folder whose teacher has left some of its compression undone."""
     for part in ("teacher", "stages"):
         shutil.copytree(finished_once / "out" / part, folder / "out" / part)
     manifest = folder / "out/teacher/model/compression.json"
     left = {"strategy": "MagnitudePruning", "asked": "80 %", "reached": "64 %", "step": 90, "of": 150, "end": 120}
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"unfinished": [left]}))
+
+
+def test_a_stage_that_is_not_finished_is_not_gone_on_from(finished_once, folder, capfd):
+    copy_unfinished(finished_once, folder)
     kept = folder / "out/stages/student.yaml"
     kept.unlink()
     for options in ([], ["--only", "student"]):
@@ -156,11 +161,7 @@ def test_a_stage_that_is_not_finished_is_not_gone_on_from(finished_once, folder,
 
 
 def test_a_stage_that_is_not_finished_is_in_the_way_of_no_other(finished_once, folder):
-    for part in ("teacher", "stages"):
-        shutil.copytree(finished_once / "out" / part, folder / "out" / part)
-    manifest = folder / "out/teacher/model/compression.json"
-    left = {"strategy": "MagnitudePruning", "asked": "80 %", "reached": "64 %", "step": 90, "of": 150, "end": 120}
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"unfinished": [left]}))
+    copy_unfinished(finished_once, folder)
 
     def apart(content):  # only its report reads the teacher
         student = content["stages"]["student"]
