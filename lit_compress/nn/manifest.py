@@ -31,7 +31,11 @@ _LINEAR_SLOTS = ("weight_quantizer", "input_quantizer", "output_quantizer")
 _SCORES = ("mask_scores", "weight_scores")
 _TABLE_SLOTS = ("weight_quantizer",)
 _MOST_BITS = 16  # of quantized integers
-_KINDS = {name: getattr(quantizers, name) for name in quantizers.__all__ if name != "FakeQuantizer"}
+_KINDS = {
+    name: kind
+    for name, kind in vars(quantizers).items()
+    if isinstance(kind, type) and issubclass(kind, FakeQuantizer) and kind is not FakeQuantizer
+}
 
 
 def describe(model: nn.Module) -> Manifest:

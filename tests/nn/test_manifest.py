@@ -159,6 +159,13 @@ def test_an_unknown_kind_of_quantizer():
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["input_quantizer", "ActivationType", "FakeQuantizer"])
+def test_what_stands_beside_the_quantizers_is_none(kind):
+    entry = {"kind": kind, "spec": {"activations": "int8"}, "enabled": True, "observing": True}
+    with pytest.raises(UserError, match=f"checkpoint: unknown quantizer '{kind}'"):
+        rebuild(network(), {"linears": {"0": PLAIN | {"input_quantizer": entry}}})
+
+
 def test_an_empty_entry_makes_a_layer_without_slots():
     model = network()
     rebuild(model, {"linears": {"4": PLAIN}})
