@@ -22,6 +22,8 @@ from lit_compress.models.positions import longest_input
 from lit_compress.tasks import Batch, Task
 
 __all__ = [
+    "TOLERANCE_INT8",
+    "CheckOptions",
     "Comparison",
     "Examples",
     "Reference",
@@ -70,6 +72,20 @@ class Examples:
 
     def __len__(self) -> int:
         return sum(batch.rows for batch in self.batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """How a file is judged.
+
+    Attributes:
+        examples: what it is judged on; None checks its structure alone.
+        strict: refuse a file whose predictions or score are worse than PyTorch's, instead of saying so.
+
+    """
+
+    examples: Examples | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

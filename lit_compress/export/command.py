@@ -32,7 +32,6 @@ from lit_compress.storage.buffers import Precision
 
 __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]
 
-
 # Where each format's function is, which takes what to write and an empty folder. Modules, because some of them import
 # a runtime that need not be installed.
 _WRITERS: dict[str, tuple[str, str]] = {

@@ -1,7 +1,8 @@
 """A folded model in 16-bit floating point, for Transformers or ONNX Runtime, compared with fp32 before it appears."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_compress.choices import Half
-from lit_compress.console import say
 from lit_compress.errors import UserError
-from lit_compress.export.check import (
-    Examples,
-    Reference,
-    Run,
-    check_structure,
-    compare,
-    first_wrong_layer,
-    judge,
-    reference,
-)
+from lit_compress.export.check import CheckOptions, Reference, Run, check_structure, reference
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
-from lit_compress.export.hf import add_to_card, write_hf
-from lit_compress.export.onnx import DEFAULTS, float_form, layer_runner, prepare, runner, structure
+from lit_compress.export.hf import write_hf
+from lit_compress.export.onnx import (
+    DEFAULTS,
+    check_predictions,
+    checked_run,
+    float_form,
+    layer_runner,
+    prepare,
+    structure,
+)
 from lit_compress.export.onnx_graph import input_names, trace
-from lit_compress.export.onnx_session import DEFAULT_SESSION, open_session
+from lit_compress.export.onnx_session import DEFAULT_SESSION
 from lit_compress.models.load import quiet_transformers
 
 __all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
@@ -39,19 +38,15 @@ _ADVICE = "export in fp32"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfOptions:
+class HalfOptions(CheckOptions):
     """What is asked of a model in 16-bit floating point.
 
     Attributes:
         dtype: of the weights and of what is computed from them.
-        examples: what the model is judged on; None checks its structure alone.
-        strict: refuse a model whose predictions or score are worse than those of fp32, instead of saying so.
 
     """
 
     dtype: Half
-    examples: Examples | None = None
-    strict: bool = False
 
 
 def write_hf_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
@@ -84,7 +79,8 @@ def write_hf_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
         return lambda inputs: found
 
     check_structure(form, outputs, run, integers=True, most=TOLERANCES[options.dtype])
-    _check_predictions(form, expected, folder, options, run, layers)
+    if expected is not None:
+        check_predictions(form, expected, folder, options, run, layers, _ADVICE)
 
 
 def write_onnx_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
@@ -107,11 +103,9 @@ def write_onnx_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
     folded.model.set_attn_implementation("eager")  # torch.onnx writes the masks of the others in fp32
     form = float_form(folded)
     trace(form, path, DEFAULT_SESSION)
-    form.to("meta")  # gives its memory back before the runtime takes as much
-    for optimization in ("ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):  # as the file says it, and as it is run
-        run = runner(form, open_session(path, torch.get_num_threads(), optimization))
-        check_structure(form, outputs, run, integers=True, most=TOLERANCES[options.dtype])
-    _check_predictions(form, expected, folder, options, run, lambda: layer_runner(form, path))
+    run = checked_run(form, path, outputs, integers=True, most=TOLERANCES[options.dtype])
+    if expected is not None:
+        check_predictions(form, expected, folder, options, run, partial(layer_runner, form, path), _ADVICE)
 
 
 def _loaded(architecture: type[PreTrainedModel], folder: Path, dtype: Half) -> PreTrainedModel:
@@ -143,20 +137,3 @@ def _round(model: PreTrainedModel, dtype: Half) -> None:
                 f"{torch.finfo(_TORCH[dtype]).max:.3g}; export with --dtype bf16 or fp32"
             )
         parameter.data = rounded
-
-
-def _check_predictions(
-    form: GraphForm,
-    expected: Reference | None,
-    folder: Path,
-    options: HalfOptions,
-    run: Run,
-    layers: Callable[[], Run],
-) -> None:
-    examples = options.examples
-    if examples is None or expected is None:
-        return
-    comparison = compare(form, examples, expected, run)
-    said = judge(comparison, options.strict, lambda: first_wrong_layer(form, examples, expected, layers()), _ADVICE)
-    say(f"{said} Examples: {examples.origin}.")
-    add_to_card(folder, f"{comparison.words()} ({examples.origin}).")

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch import Tensor
 from lit_compress.choices import Processor
 from lit_compress.console import say
 from lit_compress.export.check import (
-    Examples,
+    TOLERANCE_INT8,
+    CheckOptions,
     Reference,
     Run,
     check_structure,
@@ -42,37 +44,32 @@ __all__ = [
     "DEFAULTS",
     "IntegerOptions",
     "Processor",
+    "advice",
     "check_predictions",
+    "checked_run",
     "float_form",
     "integer_form",
     "layer_runner",
     "prepare",
-    "runner",
     "structure",
     "write_onnx",
     "write_onnx_int8",
 ]
 
-# What a file of integers runs on: every processor in every session, or those with 8-bit dot products.
-
 
 @dataclass(frozen=True, kw_only=True)
-class IntegerOptions:
+class IntegerOptions(CheckOptions):
     """How integers are written, and what is asked of the file.
 
     Attributes:
         processor: ``any`` computes the same everywhere; ``vnni`` leaves 8-bit weights int8, which is faster where there
             are 8-bit dot products and wrong in default sessions elsewhere.
         tables: what becomes of embedding tables without scales from training: ``int8`` (a scale per row) or ``float``.
-        examples: what the file is judged on; None checks its structure alone.
-        strict: refuse a file whose predictions or score are worse, instead of saying so.
 
     """
 
     processor: Processor = "any"
     tables: Literal["int8", "float"] = "int8"
-    examples: Examples | None = None
-    strict: bool = False
 
 
 DEFAULTS = IntegerOptions()
@@ -94,7 +91,7 @@ def write_onnx(folded: Folded, folder: Path) -> None:
     path = prepare(folded, folder, "model.onnx", DEFAULTS)
     form = float_form(folded)
     trace(form, path, DEFAULT_SESSION)
-    _check(form, path, None, folder, DEFAULTS, integers=False)
+    checked_run(form, path, structure(form), integers=False)
 
 
 def write_onnx_int8(folded: Folded, folder: Path, options: IntegerOptions = DEFAULTS) -> None:
@@ -106,7 +103,10 @@ def write_onnx_int8(folded: Folded, folder: Path, options: IntegerOptions = DEFA
     path = prepare(folded, folder, "model_quantized.onnx", options)
     form, expected = integer_form(folded, folder, "dynamic", "uint8", options)
     trace(form, path, DEFAULT_SESSION if options.processor == "any" else {})
-    _check(form, path, expected, folder, options, integers=True)
+    run = checked_run(form, path, structure(form), integers=True)
+    if expected is not None:
+        layers = partial(layer_runner, form, path)
+        check_predictions(form, expected, folder, options, run, layers, advice(options))
 
 
 def float_form(folded: Folded) -> GraphForm:
@@ -176,16 +176,32 @@ def prepare(folded: Folded, folder: Path, name: str, options: IntegerOptions) ->
     return path
 
 
-def _check(
-    form: GraphForm, path: Path, expected: Reference | None, folder: Path, options: IntegerOptions, integers: bool
-) -> None:
-    outputs = structure(form)
+def checked_run(
+    form: GraphForm,
+    path: Path,
+    outputs: list[tuple[Tensor, ...]],
+    integers: bool,
+    most: float = TOLERANCE_INT8,
+) -> Run:
+    """Open a file, compare it with PyTorch on random ids, and give inputs by name to its outputs.
+
+    Args:
+        form: what the file was made of; moved to the device ``meta``.
+        path: of the file.
+        outputs: of :func:`structure`.
+        integers: as in :func:`~lit_compress.export.check.check_structure`.
+        most: likewise.
+
+    Raises:
+        UserError: likewise.
+
+    """
     form.to("meta")  # gives its memory back before the runtime takes as much
     for optimization in ("ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):  # as the file says it, and as it is run
-        run = runner(form, open_session(path, torch.get_num_threads(), optimization))
-        check_structure(form, outputs, run, integers)
-    if expected is not None:
-        check_predictions(form, expected, folder, options, run, lambda: layer_runner(form, path))
+        session = open_session(path, torch.get_num_threads(), optimization)
+        run: Run = partial(session.run, form.outputs)
+        check_structure(form, outputs, run, integers, most)
+    return run
 
 
 def structure(form: GraphForm) -> list[tuple[Tensor, ...]]:
@@ -198,9 +214,10 @@ def check_predictions(
     form: GraphForm,
     expected: Reference,
     folder: Path,
-    options: IntegerOptions,
+    options: CheckOptions,
     run: Run,
     layers: Callable[[], Run],
+    advice: str,
 ) -> None:
     """Judge a file on examples, say how it compares, and note it on the folder's card.
 
@@ -211,6 +228,7 @@ def check_predictions(
         options: of the user, with the examples.
         run: inputs by name, as NumPy arrays, to the outputs in the order of the model's.
         layers: opens the file so that it gives what each layer does.
+        advice: what to try when it is worse.
 
     Raises:
         UserError: too many predictions are other ones.
@@ -219,24 +237,18 @@ def check_predictions(
     examples = options.examples
     assert examples is not None
     comparison = compare(form, examples, expected, run)
-    said = judge(
-        comparison, options.strict, lambda: first_wrong_layer(form, examples, expected, layers()), _advice(options)
-    )
+    said = judge(comparison, options.strict, lambda: first_wrong_layer(form, examples, expected, layers()), advice)
     say(f"{said} Examples: {examples.origin}.")
     add_to_card(folder, f"{comparison.words()} ({examples.origin}).")
 
 
-def _advice(options: IntegerOptions) -> str:
+def advice(options: IntegerOptions) -> str:
+    """What to try when a file of integers is worse."""
     if options.processor == "vnni" and adds_in_16_bits():
         return "this processor adds 8-bit products in 16 bits, where some overflow: give --processor any"
     if options.tables == "int8":
         return "try --tables float, train with QuantAwareTraining, or export in floating point"
     return "train with QuantAwareTraining, or export in floating point"
-
-
-def runner(form: GraphForm, session: Any) -> Run:
-    """Inputs by name to the outputs of a session of ONNX Runtime, in the order of the model's."""
-    return lambda inputs: session.run(form.outputs, inputs)
 
 
 def layer_runner(form: GraphForm, path: Path) -> Run:

@@ -13,6 +13,7 @@ from lit_compress.export.hf import write_beside
 from lit_compress.export.onnx import (
     DEFAULTS,
     IntegerOptions,
+    advice,
     check_predictions,
     float_form,
     integer_form,
@@ -81,7 +82,8 @@ def _write(
     run = runner(core, path, form.outputs)
     check_structure(form, outputs, run, integers)
     if expected is not None:
-        check_predictions(form, expected, folder, options, run, _layer_runner(core, form, graph))
+        layers = _layer_runner(core, form, graph)
+        check_predictions(form, expected, folder, options, run, layers, advice(options))
     graph.unlink()
 
 

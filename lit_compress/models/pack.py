@@ -22,7 +22,6 @@ from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
 __all__ = ["LayoutChoice", "Ranges", "choose_layout", "pack", "pack_in_place", "ranges_of"]
 
-
 # What a multiplication with stored blocks costs beside one with the dense 8-bit weight, on an H200, by how often a tile
 # of the inputs is read again: 1050 tera-operations/s dense, 909 with tiles of 128 outputs, 606 with 64. Derived.
 _COST = {"tall_blocks": 1050 / 909, "blocks": 1050 / 606}
