@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lit_compress.console import say
 from lit_compress.errors import UserError
+from lit_compress.export.check import of_tokens
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
@@ -28,6 +30,7 @@ from lit_compress.serve.engines import (
     local_folder,
     variants,
 )
+from lit_compress.serve.worker import batch_of
 from lit_compress.serve.worker_process import WorkerProcess
 from lit_compress.sources import check_safetensors
 
@@ -44,12 +47,14 @@ __all__ = [
     "opened",
     "row",
     "runtimes",
+    "without_padding",
 ]
 
 Ask = Callable[..., dict[str, Any]]
 # Batches that show whether two engines compute the same: rows and tokens, with padding.
 _GATE = ((1, 7), (3, 16))
 _GRAPHS = ("onnxruntime", "openvino")
+_ENDS = ("start_logits", "end_logits")
 _DEFAULT: tuple[EngineName, ...] = ("eager", "onnxruntime", "openvino")
 
 
@@ -257,7 +262,7 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
     """Compare what engines compute before anything is timed.
 
     Every case gets ``results["difference"]``: the largest difference from the first variant of its model, as a share of
-    the largest output; None for the first.
+    the largest output, without those of padding; None for the first.
 
     Args:
         cases: see :func:`cases_of`.
@@ -269,11 +274,16 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
 
     """
     vocabulary = min(case.vocabulary for case in cases)
-    firsts: dict[str, tuple[Case, list[dict[str, Any]]]] = {}
+    firsts: dict[str, tuple[Case, list[dict[str, Tensor]]]] = {}
     for case, ask, most in zip(cases, asks, limits, strict=True):
-        outputs = [ask("outputs", rows=rows, tokens=tokens, vocabulary=vocabulary)["outputs"] for rows, tokens in _GATE]
-        if not all(np.isfinite(np.asarray(values)).all() for batch in outputs for values in batch.values()):
-            raise UserError(f"{case.model}, {case.label}: an output is no finite number; nothing was measured")
+        outputs = []
+        for rows, tokens in _GATE:
+            answer = ask("outputs", rows=rows, tokens=tokens, vocabulary=vocabulary)["outputs"]
+            found = {name: torch.tensor(values) for name, values in answer.items()}
+            if not all(values.isfinite().all() for values in found.values()):
+                raise UserError(f"{case.model}, {case.label}: an output is no finite number; nothing was measured")
+            mask = batch_of(rows, tokens, vocabulary, padded=True)["attention_mask"]
+            outputs.append(without_padding(found, torch.from_numpy(mask)))
         if case.model not in firsts:
             firsts[case.model] = case, outputs
             case.results["difference"] = None
@@ -287,6 +297,13 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
                 f"{option} allows {most:g}; nothing was measured"
             )
         case.results["difference"] = difference
+
+
+def without_padding(outputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
+    """Outputs with a row for each token that is no padding, where they have a value of each; others as they are."""
+    # Scores of starts and ends are (rows, tokens), as those of classes are (rows, classes).
+    values = {name: value[..., None] if name in _ENDS else value for name, value in outputs.items()}
+    return {name: of_tokens(value, mask) for name, value in values.items()}
 
 
 def measure(
@@ -365,22 +382,23 @@ def _named(models: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def _difference(case: Case, first: Case, expected: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+def _difference(case: Case, first: Case, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> float:
     shared = [name for name in expected if name in found]
     if not shared:
         raise UserError(f"{case.model}: {case.label} gives {list(found)} where {list(expected)} is expected")
     worst = 0.0
     for name in shared:
-        ours, theirs = np.asarray(expected[name]), np.asarray(found[name])
+        ours, theirs = expected[name], found[name]
         if (ours.shape[-1], theirs.shape[-1]) == (first.vocabulary, case.vocabulary):
             # Scores of words: tables may be filled up to a round number.
             words = min(first.vocabulary, case.vocabulary)
             ours, theirs = ours[..., :words], theirs[..., :words]
         if ours.shape != theirs.shape:
             raise UserError(
-                f"{case.model}: {case.label} gives {name} of shape {theirs.shape}, expected is {ours.shape}"
+                f"{case.model}: {case.label} gives {name} of shape {tuple(theirs.shape)}, expected is "
+                f"{tuple(ours.shape)}"
             )
-        worst = max(worst, float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-6)))
+        worst = max(worst, float((ours - theirs).abs().max() / ours.abs().max().clamp_min(1e-6)))
     return worst
 
 

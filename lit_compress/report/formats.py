@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lit_compress.console import say
 from lit_compress.errors import UserError
-from lit_compress.export.check import of_tokens
 from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.folded import from_source
 from lit_compress.export.onnx import IntegerOptions, Processor
@@ -25,7 +24,18 @@ from lit_compress.models.load import load_config
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.positions import check_length
 from lit_compress.progress import counted
-from lit_compress.report.benchmark import Ask, Case, cases_of, check_sizes, keep_memory, measure, opened, row, runtimes
+from lit_compress.report.benchmark import (
+    Ask,
+    Case,
+    cases_of,
+    check_sizes,
+    keep_memory,
+    measure,
+    opened,
+    row,
+    runtimes,
+    without_padding,
+)
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.measure import dense_of
@@ -35,7 +45,6 @@ from lit_compress.tasks import Task
 __all__ = ["evaluate_cases", "formats"]
 
 FIGURES, TABLE = "formats.json", "formats.md"
-_ENDS = ("start_logits", "end_logits")
 
 
 def formats(
@@ -212,9 +221,7 @@ def evaluate_cases(
                 if (order := cases[index].order) is not None:
                     found["logits"] = found["logits"][..., order]
                 task.update(metrics[index], SimpleNamespace(**found), batch)
-                # Scores of starts and ends are (rows, tokens), as those of classes are (rows, classes).
-                values = {name: value[..., None] if name in _ENDS else value for name, value in found.items()}
-                outputs = {name: of_tokens(value, batch.inputs["attention_mask"]) for name, value in values.items()}
+                outputs = without_padding(found, batch.inputs["attention_mask"])
                 if index == after:
                     expected = outputs
                     sizes += [float(value.abs().max()) for value in expected.values()]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lit_compress.cli import main
@@ -16,6 +17,7 @@ from lit_compress.report import benchmark as module
 from lit_compress.report.benchmark import Case, agreement, allowed, benchmark, cases_of, measure
 from lit_compress.report.benchmark_table import check_results, print_results, rows, save_results
 from lit_compress.serve.engines import Variant
+from lit_compress.serve.worker import batch_of
 
 
 def case(model="a", engine="eager", file="model.onnx", packed=False) -> Case:
@@ -112,6 +114,26 @@ def test_scores_of_words_beyond_the_smaller_table_are_left_out():
     scores = [float(word) for word in range(32)]
     agreement(cases, [Player("1", [], outputs=(scores[:30],)), Player("2", [], outputs=(scores,))], [0.01] * 2)
     assert cases[1].results["difference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "difference"),
+    [("last_hidden_state", (2,), 0.0), ("start_logits", (), 0.0), ("logits", (), 0.5)],
+)
+def test_padding_is_not_compared(name, shape, difference):
+    """Fused layers give 0 there; scores of as many classes as there are tokens are none of padding."""
+
+    def answering(at_padding):
+        def ask(command, rows, tokens, vocabulary):
+            mask = batch_of(rows, tokens, vocabulary, padded=True)["attention_mask"]
+            values = np.where(mask, 2.0, at_padding).reshape(rows, tokens, *(1 for _ in shape))
+            return {"outputs": {name: np.broadcast_to(values, (rows, tokens, *shape)).tolist()}}
+
+        return ask
+
+    cases = [case(), case(packed=True)]
+    agreement(cases, [answering(2.0), answering(1.0)], [0.6, 0.6])
+    assert cases[1].results["difference"] == difference
 
 
 def test_the_gate_has_padding():
