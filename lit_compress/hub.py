@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from threading import Thread
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 
 __all__ = ["check_hub"]
 
@@ -65,4 +65,4 @@ def _ask(endpoint: str, failed: list[str]) -> None:
     try:
         session.head(endpoint, timeout=SECONDS)
     except (http.HTTPError, http.InvalidURL, OSError) as error:
-        failed.append((str(error).strip().splitlines() or [type(error).__name__])[0])
+        failed.append(first_line(error))

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.files import LAST
 from lit_compress.models.folder import check_settings, check_size
-from lit_compress.models.load import first_line
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
@@ -166,9 +165,7 @@ def student_from_checkpoint(checkpoint: dict[str, Any]) -> PreTrainedModel:
     try:
         student.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise UserError(
-            f"checkpoint: its weights do not fit its own description: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"checkpoint: its weights do not fit its own description: {first_line(error)}") from error
     return student.eval()
 
 

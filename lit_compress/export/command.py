@@ -13,7 +13,7 @@ from lit_compress.choices import Dtype, Format, Half
 from lit_compress.console import say
 from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.export.check import Examples
 from lit_compress.export.checkpoint import best_checkpoint
 from lit_compress.export.examples import examples_of_data, examples_of_file
@@ -24,7 +24,6 @@ from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
 from lit_compress.files import atomic_folder, check_folder
-from lit_compress.models.load import first_line
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, ranges_of
 from lit_compress.sources import resolve_package

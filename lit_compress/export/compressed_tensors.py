@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.export.folded import Folded, stored_state
 from lit_compress.export.graph_form import round_weights
 from lit_compress.export.hf import write_beside
 from lit_compress.extras import optional
-from lit_compress.models.load import first_line, quiet_transformers
+from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.storage.weight import QuantizedWeight
 

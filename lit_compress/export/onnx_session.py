@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_compress.errors import first_line
 from lit_compress.extras import optional
 
 __all__ = ["DEFAULT_SESSION", "adds_in_16_bits", "open_session"]
@@ -43,7 +44,7 @@ def open_session(
         return _open(path, threads, optimization, precise=True)
     except (errors.Fail, errors.RuntimeException, errors.NotImplemented, errors.InvalidGraph) as error:
         # ONNX Runtime 1.31 cannot do it for a tensor that is used in several places.
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         warnings.warn(
             f"{str(path)!r} runs with integer products added in 16 bits on this processor, where some overflow: ONNX "
             f"Runtime does not open it with session.x64quantprecision=1 ({reason}); export it again",

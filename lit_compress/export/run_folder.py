@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 import lit_compress.data
 from lit_compress.data.options import TextOptions
 from lit_compress.data.text_data import TextData
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.init_args import instantiated
 from lit_compress.models.labels import label_names
 from lit_compress.models.positions import check_length
@@ -72,7 +72,7 @@ def parse_file(path: Path, parse: Callable[[str], Any], keys: list[str], key: st
     try:
         content = parse(path.read_text())
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{key}: {str(path)!r} is damaged: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: {str(path)!r} is damaged: {first_line(error)}") from error
     if not isinstance(content, dict) or any(entry not in content for entry in keys):
         raise UserError(f"{key}: {str(path)!r} lacks {' or '.join(keys)}; it was not written by a `fit`")
     return content

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lit_compress.console import say
 from lit_compress.data.text import load_tokenizer, open_text
 from lit_compress.data.vocabulary import kept_ids, trimmed
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.hf import write_hf
 from lit_compress.files import atomic_folder, check_folder
@@ -74,7 +74,7 @@ def _lines(files: list[str]) -> Iterator[str]:
                 for line in lines:
                     yield line.rstrip("\r\n")
         except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise UserError(f"--corpus: {name!r} cannot be read as UTF-8: {str(error).splitlines()[0]}") from error
+            raise UserError(f"--corpus: {name!r} cannot be read as UTF-8: {first_line(error)}") from error
 
 
 def _configured(config: PretrainedConfig, rows: int) -> set[int]:

@@ -15,8 +15,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_compress.errors import UserError
-from lit_compress.models.load import first_line, load_config, quiet_transformers
+from lit_compress.errors import UserError, first_line
+from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.sources import check_safetensors

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
 from lit_compress.sources import check_safetensors, resolve_source
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # reading a packed model needs no metrics
 __all__ = [
     "check_compatible",
     "check_same_vocabulary",
-    "first_line",
     "load_classifier",
     "load_config",
     "load_model",
@@ -237,9 +236,3 @@ def quiet_transformers() -> Iterator[None]:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

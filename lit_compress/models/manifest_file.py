@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.functional.masks import sparsity
-from lit_compress.models.load import first_line
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
 from lit_compress.nn.manifest import Manifest, describe
 from lit_compress.nn.quantizers import MovingAverageQuantizer

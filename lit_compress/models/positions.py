@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, PretrainedConfig
 
-from lit_compress.errors import UserError
-from lit_compress.models.load import first_line, quiet_transformers
+from lit_compress.errors import UserError, first_line
+from lit_compress.models.load import quiet_transformers
 
 __all__ = ["check_length", "longest_input"]
 

@@ -9,9 +9,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.files import atomic_file
-from lit_compress.models.load import first_line
 from lit_compress.report.card import section, table
 from lit_compress.report.headline import own_name
 from lit_compress.report.sections import again, cost, done, gain, where

@@ -13,11 +13,10 @@ from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 
 from lit_compress.choices import EngineName
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.export.onnx_session import open_session
 from lit_compress.extras import optional
 from lit_compress.models.folder import load_whole_model
-from lit_compress.models.load import first_line
 from lit_compress.sources import resolve_source
 
 __all__ = [

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 
 __all__ = ["StoredTensor", "checksums", "open_tensors", "stored_tensors", "verify_checksums", "verify_header"]
 
@@ -37,7 +37,7 @@ def open_tensors(path: str | Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{str(path)!r} is damaged or no safetensors file ({reason}); write it again") from error
 
 
