@@ -3,7 +3,7 @@
 import gzip
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from lit_compress.models.load import load_config
 from lit_compress.models.positions import longest_input
 from lit_compress.sources import resolve_source
 
-__all__ = ["init"]
+__all__ = ["Look", "init", "look_at"]
 
 _MARK = "# Made by `lit_compress init`"
 _CASED, _UNCASED = "google-bert/bert-base-cased", "google-bert/bert-base-uncased"
@@ -69,6 +69,33 @@ class Source:
     guess: Guess
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a file of examples is for, and how it is best read.
+
+    Args:
+        guess: what it was taken for.
+        model: encoder, as given or a usual one.
+        options: of the data module.
+        why: a few words about an option, by its name.
+        rows: of the file.
+        steps: optimizer steps of an epoch.
+
+    """
+
+    guess: Guess
+    model: str
+    options: dict[str, Any]
+    why: dict[str, str]
+    rows: int
+    steps: int
+
+    @property
+    def module(self) -> str:
+        """Class of the data module."""
+        return _MODULES[self.guess.task]
+
+
 def init(
     file: str,
     val: str | None = None,
@@ -88,23 +115,57 @@ def init(
     inputs = [path for path in (file, val) if path]
     for name in ("teacher", "student"):
         check_file(folder / f"{name}.yaml", begins(_MARK), overwrite, inputs=inputs)
-    source = _source(file, task, text_columns, label_column)
-    guess = source.guess
-    model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
-    options = {"train_file": file} | ({"val_file": val} if val else {}) | source.reading | guess.options
-    rows, found, why = _measured(guess, options, model)
-    options |= found
-    why = {"val_file": "as given"} | guess.why | why
-    if not val:
-        options["val_fraction"] = 0.1
-        why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
-    data = _data(guess.task, options, why)
-    steps = max(round((rows if val else 0.9 * rows) / found["batch_size"]), 1)
-    texts = {"teacher": _teacher(folder, model, data, steps), "student": _student(folder, data, steps)}
+    look = look_at(file, val, model, task, text_columns, label_column)
+    data = _data(look)
+    texts = {
+        "teacher": _teacher(folder, look.model, data, look.steps),
+        "student": _student(folder, data, look.steps),
+    }
     for name, text in texts.items():
         with atomic_file(folder / f"{name}.yaml") as staging:
             staging.write_text(text, encoding="utf-8")
-    _say(file, guess, options, why, folder)
+    _say(file, look, folder)
+
+
+def look_at(
+    file: str,
+    val: str | None = None,
+    model: str | None = None,
+    task: GuessedTask | None = None,
+    text_columns: list[str] | None = None,
+    label_column: str | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> Look:
+    """What a file of examples is for and how it is best read.
+
+    Args:
+        file: training examples.
+        val: validation examples; without them a tenth of the rows is held out.
+        model: folder or hub name of the encoder, whose tokenizer counts lengths; None is BERT-base.
+        task: instead of the one that the columns look like.
+        text_columns: likewise.
+        label_column: likewise.
+        given: options of the data module that are decided already.
+
+    Raises:
+        UserError: the file cannot be read, or has no column for the task.
+
+    """
+    given = given or {}
+    source = _source(file, task, text_columns, label_column)
+    guess = source.guess
+    model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
+    options = {"train_file": file} | ({"val_file": val} if val else {}) | source.reading | guess.options | {**given}
+    rows, found, why = _measured(guess, options, model)
+    options = options | found | given
+    why = {"val_file": "as given"} | guess.why | why
+    if not val and "val_fraction" not in given:
+        options["val_fraction"] = 0.1
+        why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
+    why = {key: reason for key, reason in why.items() if key not in given}
+    held_out = 0 if val else options["val_fraction"]
+    steps = max(round((1 - held_out) * rows / options["batch_size"]), 1)
+    return Look(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps)
 
 
 def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Source:
@@ -202,7 +263,7 @@ def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, d
     local = Path(resolve_source(model, "--model")).exists()
     most = _most_tokens(model) if local else _MOST_TOKENS
     lengths_of = {"max_length": most} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
-    data: TextData = getattr(lit_compress.data, _MODULES[guess.task])(tokenizer=model, **options, **lengths_of)
+    data: TextData = getattr(lit_compress.data, _MODULES[guess.task])(tokenizer=model, **options | lengths_of)
     table = data.rows("train")
     assert table is not None
     if data.files["val"]:
@@ -251,10 +312,10 @@ def _token_counts(data: TextData, guess: Guess, table: Dataset) -> Iterator[int]
         yield len(data.tokenizer(*given, is_split_into_words=words, truncation=False)["input_ids"])
 
 
-def _data(task: GuessedTask, options: dict[str, Any], why: dict[str, str]) -> str:
-    lines = [f"  class_path: {_MODULES[task]}", "  init_args:"]
-    for key, value in options.items():
-        comment = f"  # {' '.join(why[key].split())}" if key in why else ""  # a label may hold a line break
+def _data(look: Look) -> str:
+    lines = [f"  class_path: {look.module}", "  init_args:"]
+    for key, value in look.options.items():
+        comment = f"  # {' '.join(look.why[key].split())}" if key in look.why else ""  # a label may hold a line break
         lines.append(f"    {key}: {_yaml(value)}{comment}")
     return "\n".join(["data:", *lines, ""])
 
@@ -310,12 +371,12 @@ trainer:
 """
 
 
-def _say(file: str, guess: Guess, options: dict[str, Any], why: dict[str, str], folder: Path) -> None:
-    say(f"{file}: {guess.task}")
-    for key in (key for key in options if key not in ("train_file", "val_file", "batch_size")):
-        reason = f" ({why[key]})" if key in why else ""
-        say(f"  {key}: {_yaml(options[key])}{reason}")
-    for doubt in guess.doubts:
+def _say(file: str, look: Look, folder: Path) -> None:
+    say(f"{file}: {look.guess.task}")
+    for key in (key for key in look.options if key not in ("train_file", "val_file", "batch_size")):
+        reason = f" ({look.why[key]})" if key in look.why else ""
+        say(f"  {key}: {_yaml(look.options[key])}{reason}")
+    for doubt in look.guess.doubts:
         say(f"  to be checked: {doubt}")
     teacher, student = (shlex.quote(str(folder / f"{name}.yaml")) for name in ("teacher", "student"))
     say(f"Saved as {teacher} and {student}; another task or column: --task, --text_columns, --label_column")
