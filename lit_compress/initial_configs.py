@@ -163,8 +163,8 @@ def look_at(
         options["val_fraction"] = 0.1
         why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
     why = {key: reason for key, reason in why.items() if key not in given}
-    held_out = 0 if val else options["val_fraction"]
-    steps = max(round((1 - held_out) * rows / options["batch_size"]), 1)
+    trained = rows if val else (1 - options["val_fraction"]) * rows
+    steps = max(round(min(trained, options.get("limit") or trained) / options["batch_size"]), 1)
     return Look(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps)
 
 
@@ -173,16 +173,29 @@ def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None,
     path = Path(resolve_source(file, "file"))
     suffix = file_suffix(path)
     if path.is_dir() and saved_splits(file, "file") is None:
-        if not any(path.glob("*/*.txt")) and any(path.glob("*.txt")):
-            return Source(reading={}, guess=_text())
-    elif path.is_file() and suffix not in _TYPED:
+        return _text_folder(path, file, task, text_columns, label_column)
+    if path.is_file() and suffix not in _TYPED:
         return _text_file(path, file, suffix, task, text_columns, label_column)
-    elif path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
+    if path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
         squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")
         assert squad is not None
         return Source(reading={}, guess=guess_answers(squad["answers"]))
     columns = _columns(load_table(file, "file"))
     return Source(reading={}, guess=guess_task(columns, task, text_columns, label_column))
+
+
+def _text_folder(
+    path: Path, file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None
+) -> Source:
+    """A folder of texts, or of class folders with texts."""
+    texts = sorted(path.glob("*/*.txt"))
+    if not texts and any(path.glob("*.txt")):
+        return Source(reading={}, guess=_text())
+    content = b"".join(map(Path.read_bytes, texts))[:_MOST_BYTES]
+    encoding = guess_encoding(content)
+    reading = {} if encoding == "utf-8-sig" else {"encoding": encoding}
+    table = load_table(file, "file", encoding=encoding)
+    return Source(reading=reading, guess=guess_task(_columns(table), task, text_columns, label_column))
 
 
 def _text_file(
@@ -278,7 +291,7 @@ def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, d
         return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}
     chosen = _some_rows(table, _TEXTS)
     lengths = [*(_token_counts(data, guess, chosen) if local else _word_counts(guess, chosen))]
-    length = guess_length(lengths, most)
+    length = options.get("max_length") or guess_length(lengths, most)
     long = sum(each > length for each in lengths)
     unit = "tokens" if local else f"tokens (words x {_WORD})"
     shares = ", ".join(f"{share} %: {percentile(lengths, share)}" for share in (50, 90, 99))

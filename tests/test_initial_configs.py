@@ -82,6 +82,14 @@ def test_how_a_file_is_read(name, content, options, here):
     assert found.items() >= options.items()
 
 
+def test_the_encoding_of_class_folders(here):
+    for name, text in {"food/1.txt": "caf\xe9 and cake", "food/2.txt": "tea", "money/1.txt": "\xa35 less"}.items():
+        (here / "rows" / name).parent.mkdir(exist_ok=True, parents=True)
+        (here / "rows" / name).write_bytes(text.encode("latin-1"))
+    main(["init", "rows"])
+    assert settings()["data"]["init_args"]["encoding"] == "latin-1"
+
+
 def test_lengths_are_counted_in_tokens_where_the_tokenizer_is_here(here):
     long = [f"{' '.join(['story'] * 40)} {text}" for text in TEXTS]
     content = table(["text", *long], ["label", *"101010"])
