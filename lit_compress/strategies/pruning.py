@@ -13,7 +13,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.patterns import BalancedBlocks, Pattern, Scope, parse_pattern, wrong_option
 from lit_compress.functional.permutation import neuron_order
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear
-from lit_compress.models.groups import KINDS, Kind, permute_groups, removable_groups
+from lit_compress.models.groups import KINDS, Groups, Kind, permute_groups, removable_groups
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.strategies.distributed_weights import full_tensor, full_weight, write_weight
 from lit_compress.strategies.importance import Function, Importance, Magnitude, Sample
@@ -160,8 +160,7 @@ class Pruning(Scheduled):
     def amounts(self, pl_module: LightningModule) -> tuple[str, str]:
         units = self._units(pl_module)
         if isinstance(units, GroupUnits):
-            wanted = {kind: sum(self.final(kind, g.count) for g in groups) for kind, groups in units.groups.items()}
-            asked = ", ".join(f"{count:,} {kind}" for kind, count in wanted.items())
+            asked = ", ".join(f"{sum(final):,} {kind}" for kind, final in units.final.items())
             reached = ", ".join(f"{units.count_kept(kind):,} {kind}" for kind in units.groups)
         else:
             asked = self.importance.amount() or percent(self.sparsity)
@@ -216,9 +215,9 @@ class Pruning(Scheduled):
         assert isinstance(self.pattern, Pattern)
         return dict(zip(scores, self.pattern.masks(list(scores.values()), sparsity, self.scope), strict=True))
 
-    def final(self, kind: Kind, count: int) -> int:
-        """How many of the heads or neurons of a layer stay in the end."""
-        return amount_of(1 - self.sparsity, count) if self.sparsity else count
+    def final(self, kind: Kind, groups: Sequence[Groups]) -> list[int]:
+        """How many of the heads or neurons of each layer stay in the end."""
+        return [amount_of(1 - self.sparsity, one.count) if self.sparsity else one.count for one in groups]
 
     def score_shares(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """By layer, how much a penalty on its scores counts at this step: from 0 to 1, growing with the threshold."""
@@ -236,7 +235,8 @@ class Pruning(Scheduled):
             return WeightUnits(self.layers(pl_module), self.masks, self.pattern, self.scope, self.regrowth)
         student = student_of(pl_module)
         groups = find_groups(student, self.kinds(), self.targets, self.ignore, type(self).__name__)
-        return GroupUnits(student, groups, self.final, self.scope, self.regrowth)
+        final: dict[Kind, list[int]] = {kind: self.final(kind, layers) for kind, layers in groups.items()}
+        return GroupUnits(student, groups, final, self.scope, self.regrowth)
 
     def _match(self, student: nn.Module) -> dict[str, Any]:
         if isinstance(self.pattern, Pattern):
@@ -315,14 +315,17 @@ class Pruning(Scheduled):
     def _check_widths(self, units: GroupUnits, stage: str) -> None:
         owner = type(self).__name__
         for kind, groups in units.groups.items():
-            widths = [(self.final(kind, one.count), one.count) for one in groups]
+            widths = [(final, one.count) for final, one in zip(units.final[kind], groups, strict=True)]
             key, value = self.amount_option(kind)
             if all(left == whole for left, whole in widths):
                 most = max(whole for _, whole in widths)
                 raise UserError(f"{owner}.{key}: {value} removes nothing, no layer has more than {most}; remove more")
             if stage == "fit":
-                left, whole = min(widths, key=lambda width: width[0] / width[1])
-                tell_if_little(f"{owner}.{key}", left, whole, f"{kind} of a layer")
+                if isinstance(value, list):  # one layer may well keep little
+                    left, whole, of = sum(left for left, _ in widths), sum(whole for _, whole in widths), "all layers"
+                else:
+                    (left, whole), of = min(widths, key=lambda width: width[0] / width[1]), "a layer"
+                tell_if_little(f"{owner}.{key}", left, whole, f"{kind} of {of}")
 
     def amount_option(self, kind: Kind) -> tuple[str, Any]:
         """The option that says how many heads or neurons stay, and its value."""

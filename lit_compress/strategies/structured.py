@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lit_compress.errors import UserError
-from lit_compress.models.groups import Kind
+from lit_compress.models.groups import Groups, Kind
 from lit_compress.strategies.importance import Magnitude, Taylor
 from lit_compress.strategies.pruning import Pruning
 from lit_compress.strategies.strategy import amount_of, check_amount
@@ -23,11 +23,12 @@ class StructuredPruning(Pruning):
     parts, ``pruning_steps`` times; a pruned head or neuron is masked at once and physically gone in the folded model.
 
     Args:
-        heads: what each layer keeps: a number, or a fraction in (0, 1) of its heads; None leaves heads alone. With a
-            global scope the same on the average.
-        neurons: what each layer keeps of the neurons of its feed-forward block; a number, or a fraction in (0, 1).
-        scope: every layer keeps the same (``layer``), or what is least important of all layers goes (``global``), and
-            of each layer at least one stays.
+        heads: what each layer keeps: a number, or a fraction in (0, 1) of its heads; or a list with one for each layer
+            that the student has once ``LayerDropping`` has been at work; None leaves heads alone. With a global scope
+            the same on the average.
+        neurons: likewise of the neurons of its feed-forward block.
+        scope: every layer keeps what is said of it (``layer``), or what is least important of all layers goes
+            (``global``), and of each layer at least one stays.
         pruning_steps: number of prunings, each at the end of its share of ``start`` to ``end``. 1 is one-shot.
         start: where importance begins to be collected: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
         end: the last pruning. With ``start`` and ``end`` at ``"0%"`` a single pruning comes before the first step.
@@ -45,8 +46,8 @@ class StructuredPruning(Pruning):
 
     def __init__(
         self,
-        heads: int | float | None = None,
-        neurons: int | float | None = None,
+        heads: int | float | Sequence[int | float] | None = None,
+        neurons: int | float | Sequence[int | float] | None = None,
         scope: Literal["layer", "global"] = "layer",
         pruning_steps: int = 10,
         start: str = "0%",
@@ -57,12 +58,22 @@ class StructuredPruning(Pruning):
         ignore: Sequence[str] = (),
     ) -> None:
         owner = type(self).__name__
-        self.keep: dict[Kind, int | float | None] = {"heads": heads, "neurons": neurons}
-        if heads is None and neurons is None:
+        keep: dict[Kind, int | float | Sequence[int | float] | None] = {"heads": heads, "neurons": neurons}
+        self.keep: dict[Kind, int | float | list[int | float]] = {
+            kind: list(value) if isinstance(value, Sequence) else value
+            for kind, value in keep.items()
+            if value is not None
+        }
+        if not self.keep:
             raise UserError(f"{owner}.heads: nothing is removed; give heads or neurons that each layer keeps")
         for key, value in self.keep.items():
-            if value is not None:
-                check_amount(value, f"{owner}.{key}")
+            for amount in value if isinstance(value, list) else [value]:
+                check_amount(amount, f"{owner}.{key}")
+            if isinstance(value, list) and scope == "global":
+                raise UserError(
+                    f"{owner}.{key}: {value} says what each layer keeps, which scope global decides itself; "
+                    "use scope layer, or give a single number"
+                )
         if criterion not in ("taylor", "magnitude"):
             raise UserError(f"{owner}.criterion: {criterion!r} must be one of taylor, magnitude")
         if pruning_steps < 1:
@@ -84,12 +95,24 @@ class StructuredPruning(Pruning):
             )
 
     def kinds(self) -> Mapping[Kind, str]:
-        return {kind: kind for kind, keep in self.keep.items() if keep is not None}
+        return {kind: kind for kind in self.keep}
 
-    def final(self, kind: Kind, count: int) -> int:
-        keep = self.keep[kind]
-        assert keep is not None
-        return min(amount_of(keep, count), count)
+    def final(self, kind: Kind, groups: Sequence[Groups]) -> list[int]:
+        keep, counts = self.keep[kind], [one.count for one in groups]
+        if not isinstance(keep, list):
+            return [min(amount_of(keep, count), count) for count in counts]
+        key = f"{type(self).__name__}.{kind}"
+        if len(keep) != len(counts):
+            raise UserError(
+                f"{key}: {keep} has {len(keep)} numbers, and layers to prune are {len(counts)}; give one for each that "
+                "the student has after LayerDropping, which comes before this strategy"
+            )
+        for layer, (amount, count) in enumerate(zip(keep, counts, strict=True)):
+            if amount > count:
+                raise UserError(
+                    f"{key}: {amount} is more than the {count} {kind} of layer {layer}; give at most {count}"
+                )
+        return [amount_of(amount, count) for amount, count in zip(keep, counts, strict=True)]
 
     def amount_option(self, kind: Kind) -> tuple[str, Any]:
         return kind, self.keep[kind]

@@ -107,15 +107,15 @@ class GroupUnits:
     Args:
         student: the model.
         groups: of each kind that is pruned, those of each layer.
-        final: from a kind and how many there are to how many stay in the end.
-        scope: whether every layer keeps as many, or all layers together.
+        final: of each kind, how many of those of each layer stay in the end.
+        scope: whether every layer keeps its number, or all layers together their sum.
         regrowth: what may come back.
 
     """
 
     student: nn.Module
     groups: Mapping[Kind, Sequence[Groups]]
-    final: Callable[[Kind, int], int]
+    final: Mapping[Kind, Sequence[int]]
     scope: Scope
     regrowth: Regrowth = "none"
 
@@ -157,7 +157,7 @@ class GroupUnits:
         for kind, groups in self.groups.items():
             kept = [self._kept(one) | (self.regrowth != "none") for one in groups]
             limited = [scores[g.consumer].masked_fill(~k, -torch.inf) for g, k in zip(groups, kept, strict=True)]
-            widths = [width_at(share, one.count, self.final(kind, one.count)) for one in groups]
+            widths = [width_at(share, g.count, final) for g, final in zip(groups, self.final[kind], strict=True)]
             if self.scope == "global":
                 chosen = masks.global_group_masks(limited, sum(widths))
             else:
@@ -189,12 +189,14 @@ class GroupUnits:
 
     def reached(self) -> float:
         """The share that is gone, of the layer that has least of it where each has its own."""
-        shares = [
-            sum(one.count - int(self._kept(one).sum()) for one in pool) / to_go
-            for kind, groups in self.groups.items()
-            for pool in ([groups] if self.scope == "global" else [[one] for one in groups])
-            if (to_go := sum(one.count - self.final(kind, one.count) for one in pool))
-        ]
+        shares: list[float] = []
+        for kind, groups in self.groups.items():
+            layers = [
+                (one.count - int(self._kept(one).sum()), one.count - final)
+                for one, final in zip(groups, self.final[kind], strict=True)
+            ]
+            pools = [layers] if self.scope == "global" else [[layer] for layer in layers]
+            shares += [sum(gone for gone, _ in pool) / due for pool in pools if (due := sum(due for _, due in pool))]
         return min(shares, default=1.0)
 
     def count_kept(self, kind: Kind) -> int:

@@ -151,6 +151,10 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         StructuredPruning,
         {"neurons": 0.3, "scope": "global", "pruning_steps": 2, "start": "1 steps", "end": "5 steps"},
     ),
+    "structured-uneven": (
+        StructuredPruning,
+        {"heads": [2, 1], "neurons": [40, 0.125], "pruning_steps": 3, "end": "75%"},
+    ),
     "structured-magnitude": (StructuredPruning, {"neurons": 20, "criterion": "magnitude", "pruning_steps": 3}),
     "low-rank-one-shot": (LowRankEmbedding, {"rank": 6}),
     "low-rank": (LowRankEmbedding, {"rank": 4, "pruning_steps": 4, "end": "50%"}),

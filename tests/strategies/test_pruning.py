@@ -179,7 +179,8 @@ def test_parts_of_an_update_are_of_what_all_layers_together_have_left():
     names = [name for one in groups["neurons"] for name in (one.consumer, *one.producers)]
     for layer in make_compressible(model, names).values():
         layer.add_mask()
-    units = GroupUnits(model, groups, lambda kind, count: count // 2, "global")
+    final = {"neurons": [one.count // 2 for one in groups["neurons"]]}
+    units = GroupUnits(model, groups, final, "global")
     units.add_groups()
     first, *others = groups["neurons"]
     # The first layer has lost all that it could lose on the average, the others keep everything.

@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_compress.functional import head_scores, neuron_scores
 from lit_compress.nn import compressible_layers
-from lit_compress.strategies import MovementPruning, QuantAwareTraining, StructuredPruning
+from lit_compress.strategies import LayerDropping, MovementPruning, QuantAwareTraining, StructuredPruning
 
 
 class Watch(Callback):
@@ -62,6 +62,11 @@ WRONG = {
         {"heads": 1, "pruning_steps": 1, "end": "0%", "score_batches": 0},
         ["StructuredPruning.score_batches: 0"],
     ),
+    "no head of a layer": ({"heads": [2, 0]}, ["StructuredPruning.heads: 0 must be", "1 or more"]),
+    "each layer of a global scope": (
+        {"neurons": [9, 4], "scope": "global"},
+        ["StructuredPruning.neurons: [9, 4]", "global", "use scope layer"],
+    ),
     "end before start": ({"heads": 1, "start": "50%", "end": "10%"}, ["StructuredPruning.end", "'10%'"]),
 }
 
@@ -81,6 +86,19 @@ REFUSED = {
     "more neurons than there are": (
         {"neurons": 65, "pruning_steps": 2},
         ["StructuredPruning.neurons: 65 removes nothing"],
+    ),
+    "numbers for other layers": (
+        {"heads": [2, 1, 1], "pruning_steps": 2},
+        ["StructuredPruning.heads: [2, 1, 1] has 3 numbers", "are 2"],
+    ),
+    "no numbers": ({"neurons": [], "pruning_steps": 2}, ["StructuredPruning.neurons: [] has 0 numbers"]),
+    "more than one layer has": (
+        {"neurons": [8, 65], "pruning_steps": 2},
+        ["StructuredPruning.neurons: 65 is more than the 64 neurons of layer 1"],
+    ),
+    "all that each layer has": (
+        {"neurons": [64, 64], "pruning_steps": 2},
+        ["StructuredPruning.neurons: [64, 64] removes nothing"],
     ),
     "more prunings than steps": ({"heads": 1, "end": "3 steps"}, ["StructuredPruning.pruning_steps: 10", "step 3"]),
     "a window after the run": ({"heads": 1, "end": "99 steps"}, ["StructuredPruning.end", "99"]),
@@ -118,6 +136,34 @@ def test_widths_fall_in_equal_parts_through_the_window(prune):
         expected = [2, 2, 2, 2, 2, 1, 1, 1, 1] if "attention" in name else [64, 64, 64, 48, 48, 32, 32, 16, 16]
         assert list(kept.values()) == expected, name
     assert len(watch.kept) == 4
+
+
+def test_a_list_says_what_each_layer_keeps(prune):
+    _, watch = prune(heads=[2, 1], neurons=[0.25, 64], pruning_steps=3, start="1 steps", end="7 steps")
+    assert [list(kept.values()) for kept in watch.kept.values()] == [
+        [2] * 9,
+        [64, 64, 64, 48, 48, 32, 32, 16, 16],
+        [2, 2, 2, 2, 2, 1, 1, 1, 1],
+        [64] * 9,
+    ]
+
+
+def test_amounts_of_uneven_layers_are_sums(prune):
+    module, _ = prune(heads=[1, 2], neurons=[40, 7], pruning_steps=1, end="0%", criterion="magnitude")
+    strategy = StructuredPruning(heads=[1, 2], neurons=[30, 7])
+    assert strategy.amounts(module) == ("3 heads, 37 neurons", "3 heads, 47 neurons")
+
+
+def test_a_list_counts_the_layers_that_dropping_left(tiny_teacher, tiny_data, tmp_path):
+    def run(*order):
+        dropping, pruning = LayerDropping(keep=[1]), StructuredPruning(neurons=[9], pruning_steps=1, end="0%")
+        strategies = [{"drop": dropping, "prune": pruning}[name] for name in order]
+        module = student(tiny_teacher)
+        fit(module, data(tiny_data, tiny_teacher), strategies, tmp_path / order[0], max_steps=1)
+        return [int(layer.kept_groups.sum()) for layer in marked(module.student).values()]
+
+    assert run("drop", "prune") == [9]
+    assert "after LayerDropping, which comes before" in error_of(run, "prune", "drop")
 
 
 def test_less_than_a_quarter_of_a_layer_is_said(prune, caplog):
