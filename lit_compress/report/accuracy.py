@@ -9,6 +9,7 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedModel
 
+from lit_compress.progress import counted
 from lit_compress.tasks import Batch, Outcomes, Task
 
 __all__ = ["Recorder", "evaluate_units"]
@@ -44,19 +45,24 @@ class Recorder:
 
 
 @torch.inference_mode()
-def evaluate_units(model: PreTrainedModel, data: LightningDataModule, task: Task) -> tuple[dict[str, float], Outcomes]:
+def evaluate_units(
+    model: PreTrainedModel, data: LightningDataModule, task: Task, name: str = "the model"
+) -> tuple[dict[str, float], Outcomes]:
     """Metrics of a model on ``data.val_dataloader()`` in float64, and what it did on each row, from one pass.
 
     Args:
         model: in evaluation mode; runs on its own device.
         data: after ``setup``; its rows come in the same order for every model.
         task: what the model is asked.
+        name: of the model, for the progress that is shown.
 
     """
-    recorder = Recorder(task)
-    for batch in data.val_dataloader():
-        batch = move_data_to_device(batch, model.device)
-        recorder.add(model(**batch.inputs), batch)
+    recorder, batches = Recorder(task), data.val_dataloader()
+    with counted(f"Evaluating {name}", len(batches), "batches") as tell:
+        for done, batch in enumerate(batches, 1):
+            batch = move_data_to_device(batch, model.device)
+            recorder.add(model(**batch.inputs), batch)
+            tell(done)
     outcomes = recorder.outcomes()
     scores = outcomes.score(np.ones((1, len(outcomes.lengths))))
     return {name: float(value[0]) for name, value in scores.items()}, outcomes

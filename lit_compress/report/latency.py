@@ -6,6 +6,8 @@ import time
 import torch
 from transformers import PreTrainedModel
 
+from lit_compress.progress import counted
+
 __all__ = ["latencies", "median_latency"]
 
 
@@ -34,16 +36,20 @@ def latencies(
 
     """
     times: dict[str, list[float]] = {name: [] for name in models}
-    for repetition in range(repetitions + 1):
-        for name, model in models.items():
-            ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=model.device)
-            mask = torch.ones_like(ids)
-            _wait(model)
-            started = time.perf_counter()
-            model(input_ids=ids, attention_mask=mask)
-            _wait(model)
-            if repetition:
-                times[name].append((time.perf_counter() - started) * 1e3)
+    calls = (repetitions + 1) * len(models)
+    with counted(f"Measuring latency, batch {batch_size}", calls, "calls") as tell:
+        done = 0
+        for repetition in range(repetitions + 1):
+            for name, model in models.items():
+                ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=model.device)
+                mask = torch.ones_like(ids)
+                _wait(model)
+                started = time.perf_counter()
+                model(input_ids=ids, attention_mask=mask)
+                _wait(model)
+                if repetition:
+                    times[name].append((time.perf_counter() - started) * 1e3)
+                tell(done := done + 1)
     return times
 
 

@@ -122,7 +122,7 @@ def measure_run(
     for model_name, model in models.items():
         compressed = model_name == "compressed"
         sizes = model_size(model, layers, manifest.get("embeddings")) if compressed else model_size(model, {})
-        accuracy, outcomes[model_name] = evaluate_units(model, data, task)
+        accuracy, outcomes[model_name] = evaluate_units(model, data, task, model_name)
         entries[model_name] = {
             "accuracy": accuracy,
             "size": {part: vars(size) | {"compressed_bytes": size.compressed_bytes} for part, size in sizes.items()},
@@ -131,8 +131,8 @@ def measure_run(
         }
     student = student_from_checkpoint(checkpoint)
     if any(isinstance(m, FakeQuantizer) and m.enabled for m in student.modules()):
-        simulated = evaluate_units(student, data, task)
-        entries["compressed"]["accuracy_quantized_inputs"], outcomes["compressed_quantized_inputs"] = simulated
+        name = "compressed_quantized_inputs"
+        entries["compressed"]["accuracy_quantized_inputs"], outcomes[name] = evaluate_units(student, data, task, name)
     own = "compressed" if "compressed" in models else "model"
     reference = _reference(models, own, config["model"]["init_args"].get("pretrained"), task)
     for entry in entries.values():

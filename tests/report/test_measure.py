@@ -173,6 +173,15 @@ def test_each_model_answers_the_data_once(run, monkeypatch):
     assert len(asked) == 3  # dense, folded, and with its quantizers
 
 
+def test_progress_is_shown(run, monkeypatch, capsys):
+    monkeypatch.setattr("lit_compress.progress._SECONDS", 0.0)
+    results_of(run)
+    said = capsys.readouterr().err
+    for work in ("dense", "compressed", "compressed_quantized_inputs"):
+        assert f"Evaluating {work}: 1 of 1 batches, " in said
+    assert "Measuring latency, batch 1: 4 of 4 calls, " in said
+
+
 def test_the_model_card_gets_the_results(reported):
     run, results = reported
     text = (run / "model" / "README.md").read_text()
