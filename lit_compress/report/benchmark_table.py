@@ -2,20 +2,24 @@
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lit_compress.console import say
 from lit_compress.files import atomic_file, begins, check_file
+from lit_compress.report.phrasing import speed
 
-__all__ = ["NOTES", "check_results", "markdown", "print_results", "rows", "save_results"]
+__all__ = ["NOTES", "check_results", "fastest_form", "markdown", "print_results", "save_results", "tables"]
 
 NOTES = (
     "*ms*, *p90*: median and 90th percentile of a call; calls are interleaved, each model has a process of its own. "
-    "*x*: how many times as fast as the first model on its engine.",
+    "*speed*: how many times the throughput of the one that is named, the fastest form of the first model.",
     "*memory*: the most that loading and running took, beyond the libraries. *file*: weights as they are stored.",
     "*differs*: largest difference of an output from the first form of the same model, as a share of the largest.",
 )
@@ -25,71 +29,88 @@ _CSV = (
 )
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A header, then a row for each case and shape; what does not depend on the shape is said once.
+def fastest_form(cases: Sequence[Mapping[str, Any]], shape: str) -> Mapping[str, Any]:
+    """What speeds are compared with: the first model on the engine that is fastest for a batch of this shape."""
+    forms = [case for case in cases if case["model"] == cases[0]["model"]]
+    return min(forms, key=lambda case: case["times"][shape]["median_ms"])
+
+
+def tables(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Title and rows, the first a header, of what each case is, and of how fast each is for every shape.
 
     Args:
         results: of a benchmark; with a ``score``, the metric of that name of each case is a column.
 
     """
-    first = results["cases"][0]["times"]
-    score = results.get("score")
+    cases, score = results["cases"], results.get("score")
     scored = (score,) if score else ()
-    table: list[tuple[str, ...]] = [
-        ("model", "engine", "file", "memory", *scored, "differs", "size", "ms", "p90", "rows/s", "x")
-    ]
-    for case in results["cases"]:
+    about: list[tuple[str, ...]] = [("model", "engine", "file", "memory", *scored, "differs")]
+    for case in cases:
         memory, difference = case["memory_bytes"], case["difference"]
-        said: tuple[str, ...] = (
-            case["model"],
-            case["engine"],
+        figures = (
             f"{case['bytes'] / 1e6:.1f} MB",
             "" if memory is None else f"{memory / 1e6:.0f} MB",
             *((f"{case['metrics'][score]:.4f}",) if score else ()),
             "" if difference is None else f"{difference:.1e}",
         )
-        for shape, times in case["times"].items():
+        about.append((case["model"], _engine(case), *figures))
+    made = [("", about)]
+    for shape in cases[0]["times"]:
+        first = fastest_form(cases, shape)
+        rows: list[tuple[str, ...]] = [("model", "engine", "ms", "p90", "rows/s", "speed")]
+        for case in cases:
+            times = case["times"][shape]
             figures = (
-                shape.replace("x", " x "),
                 f"{times['median_ms']:.2f}",
                 f"{times['p90_ms']:.2f}",
                 f"{times['rows_per_second']:.1f}",
-                f"{first[shape]['median_ms'] / times['median_ms']:.2f}",
+                speed(first["times"][shape]["median_ms"], times["median_ms"]),
             )
-            table.append((*said, *figures))
-            said = ("",) * len(said)
-    return table
+            rows.append((case["model"], _engine(case), *figures))
+        made.append((f"{shape.replace('x', ' x ')} tokens; 1.00x is {first['model']}, {_engine(first)}", rows))
+    return made
+
+
+def _engine(case: Mapping[str, Any]) -> str:
+    """As short as it can be told: files for OpenVINO are named after it."""
+    return case["engine"].replace("openvino openvino_", "openvino ")
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """The table, the notes and the machine."""
-    header, *lines = rows(results)
-    table = Table()
-    for index, column in enumerate(header):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
-    for line in lines:
-        if line[0] and table.row_count:
-            table.add_section()
-        table.add_row(*line)
+    """The tables, the notes and the machine."""
     console = Console()
-    # Cut to a narrow window, the columns that say what was measured would be the first to go.
-    Console(width=max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)).print(
-        table
-    )
+    # Narrower, figures would be cut; names are written on several lines.
+    console = Console(width=max(console.width, _NARROWEST))
+    for title, (header, *rows) in tables(results):
+        table = Table(
+            title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
+        )
+        table.pad_edge = False
+        for index, column in enumerate(header):
+            numeric = index >= _NAMES
+            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        console.print()
     console.print("\n".join(NOTES), style="dim", markup=False)
     machine = results["machine"]
     versions = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("device", "threads"))
     console.print(f"{machine['device']}, {machine['threads']} threads; {versions}", style="dim", markup=False)
 
 
+_NARROWEST = 60
+_NAMES = 2  # columns, before those of figures
+
+
 def markdown(results: dict[str, Any]) -> str:
-    """The table and the machine as Markdown."""
-    header, *lines = rows(results)
+    """The tables and the machine as Markdown."""
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
-    table = [header, ("---",) * len(header), *lines]
-    return "\n".join(
-        [*("| " + " | ".join(line) + " |" for line in table), "", f"`{results['command']}` on {machine}", ""]
-    )
+    lines: list[str] = []
+    for title, (header, *rows) in tables(results):
+        body = (header, ("---",) * len(header), *rows)
+        lines += [*([title, ""] if title else []), *("| " + " | ".join(row) + " |" for row in body), ""]
+    return "\n".join([*lines, f"`{results['command']}` on {machine}", ""])
 
 
 def check_results(path: Path) -> None:
@@ -112,7 +133,7 @@ def save_results(results: dict[str, Any], path: Path) -> None:
 
 
 def _lines(results: dict[str, Any]) -> list[dict[str, Any]]:
-    machine, first = results["machine"], results["cases"][0]["times"]
+    machine = results["machine"]
     shared = {
         "repetitions": results["settings"]["repetitions"],
         "threads": machine["threads"],
@@ -125,7 +146,8 @@ def _lines(results: dict[str, Any]) -> list[dict[str, Any]]:
         for shape, times in case["times"].items():
             batch_size, length = shape.split("x")
             figures = {name: times[name] for name in ("median_ms", "p90_ms", "rows_per_second")}
-            figures |= {"speedup": first[shape]["median_ms"] / times["median_ms"]}
+            first = fastest_form(results["cases"], shape)["times"][shape]
+            figures |= {"speedup": first["median_ms"] / times["median_ms"]}
             own = {"file_bytes": case["bytes"], "batch_size": batch_size, "length": length}
             named = {name: case[name] for name in ("model", "source", "engine", "memory_bytes", "difference")}
             lines.append(named | own | figures | shared)

@@ -21,15 +21,14 @@ from lit_compress.report.measure import SCHEMA, has_dense, measure_run
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.page import render
 from lit_compress.report.pareto import Group, groups_of, pareto_figure
-from lit_compress.report.phrasing import number, points_of, ratio, settings_text, verdict_of
+from lit_compress.report.phrasing import metric_title, number, points_of, ratio, settings_text, speed, verdict_of
 from lit_compress.report.save import save_report
 from lit_compress.report.sections import Section, Table
 from lit_compress.report.size import sparsity_of
 from lit_compress.sources import resolve_package
 
-__all__ = ["check_comparison", "compare", "compare_runs", "comparison_rows"]
+__all__ = ["check_comparison", "compare", "compare_runs", "comparison_tables"]
 
-HEADER = ("", "metric", "value", "of dense", "encoder sparsity", "parameters", "values + index", "latency", "to dense")
 # How the files of a comparison begin.
 STARTS = {
     "report.md": r"# Comparison of ",
@@ -41,8 +40,8 @@ NOTES = (
     "model's, measured in the same report. *to dense*: what the 95 % interval of their difference says.",
     "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices; in "
     "brackets how many times less than the dense model in fp32 (without one, than the pretrained one).",
-    "*latency*: of a batch of 1, as a ratio to the dense model in the same process; eager PyTorch, where zeros and "
-    "simulated int8 save no time, only what is physically smaller does.",
+    "*speed*: how many times the throughput of the dense model in the same process, for a batch of 1; eager PyTorch, "
+    "where zeros and simulated int8 save no time, only what is physically smaller does.",
 )
 
 
@@ -95,8 +94,9 @@ def compare(
     folder = Path(output)
     parts, drawn = _parts(results, groups)
     title = f"Comparison of {folder}"
-    rows = comparison_rows(results)
-    lines = [f"# {cell(title)}", "", *table(HEADER, rows), "", *(f"- {note}" for note in NOTES)]
+    tables = comparison_tables(results)
+    shown = (line for made in tables for line in ("", *table(made.header, made.rows)))
+    lines = [f"# {cell(title)}", *shown, "", *(f"- {note}" for note in NOTES)]
     text = "\n".join([*lines, *(line for part in parts for line in section(part))]) + "\n"
     subtitle = f"{len(results)} runs: {', '.join(results)}"
     html = render(title=title, kicker="comparison", subtitle=subtitle, tiles=[], parts=parts, drawn=drawn)
@@ -104,7 +104,7 @@ def compare(
     for name, content in contents.items():
         with atomic_file(folder / name) as staging:
             staging.write_text(content)
-    _print(rows, folder)
+    _print(tables, folder)
     return results
 
 
@@ -115,29 +115,37 @@ def check_comparison(output: str | Path) -> None:
         check_file(Path(output) / name, begins(start))
 
 
-def comparison_rows(results: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
-    """One row per run, in the columns of the table."""
-    rows = []
+def comparison_tables(results: Mapping[str, dict[str, Any]]) -> tuple[Table, Table]:
+    """How good the runs are, and how small and fast; a row for each. Two, so that a window shows all of the verdict."""
+    good, small = [], []
     for name, result in results.items():
         models = result["models"]
         own, dense = models[own_name(result)], models.get("dense")
         metric, value = next(iter(own["accuracy"].items()))
-        size, encoder = own["size"]["model"], own["size"]["encoder"]
-        batch, (_, full) = next(iter(own["latency_ms"])), reference(result)
-        rows.append(
+        good.append(
             (
                 name,
-                metric,
+                metric_title(result, metric),
                 f"{value:.4f}",
                 f"{value / dense['accuracy'][metric]:.2%}" if dense and dense["accuracy"][metric] else "",
-                f"{sparsity_of(encoder):.1%}",
-                f"{size['parameters']:,}",
-                f"{size['compressed_bytes'] / 1e6:.2f} MB ({ratio(full['model'], size['compressed_bytes'])})",
-                f"{own['latency_ms'][batch] / dense['latency_ms'][batch]:.2f}x" if dense else "",
                 _verdict(result, metric),
             )
         )
-    return rows
+        size, encoder = own["size"]["model"], own["size"]["encoder"]
+        batch, (_, full) = next(iter(own["latency_ms"])), reference(result)
+        small.append(
+            (
+                name,
+                f"{sparsity_of(encoder):.1%}",
+                f"{size['parameters']:,}",
+                f"{size['compressed_bytes'] / 1e6:.2f} MB ({ratio(full['model'], size['compressed_bytes'])})",
+                speed(dense["latency_ms"][batch], own["latency_ms"][batch]) if dense else "",
+            )
+        )
+    return (
+        Table(header=("", "metric", "value", "of dense", "to dense"), rows=good),
+        Table(header=("", "encoder sparsity", "parameters", "values + index", "speed"), rows=small),
+    )
 
 
 def _parts(
@@ -154,13 +162,11 @@ def _parts(
                     caption = f"{group.metric} by {label}; on the line is what no other run beats in both"
                     drawn[figures[-1]] = caption, svg(figure, figures[-1], caption)
         own = {name: results[name] for name in group.names}
-        # The metric is in the title.
-        shown = [(row[0], *row[2:]) for row in comparison_rows(own)]
         title = f"{group.task.replace('_', ' ').capitalize()}: {group.metric} on {group.rows:,} rows of {group.source}"
         unbeaten = {name for names in group.fronts.values() for name in names}
         front = [name for name in group.names if name in unbeaten]
         lines = (f"Worth having, because no other run is better in both: {', '.join(front)}.",) if front[1:] else ()
-        tables = (Table(header=(HEADER[0], *HEADER[2:]), rows=shown), _metrics(own))
+        tables = (*comparison_tables(own), _metrics(own))
         parts.append(Section(name=f"group-{index}", title=title, lines=lines, figures=tuple(figures), tables=tables))
     made = tuple(f"{name}: {_how(result)}" for name, result in results.items())
     parts.append(Section(name="made", title="How each was made", lines=made))
@@ -184,7 +190,7 @@ def _metrics(results: Mapping[str, dict[str, Any]]) -> Table:
         )
         for name, result in results.items()
     ]
-    return Table(header=("", *names), rows=rows, summary="All metrics")
+    return Table(header=("", *(metric_title(first, name) for name in names)), rows=rows, summary="All metrics")
 
 
 def _how(result: Mapping[str, Any]) -> str:
@@ -221,13 +227,16 @@ def _report(run: Path, dense: str | None, data: Mapping[str, Any] | None, label_
     return results
 
 
-def _print(rows: list[tuple[str, ...]], folder: Path) -> None:
-    shown = Screen(title=Text(f"Comparison of {folder}"), title_justify="left")
-    for index, column in enumerate(HEADER):
-        shown.add_column(column, justify="left" if index < 2 else "right")
-    for row in rows:
-        shown.add_row(*map(Text, row))
+def _print(tables: Sequence[Table], folder: Path) -> None:
     console = Console()
-    console.print(shown)
+    console.print(Text(f"Comparison of {folder}"))
+    for made in tables:
+        shown = Screen()
+        for column in made.header:
+            words = column in ("", "metric", "to dense")
+            shown.add_column(column, justify="left" if words else "right", overflow="fold")
+        for row in made.rows:
+            shown.add_row(*map(Text, row))
+        console.print(shown)
     console.print("\n".join(NOTES), style="dim", markup=False)
     console.print(f"Saved as {folder / 'report.html'}, report.md and report.json", markup=False)

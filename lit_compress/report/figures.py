@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.headline import own_name, reference, title_of
-from lit_compress.report.phrasing import bytes_text, direction, points_of, ratio
+from lit_compress.report.phrasing import bytes_text, direction, metric_title, points_of, ratio
 
 __all__ = ["FIGURES", "figures"]
 
@@ -36,7 +36,9 @@ def metrics(results: Results) -> Iterator[Figure | None]:
         for name in entry["differences"]
         if points_of(results, metric) is not None
     ]
-    with _differences([(f"{metric}{_suffix(name)}", entry) for metric, entry, name in rows]) as figure:
+    with _differences(
+        [(f"{_short(metric_title(results, metric))}{_suffix(name)}", entry) for metric, entry, name in rows]
+    ) as figure:
         yield figure
 
 

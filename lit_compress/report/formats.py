@@ -36,9 +36,16 @@ from lit_compress.report.benchmark import (
     runtimes,
     without_padding,
 )
-from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results
+from lit_compress.report.benchmark_table import (
+    check_results,
+    fastest_form,
+    markdown,
+    print_results,
+    save_results,
+)
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.measure import dense_of
+from lit_compress.report.phrasing import speed
 from lit_compress.sources import resolve_package
 from lit_compress.tasks import Task
 
@@ -134,14 +141,15 @@ def formats(
 
 
 def recommendation(cases: Sequence[Mapping[str, Any]], task: Task) -> str:
-    """Which format to use: the fastest at the first shape whose score is at most a point below the first case's.
+    """Which format to use: the fastest at the first shape whose score is at most a point below the first model's.
 
     Args:
         cases: of the results, the dense model (or, without it, any format) first.
         task: says how many points a score is worth, and which way is better.
 
     """
-    first, shape = cases[0], next(iter(cases[0]["times"]))
+    shape = next(iter(cases[0]["times"]))
+    first = fastest_form(cases, shape)
     score = next(iter(first["metrics"]))
     sign = -1 if score in task.lower_is_better else 1
 
@@ -159,9 +167,9 @@ def recommendation(cases: Sequence[Mapping[str, Any]], task: Task) -> str:
         why = "is faster" if not faster else "that is faster loses at most a point"
         return f"Recommended: {first['model']} on {first['engine']}: none {why} at {shape}"
     best = min(good, key=milliseconds)
-    speedup = milliseconds(first) / milliseconds(best)
+    times = speed(milliseconds(first), milliseconds(best))
     return (
-        f"Recommended: {best['model']} on {best['engine']}: {speedup:.2f}x the speed of {first['model']} on "
+        f"Recommended: {best['model']} on {best['engine']}: {times} the speed of {first['model']} on "
         f"{first['engine']} at {shape}, {score} {best['metrics'][score]:.4f} for "
         f"{first['metrics'][score]:.4f}"
     )

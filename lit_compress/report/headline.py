@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_compress.models.manifest_file import unfinished_lines
-from lit_compress.report.phrasing import bytes_text, number, points_of, ratio, verdict_of
+from lit_compress.report.phrasing import bytes_text, metric_title, number, points_of, ratio, speed, verdict_of
 
 __all__ = ["Results", "basis", "cautions", "highlights", "own_name", "reference", "title_of", "verdict_lines"]
 
@@ -52,8 +52,9 @@ def verdict_lines(results: Results) -> list[str]:
     for metric, entry in results["comparison"]["metrics"].items():
         said = {name: verdict_of(results, metric, change) for name, change in entry["differences"].items()}
         own = said.pop(own_name(results), None)
-        lines += [f"{metric}: {own}"] if own else []
-        lines += [f"{metric}, inputs quantized too: {other}" for other in said.values() if other != own]
+        title = metric_title(results, metric)
+        lines += [f"{title}: {own}"] if own else []
+        lines += [f"{title}, inputs quantized too: {other}" for other in said.values() if other != own]
     return lines
 
 
@@ -83,7 +84,8 @@ def highlights(results: Results) -> list[tuple[str, str, str]]:
     own, dense = results["models"][own_name(results)], results["models"].get("dense")
     metric, value = next(iter(own["accuracy"].items()))
     points = points_of(results, metric)
-    found = [(metric, number(value, points), f"dense {number(dense['accuracy'][metric], points)}" if dense else "")]
+    title = metric_title(results, metric)
+    found = [(title, number(value, points), f"dense {number(dense['accuracy'][metric], points)}" if dense else "")]
     whose, full = reference(results)
     for part, title in (("model", "whole model"), ("encoder", "encoder")):
         before, size = full[part], own["size"][part]
@@ -96,7 +98,7 @@ def highlights(results: Results) -> list[tuple[str, str, str]]:
     if dense:
         before = dense["latency_ms"][batch]
         times = f"of dense: {before:.1f} → {milliseconds:.1f} ms, eager PyTorch"
-        found.append((f"latency, batch {batch}", f"{milliseconds / before:.2f}x", times))
+        found.append((f"speed, batch {batch}", speed(before, milliseconds), times))
     else:
         found.append((f"latency, batch {batch}", f"{milliseconds:.1f} ms", "eager PyTorch"))
     return found

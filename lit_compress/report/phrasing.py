@@ -7,10 +7,12 @@ __all__ = [
     "amount",
     "bytes_text",
     "direction",
+    "metric_title",
     "number",
     "points_of",
     "ratio",
     "settings_text",
+    "speed",
     "verdict",
     "verdict_of",
 ]
@@ -25,6 +27,19 @@ def points_of(results: Mapping[str, Any], metric: str) -> float | None:
 
     """
     return results["points"].get(metric, 100.0)  # else of a class, all of which are shares
+
+
+def metric_title(results: Mapping[str, Any], metric: str) -> str:
+    """A metric of a report, with two classes also of which of them its F1 is.
+
+    Example:
+        >>> metric_title({"task": "classification", "labels": ["bad", "good"]}, "f1")
+        "f1 of 'good'"
+
+    """
+    labels = results.get("labels") or []
+    one = metric == "f1" and results.get("task") == "classification" and len(labels) == 2
+    return f"f1 of {labels[1]!r}" if one else metric
 
 
 def direction(difference: Mapping[str, Any], confidence: float = 0.95) -> int:
@@ -128,6 +143,19 @@ def ratio(above: float, below: float) -> str:
 
     """
     return f"{above / below:.1f}x" if below else "–"
+
+
+def speed(baseline: float, time: float) -> str:
+    """How many times the throughput of a baseline something has, from the time that each takes for the same batch.
+
+    This is what "x" of a speed means in every table: 1 is as fast as what the table names, more is faster.
+
+    Example:
+        >>> speed(12.0, 8.0), speed(8.0, 12.0)
+        ('1.50x', '0.67x')
+
+    """
+    return f"{baseline / time:.2f}x"
 
 
 def bytes_text(count: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_compress.report.bootstrap import FEW_CHANGES
 from lit_compress.report.headline import Results, basis, cautions, own_name, reference, title_of, verdict_lines
-from lit_compress.report.phrasing import amount, bytes_text, number, points_of, ratio, settings_text
+from lit_compress.report.phrasing import amount, bytes_text, metric_title, number, points_of, ratio, settings_text
 
 __all__ = ["Section", "Table", "again", "cost", "done", "gain", "sections", "where"]
 
@@ -61,7 +61,7 @@ def cost(results: Results) -> Section:
         points = points_of(results, metric)
         cells = [_with_interval(entry["models"][name], points) for name in models]
         cells += [_difference(difference, points) for difference in entry["differences"].values()]
-        rows.append((metric, *cells))
+        rows.append((metric_title(results, metric), *cells))
     compared = [name for name in models if name != "dense"] if "dense" in models else []
     header = (
         "",

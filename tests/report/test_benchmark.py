@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.report import benchmark as module
 from lit_compress.report.benchmark import Case, agreement, allowed, benchmark, cases_of, measure
-from lit_compress.report.benchmark_table import check_results, print_results, rows, save_results
+from lit_compress.report.benchmark_table import check_results, print_results, save_results, tables
 from lit_compress.serve.engines import Variant
 from lit_compress.serve.worker import batch_of
 
@@ -219,23 +220,49 @@ def results() -> dict:
     }
 
 
-def test_the_table_says_what_was_measured(capsys):
-    header, *lines = rows(results())
-    assert [line[-1] for line in lines] == ["1.00", "1.00", "4.00", "1.00"]
-    assert lines[0][:6] == ("dense", "eager", "4.0 MB", "10 MB", "", "1 x 16")
-    assert lines[3][:6] == ("", "", "", "", "", "8 x 16")
-    assert lines[2][3:5] == ("", "1.0e-03")
-    assert len(header) == len(lines[0])
+def test_the_tables_say_what_was_measured(capsys):
+    (untitled, about), *by_shape = tables(results())
+    assert untitled == ""
+    assert about[1:] == [
+        ("dense", "eager", "4.0 MB", "10 MB", ""),
+        ("small", "onnxruntime model", "4.0 MB", "", "1.0e-03"),
+    ]
+    assert [title for title, _ in by_shape] == [f"{n} x 16 tokens; 1.00x is dense, eager" for n in (1, 8)]
+    assert [[row[-1] for row in rows[1:]] for _, rows in by_shape] == [["1.00x", "4.00x"], ["1.00x", "1.00x"]]
+    for _, rows in tables(results()):
+        assert {len(row) for row in rows} == {len(rows[0])}
     print_results(results())
     assert "a processor, 2 threads; torch 2.13" in capsys.readouterr().out
 
 
+def test_speeds_are_to_the_fastest_form_of_the_first_model():
+    given = results()
+    graph = given["cases"][1] | {"model": "dense", "engine": "openvino openvino_model"}
+    graph["times"] = {name: times | {"median_ms": 2.0} for name, times in graph["times"].items()}
+    given["cases"].insert(1, graph)
+    _, (title, rows), _ = tables(given)
+    assert title == "1 x 16 tokens; 1.00x is dense, openvino model"
+    assert [row[-1] for row in rows[1:]] == ["0.50x", "1.00x", "2.00x"]
+
+
 @pytest.mark.parametrize("width", ["30", "80", "300"])
-def test_no_window_is_too_narrow_for_what_was_measured(width, capsys, monkeypatch):
+def test_tables_fit_a_window_and_nothing_is_cut(width, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", width)
-    print_results(results())
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in ("dense", "onnxruntime model", "1.0e-03", "4.00", "250.0"))
+    given = results() | {"score": "exact_match"}
+    given["cases"][1] |= {"model": "compressed-tensors", "engine": "openvino openvino_model_qint8_quantized"}
+    for one in given["cases"]:
+        one |= {"bytes": 1_438_100_000, "memory_bytes": 12_345_000_000, "metrics": {"exact_match": 57.0119}}
+        for times in one["times"].values():
+            times |= {"median_ms": 12345.67, "p90_ms": 23456.78, "rows_per_second": 12345.6}
+    print_results(given)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= max(int(width), 60)
+    printed = re.sub(r"\s+", " ", " ".join(lines))
+    for text in ("1438.1 MB", "12345 MB", "57.0119", "1.0e-03", "12345.67", "23456.78", "12345.6", "1.00x"):
+        assert text in printed
+    if width != "30":
+        for text in ("compressed-tensors", "openvino", "model_qint8_quantized", "1 x 16 tokens; 1.00x is dense, eager"):
+            assert text in printed
 
 
 def test_figures_as_files(tmp_path):

@@ -1,9 +1,11 @@
+import html
 import json
 import os
 import re
 import shutil
 
 import pytest
+from report.browser import CHROMIUM, browser
 from report.results import HOSTILE, results
 
 from lit_compress.cli import main
@@ -95,3 +97,53 @@ def test_no_such_run(tmp_path):
     with pytest.raises(SystemExit, match=r"--run.*nowhere"):
         main(["compare", str(tmp_path / "nowhere"), f"--output={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+def two_classes(**changes):
+    """With a verdict as long as they come."""
+    given = results(labels=["bad", "good"], **changes)
+    for entry in given["comparison"]["metrics"].values():
+        few = {"low": -0.031, "high": 0.12, "few": True, "worse": 0, "better": 4, "p": 0.125}
+        entry["differences"]["compressed"] |= few
+    return given
+
+
+VERDICT = "undecided, between a loss of 3.1 points and a gain of 12.0: only 4 answers changed, 0 for the worse"
+
+
+@pytest.fixture
+def two(tmp_path, compared):
+    for name in ("poor-mans-bert-without-the-upper-half", "oberta"):
+        shutil.copytree(compared / "known", tmp_path / name)
+        given = two_classes(run=name)
+        given["models"]["compressed"]["size"]["model"] |= {"parameters": 109_483_778, "compressed_bytes": 438_000_000}
+        (tmp_path / name / "report" / "report.json").write_text(json.dumps(given))
+    return tmp_path
+
+
+def test_the_tables_fit_a_window_with_the_whole_verdict(two, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    compare_runs([str(path) for path in sorted(two.iterdir())], str(two / "out"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    good, small = "\n".join(lines).split("┏")[1:]
+    said = [line.split("│")[-2].strip() for line in good.splitlines() if line.startswith("│")]
+    assert " ".join(said) == f"{VERDICT} {VERDICT}"
+    assert "2.00x" in small
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_the_page_shows_the_whole_verdict(two, tmp_path_factory):
+    compare_runs([str(path) for path in sorted(two.iterdir())], str(two / "out"))
+    with browser(tmp_path_factory.mktemp("profile")) as page:
+        page.open((two / "out/report.html").as_uri(), 1400)
+        assert VERDICT in page.evaluate("document.body.innerText")
+        cut = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert page.evaluate(cut) == 0
+
+
+def test_f1_says_of_which_class(two):
+    compare_runs([str(two / "oberta")], str(two / "out"))
+    for name in ("report.html", "report.md"):
+        assert html.unescape((two / "out" / name).read_text()).count("f1 of 'good'") == 1

@@ -10,6 +10,7 @@ from report.results import HOSTILE, IMAGE, MATH, results
 from lit_compress.report.card import cell, markdown
 from lit_compress.report.drawing import pixels, svg
 from lit_compress.report.figures import FIGURES, figures
+from lit_compress.report.headline import highlights
 from lit_compress.report.model_card import with_results
 from lit_compress.report.page import page
 from lit_compress.report.sections import sections
@@ -199,6 +200,19 @@ def test_models_that_do_not_look_are_named_first(changes, said):
     assert said in parsed(page(given, drawn(given))).text
     assert cell(said) in markdown(given)
     assert cell(said) in with_results("", given)
+
+
+def test_f1_says_of_which_of_two_classes():
+    given = results(labels=["bad", HOSTILE])
+    said = parsed(page(given, drawn(given))).text
+    assert f"f1 of {HOSTILE!r}" in said
+    assert f"f1 of {HOSTILE!r}: loses between 1.0 and 3.0 points" in said
+    assert "f1 of" not in parsed(page(results(), {})).text
+
+
+def test_the_speed_is_that_of_dense_as_1():
+    """Twice as fast is 2.00x, here as in compare, benchmark and formats."""
+    assert ("speed, batch 1", "2.00x", "of dense: 12.0 → 6.0 ms, eager PyTorch") in highlights(results())
 
 
 def test_few_rows_are_said():
