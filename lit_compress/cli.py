@@ -148,6 +148,10 @@ def _run(words: list[str]) -> None:
         about, examples = _TRAINING[command]
         _show(_TRAINING_HELP.format(command=command, about=about, examples=examples))
     with named_extras():
+        if command == "fit":
+            from lit_compress import first_look
+
+            first_look.check_files(words[1:])
         from lit_compress import lightning_cli
     lightning_cli.run(["--help" if word == "--help-all" else word for word in words])
 

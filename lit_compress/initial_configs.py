@@ -25,13 +25,14 @@ from lit_compress.data.guess import (
     percentile,
     split_rows,
 )
-from lit_compress.data.text import file_suffix, load_table, load_tokenizer, saved_splits
+from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, check_shared_folder
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import longest_input
 from lit_compress.sources import resolve_source
+from lit_compress.text_files import TYPED, file_suffix, saved_splits
 
 __all__ = ["Look", "init", "look_at"]
 
@@ -52,7 +53,6 @@ _MODULES: dict[str, str] = {
     "question-answering": "QuestionAnswering",
     "pretraining": "MaskedLanguageModeling",
 }
-_TYPED = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +174,7 @@ def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None,
     suffix = file_suffix(path)
     if path.is_dir() and saved_splits(file, "file") is None:
         return _text_folder(path, file, task, text_columns, label_column)
-    if path.is_file() and suffix not in _TYPED:
+    if path.is_file() and suffix not in TYPED:
         return _text_file(path, file, suffix, task, text_columns, label_column)
     if path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
         squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")

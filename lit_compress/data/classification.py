@@ -9,10 +9,11 @@ import torch
 from datasets import ClassLabel, Dataset, List
 
 from lit_compress.data.augmentation import MaskedWordReplacement
-from lit_compress.data.text import delimiter_hint, is_delimited, tokenize
+from lit_compress.data.text import tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, ClassificationTask, RegressionTask, Task
+from lit_compress.text_files import header_hint, is_delimited
 
 __all__ = ["TextClassification"]
 
@@ -137,7 +138,7 @@ class TextClassification(TextData):
         return "label_column", [self.label_column]
 
     def check(self, table: Dataset, split: str) -> None:
-        header = delimiter_hint(table.column_names) or "; for a file without a header give data.columns"
+        header = header_hint(table.column_names)
         for column in self.text_columns:
             self.require_columns(table, split, {"text_columns": column}, header)
         key, columns = self.label_sources

@@ -15,11 +15,12 @@ from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.documents import group_documents, pack_sentences, segment_pairs, split_sentences
 from lit_compress.data.masking import mask_tokens
 from lit_compress.data.streaming import StreamedBatches, StreamLoader
-from lit_compress.data.text import cached_map, file_suffix, read_failure, saved_splits
+from lit_compress.data.text import cached_map
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source
 from lit_compress.tasks import IGNORED, Batch, MaskedWordsTask, PretrainingTask, Task
+from lit_compress.text_files import check_there, file_suffix, read_failure, saved_splits
 
 __all__ = ["MaskedLanguageModeling"]
 
@@ -242,10 +243,7 @@ class MaskedLanguageModeling(TextData):
             if not files:
                 raise UserError(f"{key}: the folder {source!r} has no .txt or .txt.gz files")
             return files, "text"
-        if not path.is_file():
-            raise UserError(f"{key}: {source!r} does not exist; give a file or a folder of .txt files")
-        if path.stat().st_size == 0:
-            raise UserError(f"{key}: {source!r} is empty")
+        check_there(source, key, "a file or a folder of .txt files")
         return [str(path)], _BUILDERS.get(file_suffix(path), "text")
 
     def _column(self, split: str) -> str:

@@ -1,20 +1,18 @@
 """Questions whose answer is a span of a context: SQuAD 1.1 and 2.0."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
 
-from lit_compress.data.text import cached_map, generate_table, open_text
+from lit_compress.data.text import cached_map, generate_table
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, QuestionAnsweringTask, Task
+from lit_compress.text_files import read_json
 
 __all__ = ["QuestionAnswering"]
 
@@ -90,9 +88,8 @@ class QuestionAnswering(TextData):
 
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith((".json", ".json.gz")):
-            path = Path(resolve_source(source, key))
-            options = {"encoding": self.options.encoding, "errors": self.options.encoding_errors}
-            return generate_table(_read_squad, path, source, key, self.options.cache_dir, _FEATURES, **options)
+            encoding = self.options.encoding, self.options.encoding_errors
+            return generate_table(_read_squad, source, key, self.options.cache_dir, _FEATURES, *encoding)
         return self.read_table(source, key)
 
     def rows(self, split: str) -> Dataset | None:
@@ -302,11 +299,7 @@ def _normal_row(row: dict[str, Any]) -> dict[str, Any]:
 
 def _read_squad(path: str, stamp: str, encoding: str, errors: str) -> Iterator[dict[str, Any]]:
     """Rows of SQuAD's nested JSON."""
-    with open_text(path, encoding, errors) as file:
-        try:
-            content = json.load(file)
-        except ValueError as error:
-            raise UserError(f"{path!r} is no JSON: {error}") from error
+    content = read_json(path, encoding, errors)
     try:
         for article in content["data"]:
             for paragraph in article["paragraphs"]:

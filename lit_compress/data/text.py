@@ -1,13 +1,10 @@
 """Tables of text from local files, folders or the hub, as `datasets.Dataset`; and their tokenised, cached form."""
 
-import csv
-import gzip
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
-import pandas
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
@@ -18,24 +15,25 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.extras import optional
 from lit_compress.hub import check_hub
 from lit_compress.sources import resolve_source
+from lit_compress.text_files import (
+    BUILDERS,
+    check_text,
+    column_names,
+    csv_options,
+    delimiter_hint,
+    file_suffix,
+    read_failure,
+    saved_splits,
+)
 
 __all__ = [
     "cached_map",
-    "delimiter_hint",
-    "file_suffix",
     "generate_table",
-    "is_delimited",
     "load_saved",
     "load_table",
     "load_tokenizer",
-    "open_text",
-    "read_failure",
-    "saved_splits",
     "tokenize",
 ]
-
-_SEPARATORS = {".tsv": "\t", ".csv": ",", ".txt": "\t"}
-_BUILDERS = {".tsv": "csv", ".txt": "csv", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def load_table(
@@ -69,28 +67,23 @@ def load_table(
         UserError: missing, empty, unreadable or of an unknown kind.
 
     """
+    names = column_names(source, key, columns, encoding, encoding_errors, delimiter)
     path = Path(resolve_source(source, key))
-    if not path.exists():
-        raise UserError(
-            f"{key}: {source!r} does not exist; give a file (.tsv .csv .jsonl .parquet) or a folder per class"
-        )
     if saved_splits(source, key) is not None:
         return load_saved(source, key, split)
     if path.is_dir():
         return _load_folder(path, source, key, encoding, encoding_errors, cache_dir)
     suffix = file_suffix(path)
-    if suffix not in _BUILDERS:
-        raise UserError(f"{key}: {source!r} has an unknown format {suffix!r}; known are {', '.join(_BUILDERS)}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{key}: {source!r} is empty")
+    builder = BUILDERS[suffix]
     options: dict[str, Any] = {}
-    if _BUILDERS[suffix] != "parquet":
+    if builder != "parquet":
         options = {"encoding": encoding, "encoding_errors": encoding_errors}
-    if _BUILDERS[suffix] == "csv":
-        options |= _csv_options(suffix, columns, delimiter)
-        options["features"] = _all_text(path, source, key, options)
+    if builder == "csv":
+        options |= csv_options(suffix, columns, delimiter)
+        # Every column is text: types guessed from values would turn "007" into 7, and differ between files.
+        options["features"] = Features({name: Value("string") for name in names or ()})
     try:
-        table = load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", cache_dir=cache_dir, **options)
+        table = load_dataset(builder, data_files=str(path), split="train", cache_dir=cache_dir, **options)
     except (DatasetGenerationError, OSError, ValueError, EOFError) as error:
         hint = delimiter_hint([*options.get("features", ())])
         raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {read_failure(error)}{hint}") from error
@@ -98,27 +91,6 @@ def load_table(
     if len(table) == 0:
         raise UserError(f"{key}: {source!r} has a header and no rows")
     return table
-
-
-def saved_splits(source: str, key: str) -> list[str] | None:
-    """Names of the splits in a folder of ``DatasetDict.save_to_disk``.
-
-    Returns:
-        None where it is no folder of ``save_to_disk``, an empty list where it is that of one ``Dataset``.
-
-    Raises:
-        UserError: the file that names the splits cannot be read.
-
-    """
-    path = Path(resolve_source(source, key))
-    if (path / "dataset_dict.json").is_file():
-        try:
-            return json.loads((path / "dataset_dict.json").read_text())["splits"]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{key}: dataset_dict.json in {source!r} does not say its splits: {first_line(error)}; save it again"
-            ) from error
-    return [] if (path / "state.json").is_file() and (path / "dataset_info.json").is_file() else None
 
 
 def load_saved(source: str, key: str, split: str) -> Dataset:
@@ -147,61 +119,6 @@ def load_saved(source: str, key: str, split: str) -> Dataset:
     if len(table) == 0:
         raise UserError(f"{key}: {source!r} has no rows")
     return table
-
-
-def is_delimited(source: str) -> bool:
-    """Whether a file is a table with something between its fields."""
-    return _BUILDERS.get(file_suffix(Path(source))) == "csv"
-
-
-def file_suffix(path: Path) -> str:
-    """The ending that says the format of a file: the one before ``.gz``."""
-    return path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-
-
-def read_failure(error: BaseException) -> str:
-    """Why a source could not be read, in one line, and what to do about it where that is known."""
-    cause = error.__cause__ or error
-    if isinstance(cause, UnicodeError):
-        return f"{first_line(cause)}; set data.encoding, for example to latin-1, or data.encoding_errors to replace"
-    return first_line(cause)
-
-
-def _csv_options(suffix: str, columns: Sequence[str] | None, delimiter: str | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"sep": delimiter or _SEPARATORS[suffix], "keep_default_na": False}
-    if suffix != ".csv":
-        options["quoting"] = csv.QUOTE_NONE
-    return options | ({"names": list(columns), "header": None} if columns else {})
-
-
-def _all_text(path: Path, source: str, key: str, options: dict[str, Any]) -> Features:
-    """Every column as text: types guessed from values would turn "007" into 7, and differ between files."""
-    try:
-        # pandas numbers the second of two columns of one name.
-        raw: dict[str, Any] = options | {"header": None}
-        names = [*pandas.read_csv(path, nrows=1, dtype=str, **raw).iloc[0]]
-        head = pandas.read_csv(path, nrows=1, dtype=str, **options)
-    except (OSError, ValueError, LookupError, EOFError) as error:
-        raise UserError(f"{key}: {source!r} cannot be read: {read_failure(error)}") from error
-    if "names" not in options and (twice := next((name for name in names if names.count(name) > 1), None)):
-        raise UserError(f"{key}: {source!r} has two columns {twice!r}; rename one")
-    if not isinstance(head.index, pandas.RangeIndex):
-        raise UserError(
-            f"{key}: {source!r} has more fields in its first row than names {list(head.columns)}"
-            f"{delimiter_hint(head.columns)}"
-        )
-    if head.empty:
-        raise UserError(f"{key}: {source!r} has a header and no rows")
-    return Features({name: Value("string") for name in head.columns})
-
-
-def delimiter_hint(columns: Sequence[str]) -> str:
-    """The end of an error about columns: what seems to be between the fields of a file that was read as one column."""
-    header = columns[0] if len(columns) == 1 else ""
-    found = next((sign for sign in ";\t|," if sign in header), None)
-    if found is None or any(len(name.split()) > 4 for name in header.split(found)):  # a sentence, no names of columns
-        return ""
-    return f"; its fields seem to be separated by {found!r}, so set data.delimiter"
 
 
 def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedTokenizerBase:
@@ -322,26 +239,24 @@ def cached_map(
 
 def generate_table(
     function: Callable[..., Iterator[dict[str, Any]]],
-    path: Path,
     source: str,
     key: str,
     cache_dir: str | None,
     features: Features,
+    encoding: str,
+    errors: str,
     **options: Any,
 ) -> Dataset:
-    """Rows that ``function(path, **options)`` yields from a file, cached until the file changes.
+    """Rows that ``function(path, encoding, errors, **options)`` yields from a file, cached until the file changes.
 
     Raises:
         UserError: what the function raises, or that the file is missing, empty or no text.
 
     """
-    if not path.is_file():
-        raise UserError(f"{key}: {source!r} does not exist; give a file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{key}: {source!r} is empty")
+    path = check_text(source, key, "a file", encoding, errors)
     # No list: `datasets` takes a list among the arguments for shards and calls the function once for each entry.
     stamp = f"{path.stat().st_mtime_ns} {path.stat().st_size}"
-    arguments = {"path": str(path), "stamp": stamp, **options}
+    arguments = {"path": str(path), "stamp": stamp, "encoding": encoding, "errors": errors, **options}
     try:
         table = Dataset.from_generator(function, features, cache_dir=cache_dir, gen_kwargs=arguments)  # type: ignore[arg-type]
     except DatasetGenerationError as error:
@@ -353,12 +268,6 @@ def generate_table(
         raise UserError(f"{key}: {source!r} has no rows") from error
     assert isinstance(table, Dataset)
     return table
-
-
-def open_text(path: str, encoding: str, errors: str) -> TextIO:
-    """A text file for reading, compressed or not."""
-    opener = gzip.open if path.endswith(".gz") else open
-    return cast("TextIO", opener(path, "rt", encoding=encoding, errors=errors))
 
 
 def _vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -17,12 +17,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_compress.data.batches import FixedBatches, LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.options import TextOptions
-from lit_compress.data.text import load_saved, load_table, load_tokenizer, read_failure, saved_splits
+from lit_compress.data.text import load_saved, load_table, load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.hub import check_hub
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, Task
+from lit_compress.text_files import read_failure, require_columns, saved_splits
 from lit_compress.training_steps import interrupted
 
 __all__ = ["TextData"]
@@ -345,11 +346,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
             UserError: one is not.
 
         """
-        for key, column in columns.items():
-            if column not in table.column_names:
-                raise UserError(
-                    f"data.{key}: {column!r} is no column of {self.source(split)!r}; it has {table.column_names}{hint}"
-                )
+        require_columns(table.column_names, self.source(split), columns, hint)
 
     def _read(self, split: str) -> Dataset | None:
         if hub := self.options.hub:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +12,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
 from lit_compress.data.classification import label_order
-from lit_compress.data.text import cached_map, generate_table, load_tokenizer, open_text, saved_splits
+from lit_compress.data.text import cached_map, generate_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.functional.entities import is_entity_tag, write_tags
-from lit_compress.sources import resolve_source
 from lit_compress.tasks import IGNORED, Batch, Task, TokenClassificationTask
+from lit_compress.text_files import open_text, saved_splits
 
 __all__ = ["TokenClassification"]
 
@@ -116,9 +115,8 @@ class TokenClassification(TextData):
                 raise UserError(f"data.{name}: {value!r} is a name; {source!r} has numbered columns, so give a number")
         if key == "data.predict_file":
             columns["tag_column"] = columns["token_column"]
-        columns |= {"encoding": self.options.encoding, "errors": self.options.encoding_errors}
-        path = Path(resolve_source(source, key))
-        return generate_table(_read_columns, path, source, key, self.options.cache_dir, _FEATURES, **columns)
+        encoding = self.options.encoding, self.options.encoding_errors
+        return generate_table(_read_columns, source, key, self.options.cache_dir, _FEATURES, *encoding, **columns)
 
     def check(self, table: Dataset, split: str) -> None:
         columns = {"token_column": self._token_name(split)}

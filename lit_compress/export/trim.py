@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.console import say
-from lit_compress.data.text import load_tokenizer, open_text
+from lit_compress.data.text import load_tokenizer
 from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.folded import Folded, from_source
@@ -19,6 +19,7 @@ from lit_compress.export.hf import write_hf
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.sources import resolve_package
+from lit_compress.text_files import open_text
 
 __all__ = ["trim_vocabulary"]
 
