@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lit_compress.models.layout import encoder_layers, layout_of
 
-__all__ = ["similarity_sums"]
+__all__ = ["evaluating", "similarity_sums"]
 
 
 @torch.no_grad()
@@ -42,14 +42,15 @@ def similarity_sums(model: nn.Module, forward: Callable[[Any], Any], batches: It
         sums[index] += F.cosine_similarity(before.double(), after.double(), dim=-1).sum()
         sums[-1] += len(before) if index == 0 else 0
 
-    with _evaluating(model), _hooks(layers, watch):
+    with evaluating(model), _hooks(layers, watch):
         for batch in batches:
             forward(batch)
     return sums
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:

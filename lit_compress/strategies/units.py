@@ -18,7 +18,16 @@ from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.surgery import match_modules
 from lit_compress.strategies.distributed_weights import agreed, full_weight, set_mask
 
-__all__ = ["GroupUnits", "Regrowth", "Units", "WeightUnits", "find_groups", "prunes_more"]
+__all__ = [
+    "GroupUnits",
+    "Regrowth",
+    "Units",
+    "WeightUnits",
+    "find_groups",
+    "group_scores",
+    "prunes_more",
+    "scored_linears",
+]
 
 # Whether what is pruned may come back at a later update: not at all, with the value it had, or always.
 Regrowth = Literal["none", "values", "all"]
@@ -127,7 +136,7 @@ class GroupUnits:
     @property
     def layers(self) -> dict[str, CompressibleLinear]:
         """The linears whose weights make up the importance."""
-        return {name: self._linear(name) for one in self._all() for name in _scored(one)}
+        return {name: self._linear(name) for one in self._all() for name in scored_linears(one)}
 
     @property
     def compensated(self) -> dict[str, CompressibleLinear]:
@@ -149,7 +158,7 @@ class GroupUnits:
 
     def reduce(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores ``(count,)`` of groups in fp32 from those of the weights of all ``layers``."""
-        return {one.consumer: _group_scores(one, [scores[name] for name in _scored(one)]) for one in self._all()}
+        return {one.consumer: group_scores(one, [scores[name] for name in scored_linears(one)]) for one in self._all()}
 
     def select(self, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
         """Which groups to keep, bool ``(count,)``, once a share of those that are to go is gone."""
@@ -260,12 +269,12 @@ def find_groups(
     return found
 
 
-def _scored(groups: Groups) -> tuple[str, ...]:
+def scored_linears(groups: Groups) -> tuple[str, ...]:
     """The linears whose weights make up the importance of the groups, the consumer first."""
     return (groups.consumer, *groups.producers) if groups.kind == "neurons" else (groups.consumer,)
 
 
-def _group_scores(groups: Groups, weights: list[Tensor]) -> Tensor:
+def group_scores(groups: Groups, weights: list[Tensor]) -> Tensor:
     """Scores ``(count,)`` in fp32 from those of the consumer's weights and, for neurons, of the first matrix's."""
     consumer, *first = (weight.float() for weight in weights)
     if groups.kind == "heads":
