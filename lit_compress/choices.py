@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-__all__ = ["Dtype", "EngineName", "Format", "GuessedTask", "Half", "LayoutChoice", "Precision", "Processor"]
+__all__ = ["Dtype", "EngineName", "Format", "GuessedTask", "Half", "LayoutChoice", "Precision", "Processor", "Target"]
 
 Dtype = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
@@ -14,3 +14,4 @@ GuessedTask = Literal[
 LayoutChoice = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 Precision = Literal["int8", "fp8"]
 Processor = Literal["any", "vnni"]
+Target = Literal["onnx-int8", "onnx", "openvino-int8", "openvino", "hf"]

@@ -23,6 +23,7 @@ _COMMANDS = {
     "pack": "commands.pack_model",
     "trim-vocabulary": "commands.trim_vocabulary",
     "explain": "commands.explain",
+    "latency": "commands.latency",
     "report": "commands.report",
     "compare": "commands.compare",
     "benchmark": "commands.benchmark",
@@ -60,6 +61,7 @@ measuring it:
   formats          every format of a run: accuracy, size, memory and speed
   benchmark        latency, memory and size of models on every engine
   explain          what runs in each layer of a packed model
+  latency          what heads, neurons and layers take on this machine
 
 options:
   -h, --help       show this; after a command, the options of that command

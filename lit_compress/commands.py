@@ -7,7 +7,7 @@ None is called like a public name or package, where jsonargparse would look for 
 import shlex
 from typing import Any, Literal
 
-from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor
+from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor, Target
 
 __all__ = [
     "benchmark",
@@ -16,6 +16,7 @@ __all__ = [
     "export_model",
     "formats",
     "init_configs",
+    "latency",
     "pack_model",
     "predict",
     "report",
@@ -295,6 +296,31 @@ def benchmark(
     """
     options = locals()
     from lit_compress.report.benchmark import benchmark as work
+
+    work(**options)
+
+
+def latency(
+    model: str,
+    target: Target = "onnx-int8",
+    shape: str = "1x128",
+    threads: int | None = None,
+    output: str | None = None,
+    remeasure: bool = False,
+) -> None:
+    """Measure how long heads, neurons and ranks of a model take on this machine, from its configuration alone.
+
+    Args:
+        model: folder or hub name of the dense model; its weights are not read.
+        target: format, and with it the runtime, that the times are for; `hf` is Transformers in PyTorch.
+        shape: rows and tokens of a batch, `ROWSxTOKENS`.
+        threads: of the processor; all by default.
+        output: folder for the table as latency.json and its curves as latency.png; replaces an earlier one only.
+        remeasure: measure also when there is a table of this model, target, shape, machine and version already.
+
+    """
+    options = locals()
+    from lit_compress.planning.latency_command import latency as work
 
     work(**options)
 

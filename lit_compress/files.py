@@ -32,7 +32,7 @@ __all__ = [
     "last_of",
 ]
 
-FolderKind = Literal["model", "report", "tokenizer"]
+FolderKind = Literal["model", "report", "tokenizer", "latency table"]
 
 # The last checkpoint of a run, in its folder `checkpoints`.
 LAST = "last.ckpt"

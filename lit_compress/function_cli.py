@@ -82,5 +82,5 @@ def function_parser(name: str, function: Callable[..., None]) -> Parser:
         parser.add_function_arguments(function, skip={"runs"})
     else:
         # `explain packed/`, `init train.csv`: what they look at needs no name.
-        parser.add_function_arguments(function, as_positional=name in ("explain", "init"))
+        parser.add_function_arguments(function, as_positional=name in ("explain", "init", "latency"))
     return parser

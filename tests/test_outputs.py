@@ -27,6 +27,7 @@ COMMANDS = {
     "pack": (FOLDER, ["--run=run"], True),
     "trim-vocabulary": (FOLDER, ["--model=model", "--corpus=corpus.txt"], True),
     "report": (FOLDER, ["--run=run"], False),
+    "latency": (FOLDER, ["model"], False),
     "benchmark": (FILE, ["model"], False),
     "explain": (FILE, ["model"], False),
     "predict": (FILE, ["--model=model", "--file=rows.csv"], True),
@@ -247,7 +248,8 @@ def test_a_mount_point_stays(name, here, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", FOLDER_COMMANDS)
 def test_a_model_with_a_mount_point_in_it_stays(name, here, capsys, monkeypatch):
-    with atomic_folder(here / "output", kind="report" if name == "report" else "model") as staging:
+    kind = {"report": "report", "latency": "latency table"}.get(name, "model")
+    with atomic_folder(here / "output", kind=kind) as staging:  # type: ignore[arg-type]
         (staging / "disk").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "disk")
     assert "'disk'" in refused(command(name, "output"), capsys)

@@ -21,7 +21,7 @@ from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
 from lit_compress.progress import counted
 from lit_compress.report.benchmark_table import check_results, print_results, save_results
-from lit_compress.report.machine import command_line, machine
+from lit_compress.report.machine import command_line, instruction_sets, machine
 from lit_compress.serve.engines import (
     ENGINES,
     EngineName,
@@ -217,11 +217,11 @@ def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[As
 
     """
     with ExitStack() as stack:
-        asks: list[Ask] = []
-        for case in cases:
-            ask = stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")).ask
+        # All start before the first is asked: what each imports takes longer than what it loads.
+        started = [stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")) for case in cases]
+        for case, process in zip(cases, started, strict=True):
             variant = case.variant
-            ask(
+            process.ask(
                 "open",
                 engine=variant.engine,
                 file=str(variant.file),
@@ -230,8 +230,7 @@ def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[As
                 threads=threads,
                 device=device,
             )
-            asks.append(ask)
-        yield asks
+        yield [process.ask for process in started]
 
 
 def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:
@@ -357,12 +356,8 @@ def runtimes(cases: Sequence[Case]) -> dict[str, str]:
     """Versions of the runtimes that were used, and what the processor has for 8-bit integers."""
     used = {case.variant.engine for case in cases}
     versions = {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
-    info = Path("/proc/cpuinfo")
-    line = (
-        next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.exists() else ""
-    )
-    flags = sorted(set(line.split()) & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
-    return versions | ({"processor": " ".join(flags)} if flags else {})
+    sets = instruction_sets()
+    return versions | ({"processor": sets} if sets else {})
 
 
 def _named(models: Sequence[str]) -> list[tuple[str, str]]:

@@ -11,12 +11,12 @@ import torch
 
 from lit_compress.version import __version__
 
-__all__ = ["command_line", "machine"]
+__all__ = ["command_line", "instruction_sets", "machine", "processor"]
 
 
 def machine() -> dict[str, str]:
     """Processor or GPU, threads, and the versions that matter."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     packages = {"lit_compress": __version__} | {name: version(name) for name in ("torch", "transformers", "lightning")}
     return {
         "device": device,
@@ -32,10 +32,18 @@ def command_line() -> str:
     return shlex.join([*(["lit_compress"] if ours else ["python", program.name]), *sys.argv[1:]])
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, as the system gives it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def instruction_sets() -> str:
+    """What the processor has for wide vectors and 8-bit integers; empty where the system does not say."""
+    sets = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"}
+    return " ".join(sorted(sets & set(_cpuinfo("flags").split())))
+
+
+def _cpuinfo(name: str) -> str:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
