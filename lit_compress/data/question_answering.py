@@ -1,6 +1,7 @@
 """Questions whose answer is a span of a context: SQuAD 1.1 and 2.0."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ class QuestionAnswering(TextData):
         val_file: to validate on, in any of these forms; without it the last contexts, with ``val_fraction`` of the
             training questions, are held out.
         no_answer: whether questions may have no answer (SQuAD 2.0).
+        null_threshold: with ``no_answer``, there is none where its score, a sum of two logits, is more than this above
+            the best span's; validation says the best as ``best_f1_threshold``.
         answer_marks: train only on answers whose field ``start`` is one of these (how sure ``answer_start`` is, in
             data that says so); None trains on every answer that has an ``answer_start``.
         doc_stride: tokens that neighbouring windows share.
@@ -52,13 +55,21 @@ class QuestionAnswering(TextData):
         val_file: str | None = None,
         *,
         no_answer: bool = False,
+        null_threshold: float = 0.0,
         answer_marks: Sequence[str] | None = None,
         doc_stride: int = 128,
         max_length: int = 384,
         batch_size: int = 16,
         **options: Any,
     ) -> None:
-        self.no_answer, self.doc_stride = no_answer, doc_stride
+        if math.isnan(null_threshold):
+            raise UserError("data.null_threshold: nan must be a number")
+        if null_threshold and not no_answer:
+            raise UserError(
+                f"data.null_threshold: {null_threshold} has no effect where each question has an answer; leave it out, "
+                "or set data.no_answer to true (SQuAD 2.0)"
+            )
+        self.no_answer, self.null_threshold, self.doc_stride = no_answer, null_threshold, doc_stride
         self.answer_marks = list(answer_marks) if answer_marks is not None else None
         super().__init__(
             pair=True, train_file=train_file, val_file=val_file, max_length=max_length, batch_size=batch_size, **options
@@ -84,7 +95,7 @@ class QuestionAnswering(TextData):
 
     @property
     def task(self) -> Task:
-        return QuestionAnsweringTask(self.no_answer)
+        return QuestionAnsweringTask(self.no_answer, self.null_threshold)
 
     def load(self, source: str, key: str) -> Dataset:
         if source.endswith((".json", ".json.gz")):

@@ -19,6 +19,7 @@ from lit_compress.export.checkpoint import best_checkpoint
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.half import HalfOptions
+from lit_compress.export.hf import add_to_card
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
@@ -227,6 +228,8 @@ def _reading_as_trained(
         writer(folded, folder)
         if isinstance(data, TextData):
             check_tokenizer(folder, data)
+            if note := data.task.note():
+                add_to_card(folder, f"To read its outputs: {note}.")
 
     return write_and_check
 

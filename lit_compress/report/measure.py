@@ -174,6 +174,7 @@ def measure_run(
         "changes": _changes(outcomes, own),
         "constant": {name: outcome.constant for name, outcome in outcomes.items() if outcome.constant is not None},
         "majority": _majority(outcomes[own]),
+        "tuned": dict(outcomes[own].tuned),
     } | describe_layers(models[own], manifest, models.get("dense"))
 
 

@@ -76,6 +76,11 @@ def cost(results: Results) -> Section:
             f"{changes['lost']} {comparison['unit']} that dense answers right became wrong, {changes['gained']} became "
             f"right; {changes['both_right']} are right in both and {changes['both_wrong']} wrong in both."
         )
+    for option, value in results.get("tuned", {}).items():
+        lines.append(
+            f"data.{option} {value:.4g} would be best for F1 on these {comparison['unit']}. best_f1 and best_exact are "
+            "what the best threshold gives; it was chosen on the same answers, so they are a little high."
+        )
     title = "What it cost in accuracy" if compared else "How good it is"
     return Section(
         name="accuracy",

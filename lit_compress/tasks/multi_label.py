@@ -80,6 +80,9 @@ class MultiLabelTask(Task):
         chosen = [label for label, probability in named.items() if probability > self.threshold]
         return {"labels": chosen} | {f"probability_{label}": probability for label, probability in named.items()}
 
+    def note(self) -> str | None:
+        return f"a label is predicted where its probability, a sigmoid of its logit, is above {self.threshold:g}"
+
     def units(self, output: Any, batch: Batch) -> dict[str, Any]:
         return {"guess": array(self.answers(output.logits)), "truth": array(batch.targets["labels"] > 0.5)}
 

@@ -30,6 +30,7 @@ class Outcomes:
         constant: what every unit is answered with, when that is the same thing although it should not be.
         majority: the most frequent class and its share, the accuracy of a model that knows nothing.
         slices: name to bool ``(units,)``, beside the slices by length.
+        tuned: option of the data module to the value that is best on these units.
 
     """
 
@@ -46,6 +47,7 @@ class Outcomes:
     constant: str | None = None
     majority: tuple[str, float] | None = None
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tuned: Mapping[str, float] = field(default_factory=dict)
 
 
 def class_scores(sums: np.ndarray, names: Sequence[str]) -> Callable[[np.ndarray], dict[str, Scores]]:

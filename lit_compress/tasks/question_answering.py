@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 
-from lit_compress.functional.answers import answer_scores, words_of
+from lit_compress.functional.answers import answer_scores, best_threshold, words_of
 from lit_compress.functional.spans import best_spans
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, divide
@@ -31,6 +31,7 @@ class QuestionAnsweringTask(Task):
 
     Args:
         no_answer: whether a question may have no answer (SQuAD 2.0).
+        null_threshold: there is none where its score is more than this above the best span's.
 
     """
 
@@ -40,9 +41,9 @@ class QuestionAnsweringTask(Task):
     pipeline_tag = "question-answering"
     data_module = "lit_compress.data.QuestionAnswering"
 
-    def __init__(self, no_answer: bool = False) -> None:
+    def __init__(self, no_answer: bool = False, null_threshold: float = 0.0) -> None:
         super().__init__()
-        self.no_answer = no_answer
+        self.no_answer, self.null_threshold = no_answer, null_threshold
 
     def configure(self, config: PretrainedConfig) -> None:
         super().configure(config)
@@ -63,10 +64,13 @@ class QuestionAnsweringTask(Task):
         return int((batch.targets["start_positions"] < batch.inputs["input_ids"].shape[1]).sum())
 
     def metrics(self, prefix: str) -> MetricCollection:
-        return MetricCollection({"answers": AnswerScore()}, prefix=prefix)
+        return MetricCollection({"answers": self._score()}, prefix=prefix)
 
     def update(self, metrics: MetricCollection, output: Any, batch: Batch) -> None:
         metrics.update(output.start_logits, output.end_logits, batch.meta)
+
+    def _score(self) -> "AnswerScore":
+        return AnswerScore(null_threshold=self.null_threshold)
 
     def points(self, metric: str) -> float | None:
         return 1.0  # SQuAD's scores are in percent
@@ -83,7 +87,15 @@ class QuestionAnsweringTask(Task):
         return [("id", text), ("answer", text), *places, ("score", number), ("score_no_answer", number)]
 
     def record(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": predictions[0]["question"]} | _answer(predictions, self.no_answer)
+        return {"id": predictions[0]["question"]} | _answer(predictions, self.no_answer, self.null_threshold)
+
+    def note(self) -> str | None:
+        if not self.no_answer:
+            return None
+        return (
+            "a question has no answer where the sum of the first token's two logits is more than "
+            f"{self.null_threshold:g} above that of the best span (`data.null_threshold`)"
+        )
 
     def units(self, output: Any, batch: Batch) -> dict[str, Any]:
         windows = best_of_windows(output.start_logits, output.end_logits, batch.meta)
@@ -92,15 +104,21 @@ class QuestionAnsweringTask(Task):
 
     def outcomes(self, columns: dict[str, Any]) -> Outcomes:
         windows = {window["question"]: window for window in columns["windows"]}
-        scores = AnswerScore().scores(columns["windows"])
+        may_be_none = columns["windows"][0]["no_answer"]
+        scores, (gains, none, margins) = self._score().scores(columns["windows"]), _choices(columns["windows"])
         sums = np.array(list(scores.values()))
         answered = np.array([_gold_answers(windows[question]) != [""] for question in scores])
 
         def score(weights: np.ndarray) -> Scores:
             means = divide(weights @ sums, weights.sum(1)[:, None])
-            return {"f1": means[:, 1], "exact_match": means[:, 0]}
+            found = {"f1": means[:, 1], "exact_match": means[:, 0]}
+            if may_be_none:
+                for name, gain in (("best_f1", gains[:, 1]), ("best_exact", gains[:, 0])):
+                    found[name] = 100 * best_threshold(gain, none, margins, weights)[0]
+            return found
 
-        said = set(AnswerScore().answers(columns["windows"]).values())
+        _, threshold = best_threshold(gains[:, 1], none, margins, np.ones((1, len(none))))
+        said = set(self._score().answers(columns["windows"]).values())
         both = {"with an answer": answered, "without an answer": ~answered} if 0 < answered.mean() < 1 else {}
         return Outcomes(
             unit="questions",
@@ -112,6 +130,7 @@ class QuestionAnsweringTask(Task):
             goodness=sums[:, 1],
             constant=(said.pop() or "no answer") if len(said) == 1 < len(scores) else None,
             slices=both,
+            tuned={"null_threshold": float(threshold[0])} if may_be_none else {},
         )
 
 
@@ -120,7 +139,9 @@ class AnswerScore(Metric):
 
     Windows of one question may be scored by several ranks; each leaves a line of text (as bytes, which ranks can
     gather) with its best span, and the best of a question's windows is its answer. Where a question may have no answer
-    that is the prediction when the least score of "none" among the windows is above the best span's.
+    that is the prediction when the least score of "none" among the windows is above the best span's. There are then
+    also ``best_f1`` and ``best_exact``, those with the best threshold, and ``best_f1_threshold``, which that is for F1;
+    :func:`~lit_compress.functional.answers.best_threshold`.
 
     Args:
         n_best: starts and ends that are combined to spans.
@@ -145,9 +166,17 @@ class AnswerScore(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         lines = bytes(dim_zero_cat(self.lines).tolist()).decode().splitlines()
-        scores = list(self.scores([json.loads(line) for line in lines]).values())
-        means = torch.tensor(scores, dtype=torch.float64, device=self.device).mean(0)
-        return {"f1": means[1], "exact_match": means[0]}
+        windows = [json.loads(line) for line in lines]
+        scores = np.array(list(self.scores(windows).values()))
+        exact, f1 = scores.mean(0)
+        found = {"f1": f1, "exact_match": exact}
+        if windows[0]["no_answer"]:
+            gains, none, margins = _choices(windows)
+            once = np.ones((1, len(none)))
+            (best_exact, _), (best_f1, threshold) = (best_threshold(gain, none, margins, once) for gain in gains.T)
+            found |= {"best_f1": 100 * best_f1[0], "best_exact": 100 * best_exact[0]}
+            found["best_f1_threshold"] = threshold[0]
+        return {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in found.items()}
 
     def scores(self, windows: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float]]:
         """Question to exact match and F1 in percent, from all windows."""
@@ -160,13 +189,30 @@ class AnswerScore(Metric):
 
     def answers(self, windows: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Question to predicted text, empty for none, from all windows."""
-        by_question: dict[str, list[dict[str, Any]]] = {}
-        for window in windows:
-            by_question.setdefault(window["question"], []).append(window)
         return {
             question: _answer(group, group[0]["no_answer"], self.null_threshold)["answer"]
-            for question, group in by_question.items()
+            for question, group in _by_question(windows).items()
         }
+
+
+def _by_question(windows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for window in windows:
+        found.setdefault(window["question"], []).append(window)
+    return found
+
+
+def _choices(windows: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What :func:`best_threshold` takes, but gains ``(questions, 2)``: of exact match and of F1."""
+    gains, none, margins = [], [], []
+    for group in _by_question(windows).values():
+        said = _answer(group, no_answer=False)
+        none.append(not group[0]["answers"])
+        # As the script counts: any answer to a question that has none costs the point that none is worth.
+        costs = (-1.0, -1.0) if said["answer"] else (0.0, 0.0)
+        gains.append(costs if none[-1] else answer_scores(said["answer"], _gold_answers(group[0]), no_answer=True))
+        margins.append(np.inf if said["score"] is None else said["score_no_answer"] - said["score"])
+    return np.array(gains), np.array(none), np.array(margins)
 
 
 def best_of_windows(

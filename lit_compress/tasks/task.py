@@ -129,6 +129,10 @@ class Task(KeepsInitArgs):
         """The columns of one row of the file, from the predictions of its examples: several windows, or none."""
         raise NotImplementedError(f"{type(self).__name__} must define record(predictions)")
 
+    def note(self) -> str | None:
+        """How outputs are read, for the model card; None where it is as usual."""
+        return None
+
     # --- the report
 
     def units(self, output: Any, batch: Batch) -> dict[str, np.ndarray | list[Any]]:

@@ -224,6 +224,8 @@ def test_predictions_need_no_answers(make, tmp_path):
         ({"train": (question(answers=[{"text": "film"}]),)}, "data.train_file", "answer_start"),
         ({"max_length": 10, "doc_stride": 8}, "data.doc_stride", "8"),
         ({"doc_stride": -1}, "data.doc_stride", "-1"),
+        ({"null_threshold": 1.5}, "data.null_threshold", "1.5 has no effect where each question has an answer"),
+        ({"null_threshold": float("nan"), "no_answer": True}, "data.null_threshold", "must be a number"),
         ({"train_file": "missing.json"}, "data.train_file", "does not exist"),
     ],
 )

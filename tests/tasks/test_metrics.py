@@ -198,8 +198,8 @@ def window(question, span, answers, score=5.0, null=0.0, no_answer=False):
     return output(start_logits=start, end_logits=end), Batch({}, {}, meta)
 
 
-def answer_scores(*windows):
-    task = QuestionAnsweringTask()
+def answer_scores(*windows, **options):
+    task = QuestionAnsweringTask(**options)
     metrics = task.metrics("val/")
     for got, batch in windows:
         task.update(metrics, got, batch)
@@ -241,12 +241,24 @@ def test_the_best_window_of_a_question_answers_it():
 )
 def test_no_answer(score, null, answers, right):
     got = answer_scores(window("q", (8, 8), answers, score, null, no_answer=True))
-    assert got == {"exact_match": 100 * right, "f1": 100 * right}
+    assert (got["exact_match"], got["f1"]) == (100 * right, 100 * right)
+    assert got["best_exact"] == got["best_f1"] == (0 if answers == ["the"] else 100)  # as the script has it
+
+
+def test_a_threshold_of_none_is_taken_and_the_best_one_is_said():
+    windows = [
+        window(name, (8, 8), answers, 5.0, null, no_answer=True)
+        for name, answers, null in (("a", ["York"], 7.0), ("b", ["York"], 4.0), ("c", [], 8.0))
+    ]
+    assert answer_scores(*windows)["f1"] == pytest.approx(200 / 3)
+    found = answer_scores(*windows, null_threshold=2.0)
+    assert found == {"f1": 100, "exact_match": 100, "best_f1": 100, "best_exact": 100, "best_f1_threshold": 2}
 
 
 def test_the_least_null_score_of_all_windows_counts():
     windows = [window("q", (8, 8), ["York"], 5.0, null, no_answer=True) for null in (9.0, 1.0)]
-    assert answer_scores(*windows) == {"exact_match": 100, "f1": 100}
+    found = answer_scores(*windows)
+    assert (found["exact_match"], found["f1"]) == (100, 100)
 
 
 def test_none_is_no_answer_where_there_must_be_one():
