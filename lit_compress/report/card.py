@@ -12,7 +12,8 @@ from rich.text import Text
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.headline import basis, cautions, reference, verdict_lines
 from lit_compress.report.phrasing import ratio
-from lit_compress.report.sections import Section, sections
+from lit_compress.report.section import Section
+from lit_compress.report.sections import sections
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 

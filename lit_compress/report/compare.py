@@ -23,7 +23,7 @@ from lit_compress.report.page import render
 from lit_compress.report.pareto import Group, groups_of, pareto_figure
 from lit_compress.report.phrasing import metric_title, number, points_of, ratio, settings_text, speed, verdict_of
 from lit_compress.report.save import save_report
-from lit_compress.report.sections import Section, Table
+from lit_compress.report.section import Section, Table
 from lit_compress.report.size import sparsity_of
 from lit_compress.sources import resolve_package
 

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from lit_compress.report.confusion import confusion_figure
+from lit_compress.report.curves import curves_figure
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.headline import own_name, reference, title_of
 from lit_compress.report.phrasing import bytes_text, direction, metric_title, points_of, ratio
@@ -228,6 +230,8 @@ FIGURES: dict[str, tuple[str, Callable]] = {
     # Not "accuracy": TensorBoard keeps one kind of value under a name, and that is a metric's.
     "metrics": ("Difference of each metric to the dense model with its 95 % interval", metrics),
     "parts": ("Difference of each class and slice to the dense model with its 95 % interval", parts),
+    "curves": ("Loss and score over the training, in grey the windows of strategies", curves_figure),
+    "confusion": ("How often each class is answered with each, by share of the class", confusion_figure),
     "calibration": ("How often each model is right beside how sure it is", calibration),
     "size": ("Bytes of the encoder and of the whole model, dense and compressed", size),
     "latency": ("Median time of a forward pass of each model", latency),

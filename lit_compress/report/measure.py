@@ -23,6 +23,10 @@ from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.bootstrap import compare_outcomes
 from lit_compress.report.calibration import calibration
 from lit_compress.report.card import print_table
+from lit_compress.report.changed import changed_answers
+from lit_compress.report.confusion import confusion
+from lit_compress.report.curves import training_curves
+from lit_compress.report.exported import exports_in
 from lit_compress.report.latency import latencies
 from lit_compress.report.layers import describe_layers
 from lit_compress.report.machine import command_line, machine
@@ -34,7 +38,7 @@ from lit_compress.tasks import Outcomes, Task
 
 __all__ = ["SCHEMA", "dense_of", "has_dense", "measure_run", "report"]
 
-# Of report.json; grows when a figure is added, so that `compare` measures runs with an older report again.
+# Of report.json; grows when `compare` needs a figure that older ones lack, so that it measures their runs again.
 SCHEMA = 4
 
 
@@ -175,6 +179,10 @@ def measure_run(
         "constant": {name: outcome.constant for name, outcome in outcomes.items() if outcome.constant is not None},
         "majority": _majority(outcomes[own]),
         "tuned": dict(outcomes[own].tuned),
+        "confusion": confusion(outcomes, task),
+        "changed": changed_answers(outcomes["dense"], outcomes[own], data) if "dense" in models else None,
+        "curves": training_curves(folder, next(iter(entries[own]["accuracy"])), config),
+        "exports": exports_in(folder),
     } | describe_layers(models[own], manifest, models.get("dense"))
 
 

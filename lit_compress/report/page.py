@@ -7,7 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from lit_compress.report.headline import basis, cautions, highlights, verdict_lines
-from lit_compress.report.sections import Section, sections
+from lit_compress.report.section import Section
+from lit_compress.report.sections import sections
 
 __all__ = ["page", "render"]
 

@@ -2,54 +2,26 @@
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from lit_compress.report.bootstrap import FEW_CHANGES
+from lit_compress.report.changed import changed
+from lit_compress.report.curves import training
+from lit_compress.report.exported import exported
 from lit_compress.report.headline import Results, basis, cautions, own_name, reference, title_of, verdict_lines
 from lit_compress.report.phrasing import amount, bytes_text, metric_title, number, points_of, ratio, settings_text
+from lit_compress.report.section import Section, Table
 
-__all__ = ["Section", "Table", "again", "cost", "done", "gain", "sections", "where"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows of text under a header; with a ``summary`` a page shows them only when asked."""
-
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    summary: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a report.
-
-    Attributes:
-        name: for links.
-        title: headline.
-        lines: sentences.
-        figures: names of the figures that belong here, shown where they exist.
-        tables: in order.
-        code: title and text of what is shown as it is.
-
-    """
-
-    name: str
-    title: str
-    lines: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    code: tuple[tuple[str, str], ...] = ()
+__all__ = ["again", "cost", "done", "gain", "sections", "where"]
 
 
 def sections(results: Results) -> list[Section]:
     """Every part that has something to say, in reading order; none for results of before version 2."""
     if "comparison" not in results:
         return []
-    made = [cost(results), gain(results), done(results), where(results), sureness(results), again(results)]
-    return [section for section in made if section is not None]
+    parts = (cost, gain, exported, done, training, where, changed, sureness, again)
+    return [section for part in parts if (section := part(results)) is not None]
 
 
 def cost(results: Results) -> Section:
@@ -209,7 +181,9 @@ def where(results: Results) -> Section | None:
             "The model's own value, and in brackets the interval of its difference to dense, both in points.",
             f"Of {count} such intervals about {amount(count * (1 - comparison['confidence']))} leave out 0 by chance.",
         )
-    return Section(name="where", title="Where it lost", lines=lines, figures=("parts",), tables=tuple(tables))
+    return Section(
+        name="where", title="Where it lost", lines=lines, figures=("parts", "confusion"), tables=tuple(tables)
+    )
 
 
 def sureness(results: Results) -> Section | None:

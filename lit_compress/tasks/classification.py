@@ -106,6 +106,8 @@ class ClassificationTask(Task):
             share=("accuracy", 1.0),
             goodness=right.astype(float),
             constant=labels[guess[0]] if len(set(guess)) == 1 < len(set(truth)) else None,
+            answers=[labels[index] for index in guess],
+            gold=[labels[index] for index in truth],
             majority=(labels[most := int(np.bincount(truth).argmax())], float((truth == most).mean())),
         )
 

@@ -99,7 +99,13 @@ class MultiLabelTask(Task):
             }
 
         same = len(np.unique(guess, axis=0)) == 1 < len(np.unique(truth, axis=0))
-        said = [label for label, chosen in zip(labels, guess[0], strict=True) if chosen]
+        answers, gold = (
+            [
+                ", ".join(label for label, chosen in zip(labels, row, strict=True) if chosen) or "no label"
+                for row in rows
+            ]
+            for rows in (guess, truth)
+        )
         return Outcomes(
             unit="rows",
             lengths=columns["lengths"],
@@ -109,7 +115,9 @@ class MultiLabelTask(Task):
             right=right,
             share=("exact_match", 1.0),
             goodness=-(guess != truth).sum(1),
-            constant=(", ".join(said) or "no label") if same else None,
+            constant=answers[0] if same else None,
+            answers=answers,
+            gold=gold,
         )
 
 

@@ -31,6 +31,9 @@ class Outcomes:
         majority: the most frequent class and its share, the accuracy of a model that knows nothing.
         slices: name to bool ``(units,)``, beside the slices by length.
         tuned: option of the data module to the value that is best on these units.
+        answers: of each unit, a text, a number or a tag for each word; empty where they say nothing to a reader.
+        gold: the right ones, likewise.
+        examples: number of the first example of each unit, in the order of the data; None where each is a unit.
 
     """
 
@@ -48,6 +51,9 @@ class Outcomes:
     majority: tuple[str, float] | None = None
     slices: Mapping[str, np.ndarray] = field(default_factory=dict)
     tuned: Mapping[str, float] = field(default_factory=dict)
+    answers: Sequence[str] | Sequence[float] | Sequence[list[str]] = ()
+    gold: Sequence[str] | Sequence[float] | Sequence[list[str]] = ()
+    examples: Sequence[int] | None = None
 
 
 def class_scores(sums: np.ndarray, names: Sequence[str]) -> Callable[[np.ndarray], dict[str, Scores]]:

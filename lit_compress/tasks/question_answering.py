@@ -118,7 +118,10 @@ class QuestionAnsweringTask(Task):
             return found
 
         _, threshold = best_threshold(gains[:, 1], none, margins, np.ones((1, len(none))))
-        said = set(self._score().answers(columns["windows"]).values())
+        answers = self._score().answers(columns["windows"])
+        said, firsts = set(answers.values()), {}
+        for number, window in enumerate(columns["windows"]):
+            firsts.setdefault(window["question"], number)
         both = {"with an answer": answered, "without an answer": ~answered} if 0 < answered.mean() < 1 else {}
         return Outcomes(
             unit="questions",
@@ -131,6 +134,9 @@ class QuestionAnsweringTask(Task):
             constant=(said.pop() or "no answer") if len(said) == 1 < len(scores) else None,
             slices=both,
             tuned={"null_threshold": float(threshold[0])} if may_be_none else {},
+            answers=list(answers.values()),
+            gold=[_gold_answers(windows[question])[0] for question in scores],
+            examples=list(firsts.values()),
         )
 
 

@@ -72,6 +72,8 @@ class RegressionTask(Task):
             lengths=columns["lengths"],
             score=score,
             goodness=-np.abs(guess - truth),
+            answers=guess.tolist(),
+            gold=truth.tolist(),
             constant=f"about {guess.mean():.4g}" if same else None,
         )
 

@@ -62,14 +62,20 @@ class TokenClassificationTask(Task):
 
     def units(self, output: Any, batch: Batch) -> dict[str, Any]:
         words = _word_tags(output.logits.argmax(-1), batch)
-        return {"words": array(words), "sentence": np.array([row["sentence"] for row in batch.meta["examples"]])}
+        examples = {
+            name: np.array([row[name] for row in batch.meta["examples"]]) for name in ("sentence", "first_word")
+        }
+        return {"words": array(words)} | examples
 
     def outcomes(self, columns: dict[str, Any]) -> Outcomes:
         labels, kinds = self.labels, _tag_kinds(self.labels)
         # Rows of one sentence are joined, and drawn together.
         _, owner = np.unique(columns["sentence"], return_inverse=True)
+        order = np.lexsort((columns["first_word"], columns["sentence"]))
         lengths = np.bincount(owner, columns["lengths"]).astype(int)
-        sums = np.stack([_tag_counts(tags, labels, kinds) for tags in _whole_sentences(torch.tensor(columns["words"]))])
+        sentences = _whole_sentences(torch.tensor(columns["words"]))
+        sums = np.stack([_tag_counts(tags, labels, kinds) for tags in sentences])
+        answers, gold = ([[labels[tag] for tag in tags[:, column]] for tags in sentences] for column in (0, 1))
 
         def score(weights: np.ndarray) -> Scores:
             total = weights @ sums
@@ -92,6 +98,9 @@ class TokenClassificationTask(Task):
             constant=labels[guesses.pop()] if len(guesses) == 1 < len(truths) else None,
             score_classes=class_scores(sums[:, :-2], kinds),
             class_units={kind: int(count) for kind, count in zip(kinds, true, strict=True)},
+            answers=answers,
+            gold=gold,
+            examples=order[np.unique(columns["sentence"][order], return_index=True)[1]].tolist(),
         )
 
 

@@ -7,6 +7,8 @@ HOSTILE = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
 MATH = r"$\frac{1}{$ | `x` </svg> {{ 7 * 7 }}"
 
+NEW = ("confusion", "changed", "curves", "exports")  # which earlier reports of this schema lack
+
 
 def size(parameters, nonzeros, values, index):
     kept = {"value_bytes": values, "index_bytes": index, "compressed_bytes": values + index}
@@ -96,6 +98,29 @@ def results(**changes: Any) -> dict[str, Any]:
             for name in ("dense", "compressed")
         },
         "changes": {"both_right": 350, "lost": 14, "gained": 6, "both_wrong": 30},
+        "confusion": {
+            name: [[90, 5, 3, 2], [4, 93, 2, 1], [0, 1, 98, 1], [9, 9, 9, 73]] for name in ("dense", "compressed")
+        },
+        "changed": {
+            "count": 14,
+            "rows": [
+                {"text": text, "dense": "good", "own": HOSTILE, "right": "good"}
+                for text in (HOSTILE, " ".join(["word"] * 60))
+            ],
+        },
+        "curves": {
+            "values": {
+                "train/loss": [[step, 2 / (step + 1)] for step in range(20)],
+                "val/loss": [[9, 0.9], [19, 0.5]],
+                "val/accuracy": [[9, 0.8], [19, 0.89]],
+            },
+            "windows": [{"name": "MagnitudePruning", "start": 2, "end": 12}],
+        },
+        "exports": [
+            {"file": "model", "engine": "eager", "bytes": 12000, "check": None},
+            {"file": f"{HOSTILE}/onnx/model_quantized.onnx", "engine": "onnxruntime", "bytes": 3000}
+            | {"check": "99.8 % of predictions as PyTorch's on 400 examples, accuracy 0.8925 (PyTorch 0.8900)"},
+        ],
         "constant": {},
         "majority": {"answer": "good", "share": 0.3},
         "layers": [{"layer": number, "weights": "int8 per channel", "inputs": "uint8"} | layer for number in (0, 1)],

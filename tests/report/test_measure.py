@@ -116,6 +116,13 @@ SCHEMA_OF = {
     "changes": {"both_right": int, "lost": int, "gained": int, "both_wrong": int},
     "constant": dict,
     "majority": {"answer": str, "share": float},
+    "confusion": {name: [[int]] for name in ("dense", "compressed", "compressed_quantized_inputs")},
+    "changed": {"count": int, "rows": list},
+    "curves": {
+        "values": {"val/loss": [[float | int]], "val/accuracy": [[float | int]]},
+        "windows": [{"name": str, "start": int, "end": int}],
+    },
+    "exports": [{"file": str, "engine": str, "bytes": int, "check": None}],
     "layers": [
         {"layer": int, "heads": int, "dense_heads": int, "neurons": int, "dense_neurons": int, "sparsity": float}
         | {"weights": str, "inputs": str}
@@ -261,7 +268,8 @@ def test_a_run_that_removed_heads_neurons_and_ranks(tmp_path, finished, tiny_tea
 def test_an_existing_report_is_replaced(run, older):
     results_of(run)
     if older:
-        (run / "report" / ".lit_compress.json").unlink()  # which earlier versions did not write
+        for name in (".lit_compress.json", "confusion.png", "curves.png"):  # which earlier versions did not write
+            (run / "report" / name).unlink()
     for path in (run / "report").iterdir():
         os.utime(path, (0, 0))
     results_of(run)

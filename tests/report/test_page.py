@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from report.results import HOSTILE, IMAGE, MATH, results
+from report.results import HOSTILE, IMAGE, MATH, NEW, results
 
 from lit_compress.report.card import cell, markdown
 from lit_compress.report.drawing import pixels, svg
@@ -119,7 +119,7 @@ def test_pictures_have_content():
 
 def alone():
     """Without a dense model."""
-    given = results(calibration={}, changes=None, dense=None, dense_layers=None)
+    given = results(calibration={}, changes=None, changed=None, dense=None, dense_layers=None)
     del given["models"]["dense"]
     for entries in (
         given["comparison"]["metrics"],
@@ -139,12 +139,24 @@ def untouched():
         entry["models"] = {"model": entry["models"]["compressed"]}
     given["comparison"] |= {"classes": {}, "slices": {}}
     settings = given["settings"] | {"compression": []}
-    return given | {"sparsity": {}, "blocks": {}, "settings": settings}
+    return given | {
+        "sparsity": {},
+        "blocks": {},
+        "settings": settings,
+        "curves": None,
+        "confusion": None,
+        "exports": [],
+    }
+
+
+def older():
+    """Of a version that did not keep these."""
+    return {name: value for name, value in results().items() if name not in NEW}
 
 
 def language_model():
     """Perplexity has no points, and there are no classes."""
-    given = copy.deepcopy(results(task="masked_lm", labels=None, calibration={}, changes=None))
+    given = copy.deepcopy(results(task="masked_lm", labels=None, calibration={}, changes=None, confusion=None))
     metrics = {"perplexity": estimates_of_perplexity(), "accuracy": given["comparison"]["metrics"]["accuracy"]}
     given["comparison"] |= {"metrics": metrics, "classes": {}, "slices": {}, "unit": "sequences"}
     for model in given["models"].values():
@@ -161,8 +173,9 @@ def estimates_of_perplexity():
     ("make", "missing"),
     [
         (alone, {"metrics", "parts", "calibration"}),
-        (untouched, {"metrics", "parts", "calibration", "sparsity", "blocks"}),
-        (language_model, {"parts", "calibration"}),
+        (untouched, {"metrics", "parts", "calibration", "sparsity", "blocks", "curves", "confusion"}),
+        (older, {"curves", "confusion"}),
+        (language_model, {"parts", "calibration", "confusion"}),
     ],
 )
 def test_what_has_no_meaning_is_left_out(make, missing):
