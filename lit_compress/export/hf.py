@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_compress.export.card_head import FOLDER, card_head
 from lit_compress.export.folded import Folded, from_student
 from lit_compress.files import atomic_folder
 from lit_compress.models.groups import KINDS
@@ -111,15 +112,8 @@ def _card(
         sum(1 for entry in entries.values() if (entry["weight_quantizer"] or {}).get("enabled"))
         for entries in (layers, tables)
     )
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [lit_compress]",
-        "---",
-        f"# {type(model).__name__}, {'compressed' if manifest else 'fine-tuned'} with lit_compress",
-        "",
-        f"- parameters: {sum(p.numel() for p in model.parameters()):,}",
-    ]
+    lines = card_head(model, f"{type(model).__name__}, {'compressed' if manifest else 'fine-tuned'} with lit_compress")
+    lines.append(f"- parameters: {sum(p.numel() for p in model.parameters()):,}")
     config: Any = model.config
     task = task_class_of(config)
     if task is not None and task.has_classes:
@@ -142,8 +136,10 @@ def _card(
             *(["import lit_compress  # teaches Transformers to read this folder"] if shapes or needs_import else []),
             f"from transformers import AutoTokenizer, {type(model).__name__}",
             "",
-            f'model = {type(model).__name__}.from_pretrained("<this folder>")',
-            'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
+            FOLDER,
+            f"model = {type(model).__name__}.from_pretrained(folder)",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            'outputs = model(**tokenizer("a text", return_tensors="pt"))',
         ]
         if shapes or needs_import:
             lines += [

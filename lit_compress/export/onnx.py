@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_compress.choices import Processor
 from lit_compress.console import say
+from lit_compress.export.card_head import FOLDER
 from lit_compress.export.check import (
     TOLERANCE_INT8,
     CheckOptions,
@@ -272,8 +273,9 @@ def _usage(name: str, processor: Processor) -> list[str]:
         "from transformers import AutoTokenizer",
         "",
         *(options if processor == "vnni" else []),
-        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
-        f'session = onnxruntime.InferenceSession("<this folder>/onnx/{name}"{given})',
+        FOLDER,
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f'session = onnxruntime.InferenceSession(f"{{folder}}/onnx/{name}"{given})',
         "names = [each.name for each in session.get_inputs()]",
         'inputs = tokenizer(["a text"], return_tensors="np")',
         "outputs = session.run(None, {name: inputs[name] for name in names})",

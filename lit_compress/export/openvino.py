@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lit_compress.export.card_head import FOLDER
 from lit_compress.export.check import Reference, Run, check_structure
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
@@ -124,8 +125,9 @@ def _usage(name: str) -> list[str]:
         "import openvino",
         "from transformers import AutoTokenizer",
         "",
-        'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
-        f'model = openvino.Core().compile_model("<this folder>/{_FOLDER}/{name}.xml", "CPU")',
+        FOLDER,
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f'model = openvino.Core().compile_model(f"{{folder}}/{_FOLDER}/{name}.xml", "CPU")',
         "names = [each.get_any_name() for each in model.inputs]",
         'inputs = tokenizer(["a text"], return_tensors="np")',
         "outputs = model({name: inputs[name] for name in names})",

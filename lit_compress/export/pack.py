@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
+from lit_compress.export.card_head import FOLDER, card_head
 from lit_compress.export.folded import Folded
 from lit_compress.export.hf import save_checked, write_manifest
 from lit_compress.export.ranges import layers_of_static_inputs
@@ -120,12 +121,7 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
     types = sorted({linear.describe()["dtype"] for linear in linears.values()})
     return "\n".join(
         [
-            "---",
-            "library_name: transformers",
-            "tags: [lit_compress]",
-            "---",
-            f"# {type(model).__name__}, packed with lit_compress",
-            "",
+            *card_head(model, f"{type(model).__name__}, packed with lit_compress"),
             f"- packed linears: {len(linears)} in {', '.join(types)} ({_counted(model)})",
             f"- their size: {sizes['packed']:,} bytes; in fp32 {sizes['dense']:,}",
             f"- everything else: {sizes['rest']:,} bytes",
@@ -139,8 +135,10 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
             "import lit_compress  # teaches Transformers to read packed weights",
             f"from transformers import AutoTokenizer, {type(model).__name__}",
             "",
-            f'model = {type(model).__name__}.from_pretrained("<this folder>")',
-            'tokenizer = AutoTokenizer.from_pretrained("<this folder>")',
+            FOLDER,
+            f"model = {type(model).__name__}.from_pretrained(folder)",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            'outputs = model(**tokenizer("a text", return_tensors="pt"))',
             "```",
             "",
         ]

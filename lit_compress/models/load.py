@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 from lit_compress.errors import UserError, first_line
 from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
-from lit_compress.sources import check_safetensors, resolve_source
+from lit_compress.sources import absolute_source, check_safetensors, resolve_source
 
 if TYPE_CHECKING:  # reading a packed model needs no metrics
     from lit_compress.tasks import Task
@@ -99,7 +99,7 @@ def _from_pretrained(
         # The report about the new head would be the loudest line of every run, and it is what was asked for.
         with quiet_transformers():
             model, info = task.head.from_pretrained(
-                path,
+                absolute_source(path),  # the checkpoint keeps it, and a relative path could be read as a hub name
                 config=config,
                 use_safetensors=True,
                 trust_remote_code=False,

@@ -142,10 +142,11 @@ def test_a_folder_is_complete(folder, model):
     assert sizes["packed"] + sizes["rest"] == weights
 
 
-def test_the_code_of_the_card_runs(folder):
+def test_the_code_of_the_card_runs(folder, monkeypatch):
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     names = {}
-    exec(code.replace("<this folder>", str(folder)), names)
+    monkeypatch.chdir(folder)
+    exec(code, names)
     assert len(packed_linears(names["model"])) == 12
 
 

@@ -1,0 +1,48 @@
+"""How a model card begins: metadata for the hub, with the base model and its licence where they are known."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import metadata_load
+from transformers import PreTrainedModel
+
+__all__ = ["FOLDER", "base_metadata", "card_head"]
+
+FOLDER = 'folder = "."  # where this card is, or the name of the model on the hub'  # in the examples of all cards
+
+_KEYS = ("base_model", "license", "license_name", "license_link")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def card_head(model: PreTrainedModel, title: str) -> list[str]:
+    """Front matter, title, and what the model began as; lines of Markdown, to which facts are added."""
+    base = base_metadata(model)
+    metadata = yaml.safe_dump({"library_name": "transformers", "tags": ["lit_compress"]} | base, sort_keys=False)
+    lines = ["---", *metadata.splitlines(), "---", f"# {title}", ""]
+    if "base_model" in base:
+        named = base["base_model"]
+        lines.append(f"- base model: {', '.join(named) if isinstance(named, list) else named}")
+    if "license" not in base:
+        lines.append("- licence: not named here, because no card of the base model was at hand; its own applies")
+    return lines
+
+
+def base_metadata(model: PreTrainedModel) -> dict[str, Any]:
+    """``base_model`` and ``license`` for the front matter of a card, as far as they are known.
+
+    A base model is a name on the hub: the one that the model was loaded from, or what the card of that folder names.
+    """
+    source = str(getattr(model.config, "name_or_path", "") or "")
+    if Path(source).is_dir():
+        return _named_in(Path(source) / "README.md")
+    return {"base_model": source} if _HUB_NAME.fullmatch(source) else {}
+
+
+def _named_in(card: Path) -> dict[str, Any]:
+    try:
+        known = metadata_load(card) or {} if card.is_file() else {}
+    except (ValueError, yaml.YAMLError):  # a card of somebody else, which nothing else here depends on
+        known = {}
+    return {key: known[key] for key in _KEYS if known.get(key)}
