@@ -10,6 +10,7 @@ from lit_compress.extras import named_extras
 from lit_compress.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from lit_compress.auto import compress
     from lit_compress.data import (
         MaskedLanguageModeling,
         MultiLabelClassification,
@@ -94,6 +95,7 @@ __all__ = [
     "TextClassification",
     "TokenClassification",
     "UserError",
+    "compress",
     "describe",
     "fit",
     "fold",
@@ -108,6 +110,7 @@ __all__ = [
 
 # Where the public names are, imported when they are asked for.
 _PACKAGES = {
+    "auto": ("compress",),
     "data": (
         *("MaskedLanguageModeling", "MultiLabelClassification", "QuestionAnswering", "TextClassification"),
         "TokenClassification",

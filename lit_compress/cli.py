@@ -19,6 +19,7 @@ __all__ = ["main"]
 
 # Commands without a trainer, and their functions, imported when one is called.
 _COMMANDS = {
+    "compress": "commands.compress_family",
     "export": "commands.export_model",
     "pack": "commands.pack_model",
     "trim-vocabulary": "commands.trim_vocabulary",
@@ -39,6 +40,9 @@ _PREDICT = {"predict": "commands.predict"}
 _HELP = """usage: lit_compress COMMAND [options]
 
 Make BERT-family encoders smaller.
+
+everything in one command:
+  compress         as fast as you ask, for your data, on your machine, measured
 
 training, from YAML files (--config, several compose) and options:
   init             look at your file, and write the YAML files for it

@@ -12,6 +12,7 @@ from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutC
 __all__ = [
     "benchmark",
     "compare",
+    "compress_family",
     "explain",
     "export_model",
     "formats",
@@ -22,6 +23,55 @@ __all__ = [
     "report",
     "trim_vocabulary",
 ]
+
+
+def compress_family(
+    model: str = "",
+    train: str = "",
+    val: str | None = None,
+    run: str = "runs/compressed",
+    speedup: list[float] = [2.0, 4.0, 8.0],  # noqa: B006 (jsonargparse shows and never changes it)
+    max_loss: float = 1.0,
+    target: Target = "onnx-int8",
+    shape: str | None = None,
+    threads: int | None = None,
+    minutes: float | None = None,
+    task: GuessedTask | None = None,
+    text_columns: list[str] | None = None,
+    label_column: str | None = None,
+    data: dict[str, Any] = {},  # noqa: B006 (as above)
+    label_map: dict[str, str | int] | None = None,
+    seed: int = 42,
+    dry_run: bool = False,
+) -> None:
+    """Make an encoder as much faster as asked for your data; measure every member of the family, and recommend one.
+
+    The same command again goes on where it was stopped; with another --max_loss it only chooses again.
+
+    Args:
+        model: folder or hub name of an encoder; with the head of the task it is the teacher, else it is trained first.
+        train: file of training examples, as `--data.train_file` takes it.
+        val: file of validation examples; without it a tenth of the training examples is held out.
+        run: folder for everything: trainings, exports, report.html.
+        speedup: how many times as fast as the dense model in fp32 in the same runtime: 4, or '[2,4,8]'.
+        max_loss: how many points the recommended member may lose.
+        target: runtime and precision of the members.
+        shape: rows and tokens at which speed counts, such as 1x128; without it one row of the data's length.
+        threads: of the processor; without it as many as PyTorch takes.
+        minutes: for everything; trainings become shorter when that is not enough, and it is said.
+        task: of the data, where the guess is wrong.
+        text_columns: columns with the texts, one or two, where the guess is wrong.
+        label_column: column with the labels, where the guess is wrong.
+        data: options of the data module: `--data.max_length 64`, `--data.delimiter ';'`.
+        label_map: names of the model's classes -> labels of the data, where they differ.
+        seed: of every training.
+        dry_run: print the plan and train nothing.
+
+    """
+    options = locals()
+    from lit_compress.auto import compress as work
+
+    work(**options)
 
 
 def export_model(

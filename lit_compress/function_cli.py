@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import NoReturn
 
-from jsonargparse import ArgumentParser  # type: ignore[attr-defined]  (lazily exported)
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  (lazily exported)
 
+from lit_compress.shipped_configs import config_path
 from lit_compress.usage_errors import option_names, refuse, split
 
 __all__ = ["function_parser", "run"]
@@ -28,7 +29,8 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     known = {"recipe": _RECIPE_OPTIONS, "check": _CHECK_OPTIONS}.get(name)
     own, overrides = (args, None) if known is None else split(args, known)
     parser = function_parser(name, function)
-    options = vars(parser.parse_args(_listed(parser, own)))
+    options = vars(parser.parse_args(_listed(parser, _shipped(own))))
+    options.pop("config", None)
     if overrides is not None:
         options["overrides"] = overrides
     if name not in _WITHOUT_MODELS and not options.get("dry_run"):
@@ -36,6 +38,17 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
 
         quieten()
     function(**options)
+
+
+def _shipped(words: list[str]) -> list[str]:
+    """The words with a configuration of the package by its path."""
+    found = list(words)
+    for index, word in enumerate(words):
+        if word.startswith("--config=@"):
+            found[index] = f"--config={config_path(word.removeprefix('--config='), '--config')}"
+        elif index and words[index - 1] == "--config":
+            found[index] = config_path(word, "--config")
+    return found
 
 
 def _listed(parser: Parser, words: list[str]) -> list[str]:
@@ -63,6 +76,10 @@ def function_parser(name: str, function: Callable[..., None]) -> Parser:
     if name == "recipe":
         parser.add_function_arguments(function, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    elif name == "compress":
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options, or one of the package")
+        parser.add_function_arguments(function, skip={"dry_run"})
+        parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
     elif name == "check":
         parser.add_argument(
             "sources", type=str, nargs="*", help="a model; or YAML files of a fit, whose options may follow"

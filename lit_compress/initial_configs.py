@@ -4,7 +4,7 @@ import gzip
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,15 @@ class Look:
     def module(self) -> str:
         """Class of the data module."""
         return _MODULES[self.guess.task]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types, for :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Look":
+        """What :meth:`to_json` described."""
+        return cls(**{**content, "guess": Guess(**content["guess"])})
 
 
 def init(

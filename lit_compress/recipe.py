@@ -20,7 +20,7 @@ from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, last_of
 from lit_compress.shipped_configs import config_path, short_path
 
-__all__ = ["Stage", "load_recipe", "recipe"]
+__all__ = ["Stage", "load_recipe", "recipe", "run_stage"]
 
 _STAGE = "stage:"
 # Settings of a stage that are the recipe's own; everything else goes to `fit`.
@@ -166,7 +166,7 @@ def recipe(
             _require_finished(stages, stage)
         stage.write()
         if stage.state != "finished":
-            _run(stage)
+            run_stage(stage)
         elif stage.unfinished:
             say(f"Not finished: {'; '.join(stage.unfinished)}")
     if not dry_run:
@@ -290,8 +290,13 @@ def _short(path: Path) -> str:
     return str(path) if relative.startswith(os.pardir) else relative
 
 
-def _run(stage: Stage) -> None:
-    """Run a stage in a process of its own: its memory, its seeds and its ranks end with it."""
+def run_stage(stage: Stage) -> None:
+    """Run a stage in a process of its own: its memory, its seeds and its ranks end with it.
+
+    Raises:
+        UserError: it ended with an error.
+
+    """
     command = [sys.executable, "-m", "lit_compress", *stage.command()]
     process = subprocess.Popen(command)
     # It saves before it ends, so it is waited for.
@@ -302,7 +307,7 @@ def _run(stage: Stage) -> None:
         for number, handler in before:
             signal.signal(number, handler)
     if status in [128 + number for number in _STOPPING]:
-        sys.stderr.write("lit_compress: the recipe stops, too; the same `recipe` command goes on with this stage\n")
+        sys.stderr.write("lit_compress: stopped, too; the same command goes on with this stage\n")
         sys.exit(status)
     if status:
         raise UserError(

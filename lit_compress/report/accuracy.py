@@ -1,5 +1,6 @@
 """How good a model is on a run's validation data."""
 
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -7,12 +8,13 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_compress.progress import counted
 from lit_compress.tasks import Batch, Outcomes, Task
 
-__all__ = ["Recorder", "evaluate_units"]
+__all__ = ["Recorder", "evaluate_answers", "evaluate_units"]
 
 
 class Recorder:
@@ -44,7 +46,6 @@ class Recorder:
         return self.task.outcomes(columns)
 
 
-@torch.inference_mode()
 def evaluate_units(
     model: PreTrainedModel, data: LightningDataModule, task: Task, name: str = "the model"
 ) -> tuple[dict[str, float], Outcomes]:
@@ -57,11 +58,32 @@ def evaluate_units(
         name: of the model, for the progress that is shown.
 
     """
+    return evaluate_answers(lambda inputs: model(**inputs), data, task, name, model.device)
+
+
+@torch.inference_mode()
+def evaluate_answers(
+    answer: Callable[[Mapping[str, Tensor]], Any],
+    data: LightningDataModule,
+    task: Task,
+    name: str,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, float], Outcomes]:
+    """:func:`evaluate_units` of whatever answers: a model, or a runtime that computes its export.
+
+    Args:
+        answer: from the inputs of a batch by name to outputs like Transformers'.
+        data: after ``setup``.
+        task: what is asked.
+        name: of the model, for the progress that is shown.
+        device: that batches are put on.
+
+    """
     recorder, batches = Recorder(task), data.val_dataloader()
     with counted(f"Evaluating {name}", len(batches), "batches") as tell:
         for done, batch in enumerate(batches, 1):
-            batch = move_data_to_device(batch, model.device)
-            recorder.add(model(**batch.inputs), batch)
+            batch = move_data_to_device(batch, device)
+            recorder.add(answer(batch.inputs), batch)
             tell(done)
     outcomes = recorder.outcomes()
     scores = outcomes.score(np.ones((1, len(outcomes.lengths))))

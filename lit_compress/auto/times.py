@@ -1,0 +1,87 @@
+"""How long the trainings of a family take, and how many steps of each fit into the time that is given."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+__all__ = ["INT8_STEPS", "Steps", "steps_of", "training_seconds"]
+
+INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
+_LEAST = 20  # steps below which a training is none
+# Share of the time that is asked for which exports, evaluation and timing need.
+_MEASURING = 0.3
+_ENOUGH = 1_000  # optimizer steps
+
+Steps = dict[str, int]
+
+
+def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float], minutes: float | None) -> Steps:
+    """Optimizer steps of each training.
+
+    A teacher has 3 to 10 epochs, a member 3 to 20, so that small data has about a thousand steps and two thousand. When
+    that takes longer than there is time, all but that of the integers alone become shorter by the same share.
+
+    Args:
+        names: of the trainings, and the kind of each: ``teacher``, ``int8`` or ``member``.
+        epoch: steps of an epoch.
+        seconds: of a step, by kind.
+        minutes: for everything, measuring included; None takes as long as it takes.
+
+    Example:
+        >>> steps_of({"teacher": "teacher", "4x": "member"}, 500, {"teacher": 0.1, "member": 0.2}, None)
+        {'teacher': 1500, '4x': 2000}
+        >>> steps_of({"teacher": "teacher", "4x": "member"}, 500, {"teacher": 0.1, "member": 0.2}, 1.0)
+        {'teacher': 115, '4x': 153}
+
+    """
+    usual = {
+        "teacher": epoch * min(max(-(-_ENOUGH // epoch), 3), 10),
+        "int8": min(INT8_STEPS, epoch),
+        "member": epoch * min(max(-(-2 * _ENOUGH // epoch), 3), 20),
+    }
+    steps = {name: usual[kind] for name, kind in names.items()}
+    if minutes is None:
+        return steps
+    fixed = sum(seconds[kind] * steps[name] for name, kind in names.items() if kind == "int8")
+    others = sum(seconds[kind] * steps[name] for name, kind in names.items() if kind != "int8")
+    share = max((1 - _MEASURING) * 60 * minutes - fixed, 0) / max(others, 1e-9)
+    if share >= 1:
+        return steps
+    return {name: steps[name] if names[name] == "int8" else max(round(share * steps[name]), _LEAST) for name in names}
+
+
+def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions: int = 3) -> dict[str, float]:
+    """Seconds of an optimizer step of each kind of training, measured on random tokens; the model stays as it is.
+
+    Args:
+        model: dense, with any head.
+        rows: of a batch.
+        tokens: of each row.
+        repetitions: of which the median counts.
+
+    """
+    config: Any = model.config
+    inputs = {"input_ids": torch.randint(0, config.vocab_size, (rows, tokens))}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    learning, listening = [], []
+    training, parameters = model.training, [p for p in model.parameters() if p.requires_grad]
+    model.train()
+    for _ in range(repetitions + 1):
+        started = time.perf_counter()
+        with torch.no_grad():
+            model(**inputs)
+        between = time.perf_counter()
+        output = model(**inputs)
+        values = [value for value in output.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+        loss = torch.stack([value.float().square().mean() for value in values]).sum()
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+        listening.append(between - started)
+        learning.append(time.perf_counter() - between)
+    model.train(training)
+    # The first call is slower. A quarter more for optimizer and loader, half as much again for fake quantization.
+    step, teacher = 1.25 * statistics.median(learning[1:]), statistics.median(listening[1:])
+    return {"teacher": step, "int8": 1.5 * step + teacher, "member": 1.25 * step + teacher}

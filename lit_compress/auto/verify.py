@@ -1,0 +1,189 @@
+"""A family's members exported, loaded back, scored on the validation rows in their runtime, and timed side by side."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from lit_compress.auto.choose import choose, loss_of
+from lit_compress.auto.page import save_page
+from lit_compress.auto.plans import Planned, describe
+from lit_compress.auto.request import Request
+from lit_compress.export.command import export
+from lit_compress.export.run_folder import task_of, validation_data
+from lit_compress.models.labels import label_order
+from lit_compress.models.load import load_config
+from lit_compress.planning.random_models import dense_structure
+from lit_compress.planning.structure import Structure
+from lit_compress.report.accuracy import evaluate_answers
+from lit_compress.report.benchmark import Case, cases_of, measure, opened, runtimes
+from lit_compress.report.bootstrap import compare_outcomes
+from lit_compress.report.machine import command_line, machine
+from lit_compress.serve.engines import ENGINES, EngineName, answers, open_engine
+from lit_compress.tasks import Outcomes, Task
+
+__all__ = ["SCHEMA", "verify"]
+
+SCHEMA = 1
+_EAGER, _DENSE = "eager", "dense"
+_ENGINE: dict[str, EngineName] = {"onnx": "onnxruntime", "openvino": "openvino", "hf": ENGINES[0]}
+_MANY = 32  # rows, for the throughput
+_WARMUP, _REPETITIONS = 3, 30
+
+
+def verify(
+    *,
+    request: Request,
+    folder: Path,
+    dense: str,
+    planned: Sequence[Planned],
+    trained: Mapping[str, Path],
+    section: dict[str, Any],
+    shape: tuple[int, int],
+) -> dict[str, Any]:
+    """Measure a family whose trainings are finished; print the table, write report.html, report.md and report.json.
+
+    Args:
+        request: what was asked.
+        folder: of the family.
+        dense: folder or hub name of the dense model.
+        planned: the members.
+        trained: the model that the training of each left, by the member's name.
+        section: `data` of the trainings.
+        shape: rows and tokens at which speed was asked for.
+
+    Returns:
+        What report.json holds.
+
+    """
+    threads = request.threads or torch.get_num_threads()
+    exports = _export_all(request, folder, dense, trained)
+    cases = _cases(request, dense, exports)
+    first = str(next(iter(trained.values())))  # its labels are in the order of the data
+    options = section["init_args"] | {"tokenizer": first}
+    data = validation_data(section | {"init_args": options}, load_config(first, "--run"))
+    task = task_of(data)
+    if task.labels:
+        theirs = load_config(dense, "--model")
+        cases[0].order = cases[1].order = label_order(theirs, task.labels, request.label_map, dense, "--model")
+    scores, outcomes = _evaluate(cases[1:], data, task, threads)
+    shapes = list(dict.fromkeys([shape, (_MANY, shape[1])]))
+    with opened(cases, threads, "cpu") as asks:
+        measure(cases, asks, shapes, _WARMUP, _REPETITIONS)
+    results = {
+        "schema": SCHEMA,
+        "command": command_line(),
+        "machine": machine() | {"threads": str(threads)} | runtimes(cases),
+        "model": request.model,
+        "target": request.target,
+        "shape": "x".join(map(str, shape)),
+        "max_loss": request.max_loss,
+        "task": task.name,
+        "pipeline_tag": task.pipeline_tag,
+        "score": next(iter(scores[_DENSE])),
+        "points": {metric: task.points(metric) for metric in scores[_DENSE]},
+        "lower_is_better": sorted(task.lower_is_better),
+        "validation": {
+            "source": section["init_args"].get("val_file") or f"held out of {section['init_args']['train_file']}",
+            "rows": len(data.val_dataloader().dataset),
+        },
+        "comparison": compare_outcomes(outcomes),
+        "scores": scores,
+        "references": [
+            {"name": name, "engine": case.label, "bytes": case.variant.bytes, "times": case.results["times"]}
+            for name, case in zip(("dense, Hugging Face eager", "dense, fp32"), cases[:2], strict=True)
+        ],
+    }
+    whole = dense_structure(load_config(dense, "--model"))
+    members = [_member(each, planned, whole, trained, cases, exports, results) for each in planned]
+    results |= {"members": members} | choose(members, request.max_loss)
+    save_page(results, folder)
+    return results
+
+
+def _export_all(request: Request, folder: Path, dense: str, trained: Mapping[str, Path]) -> dict[str, Path]:
+    """The dense model in fp32 and every model that was trained in the target, by name."""
+    places = {_DENSE: folder / "exports" / _DENSE}
+    export(model=dense, to=request.runtime, output=str(places[_DENSE]), overwrite=True)
+    for name, model in trained.items():
+        places[name] = folder / "exports" / name
+        export(run=str(model.parent), to=request.target, output=str(places[name]), overwrite=True)
+    return places
+
+
+def _cases(request: Request, dense: str, exports: Mapping[str, Path]) -> list[Case]:
+    """The dense model in eager PyTorch, then every export on its engine, the dense one first."""
+    found = cases_of([f"{_EAGER}={dense}"], ["eager"])
+    for name, folder in exports.items():
+        found += cases_of([f"{name}={folder}"], [_ENGINE[request.runtime]])
+    return found
+
+
+def _evaluate(
+    cases: Sequence[Case], data: LightningDataModule, task: Task, threads: int
+) -> tuple[dict[str, dict[str, float]], dict[str, Outcomes]]:
+    """Metrics and answers of each case by the name of its model, computed by its engine."""
+    scores: dict[str, dict[str, float]] = {}
+    outcomes: dict[str, Outcomes] = {}
+    for case in cases:
+        answer = _in_order(answers(open_engine(case.variant, threads)), case.order)
+        scores[case.model], outcomes[case.model] = evaluate_answers(answer, data, task, case.model)
+    return scores, outcomes
+
+
+def _in_order(answer: Callable[[Any], SimpleNamespace], order: Sequence[int] | None) -> Callable[[Any], Any]:
+    """Answers with the classes in the order of the data."""
+    if order is None:
+        return answer
+
+    def ordered(inputs: Any) -> SimpleNamespace:
+        output = answer(inputs)
+        output.logits = output.logits[..., list(order)]
+        return output
+
+    return ordered
+
+
+def _member(
+    each: Planned,
+    planned: Sequence[Planned],
+    whole: Structure,
+    trained: Mapping[str, Path],
+    cases: Sequence[Case],
+    exports: Mapping[str, Path],
+    results: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything about a member; of one that is the same model as an earlier one what is that one's."""
+    name = next(other.name for other in planned if other.structure == each.structure)
+    case = next(case for case in cases if case.model == name)
+    loss, said = loss_of(results, name)
+    models = results["comparison"]["metrics"][results["score"]]["models"]
+    times = {reference.model: reference.results["times"] for reference in cases[:2]}
+
+    def faster(reference: str) -> float:
+        shape = results["shape"]
+        return times[reference][shape]["median_ms"] / case.results["times"][shape]["median_ms"]
+
+    return {
+        "name": each.name,
+        "same_as": None if name == each.name else name,
+        "asked": each.asked,
+        "structure": each.structure.to_json(),
+        "done": describe(each.structure, whole),
+        "planned_twice": each.corrected,
+        "folder": str(exports[name]),
+        "run": str(trained[name].parent),
+        "file": str(case.variant.file),
+        "engine": case.label,
+        "bytes": case.variant.bytes,
+        "times": case.results["times"],
+        "speedup": faster(_DENSE),
+        "speedup_to_eager": faster(_EAGER),
+        "score": models[name]["value"],
+        "interval": [models[name]["low"], models[name]["high"]],
+        "loss": loss,
+        "said": said,
+    }
