@@ -61,6 +61,9 @@ def test_a_command_explains_every_option_and_has_those_of_what_it_calls(name):
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     call = next(node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
     called = getattr(import_module(str(call.module)), call.names[0].name)
+    if name == "compress_family":  # a public function, which takes more than words of a command line
+        assert [*inspect.signature(function).parameters] == [*inspect.signature(called).parameters]
+        return
     assert inspect.signature(function) == inspect.signature(called)
 
 

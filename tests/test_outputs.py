@@ -36,8 +36,9 @@ COMMANDS = {
     "compare": ("comparison", ["run"], False),
     "init": ("configurations", ["rows.csv"], True),
 }
-# Commands whose output is no --output: the run folders of `fit` and `recipe` have tests of their own below.
-WITHOUT = {"check", "configs", "recipe"}
+# Commands whose output is no --output: the run folders of `fit` and `recipe` have tests of their own below, that of
+# `compress` in tests/auto.
+WITHOUT = {"check", "compress", "configs", "recipe"}
 SUFFIX = {"benchmark": ".json", "explain": ".json", "predict": ".csv", "migrate": ".yaml"}
 
 
