@@ -8,7 +8,7 @@ from threading import Thread
 
 from lit_compress.errors import UserError, first_line
 
-__all__ = ["check_hub"]
+__all__ = ["check_hub", "is_reachable"]
 
 SECONDS = 5.0
 
@@ -45,6 +45,13 @@ def check_hub(source: str, key: str) -> None:
         )
     logging.getLogger(__name__).warning("the hub cannot be reached (%s): %s is taken from the cache", reason, source)
     constants.HF_HUB_OFFLINE = True
+
+
+def is_reachable() -> bool:
+    """Whether the hub answers, and may be asked."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _silence(constants.ENDPOINT) is None
 
 
 @cache

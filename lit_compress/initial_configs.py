@@ -29,6 +29,7 @@ from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, check_shared_folder
+from lit_compress.hub import is_reachable
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import longest_input
 from lit_compress.sources import resolve_source
@@ -124,6 +125,8 @@ def init(
     inputs = [path for path in (file, val) if path]
     for name in ("teacher", "student"):
         check_file(folder / f"{name}.yaml", begins(_MARK), overwrite, inputs=inputs)
+    if model is not None:
+        _check_model(model)
     look = look_at(file, val, model, task, text_columns, label_column)
     data = _data(look)
     texts = {
@@ -164,9 +167,10 @@ def look_at(
     source = _source(file, task, text_columns, label_column)
     guess = source.guess
     model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
-    options = {"train_file": file} | ({"val_file": val} if val else {}) | source.reading | guess.options | {**given}
+    options: dict[str, Any] = {"train_file": file}
+    options |= ({"val_file": val} if val else {}) | source.reading | guess.options | {**given}
     rows, found, why = _measured(guess, options, model)
-    options = options | found | given
+    options = {**options, **found, **given}
     why = {"val_file": "as given"} | guess.why | why
     if not val and "val_fraction" not in given:
         options["val_fraction"] = 0.1
@@ -175,6 +179,16 @@ def look_at(
     trained = rows if val else (1 - options["val_fraction"]) * rows
     steps = max(round(min(trained, options.get("limit") or trained) / options["batch_size"]), 1)
     return Look(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps)
+
+
+def _check_model(model: str) -> None:
+    """Refuse a model that is nowhere; one that the hub cannot be asked for now is written down, which is said."""
+    try:
+        load_config(model, "--model")
+    except UserError:
+        if Path(resolve_source(model, "--model")).exists() or is_reachable():
+            raise
+        say(f"--model: {model!r} is not here, and the hub cannot be asked for it now; `fit` will")
 
 
 def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Source:

@@ -34,7 +34,7 @@ from lit_compress.training.record import is_written
 from lit_compress.training.stopping import Stopped
 from lit_compress.training.trainer import DEFAULTS, make_trainer
 from lit_compress.training.trainer_options import check_seed, refused
-from lit_compress.usage_errors import is_configured, option_names, refuse, split
+from lit_compress.usage_errors import is_configured, option_names, refuse, split, user_error
 
 __all__ = ["LitCompressCLI", "make", "run", "sources_of"]
 
@@ -112,6 +112,10 @@ class LitCompressCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
+            wrong = str(user_error(error, UserError) or "")
+            if self._own_tokenizer and wrong.startswith("data.tokenizer: "):
+                wrong = wrong.removeprefix("data.tokenizer: ")
+                raise UserError(f"model.pretrained, whose tokenizer data.tokenizer is by default: {wrong}") from error
             if (told := refused(error)) is None:
                 raise
             raise told from error
@@ -126,7 +130,8 @@ class LitCompressCLI(LightningCLI):
         checkpoint = self._find_checkpoint(config)
         _check_lengths(config, on_disk=True)
         # The tokenizer is the model's unless somebody says otherwise; a link could not be overridden.
-        if "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None:
+        self._own_tokenizer = "tokenizer" in config.data.init_args and config.data.init_args.tokenizer is None
+        if self._own_tokenizer:
             config.data.init_args.tokenizer = config.model.init_args.get("pretrained")
         config.weights_only = True  # a checkpoint is data; nothing in it is ever executed
         if config.get("output"):
@@ -245,6 +250,8 @@ def _result(fitted: FittedRun) -> list[str]:
     """What a finished `fit` left, how good it is, and what people do next."""
     scores = (f"{name} {value:.4f}" for name, value in fitted.metrics.items() if name.startswith("val/"))
     score = next((score for score in scores if not score.startswith("val/loss")), None)
+    if score and fitted.validated != fitted.step:
+        score = f"{score} at step {fitted.validated}, where it was last validated, of {fitted.step}"
     run, output = str(fitted.folder), str(fitted.folder / "onnx-int8")
     report = shlex.join(["lit_compress", "report", "--run", run])
     export = shlex.join(["lit_compress", "export", "--run", run, "--to", "onnx-int8", "--output", output])

@@ -29,9 +29,19 @@ def resolve_source(source: str, key: str) -> str:
     if not source.startswith(_PACKAGE):
         # A hub name is "name" or "owner/name".
         if not Path(source).exists() and (source.startswith((".", "/", "~")) or source.count("/") > 1):
-            raise UserError(f"{key}: {source!r} does not exist; give a path that does, or a hub name")
+            first = _model_of_a_run(Path(source))
+            raise UserError(f"{key}: {source!r} does not exist; {first}give a path that does, or a hub name")
         return source
     return resolve_package(source, key)
+
+
+def _model_of_a_run(path: Path) -> str:
+    """The beginning of a hint where the path is one that a fit makes at its end."""
+    if path.name != "model":
+        return ""
+    config = path.parent.parent.parent / f"{path.parent.name}.yaml"  # where `init` writes it
+    command = f": lit_compress fit --config {shlex.quote(str(config))}" if config.is_file() else ""
+    return f"a fit with --run {shlex.quote(str(path.parent))} leaves it, so run that first{command}; or "
 
 
 def resolve_package(source: str, key: str) -> str:

@@ -91,6 +91,11 @@ def sentence_encoder(folder):
     (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
 
 
+def damaged_pooling(folder):
+    sentence_encoder(folder)
+    (folder / "1_Pooling/config.json").write_text("{")
+
+
 def more_tokens(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["brand", "new"])
@@ -115,6 +120,7 @@ DAMAGE = {
     no_tokenizer: ("error", "data.tokenizer names one from elsewhere"),
     no_names: ("warning", "have no names and are taken in the order of the data; model.label_map"),
     sentence_encoder: ("warning", "a sentence encoder, pooling by mean_tokens"),
+    damaged_pooling: ("error", "1_Pooling/config.json in"),
     more_tokens: ("error", "rows of word embeddings"),
     other_padding: ("warning", "pads with 0, and pad_token_id of"),
     no_weights: ("error", "has no model.safetensors"),

@@ -473,3 +473,17 @@ def test_a_package_names_a_model_in_every_command(finished, tiny_teacher, tiny_d
             new = [part.replace(f"{out}/", f"{out}/other_") for part in command]
             wrong = [part.replace(f":{package.name}/", f":{package.name}/no_") for part in new]
             assert f"the package {package.name!r} has no 'no_" in fails(capsys, *wrong)[1]
+
+
+def test_a_fit_that_ends_within_an_epoch_says_where_it_was_validated(task, tmp_path, capsys):
+    options = ["--trainer.max_epochs=-1", "--trainer.max_steps=6"]  # of 4 steps in an epoch
+    main(["fit", f"--config={task}", f"--run={tmp_path / 'run'}", *options])
+    said = capsys.readouterr().out.split("The model is in ")[1].splitlines()[0]
+    assert re.search(r"; val/accuracy 0\.\d{4} at step 4, where it was last validated, of 6\. Next:$", said), said
+
+
+def test_a_mistyped_model_is_named_by_its_own_key(task, tmp_path, capsys):
+    status, line = fails(capsys, "fit", f"--config={task}", f"--run={tmp_path / 'run'}", "--model.pretrained=no-model")
+    assert status == 1
+    assert line.startswith("lit_compress: error: model.pretrained, whose tokenizer data.tokenizer is by default: ")
+    assert "'no-model'" in line

@@ -180,3 +180,25 @@ def test_errors_are_one_line_and_nothing_is_written(content, options, said, here
     assert said in str(caught.value.code)
     assert "\n" not in str(caught.value.code)
     assert not (here / "teacher.yaml").exists()
+
+
+def test_a_model_that_is_nowhere(here, capsys):
+    content = "text,label\ngood,1\nbad,0\n"
+    for wrong, said in (("./encodr", "--model: './encodr' does not exist"), ("runs", "--model: 'runs' is no model")):
+        (here / "runs").mkdir(exist_ok=True)
+        with pytest.raises(SystemExit) as caught:
+            init("a.csv", content, model=wrong)
+        assert said in str(caught.value.code)
+        assert not (here / "teacher.yaml").exists()
+    capsys.readouterr()
+    init("a.csv", content, model="owner/model")  # tests are offline
+    assert "--model: 'owner/model' is not here, and the hub cannot be asked for it now" in capsys.readouterr().out
+    assert settings()["model"]["init_args"]["pretrained"] == "owner/model"
+
+
+def test_a_student_before_its_teacher_is_told_what_to_run_first(here):
+    (here / "a.csv").write_text("text,label\n" + "good film,1\nbad film,0\n" * 9)
+    main(["init", "a.csv", "--model=encoder", "--output=my files"])
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config=my files/student.yaml"])
+    assert "so run that first: lit_compress fit --config 'my files/teacher.yaml'" in str(caught.value.code)

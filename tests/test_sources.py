@@ -60,3 +60,15 @@ def test_a_package_or_path_that_is_missing(source, says):
         resolve_source(source, "data.train_file")
     assert repr(source) in str(caught.value)
     assert one_line(caught)
+
+
+def test_a_model_that_a_fit_has_yet_to_leave(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match="a fit with --run 'my runs/teacher' leaves it, so run that first; or"
+    ) as caught:
+        resolve_source("my runs/teacher/model", "model.teacher")
+    assert one_line(caught)
+    (tmp_path / "teacher.yaml").write_text("")
+    with pytest.raises(UserError, match=r"so run that first: lit_compress fit --config teacher\.yaml; or give"):
+        resolve_source("runs/teacher/model", "model.teacher")

@@ -1,5 +1,6 @@
 """Sentences or sentence pairs with a label: classification and regression."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset, List
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.data.text import tokenize
@@ -167,6 +169,13 @@ class TextClassification(TextData):
         return self.augmentation(table, self.text_columns)
 
     def encode(self, table: Dataset, split: str) -> Dataset:
+        for column in self.text_columns:
+            if empty := sum(not str(text).strip() for text in table[column]):
+                rank_zero_only(logging.getLogger(__name__).warning)(
+                    "data.text_columns: %d of %d rows to %s have an empty %r and are read as they are; leave them out "
+                    "of the file if they mean nothing",
+                    *(empty, len(table), split, column),
+                )
         label = self._label(table, split) if split != "predict" else None
         return tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenising {split}", label)
 

@@ -102,12 +102,13 @@ def write_onnx_int8(folded: Folded, folder: Path, options: IntegerOptions = DEFA
     rounded to 7 bits (8 for ``vnni``), and ranges of activations follow each batch. Tables without scales become int8.
     """
     path = prepare(folded, folder, "model_quantized.onnx", options)
+    trained = is_quantized(folded)
     form, expected = integer_form(folded, folder, "dynamic", "uint8", options)
     trace(form, path, DEFAULT_SESSION if options.processor == "any" else {})
     run = checked_run(form, path, structure(form), integers=True)
     if expected is not None:
         layers = partial(layer_runner, form, path)
-        check_predictions(form, expected, folder, options, run, layers, advice(options))
+        check_predictions(form, expected, folder, options, run, layers, advice(options, trained))
 
 
 def float_form(folded: Folded) -> GraphForm:
@@ -243,13 +244,19 @@ def check_predictions(
     add_to_card(folder, f"{comparison.words()} ({examples.origin}).")
 
 
-def advice(options: IntegerOptions) -> str:
-    """What to try when a file of integers is worse."""
+def advice(options: IntegerOptions, trained: bool) -> str:
+    """What to try when a file of integers is worse.
+
+    Args:
+        options: of the user.
+        trained: whether the model was quantized in training.
+
+    """
     if options.processor == "vnni" and adds_in_16_bits():
         return "this processor adds 8-bit products in 16 bits, where some overflow: give --processor any"
-    if options.tables == "int8":
-        return "try --tables float, train with QuantAwareTraining, or export in floating point"
-    return "train with QuantAwareTraining, or export in floating point"
+    ways = ["try --tables float"] if options.tables == "int8" else []
+    ways.append("train longer with QuantAwareTraining" if trained else "train with QuantAwareTraining")
+    return f"{', '.join(ways)}, or export in floating point"
 
 
 def layer_runner(form: GraphForm, path: Path) -> Run:

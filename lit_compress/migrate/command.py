@@ -1,6 +1,7 @@
 """`lit_compress migrate`: another tool's file as a configuration of `lit_compress fit`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,8 @@ def migrate(
         console.print(f"{title}:", style="bold")
         for line in lines:
             console.print(f"  {line}", markup=False)
-    console.print(
-        f"Saved as {target}; look at it with: lit_compress fit --config {target} --print_config", markup=False
-    )
+    shown = shlex.join(["lit_compress", "fit", "--config", output, "--print_config"])
+    console.print(f"Saved as {target}; look at it with: {shown}", markup=False)
 
 
 def migrated(file: str, draft: Draft, recipe_args: dict[str, Any] | None = None, layers: int | None = None) -> str:

@@ -1,6 +1,7 @@
 """`lit_compress report`: a run's compressed model beside the dense one."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -256,7 +257,8 @@ def _exported(run: Path) -> Path:
     exported = run / "model"
     if not (exported / "config.json").is_file():
         raise UserError(
-            f"--run: {str(run)!r} has no model/; export it: lit_compress export --run {run} --output {exported}"
+            f"--run: {str(run)!r} has no model/; export it: "
+            f"{shlex.join(['lit_compress', 'export', '--run', str(run), '--output', str(exported)])}"
         )
     return exported
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
 from lit_compress.data.text import load_tokenizer
-from lit_compress.errors import UserError
+from lit_compress.errors import UserError, first_line
 from lit_compress.extras import MissingPackage, optional
 from lit_compress.models.folder import model_outline
 from lit_compress.models.fused import why_never_fused
@@ -129,7 +129,11 @@ def _head(model: PreTrainedModel, source: str, key: str) -> Finding:
     name = f"{key}: {source!r} is a {type(model).__name__} ({config.model_type})"
     if (folder / "modules.json").is_file():
         pooling = folder / "1_Pooling" / "config.json"
-        settings = json.loads(pooling.read_text()) if pooling.is_file() else {}
+        try:
+            settings = dict(json.loads(pooling.read_text())) if pooling.is_file() else {}
+        except (OSError, ValueError, TypeError) as error:
+            text = f"{key}: 1_Pooling/config.json in {source!r} cannot be read: {first_line(error)}; copy it again"
+            return Finding(level="error", text=text)
         modes = [mode.removeprefix("pooling_mode_") for mode, on in settings.items() if on is True and "mode_" in mode]
         how = f", pooling by {', '.join(modes)}" if modes else ""
         text = f"{name}, a sentence encoder{how}; fit puts a head of its own on the summary token, not on that pooling"

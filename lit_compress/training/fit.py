@@ -44,6 +44,8 @@ class FittedRun:
         model: folder of the folded model, for ``from_pretrained``.
         checkpoint: of the very end, to go on from.
         metrics: last value of everything that was logged.
+        step: optimizer steps of the model.
+        validated: optimizer steps before the last validation, which an end within an epoch leaves behind; None without.
 
     """
 
@@ -51,6 +53,8 @@ class FittedRun:
     model: Path
     checkpoint: Path
     metrics: dict[str, float]
+    step: int
+    validated: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +220,15 @@ def train(
             export(run=str(run.folder), output=str(output), unfinished=True, overwrite=True)
             for line in unfinished_lines(json.loads((output / MANIFEST_FILE).read_text())):
                 say(f"Not finished: {line}")
-    return FittedRun(folder=run.folder, model=output, checkpoint=last, metrics=metrics)
+    validated = next(each.validated for each in run.callbacks if isinstance(each, RunRecord))
+    return FittedRun(
+        folder=run.folder,
+        model=output,
+        checkpoint=last,
+        metrics=metrics,
+        step=trainer.global_step,
+        validated=validated,
+    )
 
 
 def _check_trainable(model: Any) -> None:

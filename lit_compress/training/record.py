@@ -30,6 +30,9 @@ class RunRecord(Callback):
 
     """
 
+    # Optimizer steps before the last validation, for what a fit says at its end; no part of a training.
+    validated: int | None = None
+
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
 
@@ -54,6 +57,9 @@ class RunRecord(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             trainer.logger.experiment.add_text("config", indented)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = trainer.global_step
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

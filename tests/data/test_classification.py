@@ -402,3 +402,17 @@ def test_a_missing_value_is_no_class_and_no_word(make, write, name, content):
 def test_a_split_that_was_not_given(make, split):
     with pytest.raises(UserError, match=rf"^data\.{split}_file: missing"):
         getattr(make(), f"{split}_dataloader")()
+
+
+def test_empty_texts_are_counted_and_said_once(tmp_path, tiny_model, caplog):
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\n,0\n  ,1\nbad,0\n")
+    files = {"train_file": str(tmp_path / "a.csv"), "val_file": str(tmp_path / "a.csv")}
+    data = TextClassification(**files, tokenizer=str(tiny_model), cache_dir=str(tmp_path / "cache"))
+    data.check_sources()
+    _ = data.task
+    data.setup("fit")
+    data.setup("validate")
+    said = [record.getMessage() for record in caplog.records if "empty" in record.getMessage()]
+    assert [line.partition(" and are read")[0] for line in said] == [
+        f"data.text_columns: 2 of 4 rows to {split} have an empty 'text'" for split in ("train", "val")
+    ]

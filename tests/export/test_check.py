@@ -46,6 +46,7 @@ from lit_compress.export.command import export
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
+from lit_compress.export.onnx import IntegerOptions, advice
 from lit_compress.tasks import Batch, make_task
 
 LABELS = ["0", "1"]
@@ -345,3 +346,11 @@ def test_a_data_module_of_ones_own_is_no_reason_to_export_nothing(finished, tmp_
     export(run=str(finished), output=str(tmp_path / "out"), to="onnx-int8")
     said = " ".join(capsys.readouterr().out.split())
     assert "was not compared on the run's validation rows: AttributeError: 'NoneType' object has no attribute" in said
+
+
+@pytest.mark.parametrize("tables", ["int8", "float"])
+def test_a_model_that_was_quantized_in_training_is_not_told_to_train_so(tables):
+    options = IntegerOptions(tables=tables)
+    assert "train longer with QuantAwareTraining" in advice(options, trained=True)
+    assert "train with QuantAwareTraining" in advice(options, trained=False)
+    assert ("--tables float" in advice(options, trained=True)) == (tables == "int8")
