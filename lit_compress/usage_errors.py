@@ -16,6 +16,21 @@ __all__ = ["is_configured", "one_line", "option_names", "refuse", "split", "user
 
 # jsonargparse's message about a value that is none of some.
 _CHOICE = re.compile(r"(?:Parser key \"[^\"]+\":\s*)?Expected a typing\.Literal\[(.*)\]\. Got value: (\S+)\s*$")
+# Its message about a value that is of none of some types, which may hold others' messages of the same form.
+_UNION = re.compile(
+    r"(?:Parser key \"[^\"]+\":\s*)?Does not validate against any of the Union subtypes\s+Subtypes: \[(.*)\]\n"
+    r"(?:.*\n)*\s*Given value type: (.*)\n\s*Given value: (.*)\s*\Z"
+)
+_TYPES = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'str'>": "a text",
+    "<class 'bool'>": "true or false",
+    "collections.abc.Sequence[int]": "a list of whole numbers",
+    "collections.abc.Sequence[str]": "a list of texts",
+    "collections.abc.Sequence[int | float]": "a list of numbers",
+    "<class 'NoneType'>": "null",
+}
 
 
 def refuse(message: str, error: Exception | None, names: Iterable[str]) -> NoReturn:
@@ -55,6 +70,8 @@ def one_line(message: str, names: Iterable[str]) -> str:
         known = re.findall(r"'([^']*)'", choice[1])
         meant = f"; did you mean {near[0]!r}?" if (near := get_close_matches(choice[2], known, n=1)) else ""
         return f"{prefix}{choice[2]!r} must be one of {', '.join(known)}{meant}"
+    if wrong := _wrong_type(message):
+        return prefix + wrong
     if unknown := re.search(r"Expected a dot import path string: (\S+)", message):
         return f"{prefix}no class is named {unknown[1]!r}{_hint(unknown[1], names)}"
     lines = [re.sub(r'Parser key "[^"]+": ?', "", line).strip(" -") for line in message.splitlines()]
@@ -64,6 +81,17 @@ def one_line(message: str, names: Iterable[str]) -> str:
         f"{name}: " for name in re.findall(r'Parser key "([^"]+)"', message)[1:] if name != (key and key[1])
     )
     return prefix + inner + ("; ".join(telling) or " ".join(lines))
+
+
+def _wrong_type(message: str) -> str | None:
+    """What a value should have been, where that is one of a few plain types."""
+    union = _UNION.match(message)
+    kinds = union[1].split(", ") if union else []
+    if union is None or not all(kind in _TYPES for kind in kinds):
+        return None
+    value = repr(union[3]) if union[2] == "<class 'str'>" else union[3]
+    *others, last = (_TYPES[kind] for kind in kinds)
+    return f"{value} must be {', '.join(others)} or {last}"
 
 
 def option_names(modules: Iterable[ModuleType], options: Iterable[str]) -> list[str]:

@@ -76,6 +76,10 @@ OPTIONS = {
     "text for an integer": (["--data.batch_size=three"], ["batch_size", "int", "three"]),
     "fraction for an integer": (["--data.batch_size=1.5"], ["batch_size", "int", "1.5"]),
     "text for a number": ([PRUNE, "--compression.sparsity=much"], ["sparsity", "float", "much"]),
+    "text in a list of numbers": (
+        ["--compression+=StructuredPruning", "--compression.heads=[a, 1]"],
+        ["heads: ['a', 1] must be a whole number, a number, a list of numbers or null"],
+    ),
     "choice": ([PRUNE, "--compression.schedule=quadratic"], ["schedule", "cubic", "'quadratic'"]),
     "choice of precision": (["--trainer.precision=17"], ["trainer.precision", "bf16-mixed"]),
     "text for a switch": (["--model.compile=maybe"], ["compile", "bool", "maybe"]),
@@ -112,7 +116,10 @@ FILES = {
         ["pattern", "str"],
     ),
     "no YAML": ("model: [", ["Problems parsing config", "line 2"]),
-    "text for a number": ("trainer: {max_epochs: three}", ["trainer.max_epochs", "int"]),
+    "text for a number": (
+        "trainer: {max_epochs: three}",
+        ["trainer.max_epochs: 'three' must be a whole number or null"],
+    ),
 }
 
 
