@@ -9,14 +9,16 @@ count costs. One average layer, a stack of them and the whole depth give what a 
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub.constants import HF_ASSETS_CACHE
+from scipy.optimize import nnls
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.choices import Target
@@ -40,7 +42,7 @@ from lit_compress.report.machine import instruction_sets, processor
 from lit_compress.serve.engines import variants
 from lit_compress.version import __version__
 
-__all__ = ["fixed_parts", "measure_structures", "measure_table", "table_file", "table_settings"]
+__all__ = ["fit_times", "fixed_parts", "measure_structures", "measure_table", "table_file", "table_settings"]
 
 # Shares of the dense model's counts that are measured; the fourth of six and the third of five are an average layer's.
 _SHARES: dict[Kind, tuple[float, ...]] = {
@@ -195,28 +197,58 @@ def _measured(
     config: PretrainedConfig, target: Target, rows: int, tokens: int, threads: int, settings: Mapping[str, str]
 ) -> LatencyTable:
     skeleton, depth = outline(config), len(dense_structure(config).layers)
-    counts, ranks = _counts(config), _ranks(skeleton)
     weights = sum(parameter.numel() for parameter in encoder_layers(skeleton)[0].parameters())
     height = min(depth, max(2, _WEIGHTS // weights))
+    counts, ranks = _counts(config), _ranks(skeleton)
     stacks = _stacks(counts, ranks, height, depth)
-    # Some are one: a stack with as many heads as the average, and one that is as high as the model.
-    names = {structure: name for name, structure in stacks.items()}
-    distinct = {name: structure for structure, name in names.items()}
-    found = measure_structures(config, distinct, target, rows, tokens, threads)
-    seconds = {name: found[names[structure]] for name, structure in stacks.items()}
-    one, stack, whole = (seconds[name] for name in ("one layer", "stack", "all layers"))
-    fixed = max(one - (stack - one) / (height - 1), 0.0) if height > 1 else 0.0
-    beyond = {
-        kind: {count: (seconds[f"{count} {kind}"] - stack) / height for count in each} for kind, each in counts.items()
-    }
+    found = measure_structures(config, stacks, target, rows, tokens, threads)
+    times = fit_times([(stacks[name], seconds) for name, seconds in found.items()], counts, ranks)
+    return LatencyTable(**times, settings=settings)
+
+
+def fit_times(
+    measured: Sequence[tuple[Structure, float]], counts: Mapping[Kind, Sequence[int]], ranks: Sequence[int]
+) -> dict[str, Any]:
+    """Times of the parts whose sums come closest to those of whole structures, by their relative squared error.
+
+    No part takes less than none, and none takes less when it has more: what says so is noise.
+
+    Args:
+        measured: structures of these counts and ranks, and their seconds.
+        counts: of heads and neurons, in ascending order.
+        ranks: likewise.
+
+    Returns:
+        ``heads``, ``neurons``, ``ranks`` and ``fixed`` of a :class:`LatencyTable`.
+
+    """
+    # What is sought: the fixed time, that of a layer with the fewest of all, and then each step to the next count. An
+    # embedding of the lowest rank may save time, so that it has a column of either sign.
+    columns = ["fixed", "layer", "rank saves", *((kind, count) for kind in KINDS for count in counts[kind][1:])]
+    columns += [("rank", rank) for rank in ranks]
+    matrix = np.zeros((len(measured), len(columns)))
+    for row, (structure, seconds) in zip(matrix, measured, strict=True):
+        steps = ["fixed"]
+        for shape in structure.shapes:
+            steps.append("layer")
+            steps += [(kind, each) for kind in KINDS for each in counts[kind][1:] if each <= getattr(shape, kind)]
+        if structure.rank is not None:
+            row[columns.index("rank saves")] = -1 / seconds
+            steps += [("rank", each) for each in ranks if each <= structure.rank]
+        for step in steps:
+            row[columns.index(step)] += 1 / seconds
+    found = dict(zip(columns, nnls(matrix, np.ones(len(measured)))[0].tolist(), strict=True))
     # Nothing tells what the smallest attention takes from what the smallest feed-forward block does.
-    smallest = max((whole - fixed) / depth + sum(times[min(times)] for times in beyond.values()), 0.0)
+    smallest = found["layer"] / 2
     parts = {
-        kind: _rising({count: smallest / 2 + time - times[min(times)] for count, time in times.items()})
-        for kind, times in beyond.items()
+        kind: _summed(smallest, {count: found.get((kind, count), 0.0) for count in counts[kind]}) for kind in KINDS
     }
-    extra = _rising({rank: seconds[f"rank {rank}"] - one for rank in ranks})
-    return LatencyTable(heads=parts["heads"], neurons=parts["neurons"], ranks=extra, fixed=fixed, settings=settings)
+    extra = _summed(-found["rank saves"], {rank: found["rank", rank] for rank in ranks})
+    return {**parts, "ranks": extra, "fixed": found["fixed"]}
+
+
+def _summed(start: float, steps: Mapping[int, float]) -> dict[int, float]:
+    return dict(zip(steps, (start + step for step in accumulate(steps.values())), strict=True))
 
 
 def _counts(config: PretrainedConfig) -> dict[Kind, list[int]]:
@@ -240,19 +272,15 @@ def _ranks(skeleton: PreTrainedModel) -> list[int]:
 
 
 def _stacks(counts: Mapping[Kind, list[int]], ranks: list[int], height: int, depth: int) -> dict[str, Structure]:
-    """What is measured, by name."""
-    middle = {kind: each[len(each) // 2] for kind, each in counts.items()}
+    """What is measured, each once, by what it is for."""
+    average = {kind: each[len(each) // 2] for kind, each in counts.items()}
 
     def stack(layers: int, rank: int | None = None, **count: int) -> Structure:
-        shape = LayerShape(**{**middle, **count})
+        shape = LayerShape(**{**average, **count})
         return Structure(layers=(shape,) * layers + (None,) * (depth - layers), rank=rank)
 
-    found = {"one layer": stack(1), "stack": stack(height), "all layers": stack(depth)}
+    found = {f"{layers} layers": stack(layers) for layers in sorted({1, min(2, depth), height, depth})}
     found |= {f"{count} {kind}": stack(height, **{kind: count}) for kind in KINDS for count in counts[kind]}
-    return found | {f"rank {rank}": stack(1, rank) for rank in ranks}
-
-
-def _rising(times: Mapping[int, float]) -> dict[int, float]:
-    """Times that do not fall with the count: what does is noise."""
-    counts = sorted(times)
-    return dict(zip(counts, accumulate((times[count] for count in counts), max), strict=True))
+    found |= {f"rank {rank}": stack(1, rank) for rank in ranks}
+    names = {structure: name for name, structure in found.items()}
+    return {name: structure for structure, name in names.items()}
