@@ -9,7 +9,8 @@ from transformers import AutoModel
 
 from lit_compress import cli
 from lit_compress.nn import CompressibleLinear
-from tools.bench import import_time, measure
+from lit_compress.planning import measure_latency
+from tools.bench import import_time, latency_table, measure
 from tools.bench.deployment import HALF, ROSITA, deployment
 from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
 from tools.bench.exports import exports
@@ -233,6 +234,23 @@ def test_exports(table):
     assert set(found) == {"memory, sparse", "time, sparse", "file, sparse"}
     # A tenth of the layers' weights in a byte, a bit for each, tables in a byte.
     assert 0.2 < float(found["file, sparse"]["ratio_median"]) < 0.3
+
+
+def test_latency_table_sets_what_is_predicted_beside_what_is_measured(table, tiny_teacher, tmp_path, monkeypatch):
+    def seconds(config, structures, *_):
+        return {name: 1e-3 * (1 + len(structure.kept)) for name, structure in structures.items()}
+
+    monkeypatch.setattr(measure_latency, "HF_ASSETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(measure_latency, "measure_structures", seconds)
+    monkeypatch.setattr(
+        latency_table, "measure_structures", lambda *args: {k: v / 2 for k, v in seconds(*args).items()}
+    )
+    latency_table.latency_table(str(tiny_teacher), ["hf"], "1x16", structures=3, threads=1, output=table.path)
+    (row,) = table().values()
+    assert float(row["ratio_median"]) == pytest.approx(2.0)
+    settings = json.loads(row["settings"])
+    assert settings["largest error"] == pytest.approx(1.0)
+    assert len(settings["measured ms"]) == 3
 
 
 def test_import_time_divides_each_start_by_its_own_baseline(table, monkeypatch):
