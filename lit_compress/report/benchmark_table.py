@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from lit_compress.console import say
 from lit_compress.files import atomic_file, begins, check_file
 from lit_compress.report.phrasing import speed
+from lit_compress.report.screen import screen_table
 
 __all__ = ["NOTES", "check_results", "fastest_form", "markdown", "print_results", "save_results", "tables"]
 
@@ -82,16 +80,7 @@ def print_results(results: dict[str, Any]) -> None:
     # Narrower, figures would be cut; names are written on several lines.
     console = Console(width=max(console.width, _NARROWEST))
     for title, (header, *rows) in tables(results):
-        table = Table(
-            title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0)
-        )
-        table.pad_edge = False
-        for index, column in enumerate(header):
-            numeric = index >= _NAMES
-            table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+        console.print(screen_table(title, header, rows, words=("model", "engine")))
         console.print()
     console.print("\n".join(NOTES), style="dim", markup=False)
     machine = results["machine"]
@@ -100,7 +89,6 @@ def print_results(results: dict[str, Any]) -> None:
 
 
 _NARROWEST = 60
-_NAMES = 2  # columns, before those of figures
 
 
 def markdown(results: dict[str, Any]) -> str:

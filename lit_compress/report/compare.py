@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table as Screen
 from rich.text import Text
 
 from lit_compress.errors import UserError
@@ -23,6 +22,7 @@ from lit_compress.report.page import render
 from lit_compress.report.pareto import Group, groups_of, pareto_figure
 from lit_compress.report.phrasing import metric_title, number, points_of, ratio, settings_text, speed, verdict_of
 from lit_compress.report.save import save_report
+from lit_compress.report.screen import screen_table
 from lit_compress.report.section import Section, Table
 from lit_compress.report.size import sparsity_of
 from lit_compress.sources import resolve_package
@@ -144,7 +144,7 @@ def comparison_tables(results: Mapping[str, dict[str, Any]]) -> tuple[Table, Tab
         )
     return (
         Table(header=("", "metric", "value", "of dense", "to dense"), rows=good),
-        Table(header=("", "encoder sparsity", "parameters", "values + index", "speed"), rows=small),
+        Table(header=("", "encoder sparsity", "parameters", "values + index", "speed, dense 1.00x"), rows=small),
     )
 
 
@@ -231,12 +231,7 @@ def _print(tables: Sequence[Table], folder: Path) -> None:
     console = Console()
     console.print(Text(f"Comparison of {folder}"))
     for made in tables:
-        shown = Screen()
-        for column in made.header:
-            words = column in ("", "metric", "to dense")
-            shown.add_column(column, justify="left" if words else "right", overflow="fold")
-        for row in made.rows:
-            shown.add_row(*map(Text, row))
-        console.print(shown)
+        console.print(screen_table("", made.header, made.rows, words=("", "metric", "to dense")))
+        console.print()
     console.print("\n".join(NOTES), style="dim", markup=False)
     console.print(f"Saved as {folder / 'report.html'}, report.md and report.json", markup=False)

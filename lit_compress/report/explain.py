@@ -6,8 +6,6 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
@@ -16,11 +14,13 @@ from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
 from lit_compress.ops.roofline import device_named
+from lit_compress.report.screen import screen_table
 from lit_compress.sources import check_safetensors, resolve_source
 
 __all__ = ["explain", "explanation", "print_explanation"]
 
 _COLUMNS = ("layers", "launches", "product", "weight", "packed", "stored", "MB", "kernel us", "dense us", "runs")
+_WORDS = ("layers", "product", "weight", "packed", "stored", "runs")
 # Where nobody looks at a terminal, a line is as long as it needs to be.
 _WIDTH = 120
 
@@ -72,20 +72,19 @@ def explanation(model: PreTrainedModel, tokens: int, device: str) -> dict[str, A
 
 def print_explanation(facts: dict[str, Any]) -> None:
     """The same as a table in the terminal; layers that are alike share their lines."""
-    table = Table(title=Text(f"{facts['model']}, {facts['tokens']} tokens on {facts['device']}"), title_justify="left")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right" if name in ("launches", "MB", "kernel us", "dense us") else "left")
+    rows: list[tuple[str, ...]] = []
     reasons: list[str] = []  # in the order of their first use; a row has the number of its own
     for names, layer in _grouped(facts["layers"]):
         if not layer["fused"]:
-            table.add_row(names, "", "all", "", "", "", "", "", "", f"plain {_number(layer['reason'], reasons)}")
+            rows.append((names, *("", "all", "", "", "", "", "", ""), f"plain {_number(layer['reason'], reasons)}"))
         for index, product in enumerate(layer["products"]):
             first = (names, str(layer["launches"])) if index == 0 else ("", "")
-            table.add_row(*first, *_cells(product, reasons))
+            rows.append((*first, *_cells(product, reasons)))
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    console.print(table)
+    title = f"{facts['model']}, {facts['tokens']} tokens on {facts['device']}"
+    console.print(screen_table(title, _COLUMNS, rows, words=_WORDS))
     for line in [*(f"[{index + 1}] {reason}" for index, reason in enumerate(reasons)), *_notes(facts)]:
         console.print(line, style="dim", markup=False, highlight=False)
 

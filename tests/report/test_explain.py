@@ -97,3 +97,13 @@ def test_the_command(packed_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "facts.json").read_text())["device"] == "NVIDIA A100-SXM4-80GB"
     assert "A100" in capsys.readouterr().out
     assert not torch.is_inference_mode_enabled()
+
+
+def test_the_table_fits_a_window(packed_folder, capsys, monkeypatch):
+    monkeypatch.setattr("lit_compress.report.explain._WIDTH", 80)
+    explain(str(packed_folder), device="h200")
+    table = capsys.readouterr().out.partition(" of 3 layers")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "…" not in table
+    for word in ("launches", "product", "kernel", "dense", "runs", "0-2", "128 x"):
+        assert word in table
