@@ -8,6 +8,7 @@ count costs. One average layer, a stack of them and the whole depth give what a 
 
 import hashlib
 import json
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -54,6 +55,7 @@ _RANKS = (1 / 12, 1 / 2)  # of the embedding's width
 # A stack has as many layers as hold this many weights: its caches are as full as the model's, and it is soon exported.
 _WEIGHTS = 30_000_000
 _WARMUP, _ROUNDS = 3, 25
+_BUSY = 1.5  # median over fastest call
 # Of a configuration, what says nothing about the time that a model takes.
 _NAMES = {"transformers_version", "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "dtype"}
 
@@ -108,6 +110,8 @@ def measure_structures(
 ) -> dict[str, float]:
     """Median seconds of a forward pass of whole models of random weights, by name, interleaved.
 
+    A machine that is busy with something else is said.
+
     Args:
         config: of the dense model.
         structures: what to time; one with a target of its own is timed in that one.
@@ -139,7 +143,14 @@ def measure_structures(
                 tell(number + 1)
         with opened(cases, threads or torch.get_num_threads(), "cpu") as asks:
             measure(cases, asks, [(rows, tokens)], _WARMUP, rounds)
-    return {case.model: case.results["times"][f"{rows}x{tokens}"]["median_ms"] / 1e3 for case in cases}
+    found = {case.model: case.results["times"][f"{rows}x{tokens}"] for case in cases}
+    slower = statistics.median(times["median_ms"] / min(times["times_ms"]) for times in found.values())
+    if slower > _BUSY:
+        say(
+            f"The machine is busy: half of the calls took {slower:.1f} times as long as the fastest, or longer; these "
+            "times are not those of the models alone, measure again when it is quiet"
+        )
+    return {name: times["median_ms"] / 1e3 for name, times in found.items()}
 
 
 def fixed_parts(config: PretrainedConfig) -> dict[Kind, str]:
