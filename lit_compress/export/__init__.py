@@ -2,11 +2,12 @@
 
 from lit_compress.export.checkpoint import find_checkpoint, last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.command import write
-from lit_compress.export.folded import Folded, from_source, from_student
-from lit_compress.export.hf import save_folder
 from lit_compress.export.pack import save_packed
+from lit_compress.export.source import from_source
 from lit_compress.export.trim import trim_vocabulary
 from lit_compress.models.fold import fold
+from lit_compress.models.folded import Folded, from_student
+from lit_compress.models.hf_folder import save_folder
 from lit_compress.models.pack import pack
 
 __all__ = [

@@ -17,14 +17,15 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.export.check import Examples
 from lit_compress.export.checkpoint import best_checkpoint
 from lit_compress.export.examples import examples_of_data, examples_of_file
-from lit_compress.export.folded import Folded, from_source
 from lit_compress.export.half import HalfOptions
-from lit_compress.export.hf import add_to_card
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
 from lit_compress.export.ranges import calibrated
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
+from lit_compress.export.source import from_source
 from lit_compress.files import atomic_folder, check_folder
+from lit_compress.models.folded import Folded
+from lit_compress.models.hf_folder import add_to_card
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, ranges_of
 from lit_compress.sources import resolve_package
@@ -35,16 +36,16 @@ __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "wri
 # Where each format's function is, which takes what to write and an empty folder. Modules, because some of them import
 # a runtime that need not be installed.
 _WRITERS: dict[str, tuple[str, str]] = {
-    "hf": ("hf", "write_hf"),
-    "packed": ("pack", "write_packed"),
-    "sparse": ("sparse_file", "write_sparse"),
-    "onnx": ("onnx", "write_onnx"),
-    "onnx-int8": ("onnx", "write_onnx_int8"),
-    "openvino": ("openvino", "write_openvino"),
-    "openvino-int8": ("openvino", "write_openvino_int8"),
-    "compressed-tensors": ("compressed_tensors", "write_compressed_tensors"),
+    "hf": ("models.hf_folder", "write_hf"),
+    "packed": ("export.pack", "write_packed"),
+    "sparse": ("export.sparse_file", "write_sparse"),
+    "onnx": ("export.onnx", "write_onnx"),
+    "onnx-int8": ("export.onnx", "write_onnx_int8"),
+    "openvino": ("export.openvino", "write_openvino"),
+    "openvino-int8": ("export.openvino", "write_openvino_int8"),
+    "compressed-tensors": ("export.compressed_tensors", "write_compressed_tensors"),
 }
-_HALF_WRITERS = {"hf": ("half", "write_hf_half"), "onnx": ("half", "write_onnx_half")}
+_HALF_WRITERS = {"hf": ("export.half", "write_hf_half"), "onnx": ("export.half", "write_onnx_half")}
 # The first is what each writes by default.
 _DTYPES = {"hf": ("fp32", "fp16", "bf16"), "onnx": ("fp32", "fp16"), "packed": ("int8", "fp8")}
 # Options that only some formats have.
@@ -263,4 +264,4 @@ def format_writer(to: str, half: Half | None = None) -> Callable[..., None]:
     if to not in _WRITERS:
         raise UserError(f"--to: {to!r} is not one of {', '.join(_WRITERS)}")
     module, function = (_HALF_WRITERS if half else {}).get(to, _WRITERS[to])
-    return getattr(import_module(f"lit_compress.export.{module}"), function)
+    return getattr(import_module(f"lit_compress.{module}"), function)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError, first_line
-from lit_compress.export.folded import Folded, stored_state
 from lit_compress.export.graph_form import round_weights
-from lit_compress.export.hf import write_beside
 from lit_compress.extras import optional
+from lit_compress.models.folded import Folded, stored_state
+from lit_compress.models.hf_folder import write_beside
 from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.storage.weight import QuantizedWeight

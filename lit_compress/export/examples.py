@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.check import Examples
-from lit_compress.export.folded import Folded
 from lit_compress.export.run_folder import task_of, text_data_of, use_labels
+from lit_compress.models.folded import Folded
 from lit_compress.models.positions import check_length
 
 __all__ = ["examples_of_data", "examples_of_file"]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.export.folded import Folded
 from lit_compress.functional.quantize import asymmetric_qparams, fake_quantize, symmetric_qparams
+from lit_compress.models.folded import Folded
 from lit_compress.models.layout import embedding_tables, layer_linears
 from lit_compress.models.manifest_file import weight_scales
 from lit_compress.nn.attention import quantize_attention

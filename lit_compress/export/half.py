@@ -13,9 +13,7 @@ from transformers import PreTrainedModel
 from lit_compress.choices import Half
 from lit_compress.errors import UserError
 from lit_compress.export.check import CheckOptions, Reference, Run, check_structure, reference
-from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
-from lit_compress.export.hf import write_hf
 from lit_compress.export.onnx import (
     DEFAULTS,
     check_predictions,
@@ -27,6 +25,8 @@ from lit_compress.export.onnx import (
 )
 from lit_compress.export.onnx_graph import input_names, trace
 from lit_compress.export.onnx_session import DEFAULT_SESSION
+from lit_compress.models.folded import Folded
+from lit_compress.models.hf_folder import write_hf
 from lit_compress.models.load import quiet_transformers
 
 __all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
@@ -50,7 +50,7 @@ class HalfOptions(CheckOptions):
 
 
 def write_hf_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
-    """Write what :func:`~lit_compress.export.hf.write_hf` does with weights of 16 bits, as ``config.json`` says.
+    """Write what :func:`~lit_compress.models.hf_folder.write_hf` does with weights of 16 bits, as ``config.json`` says.
 
     Args:
         folded: what to write; used up.

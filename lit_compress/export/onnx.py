@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lit_compress.choices import Processor
 from lit_compress.console import say
-from lit_compress.export.card_head import FOLDER
 from lit_compress.export.check import (
     TOLERANCE_INT8,
     CheckOptions,
@@ -24,7 +23,6 @@ from lit_compress.export.check import (
     reference,
     sample_inputs,
 )
-from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import (
     Activations,
     GraphForm,
@@ -36,10 +34,12 @@ from lit_compress.export.graph_form import (
     round_weights,
     store_wide,
 )
-from lit_compress.export.hf import add_to_card, write_beside, write_manifest
 from lit_compress.export.onnx_graph import input_names, trace, with_layers
 from lit_compress.export.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
 from lit_compress.extras import optional
+from lit_compress.models.card_head import FOLDER
+from lit_compress.models.folded import Folded
+from lit_compress.models.hf_folder import add_to_card, write_beside, write_manifest
 
 __all__ = [
     "DEFAULTS",

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.check import sample_inputs, sample_lengths
-from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.extras import optional
+from lit_compress.models.folded import Folded
 from lit_compress.models.layout import encoder_layers
 
 __all__ = ["input_names", "trace", "with_layers"]

@@ -6,11 +6,8 @@ from typing import Any
 
 import torch
 
-from lit_compress.export.card_head import FOLDER
 from lit_compress.export.check import Reference, Run, check_structure
-from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm, is_quantized
-from lit_compress.export.hf import write_beside
 from lit_compress.export.onnx import (
     DEFAULTS,
     IntegerOptions,
@@ -22,6 +19,9 @@ from lit_compress.export.onnx import (
 )
 from lit_compress.export.onnx_graph import trace, with_layers
 from lit_compress.extras import optional
+from lit_compress.models.card_head import FOLDER
+from lit_compress.models.folded import Folded
+from lit_compress.models.hf_folder import write_beside
 
 __all__ = ["runner", "write_openvino", "write_openvino_int8"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.export.folded import Folded
+from lit_compress.models.folded import Folded
 from lit_compress.models.layout import LAYOUTS, encoder_layers, family_of
 from lit_compress.models.pack import Ranges
 from lit_compress.storage.buffers import Precision

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_compress.export.folded import Folded, stored_state
-from lit_compress.export.hf import write_beside
+from lit_compress.models.folded import Folded, stored_state
+from lit_compress.models.hf_folder import write_beside
 from lit_compress.models.shapes import METHOD, shapes_of
 from lit_compress.storage.file import checksums
 from lit_compress.storage.parts import BITMAP, encode

@@ -14,9 +14,10 @@ from lit_compress.console import say
 from lit_compress.data.text import load_tokenizer
 from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError, first_line
-from lit_compress.export.folded import Folded, from_source
-from lit_compress.export.hf import write_hf
+from lit_compress.export.source import from_source
 from lit_compress.files import atomic_folder, check_folder
+from lit_compress.models.folded import Folded
+from lit_compress.models.hf_folder import write_hf
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.sources import resolve_package
 from lit_compress.text_files import open_text

@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torchmetrics import MetricCollection
 
+from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
+from lit_compress.models.hf_folder import save_folder
 from lit_compress.models.labels import label_names
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_config, load_model
@@ -25,7 +28,7 @@ from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
-from lit_compress.tasks import Batch, Task, make_task, task_class_of
+from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of
 from lit_compress.training_steps import training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
@@ -203,6 +206,26 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         }
         if "optimizer_states" in checkpoint:  # to be continued, not weights alone
             checkpoint[_GRADIENTS_KEY] = partial_gradients(self)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the student as `export --to hf` does: a folded Hugging Face folder, for ``from_pretrained``.
+
+        The student itself stays as it is. In a training with several processes let one of them do it.
+
+        Args:
+            path: folder to make; it appears whole or not at all.
+            overwrite: replace an existing folder that an export wrote.
+
+        Raises:
+            UserError: the folder exists or cannot be written, or the student is sharded over processes.
+
+        """
+        if self.device_mesh is not None:
+            raise UserError("save: the student is sharded over processes; export a checkpoint of the run")
+        words = isinstance(self.task, TokenClassificationTask)
+        tokenizer = load_tokenizer(self.tokenizer, "model.tokenizer", words)
+        left = self._unfinished() if self._trainer is not None else []
+        return save_folder(self.student, tokenizer, path, overwrite, left)
 
     def _unfinished(self) -> list[dict[str, Any]]:
         """What strategies have not reached yet, see :meth:`lit_compress.strategies.Strategy.unfinished`."""

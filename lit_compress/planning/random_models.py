@@ -15,9 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lit_compress.choices import EngineName, Target
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.command import format_writer
-from lit_compress.export.folded import from_student
 from lit_compress.extras import optional
 from lit_compress.models.compress import quantize_
+from lit_compress.models.folded import from_student
 from lit_compress.models.groups import KINDS, removable_groups, remove_groups
 from lit_compress.models.layout import LAYOUTS, Layout, layer_linears, layout_of
 from lit_compress.models.load import quiet_transformers

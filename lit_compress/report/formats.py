@@ -15,9 +15,9 @@ from torch import Tensor
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.command import INTEGERS, Format, format_writer, write
-from lit_compress.export.folded import from_source
 from lit_compress.export.onnx import IntegerOptions, Processor
 from lit_compress.export.run_folder import run_config, task_of, validation_data
+from lit_compress.export.source import from_source
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config

@@ -44,9 +44,9 @@ from lit_compress.export.check import (
 )
 from lit_compress.export.command import export
 from lit_compress.export.examples import examples_of_data, examples_of_file
-from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.export.onnx import IntegerOptions, advice
+from lit_compress.models.folded import Folded
 from lit_compress.tasks import Batch, make_task
 
 LABELS = ["0", "1"]

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, seed_everything
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
 from lit_compress.init_args import settings_of
@@ -32,6 +33,13 @@ class Seen(Callback):
     def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
         self.losses.append(float(outputs["loss"]))
         self.names |= run.callback_metrics.keys()
+
+
+class Ended(Callback):
+    """Ends a training after its second step, as `max_time` would."""
+
+    def on_train_batch_end(self, run, *_):
+        run.should_stop = run.global_step == 2
 
 
 class BrokenAt(Distillation):
@@ -65,6 +73,36 @@ def compressed(tmp_path_factory, tiny_teacher, tiny_data):
     ]
     run = fit(module, data(tiny_data, tiny_teacher), strategies, root)
     return module, run, root / f"step={STEPS}.ckpt"
+
+
+def test_a_model_saves_itself_as_an_export_does(compressed, tmp_path):
+    module, _, checkpoint = compressed
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    assert module.save(tmp_path / "saved") == tmp_path / "saved"
+    main(["export", f"--checkpoint={checkpoint}", f"--output={tmp_path / 'exported'}"])
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("saved", "exported")]
+    assert files[0].keys() == files[1].keys()
+    assert [name for name, content in files[0].items() if content != files[1][name]] == []
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    with pytest.raises(UserError, match="overwrite"):
+        module.save(tmp_path / "saved")
+    module.save(tmp_path / "saved", overwrite=True)
+
+
+def test_a_model_is_saved_before_it_is_trained(tiny_teacher, tmp_path):
+    LitTeacher(str(tiny_teacher), labels=["0", "1"]).save(tmp_path / "saved")
+    saved, began = (AutoModelForSequenceClassification.from_pretrained(at) for at in (tmp_path / "saved", tiny_teacher))
+    assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), began.parameters(), strict=True))
+
+
+def test_a_model_that_was_saved_too_early_says_so(tiny_teacher, tiny_data, tmp_path):
+    module = student(tiny_teacher, tiny_teacher)
+    late = [MagnitudePruning(sparsity=0.75, end="100%", every="1 steps")]
+    fit(module, data(tiny_data, tiny_teacher), late, tmp_path / "run", callbacks=[Ended()])
+    module.save(tmp_path / "saved")
+    (left,) = json.loads((tmp_path / "saved" / "compression.json").read_text())["unfinished"]
+    assert (left["strategy"], left["step"]) == ("MagnitudePruning", 2)
+    assert "not finished: MagnitudePruning" in (tmp_path / "saved" / "README.md").read_text()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from transformers import (
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.command import write
-from lit_compress.export.folded import from_source
+from lit_compress.export.source import from_source
 from lit_compress.serve import predict, prediction_file
 from lit_compress.serve.records import Records
 

@@ -26,8 +26,8 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_compress.data.text import load_tokenizer
 from lit_compress.export.command import Format, write
-from lit_compress.export.folded import Folded
 from lit_compress.export.graph_form import round_tables, round_weights
+from lit_compress.models.folded import Folded
 from lit_compress.serve.engines import variants
 from tools.bench.deployment import prune
 from tools.bench.measure import MINILM, RESULTS, Row, model_source, publish, quiet

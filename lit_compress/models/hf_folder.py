@@ -1,18 +1,19 @@
 """A folded student as a Hugging Face folder that stock transformers loads, after `import lit_compress` if need be."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_compress.export.card_head import FOLDER, card_head
-from lit_compress.export.folded import Folded, from_student
 from lit_compress.files import atomic_folder
+from lit_compress.models.card_head import FOLDER, card_head
+from lit_compress.models.folded import Folded, from_student
 from lit_compress.models.groups import KINDS
 from lit_compress.models.labels import label_names
-from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
+from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED, check_unfinished, unfinished_lines
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.file import checksums
@@ -23,7 +24,11 @@ __all__ = ["add_to_card", "save_checked", "save_folder", "write_beside", "write_
 
 
 def save_folder(
-    student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: str | Path, overwrite: bool = False
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: str | Path,
+    overwrite: bool = False,
+    unfinished: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write config, folded safetensors, tokenizer, model card and manifest; the folder appears whole or not at all.
 
@@ -32,12 +37,15 @@ def save_folder(
         tokenizer: saved beside the weights.
         output: folder to make.
         overwrite: replace an existing folder that an export wrote.
+        unfinished: what strategies have not reached, see :meth:`lit_compress.strategies.Strategy.unfinished`.
 
     Raises:
         UserError: the folder exists or cannot be written.
 
     """
     folded = from_student(student, tokenizer)
+    if unfinished:
+        folded = replace(folded, manifest=folded.manifest | {UNFINISHED: check_unfinished([*unfinished])})
     with atomic_folder(output, overwrite) as staging:
         write_hf(folded, staging)
     return Path(output)
