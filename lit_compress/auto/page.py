@@ -20,7 +20,7 @@ from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, bare, chart, 
 from lit_compress.report.page import render
 from lit_compress.report.pareto import pareto_front
 from lit_compress.report.phrasing import number
-from lit_compress.report.sections import Section, Table
+from lit_compress.report.section import Section, Table
 
 __all__ = ["check_page", "save_page", "table"]
 
