@@ -28,6 +28,7 @@ from lit_compress.data.guess import (
 from lit_compress.data.text import load_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.export.run_folder import text_data
 from lit_compress.files import atomic_file, begins, check_file, check_shared_folder
 from lit_compress.hub import is_reachable
 from lit_compress.models.load import load_config
@@ -299,7 +300,7 @@ def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, d
     local = Path(resolve_source(model, "--model")).exists()
     most = _most_tokens(model) if local else _MOST_TOKENS
     lengths_of = {"max_length": most} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
-    data: TextData = getattr(lit_compress.data, _MODULES[guess.task])(tokenizer=model, **options | lengths_of)
+    data = text_data(f"lit_compress.data.{_MODULES[guess.task]}", {"tokenizer": model, **options, **lengths_of})
     table = data.rows("train")
     assert table is not None
     if data.files["val"]:

@@ -49,7 +49,7 @@ __all__ = ["Family", "Member", "compress"]
 
 _RECIPE, _LATENCY, _LOSSES, _PLAN = "recipe.yaml", "latency.json", "losses.json", "plan.json"
 _TEACHER = "teacher"
-_ROWS = 128  # of the training data, on which losses are measured
+_ROWS = 64  # of the training data, on which losses are measured
 _SMALL, _SMALL_RATE, _RATE = 512, 1e-4, 5e-5  # hidden sizes below this learn faster
 # More rows are needed for an interval that decides anything.
 _FEW_ROWS = 20

@@ -38,7 +38,7 @@ from lit_compress.planning.random_models import (
 )
 from lit_compress.planning.structure import LayerShape, Structure
 from lit_compress.progress import counted
-from lit_compress.report.benchmark import Case, measure, opened
+from lit_compress.report.benchmark import Case, measure, opened_here
 from lit_compress.report.machine import instruction_sets, processor
 from lit_compress.serve.engines import variants
 from lit_compress.version import __version__
@@ -141,7 +141,7 @@ def measure_structures(
                 vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
                 cases.append(Case(model=name, source=used, variant=variant, vocabulary=vocabulary, longest=None))
                 tell(number + 1)
-        with opened(cases, threads or torch.get_num_threads(), "cpu") as asks:
+        with opened_here(cases, threads or torch.get_num_threads()) as asks:
             measure(cases, asks, [(rows, tokens)], _WARMUP, rounds)
     found = {case.model: case.results["times"][f"{rows}x{tokens}"] for case in cases}
     slower = statistics.median(times["median_ms"] / min(times["times_ms"]) for times in found.values())

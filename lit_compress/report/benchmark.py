@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +31,7 @@ from lit_compress.serve.engines import (
     local_folder,
     variants,
 )
-from lit_compress.serve.worker import batch_of
+from lit_compress.serve.worker import Worker, batch_of
 from lit_compress.serve.worker_process import WorkerProcess
 from lit_compress.sources import check_safetensors
 
@@ -45,6 +46,7 @@ __all__ = [
     "keep_memory",
     "measure",
     "opened",
+    "opened_here",
     "row",
     "runtimes",
     "without_padding",
@@ -220,17 +222,46 @@ def opened(cases: Sequence[Case], threads: int, device: str) -> Iterator[list[As
         # All start before the first is asked: what each imports takes longer than what it loads.
         started = [stack.enter_context(WorkerProcess(f"{case.model}, {case.label}")) for case in cases]
         for case, process in zip(cases, started, strict=True):
-            variant = case.variant
-            process.ask(
-                "open",
-                engine=variant.engine,
-                file=str(variant.file),
-                size=variant.bytes,
-                packed=variant.packed,
-                threads=threads,
-                device=device,
-            )
+            _open(process.ask, case, threads, device)
         yield [process.ask for process in started]
+
+
+@contextmanager
+def opened_here(cases: Sequence[Case], threads: int) -> Iterator[list[Ask]]:
+    """:func:`opened`, on the processor in this process: many small models run in less time than processes start.
+
+    Args:
+        cases: see :func:`cases_of`.
+        threads: of the processor.
+
+    """
+    before, asks = torch.get_num_threads(), [partial(_ask, Worker()) for _ in cases]
+    try:
+        for case, ask in zip(cases, asks, strict=True):
+            _open(ask, case, threads, "cpu")
+        yield asks
+    finally:
+        torch.set_num_threads(before)
+
+
+def _ask(worker: Worker, do: str, **options: Any) -> dict[str, Any]:
+    answer = worker.answer({"do": do, **options})
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer
+
+
+def _open(ask: Ask, case: Case, threads: int, device: str) -> None:
+    variant = case.variant
+    ask(
+        "open",
+        engine=variant.engine,
+        file=str(variant.file),
+        size=variant.bytes,
+        packed=variant.packed,
+        threads=threads,
+        device=device,
+    )
 
 
 def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:

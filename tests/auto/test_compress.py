@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_compress.auto import compress
 from lit_compress.cli import main
+from lit_compress.errors import UserError
 
 GOOD = ["good film", "great story", "lovely scene", "a funny actor", "the plot was clever", "a warm film"]
 BAD = ["bad film", "awful story", "dull scene", "a boring actor", "the plot was stupid", "a cold film"]
@@ -48,3 +50,55 @@ def test_the_family_is_exported_measured_and_reported(family):
     assert "<title>Family of" in page
     stages = yaml.safe_load((family / "fast/recipe.yaml").read_text())["stages"]
     assert "StructuredPruning" in str(stages) or "LayerDropping" in str(stages) or members["1_3x"]["same_as"] == "int8"
+
+
+def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, tiny_model, monkeypatch):
+    monkeypatch.chdir(family)
+    weights = sorted(Path("fast").glob("*/model/*.safetensors"))
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in weights]
+    plan = Path("fast/plan.json").read_text()
+    options = {"speedup": 1.3, "minutes": 0.01, "threads": 1, "shape": "2x8", "max_loss": 100.0}
+    made = compress(model=str(tiny_model), train="train.csv", val="val.csv", run="fast", **options)
+    assert made is not None
+    assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in weights] == before
+    assert Path("fast/plan.json").read_text() == plan
+    assert [member.name for member in made.members] == ["int8", "1_3x"]
+    fastest = max(made.members, key=lambda member: member.speedup)
+    assert made.best == (fastest if fastest.speedup > 1 else None)
+    assert made.report.is_file()
+
+
+def test_a_plan_trains_nothing_and_leaves_nothing(family, tiny_model, tmp_path, capsys):
+    files = [f"--train={family}/train.csv", f"--val={family}/val.csv", f"--run={tmp_path}/plan"]
+    main(["compress", f"--model={tiny_model}", *files, "--speedup=1.3", "--threads=1", "--shape=2x8", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "classification, 96 rows, 48 to validate" in said
+    assert "--data.label_column: label" in said
+    assert "1_3x: 60 steps (20.0 epochs), about" in said
+    assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"speedup": 500}, "--speedup: 500 is out of reach of"),
+        ({"train": "missing.csv"}, "missing.csv"),
+        ({"val": "few.csv"}, "--val: 12 validation rows say nothing about a loss of 1 points"),
+        ({"shape": "1x5000"}, "--shape: 5000 is above"),
+        ({"data": {"max_lenght": 3}}, "max_lenght"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_any_training(options, said, family, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(family)
+    Path("few.csv").write_text(_rows(1))
+    given = {"train": "train.csv", "val": "val.csv", "speedup": 1.3, "shape": "2x8", "threads": 1} | options
+    with pytest.raises(UserError) as caught:
+        compress(model=str(tiny_model), run=str(tmp_path / "run"), **given)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "run").glob("*/model"))
+
+
+def test_a_teacher_of_other_labels_is_refused(tiny_teacher, family, tmp_path):
+    with pytest.raises(UserError, match=r"--model: .* has the classes .* and the data"):
+        compress(str(tiny_teacher), f"{family}/train.csv", f"{family}/val.csv", str(tmp_path / "run"))
