@@ -28,7 +28,7 @@ from lit_compress.tasks import Batch, Task
 __all__ = ["measure_losses"]
 
 # What is left of a layer's heads and of its neurons when it is measured; 0 is a single one.
-_SHARES: dict[Kind, tuple[float, ...]] = {"heads": (1 / 2, 1 / 4, 0), "neurons": (1 / 2, 1 / 4, 1 / 8, 1 / 16)}
+_SHARES: dict[Kind, tuple[float, ...]] = {"heads": (1 / 2, 1 / 4, 0), "neurons": (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def measure_losses(model: PreTrainedModel, batches: Iterable[Batch], task: Task)
     """How far the answers of a model move on real rows when a part of it goes, one part at a time.
 
     Of each layer only its most important heads stay (a half, a quarter, one), or its most important neurons (a half, a
-    quarter, an eighth, a sixteenth), or the whole layer is skipped. Importance is weight times gradient of the task, as
-    in :class:`~lit_compress.StructuredPruning`. What is measured is the divergence ``KL(dense || pruned)`` of what the
-    head says, for a regression the squared difference: it needs no labels and is 0 for the model itself.
+    quarter, and so on to a thirty-second), or the whole layer is skipped. Importance is weight times gradient of the
+    task, as in :class:`~lit_compress.StructuredPruning`. What is measured is the divergence ``KL(dense || pruned)`` of
+    what the head says, for a regression the squared difference: it needs no labels and is 0 for the model itself.
 
     With fewer of its parts a layer never loses less. Nothing of the model changes; the same batches give the same
     losses.
