@@ -30,7 +30,8 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     own, overrides = (args, None) if known is None else split(args, known)
     parser = function_parser(name, function)
     options = vars(parser.parse_args(_listed(parser, _shipped(own))))
-    options.pop("config", None)
+    if name == "compress":
+        options.pop("config", None)  # whose options are in the others; a recipe's is an argument of its own
     if overrides is not None:
         options["overrides"] = overrides
     if name not in _WITHOUT_MODELS and not options.get("dry_run"):
