@@ -12,8 +12,8 @@ __all__ = ["EXTRAS", "MissingPackage", "named_extras", "optional"]
 # What is imported without asking first; tests compare it with pyproject.toml.
 EXTRAS = {
     "train": (
-        *("datasets", "filelock", "jsonargparse", "lightning", "matplotlib", "numpy", "pandas"),
-        *("pyarrow", "rich", "tensorboard", "tokenizers", "torchmetrics", "yaml"),
+        *("datasets", "filelock", "jsonargparse", "lightning", "matplotlib", "pandas"),
+        *("pyarrow", "rich", "tensorboard", "tokenizers", "torchmetrics"),
     ),
     "report": ("jinja2", "markupsafe", "scipy"),
 }

@@ -31,7 +31,7 @@ SCHEMA = 1
 _EAGER, _DENSE = "eager", "dense"
 _ENGINE: dict[str, EngineName] = {"onnx": "onnxruntime", "openvino": "openvino", "hf": ENGINES[0]}
 _MANY = 32  # rows, for the throughput
-_WARMUP, _REPETITIONS = 3, 30
+_WARMUP, _REPETITIONS, _FEW = 3, 30, 5  # calls: before, and at the shape and the larger batch
 
 
 def verify(
@@ -72,7 +72,8 @@ def verify(
     scores, outcomes = _evaluate(cases[1:], data, task, threads)
     shapes = list(dict.fromkeys([shape, (_MANY, shape[1])]))
     with opened(cases, threads, "cpu") as asks:
-        measure(cases, asks, shapes, _WARMUP, _REPETITIONS)
+        for each, repetitions in zip(shapes, (_REPETITIONS, _FEW), strict=False):
+            measure(cases, asks, [each], _WARMUP, repetitions)
     results = {
         "schema": SCHEMA,
         "command": command_line(),

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lit_compress.choices import EngineName, Target
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.command import format_writer
-from lit_compress.extras import optional
 from lit_compress.models.compress import quantize_
 from lit_compress.models.folded import from_student
 from lit_compress.models.groups import KINDS, removable_groups, remove_groups
@@ -49,9 +49,11 @@ def check_target(target: str, key: str = "--target") -> None:
     """
     if target not in ENGINES:
         raise UserError(f"{key}: {target!r} is not one of {', '.join(ENGINES)}")
-    if (engine := ENGINES[target]) != "eager":
-        for package in ("onnx", engine):
-            optional(package, target.removesuffix("-int8"), f"{key} {target}")
+    needs = () if target == "hf" else ("onnx", ENGINES[target])
+    if missing := [package for package in needs if find_spec(package) is None]:
+        extra = target.removesuffix("-int8")
+        install = f"pip install 'lit_compress[{extra}]'"
+        raise UserError(f"{key}: {target!r} needs {missing[0]!r}, which is not installed; {install}")
 
 
 def dense_structure(config: PretrainedConfig, key: str = "model") -> Structure:
