@@ -58,7 +58,8 @@ def compress_family(
         target: runtime and precision of the members.
         shape: rows and tokens at which speed counts, such as 1x128; without it one row of the data's length.
         threads: of the processor; without it as many as PyTorch takes.
-        minutes: for everything; trainings become shorter when that is not enough, and it is said.
+        minutes: for all trainings together; they become shorter when that is not enough, and it is said. Measuring
+            comes on top.
         task: of the data, where the guess is wrong.
         text_columns: columns with the texts, one or two, where the guess is wrong.
         label_column: column with the labels, where the guess is wrong.

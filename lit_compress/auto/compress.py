@@ -171,7 +171,7 @@ def compress(
         target: runtime and precision of the members.
         shape: rows and tokens at which speed counts, ``1x128``; without it one row of the data's length.
         threads: of the processor; without it as many as PyTorch takes.
-        minutes: for everything; trainings become shorter when that is not enough.
+        minutes: for all trainings together, which become shorter when that is not enough; measuring comes on top.
         task: of the data, where its columns say too little.
         text_columns: likewise.
         label_column: likewise.

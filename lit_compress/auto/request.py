@@ -30,7 +30,7 @@ class Request:
         target: runtime and precision.
         shape: rows and tokens at which speed is asked for; None is one row of ``max_length``.
         threads: of the processor; None leaves it to PyTorch.
-        minutes: for the trainings; None trains as long as is usual.
+        minutes: for all trainings together; None trains as long as is usual.
         task: None looks at the columns.
         text_columns: likewise.
         label_column: likewise.

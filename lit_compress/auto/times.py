@@ -12,8 +12,7 @@ __all__ = ["INT8_STEPS", "Steps", "steps_of", "training_seconds"]
 
 INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
 _LEAST = 20  # steps below which a training is none
-# Share of the time that is asked for which exports, evaluation and timing need.
-_MEASURING = 0.3
+_START = 10.0  # seconds that a training takes beside its steps
 _ENOUGH = 1_000  # optimizer steps
 
 Steps = dict[str, int]
@@ -22,20 +21,20 @@ Steps = dict[str, int]
 def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float], minutes: float | None) -> Steps:
     """Optimizer steps of each training.
 
-    A teacher has 3 to 10 epochs, a member 3 to 20, so that small data has about a thousand steps and two thousand. When
-    that takes longer than there is time, all but that of the integers alone become shorter by the same share.
+    A teacher has 3 to 10 epochs, a member 3 to 20, so that small data has about a thousand steps and two thousand; the
+    integers alone have at most one. When that takes longer than there is time, all become shorter by the same share.
 
     Args:
         names: of the trainings, and the kind of each: ``teacher``, ``int8`` or ``member``.
         epoch: steps of an epoch.
         seconds: of a step, by kind.
-        minutes: for everything, measuring included; None takes as long as it takes.
+        minutes: for all trainings together; None takes as long as it takes.
 
     Example:
         >>> steps_of({"teacher": "teacher", "4x": "member"}, 500, {"teacher": 0.1, "member": 0.2}, None)
         {'teacher': 1500, '4x': 2000}
-        >>> steps_of({"teacher": "teacher", "4x": "member"}, 500, {"teacher": 0.1, "member": 0.2}, 1.0)
-        {'teacher': 115, '4x': 153}
+        >>> steps_of({"teacher": "teacher", "4x": "member"}, 500, {"teacher": 0.1, "member": 0.2}, 2.0)
+        {'teacher': 273, '4x': 364}
 
     """
     usual = {
@@ -46,12 +45,9 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
     steps = {name: usual[kind] for name, kind in names.items()}
     if minutes is None:
         return steps
-    fixed = sum(seconds[kind] * steps[name] for name, kind in names.items() if kind == "int8")
-    others = sum(seconds[kind] * steps[name] for name, kind in names.items() if kind != "int8")
-    share = max((1 - _MEASURING) * 60 * minutes - fixed, 0) / max(others, 1e-9)
-    if share >= 1:
-        return steps
-    return {name: steps[name] if names[name] == "int8" else max(round(share * steps[name]), _LEAST) for name in names}
+    time_left = 60 * minutes - _START * len(steps)
+    share = time_left / sum(seconds[kind] * steps[name] for name, kind in names.items())
+    return {name: min(count, max(round(share * count), _LEAST)) for name, count in steps.items()}
 
 
 def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions: int = 3) -> dict[str, float]:
@@ -82,6 +78,6 @@ def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions
         listening.append(between - started)
         learning.append(time.perf_counter() - between)
     model.train(training)
-    # The first call is slower. A quarter more for optimizer and loader, half as much again for fake quantization.
-    step, teacher = 1.25 * statistics.median(learning[1:]), statistics.median(listening[1:])
-    return {"teacher": step, "int8": 1.5 * step + teacher, "member": 1.25 * step + teacher}
+    # The first call is slower. What the optimizer takes, shorter rows give back.
+    step, teacher = statistics.median(learning[1:]), statistics.median(listening[1:])
+    return {"teacher": step, "int8": step + teacher, "member": step + teacher}

@@ -39,8 +39,9 @@ class Player:
         return {"seconds": [next(self.seconds) for _ in range(options["calls"])]}
 
 
-def test_times_and_turns():
+def test_times_and_turns(monkeypatch):
     log: list = []
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: log.append(("pause", seconds, {})) if seconds else None)
     cases = [case(), case("b")]
     asks = [Player("a", log, [0.004, 0.002, 0.003]), Player("b", log, [0.001, 0.001, 0.010])]
     measure(cases, asks, [(2, 16)], warmup=4, repetitions=3)
@@ -50,6 +51,10 @@ def test_times_and_turns():
     assert b["p90_ms"] == pytest.approx(8.2)
     assert a["times_ms"] == pytest.approx([4, 2, 3])
     warm, turns = log[:2], log[2:]
+    # Before each the threads of the one before get quiet.
+    assert [name for name, *_ in turns[::2]] == ["pause"] * 6
+    assert min(seconds for _, seconds, _ in turns[::2]) > 0.04
+    turns = turns[1::2]
     assert [(name, options["warmup"], options["calls"]) for name, _, options in warm] == [("a", 4, 0), ("b", 4, 0)]
     # Each turn has both, and each call that counts follows one of the same model that does not.
     assert [sorted(name for name, *_ in turns[i : i + 2]) for i in (0, 2, 4)] == [["a", "b"]] * 3
