@@ -58,8 +58,8 @@ Ask = Callable[..., dict[str, Any]]
 _GATE = ((1, 7), (3, 16))
 _GRAPHS = ("onnxruntime", "openvino")
 _ENDS = ("start_logits", "end_logits")
-# Seconds until the threads of the model before are quiet: those of ONNX Runtime wait actively for 40 ms after a call, on
-# the cores that the next model needs.
+# Seconds until the threads of the model before are quiet: those of ONNX Runtime wait actively for 40 ms after a call,
+# on the cores that the next model needs.
 _QUIET = 0.06
 _DEFAULT: tuple[EngineName, ...] = ("eager", "onnxruntime", "openvino")
 
