@@ -30,11 +30,8 @@ test-slow: install
 	$(BIN)/python -m pytest -m "slow"
 
 demo: install
-	rm -rf runs/demo
-	$(BIN)/lit_compress fit --config configs/demo/teacher.yaml
-	$(BIN)/lit_compress fit --config configs/demo/student.yaml
-	$(BIN)/lit_compress report --run runs/demo/student
-	@echo "Compressed model: runs/demo/student/model    Curves: $(BIN)/tensorboard --logdir runs"
+	$(BIN)/lit_compress compress --config configs/demo/compress.yaml
+	@echo "Page: runs/fast/report.html    Curves: $(BIN)/tensorboard --logdir runs"
 
 docs: install
 	$(BIN)/mkdocs build --strict
