@@ -1,10 +1,12 @@
 """The command as a stranger runs it, on a tiny model: everything is real but the size."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import BertConfig, BertModel
 
 from lit_compress.auto import compress
 from lit_compress.cli import main
@@ -22,7 +24,17 @@ def _rows(repetitions: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def family(tiny_model, tmp_path_factory):
+def deep_model(tiny_model, tmp_path_factory):
+    """Eight layers, so that one of them is faster than all on any machine."""
+    folder = tmp_path_factory.mktemp("deep-model")
+    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
+    config = BertConfig.from_pretrained(tiny_model, num_hidden_layers=8, hidden_size=64, intermediate_size=256)
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def family(deep_model, tmp_path_factory):
     """A family that was made by the command in a folder of its own, and what the command said."""
     folder = tmp_path_factory.mktemp("family")
     with pytest.MonkeyPatch.context() as patch:
@@ -31,8 +43,8 @@ def family(tiny_model, tmp_path_factory):
         Path("train.csv").write_text(_rows(8))
         Path("val.csv").write_text(_rows(4))
         main(
-            f"compress --model={tiny_model} --train=train.csv --val=val.csv --run=fast "
-            "--speedup=1.3 --minutes=0.01 --threads=1 --shape=2x8".split()
+            f"compress --model={deep_model} --train=train.csv --val=val.csv --run=fast "
+            "--speedup=1.3 --minutes=0.01 --threads=1 --shape=4x32".split()
         )
     return folder
 
@@ -52,13 +64,13 @@ def test_the_family_is_exported_measured_and_reported(family):
     assert "StructuredPruning" in str(stages) or "LayerDropping" in str(stages) or members["1_3x"]["same_as"] == "int8"
 
 
-def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, tiny_model, monkeypatch):
+def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, deep_model, monkeypatch):
     monkeypatch.chdir(family)
     weights = sorted(Path("fast").glob("*/model/*.safetensors"))
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in weights]
     plan = Path("fast/plan.json").read_text()
-    options = {"speedup": 1.3, "minutes": 0.01, "threads": 1, "shape": "2x8", "max_loss": 100.0}
-    made = compress(model=str(tiny_model), train="train.csv", val="val.csv", run="fast", **options)
+    options = {"speedup": 1.3, "minutes": 0.01, "threads": 1, "shape": "4x32", "max_loss": 100.0}
+    made = compress(model=str(deep_model), train="train.csv", val="val.csv", run="fast", **options)
     assert made is not None
     assert [(path.stat().st_mtime_ns, path.read_bytes()) for path in weights] == before
     assert Path("fast/plan.json").read_text() == plan
@@ -68,9 +80,9 @@ def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, t
     assert made.report.is_file()
 
 
-def test_a_plan_trains_nothing_and_leaves_nothing(family, tiny_model, tmp_path, capsys):
+def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, capsys):
     files = [f"--train={family}/train.csv", f"--val={family}/val.csv", f"--run={tmp_path}/plan"]
-    main(["compress", f"--model={tiny_model}", *files, "--speedup=1.3", "--threads=1", "--shape=2x8", "--dry-run"])
+    main(["compress", f"--model={deep_model}", *files, "--speedup=1.3", "--threads=1", "--shape=4x32", "--dry-run"])
     said = capsys.readouterr().out
     assert "classification, 96 rows, 48 to validate" in said
     assert "--data.label_column: label" in said
@@ -88,12 +100,12 @@ def test_a_plan_trains_nothing_and_leaves_nothing(family, tiny_model, tmp_path, 
         ({"data": {"max_lenght": 3}}, "max_lenght"),
     ],
 )
-def test_what_cannot_be_is_one_line_before_any_training(options, said, family, tiny_model, tmp_path, monkeypatch):
+def test_what_cannot_be_is_one_line_before_any_training(options, said, family, deep_model, tmp_path, monkeypatch):
     monkeypatch.chdir(family)
     Path("few.csv").write_text(_rows(1))
-    given = {"train": "train.csv", "val": "val.csv", "speedup": 1.3, "shape": "2x8", "threads": 1} | options
+    given = {"train": "train.csv", "val": "val.csv", "speedup": 1.3, "shape": "4x32", "threads": 1} | options
     with pytest.raises(UserError) as caught:
-        compress(model=str(tiny_model), run=str(tmp_path / "run"), **given)
+        compress(model=str(deep_model), run=str(tmp_path / "run"), **given)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "run").glob("*/model"))

@@ -180,7 +180,7 @@ def test_a_busy_machine_is_said(calls, busy, monkeypatch, capsys):
             case.results["times"] = {"1x8": {"median_ms": calls[1], "times_ms": calls}}
 
     monkeypatch.setattr(module, "export_random", export)
-    monkeypatch.setattr(module, "opened", lambda *_: nullcontext([]))
+    monkeypatch.setattr(module, "opened_here", lambda *_: nullcontext([]))
     monkeypatch.setattr(module, "measure", measure)
     assert measure_structures(BERT, {"dense": dense_structure(BERT)}, "hf", 1, 8, 1) == {"dense": calls[1] / 1e3}
     assert ("half of the calls took 3.5 times" in capsys.readouterr().out) is busy

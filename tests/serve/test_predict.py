@@ -327,10 +327,3 @@ def test_one_text_is_shown(tiny_teacher, run, capsys):
 def test_what_one_text_cannot_be_with(options, message, tiny_teacher):
     with pytest.raises(SystemExit, match=message):
         main(["predict", f"--model={tiny_teacher}", *options])
-
-
-def test_a_text_is_among_the_first_options_of_the_help(capsys):
-    with pytest.raises(SystemExit):
-        main(["predict", "--help"])
-    shown = capsys.readouterr().out
-    assert shown.index("--text") < shown.index("--output") < shown.index("--engine")

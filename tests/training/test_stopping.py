@@ -101,7 +101,7 @@ def test_it_saves_says_how_to_go_on_and_loses_nothing(
     assert (tmp_path / "run/model/config.json").is_file()
     assert [d for part in PARTS for d in differences(whole[part], resumed[part])] == []
     # A validation that was cut off, or due, is made again as a whole.
-    assert capsys.readouterr().out.count("validated") == validations
+    assert capsys.readouterr().out.count("  validated  ") == validations
 
 
 def test_before_the_first_step_there_is_nothing_to_save(command, tmp_path):

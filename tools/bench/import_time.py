@@ -22,7 +22,7 @@ OURS, THEIRS = "import lit_compress", "import lightning, transformers"
 PARSING, TORCH = "import jsonargparse, rich", "import torch"
 COMMANDS = (
     *("export", "pack", "trim-vocabulary", "explain", "report", "compare", "benchmark", "formats", "recipe"),
-    *("check", "configs", "init", "migrate", "predict", "fit", "validate", "test"),
+    *("check", "compress", "configs", "init", "latency", "migrate", "predict", "fit", "validate", "test"),
 )
 FIT = "fit up to its first batch"
 LOAD = "import lightning, transformers, and load the model"
