@@ -349,7 +349,7 @@ def test_a_recipe_leaves_what_is_in_the_place_of_a_stage(name, here, capsys):
 def test_a_fit_leaves_what_is_in_the_place_of_its_run(name, args, here, tiny_teacher, capsys):
     (here / "run" / name).parent.mkdir(parents=True)
     (here / "run" / name).write_text("years of work")
-    (here / "t.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    (here / "t.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n")
     about = {"architecture": "BertModel", "config": '{"model_type": "bert"}', "tokenizer": "none", "manifest": {}}
     torch.save({"lit_compress": about, "state_dict": {}}, here / "elsewhere.ckpt")
     before = snapshot(here)
