@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from lit_compress import cli
 from lit_compress.nn import CompressibleLinear
@@ -236,7 +236,10 @@ def test_exports(table):
     assert 0.2 < float(found["file, sparse"]["ratio_median"]) < 0.3
 
 
-def test_latency_table_sets_what_is_predicted_beside_what_is_measured(table, tiny_teacher, tmp_path, monkeypatch):
+@pytest.mark.parametrize("head", ["BertForSequenceClassification", "BertForMaskedLM"])
+def test_latency_table_sets_what_is_predicted_beside_what_is_measured(head, table, tiny_teacher, tmp_path, monkeypatch):
+    AutoConfig.from_pretrained(tiny_teacher, architectures=[head]).save_pretrained(tmp_path / "model")
+
     def seconds(config, structures, *_):
         return {name: 1e-3 * (1 + len(structure.kept)) for name, structure in structures.items()}
 
@@ -245,7 +248,7 @@ def test_latency_table_sets_what_is_predicted_beside_what_is_measured(table, tin
     monkeypatch.setattr(
         latency_table, "measure_structures", lambda *args: {k: v / 2 for k, v in seconds(*args).items()}
     )
-    latency_table.latency_table(str(tiny_teacher), ["hf"], "1x16", structures=3, threads=1, output=table.path)
+    latency_table.latency_table(str(tmp_path / "model"), ["hf"], "1x16", structures=3, threads=1, output=table.path)
     (row,) = table().values()
     assert float(row["ratio_median"]) == pytest.approx(2.0)
     settings = json.loads(row["settings"])
