@@ -1,6 +1,6 @@
 """Latency tables and whole structures, measured on this machine in the runtime that a model is for.
 
-Everything that is timed is a real export of a model of random weights, loaded in a process of its own; calls are
+Everything that is timed is a real export of a model of random weights, all loaded in this process; calls are
 interleaved, and medians are taken. A table needs one model for each count: a stack of equal layers with that many
 heads, or neurons. What it takes beyond a stack of average layers, divided by the number of its layers, is what the
 count costs. One average layer, a stack of them and the whole depth give what a layer takes, and what is left without.

@@ -38,7 +38,7 @@ class Machine:
 
     def seconds(self, structure: Structure) -> float:
         # The noise makes some smaller structures slower than larger ones.
-        noise = self.noise * (hash(structure) % 3)
+        noise = self.noise * (hash((structure.shapes, structure.rank or 0)) % 3)  # that of None is its address
         layers = sum(2e-4 + 5e-5 * shape.heads + 1e-6 * shape.neurons for shape in structure.shapes)
         return 1e-3 + layers + (0 if structure.rank is None else 1e-6 * structure.rank - 1e-5) + noise
 
