@@ -8,7 +8,7 @@ import numpy as np
 
 from lit_compress.planning.structure import LayerShape, Structure
 
-__all__ = ["LatencyTable"]
+__all__ = ["LatencyTable", "interpolated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class LatencyTable:
 
     def layer(self, shape: LayerShape) -> float:
         """Seconds of one layer."""
-        return _between(self.heads, shape.heads) + _between(self.neurons, shape.neurons)
+        return interpolated(self.heads, shape.heads) + interpolated(self.neurons, shape.neurons)
 
     def seconds(self, structure: Structure) -> float:
         """Seconds of a forward pass; a layer that is gone takes none.
@@ -44,7 +44,7 @@ class LatencyTable:
         """
         if structure.rank is not None and not self.ranks:
             raise ValueError("a factorised embedding was not measured: this model cannot have one")
-        embedding = 0.0 if structure.rank is None else _between(self.ranks, structure.rank)
+        embedding = 0.0 if structure.rank is None else interpolated(self.ranks, structure.rank)
         return self.fixed + embedding + sum(map(self.layer, structure.shapes))
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +68,7 @@ class LatencyTable:
 _PARTS = ("heads", "neurons", "ranks")
 
 
-def _between(times: Mapping[int, float], count: int) -> float:
-    counts = sorted(times)
-    return float(np.interp(count, counts, [times[each] for each in counts]))
+def interpolated(known: Mapping[int, float], count: int) -> float:
+    """The value at a count, on straight lines between those that are known; beyond them that of the nearest."""
+    counts = sorted(known)
+    return float(np.interp(count, counts, [known[each] for each in counts]))

@@ -75,7 +75,7 @@ def measure_losses(model: PreTrainedModel, batches: Iterable[Batch], task: Task)
         else:
             known = widths[removal.kind][removal.layer]
             known[removal.left] = max(loss, *known.values())
-    return Losses(heads=tuple(widths["heads"]), neurons=tuple(widths["neurons"]), layers=tuple(layers), ranks={})
+    return Losses(heads=tuple(widths["heads"]), neurons=tuple(widths["neurons"]), layers=tuple(layers))
 
 
 def _full_widths(model: PreTrainedModel, kind: Kind) -> list[int]:
@@ -92,18 +92,21 @@ def _removals(model: PreTrainedModel, rows: Sequence[Batch], task: Task) -> list
     layout = layout_of(model)
     if layout.shared:  # one stored layer is all of them: none can be another than the others
         return []
-    groups = [one for kind in KINDS if kind not in layout.unsupported for one in removable_groups(model, kind)]
-    scores = _importance(model, rows, task, groups)
+    groups = [
+        (layer, one)
+        for kind in KINDS
+        if kind not in layout.unsupported
+        for layer, one in enumerate(removable_groups(model, kind))
+    ]
+    scores = _importance(model, rows, task, [one for _, one in groups])
     found: list[_Removal] = []
-    layers = list(encoder_layers(model))
-    for one in groups:
+    for layer, one in groups:
         consumer = model.get_submodule(one.consumer)
-        layer = next(index for index, each in enumerate(layers) if consumer in each.modules())
         lefts = sorted({max(1, int(one.count * share)) for share in _SHARES[one.kind]} - {one.count}, reverse=True)
         for left in lefts:
             kept = column_mask(one, group_mask(scores[one.consumer], left))
             found.append(_Removal(layer, one.kind, left, partial(_mask_inputs, consumer, kept)))
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(encoder_layers(model)):
         if index > 0 or "first_layer" not in layout.unsupported:
             found.append(_Removal(index, None, 0, partial(layer.register_forward_hook, _pass_on)))
     return sorted(found, key=lambda removal: removal.layer)

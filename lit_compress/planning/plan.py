@@ -1,7 +1,6 @@
 """The structure with the least estimated loss that is as fast as asked, from tables of losses and of times alone."""
 
 import math
-from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lit_compress.planning.latency import interpolated
 from lit_compress.planning.structure import LayerShape, Structure
 
 __all__ = ["Losses", "Times", "fastest", "plan"]
@@ -39,14 +39,12 @@ class Losses:
             0.0, down to the fewest that are allowed; between two numbers it is interpolated.
         neurons: likewise.
         layers: what is lost without each layer as a whole; infinite where it cannot go.
-        ranks: what is lost when the word embedding has this rank; empty where that was not measured.
 
     """
 
     heads: tuple[Mapping[int, float], ...]
     neurons: tuple[Mapping[int, float], ...]
     layers: tuple[float, ...]
-    ranks: Mapping[int, float]
 
     @property
     def dense(self) -> Structure:
@@ -59,7 +57,7 @@ class Losses:
         """What is lost in one layer when this is left of it; None: nothing."""
         if shape is None:
             return self.layers[index]
-        return _between(self.heads[index], shape.heads) + _between(self.neurons[index], shape.neurons)
+        return interpolated(self.heads[index], shape.heads) + interpolated(self.neurons[index], shape.neurons)
 
     def of(self, structure: Structure) -> float:
         """What is lost in all, without what the rank of the embedding costs."""
@@ -71,18 +69,17 @@ class Losses:
             "heads": [{str(count): loss for count, loss in each.items()} for each in self.heads],
             "neurons": [{str(count): loss for count, loss in each.items()} for each in self.neurons],
             "layers": [None if math.isinf(loss) else loss for loss in self.layers],
-            "ranks": {str(rank): loss for rank, loss in self.ranks.items()},
         }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Losses":
         """The losses that :meth:`to_json` described."""
-        heads, neurons, (ranks,) = (
-            tuple({int(count): loss for count, loss in each.items()} for each in mappings)
-            for mappings in (content["heads"], content["neurons"], [content["ranks"]])
+        heads, neurons = (
+            tuple({int(count): loss for count, loss in each.items()} for each in content[kind])
+            for kind in ("heads", "neurons")
         )
         layers = tuple(math.inf if loss is None else loss for loss in content["layers"])
-        return cls(heads=heads, neurons=neurons, layers=layers, ranks=ranks)
+        return cls(heads=heads, neurons=neurons, layers=layers)
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def plan(
         seconds: what it may take.
         within: the structure of which parts are taken away; None is the whole model.
         neuron_multiple: neurons that are left are a multiple of it, or all that ``within`` has.
-        rank: of the word embedding: it makes a smaller file and takes no less time; None is that of ``within``.
+        rank: of the word embedding, which is given and not planned; None is that of ``within``.
 
     Raises:
         ValueError: no structure is as fast; the message says how fast the fastest is.
@@ -127,7 +124,7 @@ def plan(
         ...     def seconds(self, structure):
         ...         return sum(map(self.layer, structure.shapes))
         >>> heads, neurons = ({2: 0.0, 1: 0.1}, {2: 0.0, 1: 0.3}), ({4: 0.0, 2: 0.5}, {4: 0.0, 2: 0.2})
-        >>> losses = Losses(heads=heads, neurons=neurons, layers=(0.9, 2.0), ranks={})
+        >>> losses = Losses(heads=heads, neurons=neurons, layers=(0.9, 2.0))
         >>> plan(losses, Table(), seconds=9.5, neuron_multiple=1).layers
         (LayerShape(heads=1, neurons=4), LayerShape(heads=2, neurons=2))
 
@@ -175,11 +172,13 @@ def _choices(losses: Losses, table: Times, within: Structure, neuron_multiple: i
         if most is None:
             found.append(_Layer([], [], [], 0.0))
             continue
-        heads = [(count, _between(losses.heads[index], count)) for count in _counts(losses.heads[index], most.heads, 1)]
-        neurons = [
-            (count, _between(losses.neurons[index], count))
-            for count in _counts(losses.neurons[index], most.neurons, neuron_multiple)
-        ]
+        heads, neurons = (
+            [(count, interpolated(known[index], count)) for count in _counts(known[index], left, multiple)]
+            for known, left, multiple in (
+                (losses.heads, most.heads, 1),
+                (losses.neurons, most.neurons, neuron_multiple),
+            )
+        )
         options = sorted(
             (seconds_of(shape := LayerShape(left, width)), of_heads + of_neurons, shape)
             for left, of_heads in heads
@@ -246,15 +245,3 @@ def _least_loss(layers: Sequence[_Layer], step: float, budget: int) -> tuple[Lay
         if firsts[index][at]:
             break
     return tuple(shapes)
-
-
-def _between(losses: Mapping[int, float], count: int) -> float:
-    """The loss at a count, on straight lines between those that are known."""
-    if count in losses:
-        return losses[count]
-    known = sorted(losses)
-    above = bisect(known, count)
-    if above in (0, len(known)):
-        return losses[known[max(above - 1, 0)]]
-    low, high = known[above - 1], known[above]
-    return losses[low] + (losses[high] - losses[low]) * (count - low) / (high - low)

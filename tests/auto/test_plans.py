@@ -11,9 +11,7 @@ from lit_compress.planning.structure import LayerShape, Structure
 
 DENSE = Structure(layers=(LayerShape(4, 128),) * 4)
 TABLE = LatencyTable(heads={1: 1.0, 4: 4.0}, neurons={4: 0.5, 128: 16.0}, ranks={}, fixed=2.0, settings={})
-LOSSES = Losses(
-    heads=({4: 0.0, 1: 0.3},) * 4, neurons=({128: 0.0, 32: 0.1, 4: 0.4},) * 4, layers=(2.0, 0.2, 0.9, 1.1), ranks={}
-)
+LOSSES = Losses(heads=({4: 0.0, 1: 0.3},) * 4, neurons=({128: 0.0, 32: 0.1, 4: 0.4},) * 4, layers=(2.0, 0.2, 0.9, 1.1))
 FP32 = 2.5  # times as long as integers
 
 
