@@ -49,7 +49,7 @@ class Duration:
         unit = match["unit"]
         return cls(float(match["value"]), unit if unit == "%" else unit.rstrip("s") + "s")
 
-    def steps(self, total_steps: int, steps_per_epoch: float) -> int:
+    def steps(self, total_steps: float, steps_per_epoch: float) -> int:
         """Optimizer steps, rounded to the nearest; a ``ValueError`` for epochs of a stream, which never end."""
         if self.unit == "epochs" and math.isinf(steps_per_epoch):
             raise ValueError(f"{self.value:g} epochs have no length on a stream of data; write steps or %")

@@ -21,27 +21,27 @@ _POINTS = 500  # of a curve; more cannot be told apart in a figure
 _LOSSES = {"train/loss": (ACCENT, "training"), "val/loss": (INK, "validation")}
 
 
-def training_curves(run: Path, metric: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def training_curves(
+    run: Path, metric: str, config: Mapping[str, Any], checkpoint: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """``{"values": {tag: [[step, value], ...]}, "windows": [{"name", "start", "end"}]}``; None without anything logged.
 
     Tags are ``train/loss``, ``val/loss`` and the ``val/`` of the metric. Windows are those in which strategies change
-    the model, in optimizer steps.
+    the model, in optimizer steps; without those that were not reached or whose steps do not follow from the checkpoint.
 
     Args:
         run: run folder, with TensorBoard's events or a ``metrics.csv`` of Lightning's ``CSVLogger``.
         metric: first one of the task.
         config: of the run.
+        checkpoint: last one of the run, which says where the training ended.
 
     """
     tags = (*_LOSSES, f"val/{metric}")
     found = _from_events(run, tags) or _from_csv(run, tags)
     if not found:
         return None
-    steps = 1 + max(int(points[-1][0]) for points in found.values())
-    epochs = (config.get("trainer") or {}).get("max_epochs") or 0
-    windows = [
-        _window(entry, steps, steps / epochs if epochs > 0 else math.inf) for entry in config.get("compression") or []
-    ]
+    planned, ended = _planned(config.get("trainer") or {}, checkpoint), checkpoint["global_step"]
+    windows = [_window(entry, *planned, ended) for entry in config.get("compression") or []]
     thinned = {tag: points[:: -(-len(points) // _POINTS)] for tag, points in found.items()}
     return {"values": thinned, "windows": [window for window in windows if window is not None]}
 
@@ -73,19 +73,30 @@ def _joined(points: Sequence[tuple[int, float]]) -> list[list[float]]:
     return [[step, value] for step, value in sorted(dict(points).items())]
 
 
-def _window(entry: Mapping[str, Any], steps: int, steps_per_epoch: float) -> dict[str, Any] | None:
+def _planned(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[float, float]:
+    """Optimizer steps that the run was to have, also when it stopped early, and those of an epoch; else infinite."""
+    epochs, progress = checkpoint["epoch"], checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    # Within an epoch nothing says how long it is.
+    per_epoch = checkpoint["global_step"] / epochs if epochs and progress["is_last_batch"] else math.inf
+    limits = ((trainer.get("max_steps") or 0), (trainer.get("max_epochs") or 0) * per_epoch)
+    return min((limit for limit in limits if limit > 0), default=math.inf), per_epoch
+
+
+def _window(entry: Mapping[str, Any], planned: float, per_epoch: float, ended: int) -> dict[str, Any] | None:
     """Where a strategy begins and ends; None for one that acts all the time, or says it in another way."""
     options = entry.get("init_args") or {}
     if not options.get("start") and not options.get("end"):
         return None
     try:
         first, last = (
-            min(Duration.parse(options.get(key) or default).steps(steps, steps_per_epoch), steps)
-            for key, default in (("start", "0%"), ("end", "100%"))
+            Duration.parse(options.get(key) or default).steps(planned, per_epoch)
+            for key, default in (("start", "0 steps"), ("end", "100%"))
         )
-    except ValueError:
+    except (ValueError, OverflowError):  # no duration, or one of an unknown length
         return None
-    return {"name": str(entry.get("class_path", "")).rpartition(".")[2], "start": first, "end": last}
+    if first > ended:
+        return None
+    return {"name": str(entry.get("class_path", "")).rpartition(".")[2], "start": first, "end": min(last, ended)}
 
 
 def training(results: Mapping[str, Any]) -> Section | None:

@@ -182,7 +182,7 @@ def measure_run(
         "tuned": dict(outcomes[own].tuned),
         "confusion": confusion(outcomes, task),
         "changed": changed_answers(outcomes["dense"], outcomes[own], data) if "dense" in models else None,
-        "curves": training_curves(folder, next(iter(entries[own]["accuracy"])), config),
+        "curves": training_curves(folder, next(iter(entries[own]["accuracy"])), config, checkpoint),
         "exports": exports_in(folder),
     } | describe_layers(models[own], manifest, models.get("dense"))
 
