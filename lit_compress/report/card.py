@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.headline import basis, cautions, reference, verdict_lines
-from lit_compress.report.phrasing import ratio
+from lit_compress.report.phrasing import metric_title, ratio
 from lit_compress.report.section import Section
 from lit_compress.report.sections import sections
 
@@ -132,9 +132,8 @@ def notes(results: dict[str, Any]) -> list[str]:
             "- *inputs quantized too*: int8 weights and quantized layer inputs, as an integer runtime computes; "
             "the row above it is the exported folder, whose inputs are fp32.",
         ]
-    labels = results.get("labels") or []
-    if results.get("task") == "classification" and len(labels) == 2:
-        lines.append(f"- *f1*: of {cell(repr(labels[1]))}, the second of the two labels.")
+    if (title := metric_title(results, "f1")) != "f1":
+        lines.append(f"- *f1*: {cell(title.removeprefix('f1 '))}, the second of the two labels.")
     return lines
 
 

@@ -36,13 +36,7 @@ from lit_compress.report.benchmark import (
     runtimes,
     without_padding,
 )
-from lit_compress.report.benchmark_table import (
-    check_results,
-    fastest_form,
-    markdown,
-    print_results,
-    save_results,
-)
+from lit_compress.report.benchmark_table import check_results, fastest_form, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.measure import dense_of
 from lit_compress.report.phrasing import speed

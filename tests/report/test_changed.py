@@ -45,7 +45,6 @@ def test_classes(tiny_data, tiny_teacher):
         assert (row["text"], row["right"]) in rows
         assert (row["dense"], row["own"]) == (row["right"], "10"[int(row["right"])])
     assert changed_answers(right, right, module) == {"count": 0, "rows": []}
-    # Lost answers are shown before those that became right.
     assert changed_answers(asked(module, flipped), right, module)["count"] == 4
 
 
@@ -54,7 +53,10 @@ def test_lost_answers_come_first_and_there_are_at_most_twenty(tmp_path, tiny_tea
         lines = [f"{'a ' * (number + 1)}\t{number % 2}\n" for number in range(60)]
         (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
     module = validated(data(tmp_path, tiny_teacher, max_length=80))
-    always = lambda label: asked(module, lambda batch, first: {"logits": one_hot(torch.full((batch.rows,), label), 2)})  # noqa: E731  # fmt: skip
+
+    def always(label):
+        return asked(module, lambda batch, first: {"logits": one_hot(torch.full((batch.rows,), label), 2)})
+
     found = changed_answers(always(0), always(1), module)
     assert (found["count"], len(found["rows"])) == (60, 20)
     assert {row["right"] for row in found["rows"]} == {"0"}
