@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from report.browser import CHROMIUM, browser
+from report.browser import browser, needs_chromium
 from report.results import results
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,7 +16,7 @@ from lit_compress.report.experiment import experiment
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.save import save_report
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")

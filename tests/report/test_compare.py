@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from report.browser import CHROMIUM, browser
+from report.browser import browser, needs_chromium
 from report.results import HOSTILE, NEW, results
 
 from lit_compress.cli import main
@@ -134,7 +134,16 @@ def test_the_tables_fit_a_window_with_the_whole_verdict(two, monkeypatch, capsys
     assert "2.00x" in small
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (Debian: apt-get install chromium)")
+def test_the_page_has_the_whole_verdict_in_a_cell_that_wraps(two):
+    compare_runs([str(path) for path in sorted(two.iterdir())], str(two / "out"))
+    text = (two / "out" / "report.html").read_text()
+    cells = re.findall(rf"<td([^>]*)>{re.escape(VERDICT)}</td>", text)
+    assert cells
+    assert set(cells) == {' class="long"'}
+    assert re.search(r"^td\.long[^{]*\{ white-space: normal;", text, re.MULTILINE)
+
+
+@needs_chromium
 def test_the_page_shows_the_whole_verdict(two, tmp_path_factory):
     compare_runs([str(path) for path in sorted(two.iterdir())], str(two / "out"))
     with browser(tmp_path_factory.mktemp("profile")) as page:
