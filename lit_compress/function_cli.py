@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  (lazily exported)
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  (lazily exported)
 
 from lit_compress.shipped_configs import config_path
 from lit_compress.usage_errors import option_names, refuse, split
@@ -14,6 +14,14 @@ _RECIPE_OPTIONS = ("--run", "--only", "--dry-run", "--unfinished", "-h", "--help
 _CHECK_OPTIONS = ("-h", "--help")
 # These load no model, and answer at once.
 _WITHOUT_MODELS = ("configs", "migrate")
+
+
+class ShippedConfigFile(ActionConfigFile):
+    """`--config`: a file, or by a name that begins with ``@`` one of the package."""
+
+    @staticmethod
+    def apply_config(parser: ArgumentParser, cfg: Namespace, dest: str, value: str) -> None:
+        ActionConfigFile.apply_config(parser, cfg, dest, config_path(str(value), "--config"))
 
 
 class Parser(ArgumentParser):
@@ -29,9 +37,9 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     known = {"recipe": _RECIPE_OPTIONS, "check": _CHECK_OPTIONS}.get(name)
     own, overrides = (args, None) if known is None else split(args, known)
     parser = function_parser(name, function)
-    options = vars(parser.parse_args(_listed(parser, _shipped(own))))
+    options = vars(parser.parse_args(_listed(parser, own)))
     if name == "compress":
-        options.pop("config", None)  # whose options are in the others; a recipe's is an argument of its own
+        del options["config"]  # whose options are in the others; a recipe's is an argument of its own
     if overrides is not None:
         options["overrides"] = overrides
     if name not in _WITHOUT_MODELS and not options.get("dry_run"):
@@ -39,17 +47,6 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
 
         quieten()
     function(**options)
-
-
-def _shipped(words: list[str]) -> list[str]:
-    """The words with a configuration of the package by its path."""
-    found = list(words)
-    for index, word in enumerate(words):
-        if word.startswith("--config=@"):
-            found[index] = f"--config={config_path(word.removeprefix('--config='), '--config')}"
-        elif index and words[index - 1] == "--config":
-            found[index] = config_path(word, "--config")
-    return found
 
 
 def _listed(parser: Parser, words: list[str]) -> list[str]:
@@ -78,7 +75,7 @@ def function_parser(name: str, function: Callable[..., None]) -> Parser:
         parser.add_function_arguments(function, as_positional=True, skip={"overrides", "dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     elif name == "compress":
-        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options, or one of the package")
+        parser.add_argument("--config", action=ShippedConfigFile, help="YAML file with options, or one of the package")
         parser.add_function_arguments(function, skip={"dry_run"})
         parser.add_argument("--dry-run", action="store_true", help="print the plan and train nothing")
     elif name == "check":

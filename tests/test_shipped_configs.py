@@ -71,12 +71,28 @@ def test_a_name_composes_with_files_and_options_as_a_file_does(tmp_path, monkeyp
     assert as_names["run"] == "runs/own"
 
 
+@pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])
+def test_compress_reads_a_name_as_the_file(form, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    name, file = (
+        printed(["compress", *(word.format(given) for word in form), "--seed=7"], capsys)
+        for given in ("@compress/8x", "configs/compress/8x.yaml")
+    )
+    assert name == file
+    assert (name["speedup"], name["seed"]) == ([8], 7)
+
+
 @pytest.mark.parametrize(
-    ("given", "meant"), [("@sst2/techer", "@sst2/teacher"), ("@magnitude_80", "@compression/magnitude_80")]
+    ("command", "given", "meant"),
+    [
+        ("fit", "@sst2/techer", "@sst2/teacher"),
+        ("fit", "@magnitude_80", "@compression/magnitude_80"),
+        ("compress", "@demo/comprss", "@demo/compress"),
+    ],
 )
-def test_an_unknown_name_is_one_line_with_the_nearest(given, meant, capsys):
+def test_an_unknown_name_is_one_line_with_the_nearest(command, given, meant, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["fit", "--config", given])
+        main([command, "--config", given])
     line = str(ended.value.code)
     assert "\n" not in line
     assert f"--config: no configuration is called {given!r}; did you mean {meant}" in line
