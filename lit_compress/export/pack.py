@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.errors import UserError
 from lit_compress.export.ranges import layers_of_static_inputs
 from lit_compress.files import atomic_folder
-from lit_compress.models.card_head import FOLDER, card_head
+from lit_compress.models.card_head import card_head, code_of_transformers
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import save_checked, write_manifest
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
@@ -133,12 +133,7 @@ def _card(model: PreTrainedModel, manifest: Manifest) -> str:
             "",
             "```python",
             "import lit_compress  # teaches Transformers to read packed weights",
-            f"from transformers import AutoTokenizer, {type(model).__name__}",
-            "",
-            FOLDER,
-            f"model = {type(model).__name__}.from_pretrained(folder)",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            'outputs = model(**tokenizer("a text", return_tensors="pt"))',
+            *code_of_transformers(model),
             "```",
             "",
         ]

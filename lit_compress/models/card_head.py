@@ -1,4 +1,4 @@
-"""How a model card begins: metadata for the hub, with the base model and its licence where they are known."""
+"""What model cards share: metadata with the base model and its licence where they are known, and code that loads."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
-__all__ = ["FOLDER", "base_metadata", "card_head"]
+__all__ = ["FOLDER", "base_metadata", "card_head", "code_of_transformers"]
 
 FOLDER = 'folder = "."  # where this card is, or the name of the model on the hub'  # in the examples of all cards
 
@@ -27,6 +27,19 @@ def card_head(model: PreTrainedModel, title: str) -> list[str]:
     if "license" not in base:
         lines.append("- licence: not named here, because no card of the base model was at hand; its own applies")
     return lines
+
+
+def code_of_transformers(model: PreTrainedModel) -> list[str]:
+    """Lines of Python that load a folder with Transformers and ask it something."""
+    name = type(model).__name__
+    return [
+        f"from transformers import AutoTokenizer, {name}",
+        "",
+        FOLDER,
+        f"model = {name}.from_pretrained(folder)",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        'outputs = model(**tokenizer("a text", return_tensors="pt"))',
+    ]
 
 
 def base_metadata(model: PreTrainedModel) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.files import atomic_folder
-from lit_compress.models.card_head import FOLDER, card_head
+from lit_compress.models.card_head import card_head, code_of_transformers
 from lit_compress.models.folded import Folded, from_student
 from lit_compress.models.groups import KINDS
 from lit_compress.models.labels import label_names
@@ -142,12 +142,7 @@ def _card(
     if usage is None:
         usage = [
             *(["import lit_compress  # teaches Transformers to read this folder"] if shapes or needs_import else []),
-            f"from transformers import AutoTokenizer, {type(model).__name__}",
-            "",
-            FOLDER,
-            f"model = {type(model).__name__}.from_pretrained(folder)",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            'outputs = model(**tokenizer("a text", return_tensors="pt"))',
+            *code_of_transformers(model),
         ]
         if shapes or needs_import:
             lines += [
