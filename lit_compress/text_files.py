@@ -85,7 +85,7 @@ def saved_splits(source: str, key: str) -> list[str] | None:
     if (path / "dataset_dict.json").is_file():
         try:
             return json.loads((path / "dataset_dict.json").read_text())["splits"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{key}: dataset_dict.json in {source!r} does not say its splits: {first_line(error)}; save it again"
             ) from error

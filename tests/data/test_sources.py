@@ -163,7 +163,7 @@ def test_a_split_that_a_folder_does_not_have(make, saved_dict):
         data.check_sources()
 
 
-@pytest.mark.parametrize("content", ['{"spl', "{}"])
+@pytest.mark.parametrize("content", ['{"spl', "{}", "[]"])
 def test_a_folder_that_does_not_say_its_splits(make, saved_dict, content):
     (saved_dict / "dataset_dict.json").write_text(content)
     with pytest.raises(UserError, match=r"data.train_file: dataset_dict.json in .*dict' does not say its splits: .*"):
