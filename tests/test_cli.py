@@ -277,10 +277,11 @@ def test_a_tokenizer_without_a_padding_token(task, tmp_path, capsys, tiny_teache
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": None}))
     fit = ["fit", f"--config={task}", f"--run={tmp_path / 'run'}", f"--model.pretrained={model}"]
     answer = ["predict", f"--model={model}", "--file=rows.tsv", f"--output={tmp_path / 'out.csv'}"]
-    for command in (fit, answer):
+    by_default = "model.pretrained, whose tokenizer data.tokenizer is by default"
+    for command, key in ((fit, by_default), (answer, "data.tokenizer")):
         code, line = fails(capsys, *command)
         assert (code, "no padding token" in line) == (1, True)
-        assert "data.tokenizer" in line
+        assert line.startswith(f"lit_compress: error: {key}: ")
     assert not (tmp_path / "run").exists()
 
 
