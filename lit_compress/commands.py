@@ -46,7 +46,8 @@ def compress_family(
 ) -> None:
     """Make an encoder as much faster as asked for your data; measure every member of the family, and recommend one.
 
-    The same command again goes on where it was stopped; with another --max_loss it only chooses again.
+    The same command again goes on where it was stopped; with another --max_loss it trains nothing, measures and chooses
+    again.
 
     Args:
         model: folder or hub name of an encoder; with the head of the task it is the teacher, else it is trained first.

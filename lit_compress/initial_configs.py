@@ -1,110 +1,22 @@
 """`lit_compress init`: a first teacher.yaml and student.yaml for somebody's own file."""
 
-import gzip
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, List
-
-import lit_compress.data
 from lit_compress.choices import GuessedTask
 from lit_compress.console import say
-from lit_compress.data.guess import (
-    Guess,
-    guess_answers,
-    guess_delimiter,
-    guess_encoding,
-    guess_length,
-    guess_task,
-    has_header,
-    is_column_file,
-    percentile,
-    split_rows,
-)
-from lit_compress.data.text import load_table, load_tokenizer
-from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
-from lit_compress.export.run_folder import text_data
 from lit_compress.files import atomic_file, begins, check_file, check_shared_folder
+from lit_compress.guessed_data import GuessedData, guess_data, student_epochs, teacher_epochs
 from lit_compress.hub import is_reachable
 from lit_compress.models.load import load_config
-from lit_compress.models.positions import longest_input
 from lit_compress.sources import resolve_source
-from lit_compress.text_files import TYPED, file_suffix, saved_splits
 
-__all__ = ["Look", "init", "look_at"]
+__all__ = ["init"]
 
 _MARK = "# Made by `lit_compress init`"
-_CASED, _UNCASED = "google-bert/bert-base-cased", "google-bert/bert-base-uncased"
-_ROWS = 20_000  # looked at for the task
-_TEXTS = 1_000  # counted for the lengths
-_HEAD, _LINES = 2**20, 200  # bytes and lines looked at for delimiter and header
-_MOST_BYTES = 2**26  # looked at for the encoding
-_MOST_TOKENS = 512
-_WORD = 1.3  # tokens
-_STEPS = 1_000  # optimizer steps that a short training should have
-_MODULES: dict[str, str] = {
-    "classification": "TextClassification",
-    "regression": "TextClassification",
-    "multi-label": "MultiLabelClassification",
-    "token-classification": "TokenClassification",
-    "question-answering": "QuestionAnswering",
-    "pretraining": "MaskedLanguageModeling",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """How a file is read, and what it was taken for.
-
-    Args:
-        reading: options of the data module about the file alone.
-        guess: about what is in it.
-
-    """
-
-    reading: dict[str, Any]
-    guess: Guess
-
-
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What a file of examples is for, and how it is best read.
-
-    Args:
-        guess: what it was taken for.
-        model: encoder, as given or a usual one.
-        options: of the data module.
-        why: a few words about an option, by its name.
-        rows: of the file.
-        steps: optimizer steps of an epoch.
-
-    """
-
-    guess: Guess
-    model: str
-    options: dict[str, Any]
-    why: dict[str, str]
-    rows: int
-    steps: int
-
-    @property
-    def module(self) -> str:
-        """Class of the data module."""
-        return _MODULES[self.guess.task]
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON types, for :meth:`from_json`."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Look":
-        """What :meth:`to_json` described."""
-        return cls(**{**content, "guess": Guess(**content["guess"])})
 
 
 def init(
@@ -128,58 +40,16 @@ def init(
         check_file(folder / f"{name}.yaml", begins(_MARK), overwrite, inputs=inputs)
     if model is not None:
         _check_model(model)
-    look = look_at(file, val, model, task, text_columns, label_column)
-    data = _data(look)
+    guessed = guess_data(file, val, model, task, text_columns, label_column)
+    data = _data(guessed)
     texts = {
-        "teacher": _teacher(folder, look.model, data, look.steps),
-        "student": _student(folder, data, look.steps),
+        "teacher": _teacher(folder, guessed.model, data, guessed.steps),
+        "student": _student(folder, data, guessed.steps),
     }
     for name, text in texts.items():
         with atomic_file(folder / f"{name}.yaml") as staging:
             staging.write_text(text, encoding="utf-8")
-    _say(file, look, folder)
-
-
-def look_at(
-    file: str,
-    val: str | None = None,
-    model: str | None = None,
-    task: GuessedTask | None = None,
-    text_columns: list[str] | None = None,
-    label_column: str | None = None,
-    given: Mapping[str, Any] | None = None,
-) -> Look:
-    """What a file of examples is for and how it is best read.
-
-    Args:
-        file: training examples.
-        val: validation examples; without them a tenth of the rows is held out.
-        model: folder or hub name of the encoder, whose tokenizer counts lengths; None is BERT-base.
-        task: instead of the one that the columns look like.
-        text_columns: likewise.
-        label_column: likewise.
-        given: options of the data module that are decided already.
-
-    Raises:
-        UserError: the file cannot be read, or has no column for the task.
-
-    """
-    given = given or {}
-    source = _source(file, task, text_columns, label_column)
-    guess = source.guess
-    model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
-    options: dict[str, Any] = {"train_file": file}
-    options |= ({"val_file": val} if val else {}) | source.reading | guess.options | {**given}
-    rows, found, why = _measured(guess, options, model)
-    options = {**options, **found, **given}
-    why = {"val_file": "as given"} | guess.why | why
-    if not val and "val_fraction" not in given:
-        options["val_fraction"] = 0.1
-        why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
-    why = {key: reason for key, reason in why.items() if key not in given}
-    trained = rows if val else (1 - options["val_fraction"]) * rows
-    steps = max(round(min(trained, options.get("limit") or trained) / options["batch_size"]), 1)
-    return Look(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps)
+    _say(file, guessed, folder)
 
 
 def _check_model(model: str) -> None:
@@ -192,167 +62,12 @@ def _check_model(model: str) -> None:
         say(f"--model: {model!r} is not here, and the hub cannot be asked for it now; `fit` will")
 
 
-def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Source:
-    """What a file is taken for."""
-    path = Path(resolve_source(file, "file"))
-    suffix = file_suffix(path)
-    if path.is_dir() and saved_splits(file, "file") is None:
-        return _text_folder(path, file, task, text_columns, label_column)
-    if path.is_file() and suffix not in TYPED:
-        return _text_file(path, file, suffix, task, text_columns, label_column)
-    if path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
-        squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")
-        assert squad is not None
-        return Source(reading={}, guess=guess_answers(squad["answers"]))
-    columns = _columns(load_table(file, "file"))
-    return Source(reading={}, guess=guess_task(columns, task, text_columns, label_column))
-
-
-def _text_folder(
-    path: Path, file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None
-) -> Source:
-    """A folder of texts, or of class folders with texts."""
-    texts = sorted(path.glob("*/*.txt"))
-    if not texts and any(path.glob("*.txt")):
-        return Source(reading={}, guess=_text())
-    content = b"".join(map(Path.read_bytes, texts))[:_MOST_BYTES]
-    encoding = guess_encoding(content)
-    reading = {} if encoding == "utf-8-sig" else {"encoding": encoding}
-    table = load_table(file, "file", encoding=encoding)
-    return Source(reading=reading, guess=guess_task(_columns(table), task, text_columns, label_column))
-
-
-def _text_file(
-    path: Path,
-    file: str,
-    suffix: str,
-    task: GuessedTask | None,
-    text_columns: list[str] | None,
-    label_column: str | None,
-) -> Source:
-    """A file of lines: a table, words with tags, or text."""
-    content = _head(path, _MOST_BYTES)
-    head, encoding = content[:_HEAD], guess_encoding(content)
-    reading: dict[str, Any] = {} if encoding == "utf-8-sig" else {"encoding": encoding}
-    lines = head.decode(encoding, errors="replace").splitlines(keepends=True)
-    lines = [line for line in lines if line.strip() or suffix not in (".csv", ".tsv")]
-    lines = (lines[:-1] if len(head) == _HEAD and len(lines) > 1 else lines)[:_LINES]
-    if not lines:
-        raise UserError(f"file: {file!r} is empty")
-    if suffix not in (".csv", ".tsv") and (task == "token-classification" or (not task and is_column_file(lines))):
-        why = {"train_file": "a word a line, its tag at the end, blank lines between sentences"}
-        return Source(reading=reading, guess=Guess(task="token-classification", why=why))
-    default = "," if suffix == ".csv" else "\t"
-    delimiter = guess_delimiter(lines, default, quoting=suffix == ".csv")
-    if suffix not in (".csv", ".tsv") and delimiter != "\t":
-        return Source(reading=reading, guess=_text())
-    if delimiter not in (default, None):
-        reading["delimiter"] = delimiter
-    rows = [row for row in split_rows(lines, delimiter or default, suffix == ".csv") if row]
-    names = None if has_header(rows) else [f"column_{number}" for number in range(1, len(rows[0]) + 1)]
-    table = load_table(file, "file", names, encoding, delimiter=reading.get("delimiter"))
-    guess = guess_task(_columns(table), task, text_columns, label_column)
-    if guess.task == "pretraining" and (names or "delimiter" in reading):
-        raise UserError(
-            f"file: {file!r} has no column that looks like a label, and for pretraining a table needs a header and the "
-            "delimiter of its ending; give --label_column, or the text alone as .txt"
-        )
-    if names:
-        reading["columns"] = names
-        guess = replace(guess, why=guess.why | {"columns": "its first row is no header: give the columns better names"})
-    return Source(reading=reading, guess=guess)
-
-
-def _text() -> Guess:
-    return Guess(task="pretraining", why={"train_file": "text without columns"})
-
-
-def _head(path: Path, size: int = _HEAD) -> bytes:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as opened:
-            return opened.read(size)
-    except (OSError, EOFError) as error:
-        raise UserError(f"file: {str(path)!r} cannot be read: {error}") from error
-
-
-def _columns(table: Dataset) -> dict[str, list[Any]]:
-    """Values of some rows, by column; classes by their names."""
-    table = _some_rows(table, _ROWS)
-    found: dict[str, list[Any]] = {}
-    for name, feature in table.features.items():
-        inner = feature.feature if isinstance(feature, List) else feature
-        values = list(table[name])
-        if isinstance(inner, ClassLabel):
-            names = dict(enumerate(inner.names))
-            values = [[names.get(e, e) for e in v] if isinstance(v, list) else names.get(v, v) for v in values]
-        found[name] = values
-    return found
-
-
-def _some_rows(table: Dataset, most: int) -> Dataset:
-    """Rows at equal distances."""
-    return table.select(range(0, len(table), -(-len(table) // most)))
-
-
-def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, dict[str, int], dict[str, str]]:
-    """Rows, and the lengths and batch sizes of a data module that reads them, each with its reason."""
-    local = Path(resolve_source(model, "--model")).exists()
-    most = _most_tokens(model) if local else _MOST_TOKENS
-    lengths_of = {"max_length": most} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
-    data = text_data(f"lit_compress.data.{_MODULES[guess.task]}", {"tokenizer": model, **options, **lengths_of})
-    table = data.rows("train")
-    assert table is not None
-    if data.files["val"]:
-        data.rows("val")
-    _ = data.task  # which looks at the labels
-    if guess.task == "pretraining":
-        reason = f"sequences are filled up to this; the model takes {most}" if local else "BERT's longest"
-        return len(table), {"max_length": most, "batch_size": 32}, {"max_length": reason}
-    if guess.task == "question-answering":
-        length = min(384, most)
-        found = {"max_length": length, "doc_stride": length // 3, "batch_size": 16}
-        return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}
-    chosen = _some_rows(table, _TEXTS)
-    lengths = [*(_token_counts(data, guess, chosen) if local else _word_counts(guess, chosen))]
-    length = options.get("max_length") or guess_length(lengths, most)
-    long = sum(each > length for each in lengths)
-    unit = "tokens" if local else f"tokens (words x {_WORD})"
-    shares = ", ".join(f"{share} %: {percentile(lengths, share)}" for share in (50, 90, 99))
-    reason = f"{unit} of the texts, {shares}; {100 * long / len(lengths):.3g} % are longer"
-    batch = 32 if length <= 256 else 16
-    return len(table), {"max_length": length, "batch_size": batch}, {"max_length": reason}
-
-
-def _most_tokens(model: str) -> int:
-    """The longest input of a model and its tokenizer, and no more than usual."""
-    positions = longest_input(load_config(model, "--model")) or _MOST_TOKENS
-    return min(_MOST_TOKENS, positions, load_tokenizer(model, "--model").model_max_length)
-
-
-def _texts(guess: Guess, table: Dataset) -> Iterator[list[str]]:
-    """The words or texts of each row."""
-    names = guess.options.get("text_columns") or [guess.options.get("token_column", "tokens")]
-    for row in table.to_list():
-        yield row[names[0]] if isinstance(row[names[0]], list) else [str(row[name]) for name in names]
-
-
-def _word_counts(guess: Guess, table: Dataset) -> Iterator[int]:
-    for texts in _texts(guess, table):
-        yield round(_WORD * sum(len(text.split()) for text in texts)) + 3
-
-
-def _token_counts(data: TextData, guess: Guess, table: Dataset) -> Iterator[int]:
-    words = guess.task == "token-classification"
-    for texts in _texts(guess, table):
-        given: list[Any] = [texts] if words else texts
-        yield len(data.tokenizer(*given, is_split_into_words=words, truncation=False)["input_ids"])
-
-
-def _data(look: Look) -> str:
-    lines = [f"  class_path: {look.module}", "  init_args:"]
-    for key, value in look.options.items():
-        comment = f"  # {' '.join(look.why[key].split())}" if key in look.why else ""  # a label may hold a line break
+def _data(guessed: GuessedData) -> str:
+    lines = [f"  class_path: {guessed.module}", "  init_args:"]
+    for key, value in guessed.options.items():
+        comment = (
+            f"  # {' '.join(guessed.why[key].split())}" if key in guessed.why else ""
+        )  # a label may hold a line break
         lines.append(f"    {key}: {_yaml(value)}{comment}")
     return "\n".join(["data:", *lines, ""])
 
@@ -363,7 +78,7 @@ def _yaml(value: Any) -> str:
 
 
 def _teacher(folder: Path, model: str, data: str, steps: int) -> str:
-    epochs = min(max(-(-_STEPS // steps), 3), 10)
+    epochs = teacher_epochs(steps)
     return f"""{_MARK}, to be changed as you like: a teacher, which the student of student.yaml learns from.
 #   lit_compress fit --config {shlex.quote(str(folder / "teacher.yaml"))}
 run: {_yaml(str(folder / "runs/teacher"))}
@@ -381,7 +96,7 @@ model:
 
 
 def _student(folder: Path, data: str, steps: int) -> str:
-    teacher, epochs = _yaml(str(folder / "runs/teacher/model")), min(max(-(-2 * _STEPS // steps), 3), 20)
+    teacher, epochs = _yaml(str(folder / "runs/teacher/model")), student_epochs(steps)
     return f"""{_MARK}, to be changed as you like: a student with 80 % zeros and int8 weights.
 #   lit_compress fit --config {shlex.quote(str(folder / "student.yaml"))}
 run: {_yaml(str(folder / "runs/student"))}
@@ -408,12 +123,12 @@ trainer:
 """
 
 
-def _say(file: str, look: Look, folder: Path) -> None:
-    say(f"{file}: {look.guess.task}")
-    for key in (key for key in look.options if key not in ("train_file", "val_file", "batch_size")):
-        reason = f" ({look.why[key]})" if key in look.why else ""
-        say(f"  {key}: {_yaml(look.options[key])}{reason}")
-    for doubt in look.guess.doubts:
+def _say(file: str, guessed: GuessedData, folder: Path) -> None:
+    say(f"{file}: {guessed.guess.task}")
+    for key in (key for key in guessed.options if key not in ("train_file", "val_file", "batch_size")):
+        reason = f" ({guessed.why[key]})" if key in guessed.why else ""
+        say(f"  {key}: {_yaml(guessed.options[key])}{reason}")
+    for doubt in guessed.guess.doubts:
         say(f"  to be checked: {doubt}")
     teacher, student = (shlex.quote(str(folder / f"{name}.yaml")) for name in ("teacher", "student"))
     say(f"Saved as {teacher} and {student}; another task or column: --task, --text_columns, --label_column")

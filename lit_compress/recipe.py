@@ -20,7 +20,7 @@ from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, last_of
 from lit_compress.shipped_configs import config_path, short_path
 
-__all__ = ["Stage", "load_recipe", "recipe", "run_stage"]
+__all__ = ["Stage", "load_recipe", "read_recipe", "recipe", "run_stage"]
 
 _STAGE = "stage:"
 # Settings of a stage that are the recipe's own; everything else goes to `fit`.
@@ -191,7 +191,7 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
 
     """
     path = Path(config_path(str(config), "recipe"))
-    content = _read(path)
+    content = read_recipe(path)
     root = Path(run or content["run"])
     shared, own = _split_overrides(overrides, list(content["stages"]))
     stages: dict[str, Stage] = {}
@@ -218,7 +218,13 @@ def load_recipe(config: str | Path, run: str | None = None, overrides: Sequence[
     return stages
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The content of a recipe: ``run`` and ``stages``, as they are written.
+
+    Raises:
+        UserError: no such file, or no recipe.
+
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:

@@ -8,10 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table as Screen
-from rich.text import Text
 
 from lit_compress.console import say
 from lit_compress.files import atomic_file, begins, check_file
@@ -20,6 +17,7 @@ from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, bare, chart, 
 from lit_compress.report.page import render
 from lit_compress.report.pareto import pareto_front
 from lit_compress.report.phrasing import number
+from lit_compress.report.screen import screen_table
 from lit_compress.report.section import Section, Table
 
 __all__ = ["check_page", "save_page", "table"]
@@ -273,13 +271,8 @@ def _front(results: Results) -> Iterator[Figure]:
 
 
 def _print(results: Results, folder: Path) -> None:
-    shown, made = Screen(box=SIMPLE_HEAD, padding=(0, 1, 0, 0)), table(results)
-    for index, column in enumerate(made.header):
-        shown.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
-    for row in made.rows:
-        best = row[0] == results["recommended"]
-        shown.add_row(*(Text(each, style="bold" if best else "") for each in row))
-    Console(highlight=False).print(shown)
+    made = table(results)
+    Console(highlight=False).print(screen_table("", made.header, made.rows, words=made.header[:1]))
     for line in (*map(_done, results["members"]), lead(results)):
         say(line)
     say(f"Saved as {folder / 'report.html'}, report.md and report.json")

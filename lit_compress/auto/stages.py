@@ -6,8 +6,9 @@ from typing import Any
 
 from lit_compress.planning.structure import Structure
 
-__all__ = ["Training", "int8_stage", "member_stage", "momentum", "teacher_stage"]
+__all__ = ["TEACHER", "Training", "int8_stage", "member_stage", "momentum", "teacher_stage"]
 
+TEACHER = "teacher"
 # Shares of a training: until when heads and neurons go, and from when on it computes with integers.
 _CUT, _PRUNINGS = 0.3, 5
 _QUANTIZE, _FREEZE = 0.6, 0.9

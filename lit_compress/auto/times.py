@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-__all__ = ["INT8_STEPS", "Steps", "steps_of", "training_seconds"]
+from lit_compress.guessed_data import student_epochs, teacher_epochs
 
-INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
+__all__ = ["Steps", "steps_of", "training_seconds"]
+
+_INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
 _LEAST = 20  # steps below which a training is none
 _START = 10.0  # seconds that a training takes beside its steps
-_ENOUGH = 1_000  # optimizer steps
 
 Steps = dict[str, int]
 
@@ -21,8 +22,8 @@ Steps = dict[str, int]
 def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float], minutes: float | None) -> Steps:
     """Optimizer steps of each training.
 
-    A teacher has 3 to 10 epochs, a member 3 to 20, so that small data has about a thousand steps and two thousand; the
-    integers alone have at most one. When that takes longer than there is time, all become shorter by the same share.
+    The integers alone have at most an epoch. When everything takes longer than there is time, all become shorter by the
+    same share.
 
     Args:
         names: of the trainings, and the kind of each: ``teacher``, ``int8`` or ``member``.
@@ -38,9 +39,9 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
 
     """
     usual = {
-        "teacher": epoch * min(max(-(-_ENOUGH // epoch), 3), 10),
-        "int8": min(INT8_STEPS, epoch),
-        "member": epoch * min(max(-(-2 * _ENOUGH // epoch), 3), 20),
+        "teacher": epoch * teacher_epochs(epoch),
+        "int8": min(_INT8_STEPS, epoch),
+        "member": epoch * student_epochs(epoch),
     }
     steps = {name: usual[kind] for name, kind in names.items()}
     if minutes is None:

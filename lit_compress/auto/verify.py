@@ -9,66 +9,54 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_compress.auto.choose import choose, loss_of
+from lit_compress.auto.job import DENSE, Job
 from lit_compress.auto.page import save_page
 from lit_compress.auto.plans import Planned, describe
-from lit_compress.auto.request import Request
 from lit_compress.export.command import export
 from lit_compress.export.run_folder import task_of, validation_data
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config
-from lit_compress.planning.random_models import dense_structure
+from lit_compress.planning.random_models import ENGINES, dense_structure
 from lit_compress.planning.structure import Structure
 from lit_compress.report.accuracy import evaluate_answers
-from lit_compress.report.benchmark import Case, cases_of, measure, opened, runtimes
 from lit_compress.report.bootstrap import compare_outcomes
 from lit_compress.report.machine import command_line, machine
-from lit_compress.serve.engines import ENGINES, EngineName, answers, open_engine
+from lit_compress.report.timing import Case, cases_of, measure, opened, runtimes
+from lit_compress.serve.engines import answers, open_engine
 from lit_compress.tasks import Outcomes, Task
 
 __all__ = ["SCHEMA", "verify"]
 
 SCHEMA = 1
-_EAGER, _DENSE = "eager", "dense"
-_ENGINE: dict[str, EngineName] = {"onnx": "onnxruntime", "openvino": "openvino", "hf": ENGINES[0]}
+_EAGER = "eager"
 _MANY = 32  # rows, for the throughput
 _WARMUP, _REPETITIONS, _FEW = 3, 30, 5  # calls: before, and at the shape and the larger batch
 
 
-def verify(
-    *,
-    request: Request,
-    folder: Path,
-    dense: str,
-    planned: Sequence[Planned],
-    trained: Mapping[str, Path],
-    section: dict[str, Any],
-    shape: tuple[int, int],
-) -> dict[str, Any]:
+def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) -> dict[str, Any]:
     """Measure a family whose trainings are finished; print the table, write report.html, report.md and report.json.
 
     Args:
-        request: what was asked.
-        folder: of the family.
-        dense: folder or hub name of the dense model.
+        job: what was asked, of which model and data.
         planned: the members.
         trained: the model that the training of each left, by the member's name.
-        section: `data` of the trainings.
-        shape: rows and tokens at which speed was asked for.
 
     Returns:
         What report.json holds.
 
     """
+    request, shape = job.request, job.shape
     threads = request.threads or torch.get_num_threads()
-    exports = _export_all(request, folder, dense, trained)
-    cases = _cases(request, dense, exports)
+    exports = _export_all(job, trained)
+    cases = _cases(job, exports)
     first = str(next(iter(trained.values())))  # its labels are in the order of the data
-    options = section["init_args"] | {"tokenizer": first}
-    data = validation_data(section | {"init_args": options}, load_config(first, "--run"))
+    section = job.guessed.section
+    section["init_args"]["tokenizer"] = first
+    data = validation_data(section, load_config(first, "--run"))
     task = task_of(data)
     if task.labels:
-        theirs = load_config(dense, "--model")
-        cases[0].order = cases[1].order = label_order(theirs, task.labels, request.label_map, dense, "--model")
+        theirs = load_config(job.dense, "--model")
+        cases[1].order = label_order(theirs, task.labels, request.label_map, job.dense, "--model")
     scores, outcomes = _evaluate(cases[1:], data, task, threads)
     shapes = list(dict.fromkeys([shape, (_MANY, shape[1])]))
     with opened(cases, threads, "cpu") as asks:
@@ -84,8 +72,8 @@ def verify(
         "max_loss": request.max_loss,
         "task": task.name,
         "pipeline_tag": task.pipeline_tag,
-        "score": next(iter(scores[_DENSE])),
-        "points": {metric: task.points(metric) for metric in scores[_DENSE]},
+        "score": next(iter(scores[DENSE])),
+        "points": {metric: task.points(metric) for metric in scores[DENSE]},
         "lower_is_better": sorted(task.lower_is_better),
         "validation": {
             "source": section["init_args"].get("val_file") or f"held out of {section['init_args']['train_file']}",
@@ -98,28 +86,28 @@ def verify(
             for name, case in zip(("dense, Hugging Face eager", "dense, fp32"), cases[:2], strict=True)
         ],
     }
-    whole = dense_structure(load_config(dense, "--model"))
+    whole = dense_structure(job.config)
     members = [_member(each, planned, whole, trained, cases, exports, results) for each in planned]
     results |= {"members": members} | choose(members, request.max_loss)
-    save_page(results, folder)
+    save_page(results, job.folder)
     return results
 
 
-def _export_all(request: Request, folder: Path, dense: str, trained: Mapping[str, Path]) -> dict[str, Path]:
+def _export_all(job: Job, trained: Mapping[str, Path]) -> dict[str, Path]:
     """The dense model in fp32 and every model that was trained in the target, by name."""
-    places = {_DENSE: folder / "exports" / _DENSE}
-    export(model=dense, to=request.runtime, output=str(places[_DENSE]), overwrite=True)
+    places = {name: job.folder / "exports" / name for name in (DENSE, *trained)}
+    # What is replaced was written by an earlier call: nobody else's file is in there, or nothing is.
+    export(model=job.dense, to=job.request.runtime, output=str(places[DENSE]), overwrite=True)
     for name, model in trained.items():
-        places[name] = folder / "exports" / name
-        export(run=str(model.parent), to=request.target, output=str(places[name]), overwrite=True)
+        export(run=str(model.parent), to=job.request.target, output=str(places[name]), overwrite=True)
     return places
 
 
-def _cases(request: Request, dense: str, exports: Mapping[str, Path]) -> list[Case]:
+def _cases(job: Job, exports: Mapping[str, Path]) -> list[Case]:
     """The dense model in eager PyTorch, then every export on its engine, the dense one first."""
-    found = cases_of([f"{_EAGER}={dense}"], ["eager"])
+    found = cases_of([f"{_EAGER}={job.dense}"], ["eager"])
     for name, folder in exports.items():
-        found += cases_of([f"{name}={folder}"], [_ENGINE[request.runtime]])
+        found += cases_of([f"{name}={folder}"], [ENGINES[job.request.runtime]])
     return found
 
 
@@ -181,7 +169,7 @@ def _member(
         "engine": case.label,
         "bytes": case.variant.bytes,
         "times": case.results["times"],
-        "speedup": faster(_DENSE),
+        "speedup": faster(DENSE),
         "speedup_to_eager": faster(_EAGER),
         "score": models[name]["value"],
         "interval": [models[name]["low"], models[name]["high"]],

@@ -38,8 +38,8 @@ from lit_compress.planning.random_models import (
 )
 from lit_compress.planning.structure import LayerShape, Structure
 from lit_compress.progress import counted
-from lit_compress.report.benchmark import Case, measure, opened_here
 from lit_compress.report.machine import instruction_sets, processor
+from lit_compress.report.timing import Case, measure, opened_here
 from lit_compress.serve.engines import variants
 from lit_compress.version import __version__
 

@@ -24,22 +24,12 @@ from lit_compress.models.load import load_config
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.positions import check_length
 from lit_compress.progress import counted
-from lit_compress.report.benchmark import (
-    Ask,
-    Case,
-    cases_of,
-    check_sizes,
-    keep_memory,
-    measure,
-    opened,
-    row,
-    runtimes,
-    without_padding,
-)
+from lit_compress.report.benchmark import check_sizes, without_padding
 from lit_compress.report.benchmark_table import check_results, fastest_form, markdown, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.measure import dense_of
 from lit_compress.report.phrasing import speed
+from lit_compress.report.timing import Ask, Case, cases_of, keep_memory, measure, opened, row, runtimes
 from lit_compress.sources import resolve_package
 from lit_compress.tasks import Task
 
@@ -202,7 +192,7 @@ def evaluate_cases(
     model before it.
 
     Args:
-        cases: see :func:`~lit_compress.report.benchmark.cases_of`.
+        cases: see :func:`~lit_compress.report.timing.cases_of`.
         asks: how to ask the process of each.
         data: after ``setup``.
         task: metrics.

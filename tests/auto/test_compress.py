@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from lit_compress.auto import compress
+from lit_compress.auto.job import begin
+from lit_compress.auto.request import Request
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 
@@ -21,6 +23,13 @@ def _rows(repetitions: int) -> str:
         (text, label) for good, bad in zip(GOOD, BAD, strict=True) for text, label in ((good, "up"), (bad, "down"))
     ]
     return "text,label\n" + "".join(f"{text} {i},{label}\n" for i in range(repetitions) for text, label in pairs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_compress.auto.times._LEAST", 6)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,6 @@ def family(deep_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("lit_compress.auto.times._LEAST", 6)
         Path("train.csv").write_text(_rows(8))
         Path("val.csv").write_text(_rows(4))
         main(
@@ -114,3 +122,62 @@ def test_what_cannot_be_is_one_line_before_any_training(options, said, family, d
 def test_a_teacher_of_other_labels_is_refused(tiny_teacher, family, tmp_path):
     with pytest.raises(UserError, match=r"--model: .* has the classes .* and the data"):
         compress(str(tiny_teacher), f"{family}/train.csv", f"{family}/val.csv", str(tmp_path / "run"))
+
+
+def again(family, model, **options):
+    given = {"speedup": 1.3, "minutes": 0.01, "threads": 1, "shape": "4x32"} | options
+    return compress(model=str(model), train="train.csv", val="val.csv", run=str(family), **given)
+
+
+@pytest.fixture
+def copied(family, tmp_path, monkeypatch):
+    """The family in a folder of its own, for what must not touch the other tests'."""
+    shutil.copytree(family, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return Path("fast")
+
+
+def test_a_recipe_that_somebody_changed_stays(copied, deep_model):
+    recipe = copied / "recipe.yaml"
+    mine = recipe.read_text().replace("weight_bits: 7", "weight_bits: 8")
+    recipe.write_text(mine)
+    with pytest.raises(
+        UserError, match=r"--run: .*recipe.yaml' has another stage .* run it with `lit_compress recipe "
+    ):
+        again(copied, deep_model)
+    assert recipe.read_text() == mine
+
+
+def test_a_foreign_file_among_the_exports_is_said_before_anything_is_done(copied, deep_model, capsys):
+    (copied / "exports" / "int8" / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"thesis\.tex"):
+        again(copied, deep_model)
+    assert capsys.readouterr().out == ""
+    assert (copied / "exports" / "int8" / "thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["latency.json", "losses.json", "plan.json"])
+@pytest.mark.parametrize("content", ["{", "{}"])
+def test_what_was_kept_and_is_damaged_is_one_line(name, content, copied, deep_model):
+    if name == "losses.json":
+        (copied / "plan.json").unlink()  # else they are not read again
+    (copied / name).write_text(content)
+    with pytest.raises(UserError, match=rf"--run: .*{name}' is damaged .*; remove it to measure again") as caught:
+        again(copied, deep_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_recipe_is_one_whose_stages_are_those_that_were_trained(copied, capsys):
+    main(["recipe", str(copied / "recipe.yaml"), "--dry-run"])
+    said = capsys.readouterr().out
+    assert said.count("(finished)") == 3
+    assert "(new)" not in said
+
+
+def test_a_head_of_another_task_is_not_timed(tiny_model, family, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "words")
+    BertForMaskedLM(BertConfig.from_pretrained(tiny_model)).save_pretrained(model)
+    given = {"train": f"{family}/train.csv", "val": f"{family}/val.csv", "data": {}}
+    job = begin(Request(model=str(model), **given), tmp_path / "run", dry_run=True)
+    assert not job.has_head
+    assert job.config.architectures is None

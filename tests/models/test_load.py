@@ -21,8 +21,8 @@ from lit_compress.errors import UserError
 from lit_compress.models import check_compatible, load_classifier
 from lit_compress.models.folder import load_whole_model
 from lit_compress.models.load import load_config, transformers_progress
-from lit_compress.report.benchmark import cases_of
 from lit_compress.report.explain import explain
+from lit_compress.report.timing import cases_of
 from lit_compress.tasks import ClassificationTask, RegressionTask
 
 TWO = ClassificationTask(["0", "1"])

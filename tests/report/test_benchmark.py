@@ -15,8 +15,10 @@ import pytest
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.report import benchmark as module
-from lit_compress.report.benchmark import Case, agreement, allowed, benchmark, cases_of, measure
+from lit_compress.report import timing
+from lit_compress.report.benchmark import agreement, allowed, benchmark
 from lit_compress.report.benchmark_table import check_results, print_results, save_results, tables
+from lit_compress.report.timing import Case, cases_of, measure
 from lit_compress.serve.engines import Variant
 from lit_compress.serve.worker import batch_of
 
@@ -41,7 +43,7 @@ class Player:
 
 def test_times_and_turns(monkeypatch):
     log: list = []
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: log.append(("pause", seconds, {})) if seconds else None)
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append(("pause", seconds, {})) if seconds else None)
     cases = [case(), case("b")]
     asks = [Player("a", log, [0.004, 0.002, 0.003]), Player("b", log, [0.001, 0.001, 0.010])]
     measure(cases, asks, [(2, 16)], warmup=4, repetitions=3)
@@ -73,7 +75,7 @@ def test_forms_of_one_model_must_agree():
 
 
 def test_8_bits_may_differ_by_more_and_that_is_said_before_anything_is_loaded(folders, monkeypatch, capsys):
-    monkeypatch.setattr(module, "installed", lambda engine: True)
+    monkeypatch.setattr(timing, "installed", lambda engine: True)
     answers: dict[str, tuple] = {"eager": ((1.0, -2.0),), "onnxruntime model_quantized": ((1.3, -2.0),)}
 
     @contextmanager
@@ -158,7 +160,7 @@ def folders(tmp_path, tiny_teacher):
 
 
 def test_what_is_measured(folders, monkeypatch):
-    monkeypatch.setattr(module, "installed", lambda engine: True)
+    monkeypatch.setattr(timing, "installed", lambda engine: True)
     found = cases_of([str(folders / "one/model"), f"mine={folders / 'two/model'}", str(folders / "two/model")], None)
     assert [(one.model, one.label) for one in found] == [
         ("one/model", "eager"),
@@ -185,7 +187,7 @@ def test_what_is_measured(folders, monkeypatch):
     ],
 )
 def test_mistakes(folders, monkeypatch, models, engines, there, words):
-    monkeypatch.setattr(module, "installed", lambda engine: there)
+    monkeypatch.setattr(timing, "installed", lambda engine: there)
     with pytest.raises(UserError, match=words):
         cases_of([str(folders / name) for name in models], engines)
 

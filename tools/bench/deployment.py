@@ -39,7 +39,7 @@ from lit_compress.models.folded import Folded
 from lit_compress.models.groups import removable_groups
 from lit_compress.models.shapes import update_config
 from lit_compress.nn.factorized import FactorizedEmbedding
-from lit_compress.report.benchmark import Case, cases_of, measure
+from lit_compress.report.timing import Case, cases_of, measure
 from lit_compress.serve.worker import batch_of
 from lit_compress.serve.worker_process import WorkerProcess
 from tools.bench.measure import MINILM, RESULTS, Row, model_source, publish, quiet
