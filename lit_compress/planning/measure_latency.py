@@ -8,7 +8,6 @@ count costs. One average layer, a stack of them and the whole depth give what a 
 
 import hashlib
 import json
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -55,7 +54,6 @@ _RANKS = (1 / 12, 1 / 2)  # of the embedding's width
 # A stack has as many layers as hold this many weights: its caches are as full as the model's, and it is soon exported.
 _WEIGHTS = 30_000_000
 _WARMUP, _ROUNDS = 3, 25
-_BUSY = 1.5  # median over fastest call
 # Of a configuration, what says nothing about the time that a model takes.
 _NAMES = {"transformers_version", "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "dtype"}
 
@@ -110,8 +108,6 @@ def measure_structures(
 ) -> dict[str, float]:
     """Median seconds of a forward pass of whole models of random weights, by name, interleaved.
 
-    A machine that is busy with something else is said.
-
     Args:
         config: of the dense model.
         structures: what to time; one with a target of its own is timed in that one.
@@ -119,7 +115,7 @@ def measure_structures(
         rows: of a batch.
         tokens: of a row.
         threads: of the processor; as many as PyTorch has by default.
-        rounds: in each of which everything is called once.
+        rounds: that count, in each of which everything is called once.
 
     Raises:
         UserError: a runtime is not installed, or the family cannot be cut to a structure.
@@ -144,12 +140,6 @@ def measure_structures(
         with opened_here(cases, threads or torch.get_num_threads()) as asks:
             measure(cases, asks, [(rows, tokens)], _WARMUP, rounds)
     found = {case.model: case.results["times"][f"{rows}x{tokens}"] for case in cases}
-    slower = statistics.median(times["median_ms"] / min(times["times_ms"]) for times in found.values())
-    if slower > _BUSY:
-        say(
-            f"The machine is busy: half of the calls took {slower:.1f} times as long as the fastest, or longer; these "
-            "times are not those of the models alone, measure again when it is quiet"
-        )
     return {name: times["median_ms"] / 1e3 for name, times in found.items()}
 
 

@@ -2,11 +2,12 @@
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
-from lit_compress.progress import counted
+from lit_compress.report.rounds import undisturbed_rounds
 
 __all__ = ["latencies", "median_latency"]
 
@@ -26,31 +27,37 @@ def latencies(
     """Milliseconds of each forward pass of each model, eager, on the models' device.
 
     Calls of the models are interleaved, so that whatever else the machine does falls on all of them; one round of
-    warm-up is not measured. Inputs are full length, no padding.
+    warm-up is not measured, and disturbed ones do not count. Inputs are full length, no padding.
 
     Args:
         models: by name.
         batch_size: rows.
         tokens: length of each row.
-        repetitions: measured rounds.
+        repetitions: rounds that count.
 
     """
-    times: dict[str, list[float]] = {name: [] for name in models}
-    calls = (repetitions + 1) * len(models)
-    with counted(f"Measuring latency, batch {batch_size}", calls, "calls") as tell:
-        done = 0
-        for repetition in range(repetitions + 1):
-            for name, model in models.items():
-                ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=model.device)
-                mask = torch.ones_like(ids)
-                _wait(model)
-                started = time.perf_counter()
-                model(input_ids=ids, attention_mask=mask)
-                _wait(model)
-                if repetition:
-                    times[name].append((time.perf_counter() - started) * 1e3)
-                tell(done := done + 1)
-    return times
+    for model in models.values():
+        _seconds(model, batch_size, tokens)
+
+    def one_round(number: int, tell: Callable[[], None]) -> list[float]:
+        seconds = []
+        for model in models.values():
+            seconds.append(_seconds(model, batch_size, tokens))
+            tell()
+        return seconds
+
+    rounds = undisturbed_rounds(f"Measuring latency, batch {batch_size}", len(models), repetitions, one_round)
+    return {name: [each[index] * 1e3 for each in rounds] for index, name in enumerate(models)}
+
+
+def _seconds(model: PreTrainedModel, batch_size: int, tokens: int) -> float:
+    ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=model.device)
+    mask = torch.ones_like(ids)
+    _wait(model)
+    started = time.perf_counter()
+    model(input_ids=ids, attention_mask=mask)
+    _wait(model)
+    return time.perf_counter() - started
 
 
 def _wait(model: PreTrainedModel) -> None:

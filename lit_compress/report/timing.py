@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +18,8 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
-from lit_compress.progress import counted
 from lit_compress.report.machine import instruction_sets
+from lit_compress.report.rounds import undisturbed_rounds
 from lit_compress.serve.engines import (
     ENGINES,
     EngineName,
@@ -214,35 +214,38 @@ def measure(
 ) -> None:
     """Time every case at every shape; calls are interleaved, each after one that is not measured.
 
-    Every case gets ``results["times"]``: for each shape milliseconds of every call, median, 90th percentile and rows
-    per second.
+    Rounds that something else disturbed are made again, see :mod:`~lit_compress.report.rounds`. Every case gets
+    ``results["times"]``: for each shape milliseconds of every call that counts, median, 90th percentile and rows per
+    second.
 
     Args:
         cases: what to measure.
         asks: how to ask the process of each.
         shapes: rows and tokens.
         warmup: calls of each case before the first round.
-        repetitions: rounds, in each of which every case is called once.
+        repetitions: rounds that count, in each of which every case is called once.
 
     """
     vocabulary = min(case.vocabulary for case in cases)
-    calls = len(shapes) * repetitions * len(cases)
-    with counted("Measuring", calls, "calls") as tell:
-        done = 0
-        for rows, tokens in shapes:
-            batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
-            seconds: list[list[float]] = [[] for _ in cases]
-            for ask in asks:
-                ask("time", **batch, warmup=warmup, calls=0)
-            for round_ in range(repetitions):
-                for index in range(len(cases)):
-                    # Who follows whom changes from round to round.
-                    position = (index * (1 if round_ % 2 else -1) + round_) % len(cases)
-                    time.sleep(_QUIET if len(cases) > 1 else 0)
-                    seconds[position] += asks[position]("time", **batch, warmup=1, calls=1)["seconds"]
-                    tell(done := done + 1)
-            for case, measured in zip(cases, seconds, strict=True):
-                case.results.setdefault("times", {})[f"{rows}x{tokens}"] = _times(rows, measured)
+    for rows, tokens in shapes:
+        batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
+        for ask in asks:
+            ask("time", **batch, warmup=warmup, calls=0)
+        one_round = partial(_one_round, asks, batch)
+        rounds = undisturbed_rounds(f"Measuring {rows}x{tokens}", len(cases), repetitions, one_round)
+        for case, seconds in zip(cases, zip(*rounds, strict=True), strict=True):
+            case.results.setdefault("times", {})[f"{rows}x{tokens}"] = _times(rows, seconds)
+
+
+def _one_round(asks: Sequence[Ask], batch: Mapping[str, int], number: int, tell: Callable[[], None]) -> list[float]:
+    """Seconds of a call of each; who follows whom changes from round to round."""
+    seconds = [0.0] * len(asks)
+    for index in range(len(asks)):
+        position = (index * (1 if number % 2 else -1) + number) % len(asks)
+        time.sleep(_QUIET if len(asks) > 1 else 0)
+        (seconds[position],) = asks[position]("time", **batch, warmup=1, calls=1)["seconds"]
+        tell()
+    return seconds
 
 
 def _times(rows: int, seconds: Sequence[float]) -> dict[str, Any]:

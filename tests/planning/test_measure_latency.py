@@ -1,7 +1,6 @@
 """What is measured, and what is made of the times; where nothing is said about a runtime, a formula plays it."""
 
 import json
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -167,23 +166,6 @@ def test_whole_structures_are_timed_in_their_runtimes():
     assert list(seconds) == ["eager", "dense", "small"]
     assert min(seconds.values()) > 0
     assert max(seconds.values()) < 10
-
-
-@pytest.mark.parametrize(("calls", "busy"), [([2.0, 2.1, 2.2], False), ([2.0, 7.0, 9.0], True)])
-def test_a_busy_machine_is_said(calls, busy, monkeypatch, capsys):
-    def export(config, structure, target, folder):
-        (folder / "config.json").write_text('{"vocab_size": 9}')
-        (folder / "model.safetensors").write_text("")
-
-    def measure(cases, *_):
-        for case in cases:
-            case.results["times"] = {"1x8": {"median_ms": calls[1], "times_ms": calls}}
-
-    monkeypatch.setattr(module, "export_random", export)
-    monkeypatch.setattr(module, "opened_here", lambda *_: nullcontext([]))
-    monkeypatch.setattr(module, "measure", measure)
-    assert measure_structures(BERT, {"dense": dense_structure(BERT)}, "hf", 1, 8, 1) == {"dense": calls[1] / 1e3}
-    assert ("half of the calls took 3.5 times" in capsys.readouterr().out) is busy
 
 
 def test_a_target_is_looked_at_before_anything_is_made():

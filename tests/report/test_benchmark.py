@@ -45,13 +45,13 @@ def test_times_and_turns(monkeypatch):
     log: list = []
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append(("pause", seconds, {})) if seconds else None)
     cases = [case(), case("b")]
-    asks = [Player("a", log, [0.004, 0.002, 0.003]), Player("b", log, [0.001, 0.001, 0.010])]
+    asks = [Player("a", log, [0.004, 0.0041, 0.0043]), Player("b", log, [0.001, 0.001, 0.010])]
     measure(cases, asks, [(2, 16)], warmup=4, repetitions=3)
     a, b = (one.results["times"]["2x16"] for one in cases)
-    assert (a["median_ms"], b["median_ms"]) == pytest.approx((3.0, 1.0))
-    assert a["rows_per_second"] == pytest.approx(2 / 0.003)
+    assert (a["median_ms"], b["median_ms"]) == pytest.approx((4.1, 1.0))
+    assert a["rows_per_second"] == pytest.approx(2 / 0.0041)
     assert b["p90_ms"] == pytest.approx(8.2)
-    assert a["times_ms"] == pytest.approx([4, 2, 3])
+    assert a["times_ms"] == pytest.approx([4, 4.1, 4.3])
     warm, turns = log[:2], log[2:]
     # Before each the threads of the one before get quiet.
     assert [name for name, *_ in turns[::2]] == ["pause"] * 6

@@ -37,8 +37,8 @@ def measured(monkeypatch):
     clock, calls = Stopwatch(), []
     monkeypatch.setattr(latency, "time", clock)
     models = {
-        "dense": Model("dense", clock, [99, 1, 5, 3], calls),
-        "compressed": Model("compressed", clock, [99, 0.5, 0.25, 4], calls),
+        "dense": Model("dense", clock, [99, 3.1, 3, 3], calls),
+        "compressed": Model("compressed", clock, [99, 0.5, 0.4, 0.6], calls),
     }
     return median_latency(models, batch_size=2, tokens=5, repetitions=3), calls
 

@@ -186,7 +186,7 @@ def test_progress_is_shown(run, monkeypatch, capsys):
     said = capsys.readouterr().err
     for work in ("dense", "compressed", "compressed_quantized_inputs"):
         assert f"Evaluating {work}: 1 of 1 batches, " in said
-    assert "Measuring latency, batch 1: 4 of 4 calls, " in said
+    assert "Measuring latency, batch 1: 2 of 2 calls, " in said
 
 
 def test_the_model_card_gets_the_results(reported):
