@@ -42,7 +42,7 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
         del options["config"]  # whose options are in the others; a recipe's is an argument of its own
     if overrides is not None:
         options["overrides"] = overrides
-    if name not in _WITHOUT_MODELS and not options.get("dry_run"):
+    if name not in _WITHOUT_MODELS and not (name == "recipe" and options["dry_run"]):
         from lit_compress.quiet import quieten
 
         quieten()

@@ -1,6 +1,8 @@
 """What a file of examples is for, and how it is best read: task, columns, labels and lengths, with the reasons."""
 
 import gzip
+import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -76,6 +78,7 @@ class GuessedData:
         why: a few words about an option, by its name.
         rows: of the file.
         steps: optimizer steps of an epoch.
+        tokens: of a row on average.
 
     """
 
@@ -85,6 +88,7 @@ class GuessedData:
     why: dict[str, str]
     rows: int
     steps: int
+    tokens: int
 
     @property
     def module(self) -> str:
@@ -140,7 +144,7 @@ def guess_data(
     model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
     options: dict[str, Any] = {"train_file": file}
     options |= ({"val_file": val} if val else {}) | source.reading | guess.options | {**given}
-    rows, found, why = _measured(guess, options, model)
+    rows, found, why, lengths = _measured(guess, options, model)
     options = {**options, **found, **given}
     why = {"val_file": "as given"} | guess.why | why
     if not val and "val_fraction" not in given:
@@ -149,7 +153,8 @@ def guess_data(
     why = {key: reason for key, reason in why.items() if key not in given}
     trained = rows if val else (1 - options["val_fraction"]) * rows
     steps = max(round(min(trained, options.get("limit") or trained) / options["batch_size"]), 1)
-    return GuessedData(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps)
+    tokens = math.ceil(statistics.mean(min(length, options["max_length"]) for length in lengths or [math.inf]))
+    return GuessedData(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps, tokens=tokens)
 
 
 def teacher_epochs(steps: int) -> int:
@@ -274,8 +279,13 @@ def _some_rows(table: Dataset, most: int) -> Dataset:
     return table.select(range(0, len(table), -(-len(table) // most)))
 
 
-def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, dict[str, int], dict[str, str]]:
-    """Rows, and the lengths and batch sizes of a data module that reads them, each with its reason."""
+def _measured(
+    guess: Guess, options: dict[str, Any], model: str
+) -> tuple[int, dict[str, int], dict[str, str], list[int]]:
+    """Rows, the lengths and batch sizes of a data module that reads them, each with its reason, and tokens of some rows.
+
+    There are no such tokens where all rows are filled.
+    """
     local = Path(resolve_source(model, "--model")).exists()
     most = _most_tokens(model) if local else _MOST_TOKENS
     lengths_of = {"max_length": most} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
@@ -287,11 +297,11 @@ def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, d
     _ = data.task  # which looks at the labels
     if guess.task == "pretraining":
         reason = f"sequences are filled up to this; the model takes {most}" if local else "BERT's longest"
-        return len(table), {"max_length": most, "batch_size": 32}, {"max_length": reason}
+        return len(table), {"max_length": most, "batch_size": 32}, {"max_length": reason}, []
     if guess.task == "question-answering":
         length = min(384, most)
         found = {"max_length": length, "doc_stride": length // 3, "batch_size": 16}
-        return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}
+        return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}, []
     chosen = _some_rows(table, _TEXTS)
     lengths = [*(_token_counts(data, guess, chosen) if local else _word_counts(guess, chosen))]
     length = options.get("max_length") or guess_length(lengths, most)
@@ -300,7 +310,7 @@ def _measured(guess: Guess, options: dict[str, Any], model: str) -> tuple[int, d
     shares = ", ".join(f"{share} %: {percentile(lengths, share)}" for share in (50, 90, 99))
     reason = f"{unit} of the texts, {shares}; {100 * long / len(lengths):.3g} % are longer"
     batch = 32 if length <= 256 else 16
-    return len(table), {"max_length": length, "batch_size": batch}, {"max_length": reason}
+    return len(table), {"max_length": length, "batch_size": batch}, {"max_length": reason}, lengths
 
 
 def _most_tokens(model: str) -> int:

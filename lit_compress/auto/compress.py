@@ -188,10 +188,11 @@ def _timing(job: Job, dry_run: bool) -> _Timing:
     known = kept(file, lambda content: _Timing(LatencyTable.from_json(content["table"]), content["seconds"]))
     if known is not None:
         return known
-    request, options = job.request, job.guessed.options
+    request, guessed = job.request, job.guessed
     table = measure_table(job.config, request.target, *job.shape, request.threads)
     _check_reach(job)
-    seconds = training_seconds(job.model(request.model), options["batch_size"], options["max_length"])
+    # Batches are of rows of nearly the same length, so that hardly any of their tokens is padding.
+    seconds = training_seconds(job.model(request.model), guessed.options["batch_size"], guessed.tokens)
     if not dry_run:
         keep(file, {"table": table.to_json(), "seconds": seconds})
     return _Timing(table, seconds)

@@ -88,7 +88,9 @@ def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, d
     assert made.report.is_file()
 
 
-def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, capsys):
+def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, capsys, monkeypatch):
+    silenced = []
+    monkeypatch.setattr("lit_compress.quiet.quieten", lambda: silenced.append(True))  # bars of other libraries
     files = [f"--train={family}/train.csv", f"--val={family}/val.csv", f"--run={tmp_path}/plan"]
     main(["compress", f"--model={deep_model}", *files, "--speedup=1.3", "--threads=1", "--shape=4x32", "--dry-run"])
     said = capsys.readouterr().out
@@ -96,6 +98,7 @@ def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, 
     assert "--data.label_column: label" in said
     assert "1_3x: 60 steps (20.0 epochs), about" in said
     assert not (tmp_path / "plan").exists()
+    assert silenced
 
 
 @pytest.mark.parametrize(
