@@ -128,11 +128,27 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())
     try:
         _run(list(sys.argv[1:] if args is None else args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        sys.exit(1)
     except (ValueError, TypeError) as error:
         cause = user_error(error, UserError)
         if cause is None:
             raise
         sys.exit(f"lit_compress: error: {cause}")
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads the output any more, as after `| head`; what is left of it is written to nobody."""
+    try:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _run(words: list[str]) -> None:
@@ -164,6 +180,7 @@ def _run(words: list[str]) -> None:
 
 def _show(text: str) -> NoReturn:
     sys.stdout.write(text)
+    sys.stdout.flush()
     sys.exit()
 
 

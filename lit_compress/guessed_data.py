@@ -282,9 +282,9 @@ def _some_rows(table: Dataset, most: int) -> Dataset:
 def _measured(
     guess: Guess, options: dict[str, Any], model: str
 ) -> tuple[int, dict[str, int], dict[str, str], list[int]]:
-    """Rows, the lengths and batch sizes of a data module that reads them, each with its reason, and tokens of some rows.
+    """Rows, the lengths and batch sizes of a data module that reads them, each with its reason, and tokens of rows.
 
-    There are no such tokens where all rows are filled.
+    Tokens are those of some rows; of none where all rows are filled.
     """
     local = Path(resolve_source(model, "--model")).exists()
     most = _most_tokens(model) if local else _MOST_TOKENS

@@ -489,3 +489,14 @@ def test_a_mistyped_model_is_named_by_its_own_key(task, tmp_path, capsys):
     assert status == 1
     assert line.startswith("lit_compress: error: model.pretrained, whose tokenizer data.tokenizer is by default: ")
     assert "'no-model'" in line
+
+
+@pytest.mark.parametrize("words", ["configs", "configs @compression/magnitude_80", "--help"])
+def test_a_reader_that_has_read_enough_is_no_error(words):
+    """As with `| head -1`: nobody reads when the command writes."""
+    command = [sys.executable, "-c", "import sys, time; time.sleep(1); from lit_compress.cli import main; main()"]
+    with subprocess.Popen([*command, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""

@@ -25,7 +25,7 @@ from lit_compress.export.run_folder import reads_texts, run_config, validation_d
 from lit_compress.export.source import from_source
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.folded import Folded
-from lit_compress.models.hf_folder import add_to_card
+from lit_compress.models.hf_folder import add_note
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, ranges_of
 from lit_compress.sources import resolve_package
@@ -229,8 +229,7 @@ def _reading_as_trained(
         writer(folded, folder)
         if isinstance(data, TextData):
             check_tokenizer(folder, data)
-            if note := data.task.note():
-                add_to_card(folder, f"To read its outputs: {note}.")
+            add_note(folder, data.task.note())
 
     return write_and_check
 

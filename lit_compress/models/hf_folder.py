@@ -20,7 +20,7 @@ from lit_compress.storage.file import checksums
 from lit_compress.tasks import task_class_of
 from lit_compress.version import __version__
 
-__all__ = ["add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
+__all__ = ["add_note", "add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
 
 
 def save_folder(
@@ -29,6 +29,7 @@ def save_folder(
     output: str | Path,
     overwrite: bool = False,
     unfinished: Sequence[Mapping[str, Any]] = (),
+    note: str | None = None,
 ) -> Path:
     """Write config, folded safetensors, tokenizer, model card and manifest; the folder appears whole or not at all.
 
@@ -38,6 +39,7 @@ def save_folder(
         output: folder to make.
         overwrite: replace an existing folder that an export wrote.
         unfinished: what strategies have not reached, see :meth:`lit_compress.strategies.Strategy.unfinished`.
+        note: of the task, for the model card; see :meth:`lit_compress.tasks.Task.note`.
 
     Raises:
         UserError: the folder exists or cannot be written.
@@ -48,6 +50,7 @@ def save_folder(
         folded = replace(folded, manifest=folded.manifest | {UNFINISHED: check_unfinished([*unfinished])})
     with atomic_folder(output, overwrite) as staging:
         write_hf(folded, staging)
+        add_note(staging, note)
     return Path(output)
 
 
@@ -105,6 +108,12 @@ def add_to_card(folder: Path, line: str) -> None:
     """Add a line to the model card of a folder."""
     with (folder / "README.md").open("a") as file:
         file.write(f"\n{line}\n")
+
+
+def add_note(folder: Path, note: str | None) -> None:
+    """Add how outputs are read to the model card of a folder; None where it is as usual."""
+    if note:
+        add_to_card(folder, f"To read its outputs: {note}.")
 
 
 def _card(

@@ -225,7 +225,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         words = isinstance(self.task, TokenClassificationTask)
         tokenizer = load_tokenizer(self.tokenizer, "model.tokenizer", words)
         left = self._unfinished() if self._trainer is not None else []
-        return save_folder(self.student, tokenizer, path, overwrite, left)
+        return save_folder(self.student, tokenizer, path, overwrite, left, self.task.note())
 
     def _unfinished(self) -> list[dict[str, Any]]:
         """What strategies have not reached yet, see :meth:`lit_compress.strategies.Strategy.unfinished`."""

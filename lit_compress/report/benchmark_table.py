@@ -97,8 +97,12 @@ def markdown(results: dict[str, Any]) -> str:
     lines: list[str] = []
     for title, (header, *rows) in tables(results):
         body = (header, ("---",) * len(header), *rows)
-        lines += [*([title, ""] if title else []), *("| " + " | ".join(row) + " |" for row in body), ""]
+        lines += [*([title, ""] if title else []), *(f"| {' | '.join(map(_escaped, row))} |" for row in body), ""]
     return "\n".join([*lines, f"`{results['command']}` on {machine}", ""])
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
 
 
 def check_results(path: Path) -> None:

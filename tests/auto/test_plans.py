@@ -61,6 +61,13 @@ def test_one_that_misses_is_planned_again_once():
     assert machine.calls == 3
 
 
+def test_one_that_is_faster_than_asked_is_planned_larger():
+    small, large = (planned((4.0,), Machine(slower=slower))["4x"] for slower in (1.0, 0.8))
+    assert large.corrected
+    assert large.measured == pytest.approx(4.0, rel=0.05)
+    assert TABLE.seconds(large.structure) > TABLE.seconds(small.structure)
+
+
 def test_what_cannot_be_reached_is_one_line_with_the_limit():
     with pytest.raises(UserError, match=r"--speedup: 1000 is above \d+\.\d, the most"):
         planned((2.0, 1000.0), Machine())

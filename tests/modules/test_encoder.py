@@ -95,6 +95,14 @@ def test_a_model_is_saved_before_it_is_trained(tiny_teacher, tmp_path):
     assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), began.parameters(), strict=True))
 
 
+def test_a_saved_model_says_how_its_outputs_are_read(tiny_teacher, tmp_path):
+    task = MultiLabelTask(["0", "1"], threshold=0.25)
+    LitTeacher(str(tiny_teacher), task=task).save(tmp_path / "saved")
+    assert (
+        "To read its outputs: a label is predicted where its probability" in (tmp_path / "saved/README.md").read_text()
+    )
+
+
 def test_a_model_that_was_saved_too_early_says_so(tiny_teacher, tiny_data, tmp_path):
     module = student(tiny_teacher, tiny_teacher)
     late = [MagnitudePruning(sparsity=0.75, end="100%", every="1 steps")]

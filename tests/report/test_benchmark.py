@@ -17,7 +17,7 @@ from lit_compress.errors import UserError
 from lit_compress.report import benchmark as module
 from lit_compress.report import timing
 from lit_compress.report.benchmark import agreement, allowed, benchmark
-from lit_compress.report.benchmark_table import check_results, print_results, save_results, tables
+from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results, tables
 from lit_compress.report.timing import Case, cases_of, measure
 from lit_compress.serve.engines import Variant
 from lit_compress.serve.worker import batch_of
@@ -209,6 +209,15 @@ def test_mistakes(folders, monkeypatch, models, engines, there, words):
 def test_wrong_settings(folders, options, words):
     with pytest.raises(UserError, match=words):
         benchmark([str(folders / "one/model")], **{"engines": ["eager"], **options})
+
+
+def test_a_name_with_a_bar_stays_in_its_cell():
+    named = results()
+    for case_ in named["cases"]:
+        case_["model"] = "a|b"
+    lines = [line for line in markdown(named).splitlines() if line.startswith("|")]
+    assert any("a\\|b" in line for line in lines)
+    assert not any(" a|b " in line for line in lines)
 
 
 def results() -> dict:
