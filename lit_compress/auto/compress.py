@@ -39,7 +39,7 @@ from lit_compress.planning.structure import Structure
 from lit_compress.recipe import load_recipe, read_recipe, run_stage
 from lit_compress.sources import absolute_source
 
-__all__ = ["Family", "Member", "compress"]
+__all__ = ["Family", "Member", "compress", "train_stages"]
 
 _RECIPE, _LATENCY, _LOSSES, _PLAN = "recipe.yaml", "latency.json", "losses.json", "plan.json"
 _ROWS = 64  # of the training data, on which losses are measured
@@ -159,10 +159,10 @@ def compress(
     if dry_run:
         return None
     if not job.has_head:
-        _train(job, {TEACHER: teacher_stage(job.training, absolute_source(model), steps[TEACHER])})
+        train_stages(job, {TEACHER: teacher_stage(job.training, absolute_source(model), steps[TEACHER])})
     planned = _planned(job, timing)
     _say_members(planned, dense_structure(job.config))
-    _train(job, _stages(job, planned, steps))
+    train_stages(job, _stages(job, planned, steps))
     trained = {name: job.folder / name / "model" for name in dict.fromkeys(_trained_as(planned).values())}
     results = verify(job, planned, trained)
     return _family(results, job.folder)
@@ -284,8 +284,14 @@ def _stages(job: Job, planned: Sequence[Planned], steps: Steps) -> dict[str, dic
     return stages
 
 
-def _train(job: Job, stages: Mapping[str, Any]) -> None:
-    """Run the stages that are not finished; one that was interrupted goes on."""
+def train_stages(job: Job, stages: Mapping[str, Any]) -> None:
+    """Run the stages that are not finished; one that was interrupted goes on.
+
+    Args:
+        job: whose folder they are in.
+        stages: configurations of `fit`, by name.
+
+    """
     _keep_recipe(job.folder / _RECIPE, stages)
     for stage in load_recipe(job.folder / _RECIPE, str(job.folder)).values():
         stage.check()

@@ -13,6 +13,7 @@ from lit_compress.auto.job import begin
 from lit_compress.auto.request import Request
 from lit_compress.cli import main
 from lit_compress.errors import UserError
+from tools.bench.equal_latency import equal_latency
 
 GOOD = ["good film", "great story", "lovely scene", "a funny actor", "the plot was clever", "a warm film"]
 BAD = ["bad film", "awful story", "dull scene", "a boring actor", "the plot was stupid", "a cold film"]
@@ -184,3 +185,23 @@ def test_a_head_of_another_task_is_not_timed(tiny_model, family, tmp_path):
     job = begin(Request(model=str(model), **given), tmp_path / "run", dry_run=True)
     assert not job.has_head
     assert job.config.architectures is None
+
+
+def test_a_plan_is_compared_with_simpler_models_of_its_latency(family, tmp_path, monkeypatch):
+    monkeypatch.chdir(family)
+    equal_latency("fast", "1_3x", str(tmp_path / "equal"), steps=6)
+    measured = json.loads((tmp_path / "equal/report.json").read_text())
+    members = {member["name"]: member for member in measured["members"]}
+    assert list(members) == ["planned", "uniform", "lowest", "sparse"]
+    stages = yaml.safe_load((tmp_path / "equal/recipe.yaml").read_text())["stages"]
+    for name, stage in stages.items():
+        assert stage["trainer"] == {"max_steps": 6}, name
+        assert stage["model"]["init_args"]["teacher"] == str(Path("fast/teacher/model").resolve())
+        assert stage["compression"][-1]["class_path"] == "QuantAwareTraining"
+    assert stages["sparse"]["compression"][0]["class_path"] == "MagnitudePruning"
+    (shape,) = {tuple(layer) for layer in members["uniform"]["structure"]["layers"]}
+    assert shape[0] >= 1
+    kept = [layer is not None for layer in members["lowest"]["structure"]["layers"]]
+    assert kept == sorted(kept, reverse=True)
+    with pytest.raises(UserError, match="--member: 'int8' must be one of 1_3x"):
+        equal_latency("fast", "int8", str(tmp_path / "other"))
