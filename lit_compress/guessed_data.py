@@ -144,14 +144,16 @@ def guess_data(
     model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
     options: dict[str, Any] = {"train_file": file}
     options |= ({"val_file": val} if val else {}) | source.reading | guess.options | {**given}
-    rows, found, why, lengths = _measured(guess, options, model)
+    data = _reader(guess, options, model)
+    rows, found, why, lengths = _measured(guess, options, model, data)
     options = {**options, **found, **given}
     why = {"val_file": "as given"} | guess.why | why
-    if not val and "val_fraction" not in given:
+    held_out = not data.files["val"]  # which a saved split may be, too
+    if held_out and "val_fraction" not in given:
         options["val_fraction"] = 0.1
         why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
     why = {key: reason for key, reason in why.items() if key not in given}
-    trained = rows if val else (1 - options["val_fraction"]) * rows
+    trained = (1 - options["val_fraction"]) * rows if held_out else rows
     steps = max(round(min(trained, options.get("limit") or trained) / options["batch_size"]), 1)
     tokens = math.ceil(statistics.mean(min(length, options["max_length"]) for length in lengths or [math.inf]))
     return GuessedData(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps, tokens=tokens)
@@ -279,17 +281,28 @@ def _some_rows(table: Dataset, most: int) -> Dataset:
     return table.select(range(0, len(table), -(-len(table) // most)))
 
 
+def _reader(guess: Guess, options: dict[str, Any], model: str) -> TextData:
+    """The data module, for the longest texts that the model takes."""
+    lengths_of = {"max_length": _longest(model)} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
+    return text_data(f"lit_compress.data.{_MODULES[guess.task]}", {"tokenizer": model, **options, **lengths_of})
+
+
+def _longest(model: str) -> int:
+    return _most_tokens(model) if _is_local(model) else _MOST_TOKENS
+
+
+def _is_local(model: str) -> bool:
+    return Path(resolve_source(model, "--model")).exists()
+
+
 def _measured(
-    guess: Guess, options: dict[str, Any], model: str
+    guess: Guess, options: dict[str, Any], model: str, data: TextData
 ) -> tuple[int, dict[str, int], dict[str, str], list[int]]:
     """Rows, the lengths and batch sizes of a data module that reads them, each with its reason, and tokens of rows.
 
     Tokens are those of some rows; of none where all rows are filled.
     """
-    local = Path(resolve_source(model, "--model")).exists()
-    most = _most_tokens(model) if local else _MOST_TOKENS
-    lengths_of = {"max_length": most} | ({"doc_stride": 0} if guess.task == "question-answering" else {})
-    data = text_data(f"lit_compress.data.{_MODULES[guess.task]}", {"tokenizer": model, **options, **lengths_of})
+    local, most = _is_local(model), _longest(model)
     table = data.rows("train")
     assert table is not None
     if data.files["val"]:

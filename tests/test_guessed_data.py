@@ -1,4 +1,5 @@
 import pytest
+from datasets import Dataset, DatasetDict
 
 from lit_compress.guessed_data import guess_data
 
@@ -22,3 +23,17 @@ def test_windows_are_full(tmp_path, tiny_teacher):
     (tmp_path / "train.jsonl").write_text("\n".join(row % number for number in range(20)))
     guessed = guess_data(str(tmp_path / "train.jsonl"), model=str(tiny_teacher))
     assert guessed.tokens == guessed.options["max_length"]
+
+
+def test_a_saved_split_is_what_is_validated(tmp_path, tiny_teacher):
+    rows = Dataset.from_dict({"text": ["good", "bad"] * 20, "label": ["up", "down"] * 20})
+    DatasetDict({"train": rows, "validation": rows.select(range(30))}).save_to_disk(tmp_path / "saved")
+    guessed = guess_data(str(tmp_path / "saved"), model=str(tiny_teacher))
+    assert "val_fraction" not in guessed.options
+    held_out = guess_data(str(tmp_path / "saved/train"), model=str(tiny_teacher))
+    assert held_out.options["val_fraction"] == 0.1
+    assert guessed.steps >= held_out.steps
+
+
+def test_a_validation_file_among_the_options_of_the_data_counts(file, tiny_teacher):
+    assert "val_fraction" not in guess_data(file, model=str(tiny_teacher), given={"val_file": file}).options

@@ -21,9 +21,9 @@ from lit_compress.auto.plans import (
     plan_members,
     smallest_structure,
 )
-from lit_compress.auto.request import SPEEDUPS, Request
+from lit_compress.auto.request import PLAN, SPEEDUPS, Request
 from lit_compress.auto.stages import TEACHER, int8_stage, member_stage, teacher_stage
-from lit_compress.auto.times import Steps, steps_of, training_seconds
+from lit_compress.auto.times import START, Steps, steps_of, training_seconds
 from lit_compress.auto.verify import verify
 from lit_compress.choices import GuessedTask, Target
 from lit_compress.console import say
@@ -32,7 +32,7 @@ from lit_compress.files import atomic_file
 from lit_compress.planning.latency import LatencyTable
 from lit_compress.planning.latency_command import parse_shape
 from lit_compress.planning.losses import measure_losses
-from lit_compress.planning.measure_latency import measure_structures, measure_table
+from lit_compress.planning.measure_latency import fixed_parts, measure_structures, measure_table
 from lit_compress.planning.plan import Losses
 from lit_compress.planning.random_models import dense_structure
 from lit_compress.planning.structure import Structure
@@ -41,7 +41,7 @@ from lit_compress.sources import absolute_source
 
 __all__ = ["Family", "Member", "compress", "train_stages"]
 
-_RECIPE, _LATENCY, _LOSSES, _PLAN = "recipe.yaml", "latency.json", "losses.json", "plan.json"
+_RECIPE, _LATENCY, _LOSSES = "recipe.yaml", "latency.json", "losses.json"
 _ROWS = 64  # of the training data, on which losses are measured
 
 
@@ -201,14 +201,14 @@ def _timing(job: Job, dry_run: bool) -> _Timing:
 def _check_reach(job: Job) -> None:
     """Refuse a speedup before any training that is above what the smallest structure has."""
     request, dense = job.request, dense_structure(job.config)
-    seconds = _measure(
-        job, {"dense": (dense, request.runtime), "smallest": (smallest_structure(dense), request.target)}
-    )
+    smallest = smallest_structure(dense, fixed_parts(job.config))
+    seconds = _measure(job, {"dense": (dense, request.runtime), "smallest": (smallest, request.target)})
     limit = seconds["dense"] / seconds["smallest"]
     if (asked := max(request.speedups)) > limit:
         raise UserError(
             f"--speedup: {asked:g} is out of reach of {request.model!r} in {request.target} at "
-            f"{job.shape[0]}x{job.shape[1]}: one layer with one head is {limit:.1f} times as fast as the dense model"
+            f"{job.shape[0]}x{job.shape[1]}: the smallest structure ({describe(smallest, dense)}) is {limit:.1f} times "
+            "as fast as the dense model"
         )
 
 
@@ -228,16 +228,20 @@ def _steps(job: Job, seconds: Mapping[str, float]) -> Steps:
 def _say_trainings(job: Job, steps: Steps, seconds: Mapping[str, float]) -> None:
     """How long what will take, and what a limit of time has cost."""
     usual = _steps(replace(job, request=replace(job.request, minutes=None)), seconds)
+    total, given = START * len(steps) / 60, job.request.minutes
     for name, count in steps.items():
         kind = name if name in (TEACHER, INT8) else "member"
         epochs, minutes = count / job.guessed.steps, count * seconds[kind] / 60
+        total += minutes
         fewer = f", shortened from {usual[name]:,} by --minutes" if count < usual[name] else ""
         say(f"  {name}: {count:,} steps ({epochs:.1f} epochs), about {minutes:.1f} minutes{fewer}")
+    if given and total > 1.05 * given:
+        say(f"--minutes {given:g} is not enough for so many trainings, which take about {total:.1f} minutes at least")
 
 
 def _planned(job: Job, timing: _Timing) -> list[Planned]:
     """The members' structures, as they were planned the first time."""
-    file = job.folder / _PLAN
+    file = job.folder / PLAN
     known = kept(file, lambda content: [Planned.from_json(each) for each in content["members"]])
     if known is not None:
         return known
@@ -294,6 +298,8 @@ def train_stages(job: Job, stages: Mapping[str, Any]) -> None:
     """
     _keep_recipe(job.folder / _RECIPE, stages)
     for stage in load_recipe(job.folder / _RECIPE, str(job.folder)).values():
+        if stage.name not in stages:
+            continue
         stage.check()
         if stage.state == "finished":
             continue
@@ -311,16 +317,24 @@ def _keep_recipe(file: Path, stages: Mapping[str, Any]) -> None:
     """
     wanted = yaml.safe_load(yaml.safe_dump(dict(stages), sort_keys=False))  # as it is read
     known = read_recipe(file)["stages"] if file.is_file() else {}
-    if changed := [name for name in known if name in wanted and known[name] != wanted[name]]:
+    changed = [name for name in known if name in wanted and known[name] != wanted[name]]
+    complete = wanted.keys() <= known.keys()
+    if not complete and known and file.read_text() != _recipe_text(file, known):
+        changed += [name for name in known if name not in wanted] or ["with words of its own"]
+    if changed:
         raise UserError(
             f"--run: {str(file)!r} has another stage {changed[0]!r} than was planned; run it with "
             f"`lit_compress recipe {shlex.quote(str(file))}`, or choose another --run"
         )
-    if wanted.keys() <= known.keys():
+    if complete:
         return
-    text = "# Made by `lit_compress compress`; a stage alone: lit_compress recipe THIS_FILE --only NAME\n"
     with atomic_file(file) as staging:
-        staging.write_text(text + yaml.safe_dump({"run": str(file.parent), "stages": wanted}, sort_keys=False))
+        staging.write_text(_recipe_text(file, wanted))
+
+
+def _recipe_text(file: Path, stages: Mapping[str, Any]) -> str:
+    text = "# Made by `lit_compress compress`; a stage alone: lit_compress recipe THIS_FILE --only NAME\n"
+    return text + yaml.safe_dump({"run": str(file.parent), "stages": dict(stages)}, sort_keys=False)
 
 
 def _say_members(planned: Sequence[Planned], whole: Structure) -> None:

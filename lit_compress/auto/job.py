@@ -19,6 +19,7 @@ from lit_compress.guessed_data import GuessedData, guess_data
 from lit_compress.models.labels import label_order
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
+from lit_compress.planning.random_models import check_target
 from lit_compress.sources import absolute_source
 
 __all__ = ["DENSE", "Job", "begin", "keep", "kept"]
@@ -90,6 +91,7 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
         UserError: folder, data or model cannot be; nothing was written then.
 
     """
+    check_target(request.target)
     known = keep_request(folder, request)
     _check_places(request, folder)
     config = load_config(request.model, "--model")
@@ -97,9 +99,14 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
         columns = (request.task, request.text_columns, request.label_column)
         guessed = guess_data(request.train, request.val, request.model, *columns, given=request.data)
     else:
-        guessed = GuessedData.from_json(known)
+        try:
+            guessed = GuessedData.from_json(known)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"--run: what {str(folder)!r} says of the data is damaged or of another version; choose another --run"
+            ) from error
     data = guessed.texts(request.model)
-    held = data.rows("val") if request.val else None
+    held = data.rows("val") if data.files["val"] else None
     rows = guessed.rows * guessed.options.get("val_fraction", 0) if held is None else len(held)
     if rows < _FEW_ROWS:
         raise UserError(

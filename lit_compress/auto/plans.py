@@ -1,12 +1,13 @@
 """The structure of each member: planned by a latency table, and measured before anything is trained."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lit_compress.auto.request import Request
 from lit_compress.choices import Target
 from lit_compress.errors import UserError
+from lit_compress.models.groups import KINDS, Kind
 from lit_compress.planning.latency import LatencyTable
 from lit_compress.planning.plan import Losses, fastest, plan
 from lit_compress.planning.structure import LayerShape, Structure
@@ -142,11 +143,20 @@ def _speedups(
     return {speedup: seconds["dense"] / seconds[member_name(speedup)] for speedup in planned}
 
 
-def smallest_structure(dense: Structure) -> Structure:
-    """The first layer with one head and few neurons: nothing is faster."""
+def smallest_structure(dense: Structure, fixed: Collection[Kind] = ()) -> Structure:
+    """The first layer with one head and few neurons: nothing is faster.
+
+    Args:
+        dense: the whole model.
+        fixed: what a layer of this family cannot lose; of both, where it repeats one layer, nothing goes.
+
+    """
+    if len(fixed) == len(KINDS):
+        return dense
     first, *others = dense.layers
     assert first is not None
-    least = LayerShape(1, max(round(first.neurons * _FEW), 1))
+    heads = first.heads if "heads" in fixed else 1
+    least = LayerShape(heads, first.neurons if "neurons" in fixed else max(round(first.neurons * _FEW), 1))
     return Structure(layers=(least, *(None for _ in others)))
 
 

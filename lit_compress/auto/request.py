@@ -11,9 +11,10 @@ from lit_compress.choices import GuessedTask, Target
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, check_shared_folder
 
-__all__ = ["SPEEDUPS", "Request", "keep_request"]
+__all__ = ["PLAN", "SPEEDUPS", "Request", "keep_request"]
 
 SPEEDUPS = (2.0, 4.0, 8.0)
+PLAN = "plan.json"  # beside it, once there is a plan
 _FILE = "compress.json"
 
 
@@ -106,17 +107,18 @@ def keep_request(folder: Path, request: Request, found: Mapping[str, Any] | None
         with atomic_file(file) as staging:
             staging.write_text(json.dumps({"asked": asked, "found": found}, indent=1) + "\n")
         return None
-    check_shared_folder(folder)
+    check_shared_folder(folder, "--run")
     if not file.exists():
-        if folder.is_dir() and any(folder.iterdir()):
+        # A first call that was killed may have left its file half written, under another name.
+        if folder.is_dir() and any(not each.name.startswith(f".{_FILE}.new-") for each in folder.iterdir()):
             raise UserError(f"--run: {str(folder)!r} holds something else; choose another --run")
         return None
     try:
         kept = json.loads(file.read_text())
-        before, earlier = kept["asked"], kept["found"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        before, earlier = dict(kept["asked"]), dict(kept["found"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--run: {str(file)!r} is damaged; choose another --run") from error
-    if changed := _changed(before, asked):
+    if changed := _changed(before, asked, (folder / PLAN).exists()):
         raise UserError(
             f"--run: {str(folder)!r} was begun with another {' and '.join(changed)}; "
             "choose another --run, or give what was given then"
@@ -124,9 +126,9 @@ def keep_request(folder: Path, request: Request, found: Mapping[str, Any] | None
     return earlier
 
 
-def _changed(before: Mapping[str, Any], asked: Mapping[str, Any]) -> Sequence[str]:
-    """Options that differ, but for those that only choose among the members."""
-    names = {"speedups": "--speedup"}
+def _changed(before: Mapping[str, Any], asked: Mapping[str, Any], planned: bool) -> Sequence[str]:
+    """Options that differ, but for those that only choose among the members, or of which nothing was made yet."""
+    names, free = {"speedups": "--speedup"}, {"max_loss"} if planned else {"max_loss", "speedups"}
     return [
-        names.get(key, f"--{key}") for key in asked if key != "max_loss" and before.get(key, asked[key]) != asked[key]
+        names.get(key, f"--{key}") for key in asked if key not in free and before.get(key, asked[key]) != asked[key]
     ]

@@ -151,6 +151,6 @@ def _stage(training: Training, model: dict[str, Any], strategies: list[dict[str,
         "seed_everything": training.seed,
         "model": model,
         "data": dict(training.data),
-        "trainer": {"max_steps": steps},
+        "trainer": {"max_steps": steps, "max_epochs": -1},  # however many epochs that is
     }
     return settings | ({"compression": strategies} if strategies else {})

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from lit_compress.guessed_data import student_epochs, teacher_epochs
 
-__all__ = ["Steps", "steps_of", "training_seconds"]
+__all__ = ["START", "Steps", "steps_of", "training_seconds"]
 
 _INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
 _LEAST = 20  # steps below which a training is none
-_START = 10.0  # seconds that a training takes beside its steps
+START = 10.0  # seconds that a training takes beside its steps
 
 Steps = dict[str, int]
 
@@ -46,7 +46,7 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
     steps = {name: usual[kind] for name, kind in names.items()}
     if minutes is None:
         return steps
-    time_left = 60 * minutes - _START * len(steps)
+    time_left = 60 * minutes - START * len(steps)
     share = time_left / sum(seconds[kind] * steps[name] for name, kind in names.items())
     return {name: min(count, max(round(share * count), _LEAST)) for name, count in steps.items()}
 
@@ -62,22 +62,31 @@ def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions
 
     """
     config: Any = model.config
-    inputs = {"input_ids": torch.randint(0, config.vocab_size, (rows, tokens))}
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")  # where Lightning trains
+    inputs = {"input_ids": torch.randint(0, config.vocab_size, (rows, tokens), device=device)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     learning, listening = [], []
-    learner = copy.deepcopy(model).train()
+    learner: Any = copy.deepcopy(model).train()
+    learner.to(device)
     optimizer = torch.optim.AdamW([parameter for parameter in learner.parameters() if parameter.requires_grad])
     for _ in range(repetitions + 1):
-        started = time.perf_counter()
+        started = _now(device)
         with torch.no_grad():
             learner(**inputs)
-        between = time.perf_counter()
+        between = _now(device)
         output = learner(**inputs)
         values = [value for value in output.values() if isinstance(value, torch.Tensor) and value.requires_grad]
         torch.stack([value.float().square().mean() for value in values]).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
         listening.append(between - started)
-        learning.append(time.perf_counter() - between)
+        learning.append(_now(device) - between)
     step, teacher = min(learning[1:]), min(listening[1:])  # the first call is slower
     return {"teacher": step, "int8": step + teacher, "member": step + teacher}
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once everything that was begun on the device is done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

@@ -12,6 +12,7 @@ from lit_compress.auto.choose import choose, loss_of
 from lit_compress.auto.job import DENSE, Job
 from lit_compress.auto.page import save_page
 from lit_compress.auto.plans import Planned, describe
+from lit_compress.data.text_data import TextData
 from lit_compress.export.command import export
 from lit_compress.export.run_folder import task_of, validation_data
 from lit_compress.models.labels import label_order
@@ -76,7 +77,7 @@ def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) ->
         "points": {metric: task.points(metric) for metric in scores[DENSE]},
         "lower_is_better": sorted(task.lower_is_better),
         "validation": {
-            "source": section["init_args"].get("val_file") or f"held out of {section['init_args']['train_file']}",
+            "source": _source(job.guessed.texts(first)),
             "rows": len(data.val_dataloader().dataset),
         },
         "comparison": compare_outcomes(outcomes),
@@ -91,6 +92,14 @@ def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) ->
     results |= {"members": members} | choose(members, request.max_loss)
     save_page(results, job.folder)
     return results
+
+
+def _source(data: TextData) -> str:
+    """Where the validation rows are from."""
+    train, val = data.files["train"], data.files["val"]
+    if val is None:
+        return f"held out of {train}"
+    return f"the validation split of {val}" if val == train else val
 
 
 def _export_all(job: Job, trained: Mapping[str, Path]) -> dict[str, Path]:
@@ -146,7 +155,8 @@ def _member(
     results: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Everything about a member; of one that is the same model as an earlier one what is that one's."""
-    name = next(other.name for other in planned if other.structure == each.structure)
+    same = (other.name for other in planned if other.structure == each.structure)
+    name = each.name if each.name in trained else next(same)
     case = next(case for case in cases if case.model == name)
     loss, said = loss_of(results, name)
     models = results["comparison"]["metrics"][results["score"]]["models"]

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
@@ -152,6 +153,25 @@ def test_a_recipe_that_somebody_changed_stays(copied, deep_model):
     assert recipe.read_text() == mine
 
 
+def test_a_stage_that_somebody_added_before_there_was_a_plan_stays(copied, deep_model):
+    recipe = copied / "recipe.yaml"
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"] = {"teacher": content["stages"]["teacher"], "mine": content["stages"]["int8"]}
+    recipe.write_text(mine := yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(UserError, match=r"--run: .*recipe.yaml' has another stage 'mine'"):
+        again(copied, deep_model)
+    assert recipe.read_text() == mine
+
+
+def test_data_of_another_version_is_one_line(copied, deep_model):
+    file = copied / "compress.json"
+    content = json.loads(file.read_text())
+    del content["found"]["steps"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"--run: what .* says of the data is damaged or of another version"):
+        again(copied, deep_model)
+
+
 def test_a_foreign_file_among_the_exports_is_said_before_anything_is_done(copied, deep_model, capsys):
     (copied / "exports" / "int8" / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match=r"thesis\.tex"):
@@ -189,13 +209,16 @@ def test_a_head_of_another_task_is_not_timed(tiny_model, family, tmp_path):
 
 def test_a_plan_is_compared_with_simpler_models_of_its_latency(family, tmp_path, monkeypatch):
     monkeypatch.chdir(family)
-    equal_latency("fast", "1_3x", str(tmp_path / "equal"), steps=6)
+    equal_latency("fast", "1_3x", str(tmp_path / "equal"), steps=12)
     measured = json.loads((tmp_path / "equal/report.json").read_text())
     members = {member["name"]: member for member in measured["members"]}
     assert list(members) == ["planned", "uniform", "lowest", "sparse"]
     stages = yaml.safe_load((tmp_path / "equal/recipe.yaml").read_text())["stages"]
     for name, stage in stages.items():
-        assert stage["trainer"] == {"max_steps": 6}, name
+        assert stage["trainer"] == {"max_steps": 12, "max_epochs": -1}, name
+        # More than three epochs.
+        checkpoint = torch.load(tmp_path / f"equal/{name}/checkpoints/last.ckpt", weights_only=False)
+        assert checkpoint["global_step"] == 12, name
         assert stage["model"]["init_args"]["teacher"] == str(Path("fast/teacher/model").resolve())
         assert stage["compression"][-1]["class_path"] == "QuantAwareTraining"
     assert stages["sparse"]["compression"][0]["class_path"] == "MagnitudePruning"

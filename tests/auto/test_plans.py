@@ -86,3 +86,8 @@ def test_a_plan_comes_back_from_json():
 
 def test_the_smallest_structure_is_one_layer():
     assert smallest_structure(DENSE) == Structure(layers=(LayerShape(1, 4), None, None, None))
+
+
+def test_the_smallest_structure_keeps_what_a_family_cannot_lose():
+    assert smallest_structure(DENSE, {"heads"}) == Structure(layers=(LayerShape(4, 4), None, None, None))
+    assert smallest_structure(DENSE, {"heads", "neurons"}) == DENSE

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lit_compress.auto.request import Request, keep_request
+from lit_compress.auto.request import PLAN, Request, keep_request
 from lit_compress.errors import UserError
 
 GIVEN = {"model": "m", "train": "rows.csv", "data": {}}
@@ -36,8 +36,33 @@ def test_the_same_request_goes_on_and_another_does_not(tmp_path):
     keep_request(folder, request, {"rows": 3})
     assert keep_request(folder, request) == {"rows": 3}
     assert keep_request(folder, Request(**GIVEN, speedups=(2.0,), max_loss=5.0)) == {"rows": 3}
+    (folder / PLAN).write_text("{}")
     with pytest.raises(UserError, match="begun with another --speedup and --seed"):
         keep_request(folder, Request(**GIVEN, speedups=(4.0,), seed=1))
+
+
+def test_another_speedup_is_taken_until_there_is_a_plan(tmp_path):
+    """As after one that is out of reach."""
+    keep_request(tmp_path / "family", Request(**GIVEN, speedups=(500.0,)), {"rows": 3})
+    assert keep_request(tmp_path / "family", Request(**GIVEN, speedups=(8.0,))) == {"rows": 3}
+
+
+def test_what_a_kill_left_half_written_is_no_obstacle(tmp_path):
+    (tmp_path / ".compress.json.new-k1ll3d").write_text("{")
+    assert keep_request(tmp_path, Request(**GIVEN)) is None
+
+
+@pytest.mark.parametrize("content", ['{"asked": [1], "found": {}}', '{"asked": {}, "found": null}', "[]"])
+def test_a_damaged_request_is_one_line(content, tmp_path):
+    (tmp_path / "compress.json").write_text(content)
+    with pytest.raises(UserError, match=r"--run: .*compress.json' is damaged; choose another --run"):
+        keep_request(tmp_path, Request(**GIVEN))
+
+
+def test_a_folder_that_is_a_file_is_named_by_its_option(tmp_path):
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(UserError, match="--run"):
+        keep_request(tmp_path / "run", Request(**GIVEN))
 
 
 def test_a_folder_of_something_else_stays(tmp_path):

@@ -20,7 +20,7 @@ def test_a_member_is_cut_from_the_one_before():
     model = stage["model"]["init_args"]
     assert model["distillation"]["hidden"]["init_args"]["layer_map"] == {0: 0, 1: 1, 2: 3, 3: 4}
     assert model["label_map"] == {"a": "b"}
-    assert stage["trainer"] == {"max_steps": 100}
+    assert stage["trainer"] == {"max_steps": 100, "max_epochs": -1}
     assert stage["seed_everything"] == 7
 
 

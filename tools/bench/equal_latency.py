@@ -48,11 +48,12 @@ def equal_latency(run: str, member: str, output: str, steps: int | None = None) 
     folder = Path(run)
     asked = json.loads((folder / "compress.json").read_text())["asked"]
     planned = [Planned.from_json(each) for each in json.loads((folder / "plan.json").read_text())["members"]]
-    chosen = next((each for each in planned if each.name == member), None)
-    if chosen is None or chosen.asked is None:
-        raise UserError(f"--member: {member!r} must be one of {', '.join(each.name for each in planned if each.asked)}")
-    table = LatencyTable.from_json(json.loads((folder / "latency.json").read_text())["table"])
     trainings = read_recipe(folder / "recipe.yaml")["stages"]
+    there = {each.name: each for each in planned if each.asked and each.name in trainings}
+    if member not in there:
+        raise UserError(f"--member: {member!r} must be one of {', '.join(there)}")
+    chosen = there[member]
+    table = LatencyTable.from_json(json.loads((folder / "latency.json").read_text())["table"])
     steps = steps or trainings[member]["trainer"]["max_steps"]
     teacher = folder / "teacher/model"
     given: dict[str, Any] = asked | {
@@ -96,7 +97,9 @@ def uniform(dense: Structure, table: LatencyTable, seconds: float) -> Structure:
             ]
             yield from fitting[-1:]  # the most neurons
 
-    best = min(shapes(), key=lambda shape: abs(shape.heads / whole.heads - shape.neurons / whole.neurons))
+    if not (found := [*shapes()]):
+        raise UserError("--member: all layers with one head and 16 neurons each take longer; choose a slower one")
+    best = min(found, key=lambda shape: abs(shape.heads / whole.heads - shape.neurons / whole.neurons))
     return _equal(dense, best)
 
 
