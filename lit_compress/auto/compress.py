@@ -316,25 +316,26 @@ def _keep_recipe(file: Path, stages: Mapping[str, Any]) -> None:
 
     """
     wanted = yaml.safe_load(yaml.safe_dump(dict(stages), sort_keys=False))  # as it is read
-    known = read_recipe(file)["stages"] if file.is_file() else {}
-    changed = [name for name in known if name in wanted and known[name] != wanted[name]]
+    recipe = read_recipe(file) if file.is_file() else None
+    known = recipe["stages"] if recipe else {}
     complete = wanted.keys() <= known.keys()
-    if not complete and known and file.read_text() != _recipe_text(file, known):
-        changed += [name for name in known if name not in wanted] or ["with words of its own"]
-    if changed:
+    # One that is complete is not written again: it may have stages and comments of somebody's own.
+    changed = [name for name in known if known[name] != wanted.get(name) and (name in wanted or not complete)]
+    if changed or (recipe and not complete and file.read_text() != _recipe_text(recipe["run"], known)):
+        what = f"another stage {changed[0]!r}" if changed else "other lines"
         raise UserError(
-            f"--run: {str(file)!r} has another stage {changed[0]!r} than was planned; run it with "
+            f"--run: {str(file)!r} has {what} than compress wrote; run it with "
             f"`lit_compress recipe {shlex.quote(str(file))}`, or choose another --run"
         )
     if complete:
         return
     with atomic_file(file) as staging:
-        staging.write_text(_recipe_text(file, wanted))
+        staging.write_text(_recipe_text(str(file.parent), wanted))
 
 
-def _recipe_text(file: Path, stages: Mapping[str, Any]) -> str:
+def _recipe_text(run: str, stages: Mapping[str, Any]) -> str:
     text = "# Made by `lit_compress compress`; a stage alone: lit_compress recipe THIS_FILE --only NAME\n"
-    return text + yaml.safe_dump({"run": str(file.parent), "stages": dict(stages)}, sort_keys=False)
+    return text + yaml.safe_dump({"run": run, "stages": dict(stages)}, sort_keys=False)
 
 
 def _say_members(planned: Sequence[Planned], whole: Structure) -> None:
