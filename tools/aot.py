@@ -29,13 +29,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lit_compress.ops import launch
-from lit_compress.ops.kernels import (
-    attention,
-    gather_rows,
-    layernorm_quantize,
-    quantize_rows,
-    quantized_linear,
-)
+from lit_compress.ops.kernels import quantized_linear
+from lit_compress.ops.kernels.attention import attention_varlen_kernel
+from lit_compress.ops.kernels.gather_rows import gather_rows_kernel
+from lit_compress.ops.kernels.layernorm_quantize import layernorm_quantize_kernel
+from lit_compress.ops.kernels.quantize_rows import quantize_rows_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 NAMES = {launch.DENSE: "dense", launch.TALL: "tall_blocks", launch.BLOCKS: "blocks"}
@@ -65,6 +63,7 @@ class Evidence:
     """What the code of a kernel is like; None where the wheel of Triton has no disassembler."""
 
     name: str
+    symbol: str  # its name in a profile
     target: int
     dtype: str
     epilogue: str
@@ -121,7 +120,7 @@ def jobs(epilogues: str) -> Iterator[Job]:
     for target in (90, 80):
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
             yield attend(target, head_dim, shape)
-        yield movement(target, gather_rows.kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
+        yield movement(target, gather_rows_kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
 
 
 def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.Product, epilogue: str) -> Job:
@@ -150,7 +149,7 @@ def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.P
         name=f"quantized_linear {NAMES[tile]} {shape.block_m}x{shape.block_n}x{shape.block_k}{swap}",
         target=target,
         dtype=dtype,
-        kernel=quantized_linear.kernel,
+        kernel=quantized_linear.quantized_linear_kernel,
         types=types,
         constants=constants,
         options=options,
@@ -179,7 +178,7 @@ def unusual_products(dtype: str, target: int) -> Iterator[Job]:
             name=f"unusual product of {inputs} inputs",
             target=target,
             dtype=dtype,
-            kernel=quantized_linear.kernel,
+            kernel=quantized_linear.quantized_linear_kernel,
             types=types,
             constants=constants,
             options=options,
@@ -198,12 +197,20 @@ def rows(dtype: str, target: int) -> Iterator[Job]:
         }
         ends = {"q": pointer(dtype), "scale": pointer("fp32"), "columns": ("i32", True)}
         yield Job(
-            name=f"quantize_rows {columns}", kernel=quantize_rows.kernel, types={"x": pointer("bf16"), **ends}, **common
+            name=f"quantize_rows {columns}",
+            kernel=quantize_rows_kernel,
+            types={"x": pointer("bf16"), **ends},
+            **common,
         )
         if columns == 768:
             inputs = {name: pointer("bf16") for name in ("x", "residual", "weight", "bias", "y")}
             types = {**inputs, **ends, "eps": ("fp32", False)}
-            yield Job(name=f"layernorm_quantize {columns}", kernel=layernorm_quantize.kernel, types=types, **common)
+            yield Job(
+                name=f"layernorm_quantize {columns}",
+                kernel=layernorm_quantize_kernel,
+                types=types,
+                **common,
+            )
 
 
 def attend(target: int, head_dim: int, shape: launch.Attention) -> Job:
@@ -212,7 +219,7 @@ def attend(target: int, head_dim: int, shape: launch.Attention) -> Job:
         name=f"attention_varlen {head_dim} {shape.block_m}x{shape.block_n}",
         target=target,
         dtype="bf16",
-        kernel=attention.kernel,
+        kernel=attention_varlen_kernel,
         types={
             "qkv": pointer("bf16"),
             "cu_seqlens": pointer("i32"),
@@ -271,6 +278,7 @@ def examine(job: Job) -> Evidence:
     waits = re.findall(r"cp\.async\.wait_group\s+(\d+)", loop)
     return Evidence(
         name=job.name,
+        symbol=compiled.metadata.name,
         target=job.target,
         dtype=job.dtype,
         epilogue=job.epilogue,

@@ -119,3 +119,11 @@ def test_attention_runs_on_tensor_cores(kernels):
             and kernel["copy_bytes"] == [16]
         ),
     )
+
+
+def test_every_kernel_has_its_own_name_in_a_profile(kernels):
+    operators = {"quantized_linear", "quantize_rows", "layernorm_quantize", "attention_varlen", "gather_rows"}
+
+    assert {kernel["symbol"] for kernel in kernels} == {f"{operator}_kernel" for operator in operators}
+    named = [kernel for kernel in kernels if not kernel["name"].startswith("unusual")]
+    assert not failing(named, lambda kernel: kernel["symbol"] == f"{kernel['name'].split()[0]}_kernel")

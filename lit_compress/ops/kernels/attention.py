@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_compress.ops.kernels.numbers import round_to
 from lit_compress.ops.launch import attention_launch
 
-__all__ = ["attention_varlen", "kernel"]
+__all__ = ["attention_varlen", "attention_varlen_kernel"]
 
 
 def attention_varlen(
@@ -31,7 +31,7 @@ def attention_varlen(
     # One more sequence than there are: rows that belong to none.
     grid = (triton.cdiv(max(max_seqlen, 1), launch.block_m), heads, cu_seqlens.shape[0])
     with torch.cuda.device_of(qkv):
-        kernel[grid](
+        attention_varlen_kernel[grid](
             qkv, cu_seqlens.contiguous(), out, out_scale, tokens, heads, scale * 1.4426950408889634,
             head_dim, launch.block_d, launch.block_m, launch.block_n,
             num_warps=launch.warps, num_stages=launch.stages,
@@ -40,7 +40,7 @@ def attention_varlen(
 
 
 @triton.jit(do_not_specialize=["tokens"])
-def kernel(
+def attention_varlen_kernel(
     qkv, cu_seqlens, out, out_scale, tokens, heads, log2_scale,
     HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["gather_rows", "kernel"]
+__all__ = ["gather_rows", "gather_rows_kernel"]
 
 BLOCK = 1024
 
@@ -16,12 +16,14 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     out = torch.empty(index.shape[0], x.shape[1], dtype=x.dtype, device=x.device)
     if out.numel():
         with torch.cuda.device_of(x):
-            kernel[(index.shape[0], triton.cdiv(x.shape[1], BLOCK))](x, index.contiguous(), out, x.shape[1], BLOCK)
+            gather_rows_kernel[(index.shape[0], triton.cdiv(x.shape[1], BLOCK))](
+                x, index.contiguous(), out, x.shape[1], BLOCK
+            )
     return out
 
 
 @triton.jit
-def kernel(x, index, out, width, BLOCK: tl.constexpr):
+def gather_rows_kernel(x, index, out, width, BLOCK: tl.constexpr):
     """Some columns of a row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -24,7 +24,7 @@ def layernorm_quantize(
     if rows:
         shape = row_launch(columns)
         with torch.cuda.device_of(x):
-            kernel[(rows,)](
+            layernorm_quantize_kernel[(rows,)](
                 x, residual, weight.contiguous(), bias.contiguous(), y, q, scale, columns, eps, shape.block,
                 num_warps=shape.warps,
             )  # fmt: skip
@@ -32,7 +32,7 @@ def layernorm_quantize(
 
 
 @triton.jit
-def kernel(x, residual, weight, bias, y, q, scale, columns, eps, BLOCK: tl.constexpr):
+def layernorm_quantize_kernel(x, residual, weight, bias, y, q, scale, columns, eps, BLOCK: tl.constexpr):
     """A row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)

@@ -20,12 +20,12 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if rows and columns:
         shape = row_launch(columns)
         with torch.cuda.device_of(x):
-            kernel[(rows,)](x, q, scale, columns, shape.block, num_warps=shape.warps)
+            quantize_rows_kernel[(rows,)](x, q, scale, columns, shape.block, num_warps=shape.warps)
     return q, scale.fill_(0) if not columns else scale
 
 
 @triton.jit
-def kernel(x, q, scale, columns, BLOCK: tl.constexpr):
+def quantize_rows_kernel(x, q, scale, columns, BLOCK: tl.constexpr):
     """A row."""
     row = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)

@@ -19,7 +19,7 @@ from lit_compress.ops.kernels.numbers import activate, round_to
 from lit_compress.ops.launch import DENSE, Product, product_launch
 from lit_compress.ops.linear import LinearArguments
 
-__all__ = ["kernel", "quantized_linear", "settings"]
+__all__ = ["quantized_linear", "quantized_linear_kernel", "settings"]
 
 
 def quantized_linear(of: LinearArguments, launch: Product | None = None) -> Tensor:
@@ -34,7 +34,7 @@ def quantized_linear(of: LinearArguments, launch: Product | None = None) -> Tens
         tile = (values.shape[1], values.shape[2], values.shape[2] // of.columns.shape[1])
     launch = launch or product_launch(rows, outputs, inputs, tile, q.device)
     with torch.cuda.device_of(q):
-        kernel[(triton.cdiv(rows, launch.block_m) * triton.cdiv(outputs, launch.block_n),)](
+        quantized_linear_kernel[(triton.cdiv(rows, launch.block_m) * triton.cdiv(outputs, launch.block_n),)](
             q, of.q_scale.contiguous(), values, of.w_scale.contiguous(), of.columns, of.offsets,
             None if of.bias is None else of.bias.contiguous(),
             None if of.residual is None else of.residual.contiguous(),
@@ -76,7 +76,7 @@ def settings(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def kernel(
+def quantized_linear_kernel(
     q, q_scale, values, w_scale, columns, offsets, bias, residual, out, out_scale, rows, outputs, inputs,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, SWAP: tl.constexpr, EVEN: tl.constexpr, PER_ROW: tl.constexpr, ACTIVATION: tl.constexpr,
