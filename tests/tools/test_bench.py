@@ -8,11 +8,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from lit_compress import cli
+from lit_compress.export.ranges import layers_of_static_inputs
+from lit_compress.models.packed import packed_linears
 from lit_compress.nn import CompressibleLinear
 from lit_compress.planning import measure_latency
-from tools.bench import import_time, latency_table, measure
+from tools.bench import baselines, import_time, latency_table, measure
+from tools.bench import encoder as encoder_bench
 from tools.bench.deployment import HALF, ROSITA, deployment
-from tools.bench.encoder import TARGETS, Variant, batches, encoder, gate
+from tools.bench.encoder import DYNAMIC, TARGETS, Variant, batches, comparisons, encoder, gate, packed
 from tools.bench.exports import exports
 from tools.bench.hf_trainer import hf_trainer
 from tools.bench.inverse_fisher import inverse_fisher
@@ -200,9 +203,72 @@ def test_encoder(table, tmp_path):
         output=table.path,
         plot=tmp_path / "bars.png",
     )
-    assert set(table()) == {f"{variant}, 4x8, fill {fill}" for variant in TARGETS for fill in ("1", "0.5")}
+    assert set(table()) == {f"{variant}, 4x8, fill {fill}" for variant in (*TARGETS, DYNAMIC) for fill in ("1", "0.5")}
     assert all("relative_error" in row["settings"] for row in table().values())
     assert (tmp_path / "bars.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_packed_encoders_have_the_static_scales_that_a_trained_one_has(dtype, tiny_model):
+    model = AutoModel.from_pretrained(tiny_model).eval()
+    static, dynamic = (
+        {name for name, linear in packed_linears(packed(model, case, dtype)).items() if linear.input_scale is not None}
+        for case in ("8 bit", DYNAMIC)
+    )
+    assert static == set(layers_of_static_inputs(model))
+    assert len(static) == 2 * model.config.num_hidden_layers
+    assert not dynamic
+
+
+SECONDS = {"bf16, eager in a graph": [3.0], "bf16, compiled": [2.0], "torchao fp8": [1.5], "8 bit": [1.0]}
+SHAPE = {"shape": "32x128", "fill": 1.0}
+
+
+def test_encoder_is_compared_with_the_fastest_and_says_which():
+    wrong = {"bf16, eager in a graph": [], "bf16, compiled": []}
+    found = {row.case: row for row in comparisons(SECONDS, wrong, ["torchao fp8"], SHAPE, {"8 bit": 0.01})}
+    assert {row.baseline for row in found.values()} == {"bf16, compiled"}
+    assert found["8 bit, 32x128, fill 1"].ratios == [0.5]
+    assert found["8 bit, 32x128, fill 1"].target == 1 / TARGETS["8 bit"]["32x128"]
+    assert set(found) == {f"{case}, 32x128, fill 1" for case in ("bf16, eager in a graph", "torchao fp8", "8 bit")}
+
+
+def test_a_baseline_with_slow_attention_is_refused_aloud():
+    wrong = {"bf16, eager in a graph": [], "bf16, compiled": ["attention in fp32: x"]}
+    found = {row.case: row for row in comparisons(SECONDS, wrong, [], SHAPE, {"8 bit": 0.01})}
+    assert found["8 bit, 32x128, fill 1"].baseline == "bf16, eager in a graph"
+    assert found["REFUSED bf16, compiled, 32x128, fill 1"].settings["refused"] == ["attention in fp32: x"]
+    with pytest.raises(SystemExit, match="no fair baseline"):
+        list(comparisons(SECONDS, {case: ["attention in fp32"] for case in wrong}, [], SHAPE, {}))
+
+
+def test_half_full_batches_are_compared_with_both_kinds():
+    seconds = {"padded bf16, compiled": [4.0], "unpadded bf16, compiled": [2.0], "8 bit": [1.0]}
+    wrong = {"padded bf16, compiled": [], "unpadded bf16, compiled": []}
+    found = list(comparisons(seconds, wrong, [], SHAPE | {"fill": 0.5}, {"8 bit": 0.01}))
+    ours = [(row.baseline, row.median, row.target) for row in found if row.case.startswith("8 bit")]
+    assert ours == [("unpadded bf16, compiled", 0.5, 1 / 1.4), ("padded bf16, compiled", 0.25, None)]
+    with pytest.raises(SystemExit, match="no fair baseline"):
+        list(comparisons(seconds, wrong | {"unpadded bf16, compiled": ["no flash attention"]}, [], SHAPE, {}))
+
+
+@pytest.mark.parametrize("fill", [1.0, 0.5])
+def test_what_a_gpu_measures_runs(fill, tiny_model, monkeypatch):
+    """Everything but graphs, compilation and profiles, of which there are none on a CPU."""
+    monkeypatch.setattr(baselines, "captured", lambda run, _: run)
+    monkeypatch.setattr(baselines, "compiled", lambda run: run)
+    monkeypatch.setattr(encoder_bench, "captured", lambda run, _: run)
+    monkeypatch.setattr(encoder_bench, "kernel_names", lambda run: [run() is None, "flash_fwd_kernel"][1:])
+    monkeypatch.setattr(encoder_bench, "in_place", lambda model, _: model.eval())
+    dense = AutoModel.from_pretrained(tiny_model).eval()
+    variants = encoder_bench.make_variants(dense, "fp8", "cpu")
+    given = batches("4x8", fill, 30, "cpu")
+    settings = {"shape": "32x128", "fill": fill}
+    found = encoder_bench.beside_bf16(dense, variants, given, 1, settings, dict.fromkeys(TARGETS, 0.0), torchao=False)
+    kinds = {"unpadded bf16", "padded bf16"} if fill < 1 else {"bf16"}
+    assert {row.baseline.split(",")[0] for row in found if row.case.startswith("8 bit")} == kinds
+    assert found[0].settings["kernels"]["8 bit"] == 1
+    assert not any("REFUSED" in row.case for row in found)
 
 
 def test_encoder_gate_sees_a_wrong_model(tiny_model):

@@ -1,16 +1,20 @@
-"""What a packed encoder gains over the folded dense one, end to end.
+"""What a packed encoder gains over dense ones, end to end.
 
 Measured: a forward pass of the whole encoder on random token ids, the cases in turn, several batches one after the
 other so that no input is met twice in a row. Batches are of full length and, as ``fill 0.5``, padded ones whose lengths
 are evenly spread so that half of all positions are padding.
 
 On a CPU each packed variant is divided by its own folded fp32 model (same weights before rounding, same shapes). On a
-GPU each is divided by the dense model in bf16 under ``torch.compile(mode="max-autotune")`` with SDPA and CUDA graphs,
-and so are the other baselines: eager bf16, and torchao's int8 and fp8 with its recommended inductor settings where
-torchao is installed. Ours are captured in CUDA graphs; padded batches with a row budget of their unpadded tokens.
+GPU each is divided by the fastest dense bf16 model of ``tools/bench/baselines.py``, whose name is in the row; padded
+batches by the fastest that computes no padding, and in a second row by the fastest that does. The other baselines and,
+with ``torchao``, its int8 and fp8 have rows, too. A baseline whose profile shows attention that is not fused, or in
+fp32, counts for nothing: its row says ``REFUSED`` and why. Ours are captured in CUDA graphs; padded batches with a row
+budget of their unpadded tokens.
 
 Variants, each on top of ``8 bit``: ``tall blocks 83 %`` keeps every sixth block of 128 x 32; ``FFN/4, half the heads``
-cuts neurons and heads out; ``and half the layers`` drops every second layer of that one.
+cuts neurons and heads out; ``and half the layers`` drops every second layer of that one. Their inputs have static
+scales, calibrated as ``lit_compress export --calibration_batches`` does it, so that a layer is 7 launches;
+``8 bit, dynamic scales`` is what comes of a model without them. How many kernels a pass starts is in the settings.
 
 Gate, before any timing: the last hidden states of each packed variant differ from those of its folded model by at most
 15 % (relative, root of the summed squares over unpadded tokens; weights are random). The figure is in the row's
@@ -18,9 +22,10 @@ settings.
 """
 
 import copy
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +33,15 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
-from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from lit_compress.export import pack
+from lit_compress.export.ranges import PERCENTILE, calibrate, layers_of_static_inputs
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
 from lit_compress.models.fused import FusedEncoder, fuse
 from lit_compress.models.groups import removable_groups
+from lit_compress.models.pack import Ranges
+from tools.bench.baselines import Batch, Forward, candidates, captured, faults, forward, kernel_names, torchao_models
 from tools.bench.measure import (
     RESULTS,
     Row,
@@ -46,19 +53,20 @@ from tools.bench.measure import (
     synchronize,
 )
 
-BASELINE = {"cpu": "folded fp32", "cuda": "dense bf16, compiled"}
 TOLERANCE = 0.15
+FOLDED = "folded fp32"
+DYNAMIC = "8 bit, dynamic scales"
 
-# Variant -> shape -> how many times as fast as compiled bf16 it is meant to be, on an H200 at BERT-base size.
+# Variant -> shape -> how many times as fast as the fastest dense bf16 model it is meant to be, on an H100 or H200 at
+# BERT-base size with fp8.
 TARGETS = {
-    "8 bit": {"1x128": 1.4, "32x128": 1.9, "256x128": 1.9, "64x384": 1.8},
-    "tall blocks 83 %": {"1x128": 1.4, "32x128": 3.0, "256x128": 3.1, "64x384": 2.8},
-    "FFN/4, half the heads": {"1x128": 1.4, "32x128": 3.6, "256x128": 4.2, "64x384": 3.9},
-    "and half the layers": {"1x128": 2.6, "32x128": 7.0, "256x128": 8.0, "64x384": 7.8},
+    "8 bit": {"1x128": 1.5, "32x128": 1.6, "256x128": 1.7, "64x384": 1.6},
+    "tall blocks 83 %": {"1x128": 1.5, "32x128": 1.9, "256x128": 1.9, "64x384": 1.8},
+    "FFN/4, half the heads": {"1x128": 1.8, "32x128": 2.6, "256x128": 2.6, "64x384": 2.5},
+    "and half the layers": {"1x128": 3.5, "32x128": 5.0, "256x128": 5.0, "64x384": 5.0},
 }
-
-Batch = dict[str, Tensor]
-Forward = Callable[[Batch], Tensor]
+# Of the first variant with half-full batches, against the fastest that computes no padding either.
+HALF_FULL = {"1x128": 1.2, "32x128": 1.4, "256x128": 1.5, "64x384": 1.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,8 @@ def encoder(
     model: str = "random:12x768",
     shapes: list[str] = ["1x128", "32x128", "256x128", "64x384"],  # noqa: B006 (jsonargparse shows and never changes it)
     fills: list[float] = [1.0, 0.5],  # noqa: B006
-    dtype: Literal["int8", "fp8"] = "int8",
+    dtype: Literal["int8", "fp8"] = "fp8",
+    torchao: bool = True,
     repetitions: int = 9,
     output: Path = RESULTS,
     plot: Path | None = None,
@@ -86,23 +95,27 @@ def encoder(
         shapes: batches as ``ROWSxTOKENS``.
         fills: mean fractions of unpadded tokens in a batch; 1 is without padding.
         dtype: of the packed weights.
+        torchao: whether torchao's models are timed, too, on a GPU; compiling them takes a minute.
         repetitions: forward passes of each case.
         output: CSV to append to.
         plot: picture of the ratios as bars.
 
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = []
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        dense = AutoModel.from_pretrained(model_source(model, Path(folder)), dtype=torch.float32).eval()
-        variants = list(make_variants(dense, dtype, device))
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        with quiet():
+            dense = AutoModel.from_pretrained(model_source(model, Path(folder)), dtype=torch.float32).eval()
+            variants = list(make_variants(dense, dtype, device))
         for shape in shapes:
             for fill in fills:
-                given = batches(shape, fill, dense.config.vocab_size, device)
-                errors = {variant.name: gate(variant, given[0]) for variant in variants}
-                settings = {"model": model, "shape": shape, "fill": fill, "dtype": dtype}
-                rows += measure(dense, variants, given, repetitions, settings, errors)
-    publish(rows, output)
+                with quiet():
+                    given = batches(shape, fill, dense.config.vocab_size, device)
+                    errors = {variant.name: gate(variant, given[0]) for variant in variants}
+                    settings = {"model": model, "shape": shape, "fill": fill, "dtype": dtype}
+                    measured = measure(dense, variants, given, repetitions, settings, errors, torchao)
+                publish(measured, output)  # at once: whatever ends this process does not take it away
+                rows += measured
     if plot is not None:
         draw(rows, plot)
     return rows
@@ -116,38 +129,117 @@ def measure(
     repetitions: int,
     settings: dict[str, Any],
     errors: dict[str, float],
+    torchao: bool = False,
 ) -> list[Row]:
     """Rows of one shape."""
-    device, fill = given[0]["input_ids"].device.type, settings["fill"]
-    cases: dict[str, Forward]
-    if device == "cuda":
-        cases = baselines(dense) | {variant.name: captured(variant.packed, given) for variant in variants}
-        against = dict.fromkeys(cases, BASELINE[device])
-    else:
-        cases, against = {}, {}
-        for variant in variants:
-            name = f"{BASELINE[device]}, {variant.name}"
-            cases |= {name: partial(forward, variant.folded), variant.name: partial(forward, variant.packed)}
-            against[variant.name] = name
+    if given[0]["input_ids"].is_cuda:
+        return beside_bf16(dense, variants, given, repetitions, settings, errors, torchao)
+    cases: dict[str, Forward] = {}
+    against: list[tuple[str, str]] = []
+    for variant in variants:
+        name = f"{FOLDED}, {variant.name}"
+        cases |= {name: partial(forward, variant.folded), variant.name: partial(forward, variant.packed)}
+        against.append((variant.name, name))
+    seconds = time_cases(cases, given, repetitions)
+    return [
+        row(case, baseline, seconds, settings | {"relative_error": round(errors[case], 4)}, 1.0)
+        for case, baseline in against
+    ]
+
+
+def beside_bf16(
+    dense: PreTrainedModel,
+    variants: list[Variant],
+    given: list[Batch],
+    repetitions: int,
+    settings: dict[str, Any],
+    errors: dict[str, float],
+    torchao: bool,
+) -> list[Row]:
+    """Rows of one shape on a GPU."""
+    padded = "attention_mask" in given[0]
+    half = in_place(copy.deepcopy(dense), "cuda")
+    theirs = candidates(half, given)
+    others = torchao_models(half) if torchao and not padded else {}
+    cases = theirs | others
+    for variant in variants:
+        if padded:
+            allow_rows(variant.packed, max(int(batch["attention_mask"].sum()) for batch in given))
+        cases[variant.name] = captured(partial(forward, variant.packed), given)
+    for run in cases.values():
+        timed(run, given)  # compiles
+    names = {case: kernel_names(partial(run, given[0])) for case, run in cases.items()}
+    wrong = {case: faults(names[case], masked=case.startswith("padded")) for case in theirs}
+    seconds = time_cases(cases, given, repetitions)
+    settings = settings | {"kernels": {case: len(found) for case, found in names.items()}}
+    return list(comparisons(seconds, wrong, list(others), settings, errors))
+
+
+def comparisons(
+    seconds: dict[str, list[float]],
+    wrong: dict[str, list[str]],
+    others: list[str],
+    settings: dict[str, Any],
+    errors: dict[str, float],
+) -> Iterator[Row]:
+    """What is said of a GPU's times.
+
+    Args:
+        seconds: of every case, a number for each repetition.
+        wrong: dense bf16 models, each with why it is no fair baseline; none where it is one.
+        others: models of others that are compared with the baseline as ours are.
+        settings: of the rows.
+        errors: relative ones, of our cases.
+
+    Raises:
+        SystemExit: no fair baseline is left.
+
+    """
+    fair = {case: statistics.median(seconds[case]) for case, reasons in wrong.items() if not reasons}
+    # The fastest without padding counts; of those that compute it the fastest is a second line.
+    kinds = ([case for case in fair if case.startswith(kind)] for kind in ("bf16", "unpadded bf16", "padded bf16"))
+    best = [min(of_kind, key=lambda case: fair[case]) for of_kind in kinds if of_kind]
+    if not best or best[0].startswith("padded"):
+        raise SystemExit(f"{settings['shape']}: no fair baseline, no row was written: {wrong}")
+    for case, reasons in wrong.items():
+        if reasons:
+            refused = f"REFUSED {case}"
+            yield row(refused, best[0], seconds | {refused: seconds[case]}, settings | {"refused": reasons})
+        elif case != best[0]:
+            yield row(case, best[0], seconds, settings)
+    for case in others:
+        yield row(case, best[0], seconds, settings)
+    for case, error in errors.items():
+        for place, baseline in enumerate(best):
+            target = target_of(case, settings) if place == 0 else None
+            yield row(case, baseline, seconds, settings | {"relative_error": round(error, 4)}, target)
+
+
+def row(
+    case: str, baseline: str, seconds: dict[str, list[float]], settings: dict[str, Any], target: float | None = None
+) -> Row:
+    """A figure of one shape."""
+    return Row(
+        benchmark="encoder",
+        case=f"{case}, {settings['shape']}, fill {settings['fill']:g}",
+        baseline=baseline,
+        ratios=[a / b for a, b in zip(seconds[case], seconds[baseline], strict=True)],
+        target=target,
+        settings=settings | {"ms": milliseconds(seconds)},
+    )
+
+
+def target_of(case: str, settings: dict[str, Any]) -> float | None:
+    """Largest time divided by the baseline's that the project aims at."""
+    goals = TARGETS.get(case, {}) if settings["fill"] == 1 else HALF_FULL if case == next(iter(TARGETS)) else {}
+    return 1 / goals[settings["shape"]] if settings["shape"] in goals else None
+
+
+def time_cases(cases: dict[str, Forward], given: list[Batch], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of a forward pass of each case, interleaved."""
     runs = {case: partial(timed, run, given) for case, run in cases.items()}
-    interleave(runs, 1)  # compiles, captures, dequantizes
-    seconds = interleave(runs, repetitions)
-    rows = []
-    for case, baseline in against.items():
-        if case == baseline:
-            continue
-        target = 1 / TARGETS[case][settings["shape"]] if _has_target(case, device, settings) else None
-        rows.append(
-            Row(
-                benchmark="encoder",
-                case=f"{case}, {settings['shape']}, fill {fill:g}",
-                baseline=baseline,
-                ratios=[a / b for a, b in zip(seconds[case], seconds[baseline], strict=True)],
-                target=1.0 if device == "cpu" else target,
-                settings=settings | {"relative_error": round(errors.get(case, 0.0), 4), "ms": milliseconds(seconds)},
-            )
-        )
-    return rows
+    interleave(runs, 1)  # captures, dequantizes
+    return interleave(runs, repetitions)
 
 
 def make_variants(dense: PreTrainedModel, dtype: Literal["int8", "fp8"], device: str) -> list[Variant]:
@@ -161,15 +253,27 @@ def make_variants(dense: PreTrainedModel, dtype: Literal["int8", "fp8"], device:
         remove_neurons(narrow, layer, torch.arange(neurons.count) < max(neurons.count // 4, 1))
     shallow = copy.deepcopy(narrow)
     drop_layers(shallow, range(0, dense.config.num_hidden_layers, 2))
-    folded = dict(zip(TARGETS, (dense, blocks, narrow, shallow), strict=True))
+    folded = dict(zip(TARGETS, (dense, blocks, narrow, shallow), strict=True)) | {DYNAMIC: dense}
     return [
         Variant(
             name=name,
             folded=in_place(copy.deepcopy(model), device),
-            packed=in_place(fuse(pack(model, layout=_format(name), dtype=dtype)), device),
+            packed=in_place(fuse(packed(model, name, dtype)), device),
         )
         for name, model in folded.items()
     ]
+
+
+def packed(model: PreTrainedModel, name: str, dtype: Literal["int8", "fp8"]) -> PreTrainedModel:
+    """A packed model with static scales of a few random texts, as a trained one has them."""
+    ranges = {}
+    if name != DYNAMIC:
+        texts = batches("4x32", 1.0, model.config.vocab_size, "cpu", count=2)
+        share = PERCENTILE if dtype == "int8" else 1.0
+        found = calibrate(model, texts, layers_of_static_inputs(model), share)
+        ranges = {linear: Ranges(largest_input=largest) for linear, largest in found.items()}
+    layout = "tall_blocks" if name.startswith("tall") else "dense"
+    return pack(model, layout=layout, dtype=dtype, ranges=ranges)
 
 
 @torch.no_grad()
@@ -212,58 +316,11 @@ def gate(variant: Variant, batch: Batch) -> float:
     return error
 
 
-def baselines(dense: PreTrainedModel) -> dict[str, Forward]:
-    """Dense models in bf16 on a GPU: eager, compiled, and by torchao."""
-    plain = in_place(copy.deepcopy(dense), "cuda")
-    cases: dict[str, Forward] = {
-        BASELINE["cuda"]: partial(forward, torch.compile(plain, mode="max-autotune")),
-        "dense bf16, eager": partial(forward, plain),
-    }
-    try:
-        from torchao.quantization import (
-            Float8DynamicActivationFloat8WeightConfig,
-            Int8DynamicActivationInt8WeightConfig,
-            PerRow,
-            quantize_,
-        )
-        from torchao.quantization.utils import recommended_inductor_config_setter
-    except ImportError:
-        return cases
-    recommended_inductor_config_setter()
-    for name, config in {
-        "torchao int8": Int8DynamicActivationInt8WeightConfig(),
-        "torchao fp8": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
-    }.items():
-        theirs = copy.deepcopy(plain)
-        quantize_(theirs, config)
-        cases[name] = partial(forward, torch.compile(theirs, mode="max-autotune"))
-    return cases
-
-
-def captured(model: PreTrainedModel, given: list[Batch]) -> Forward:
-    """A packed model as a CUDA graph, with room for the unpadded tokens of the largest batch."""
-    static = {name: tensor.clone() for name, tensor in given[0].items()}
-    if "attention_mask" in static:
-        for module in model.modules():
-            if isinstance(module, FusedEncoder):
-                module.row_budget = max(int(batch["attention_mask"].sum()) for batch in given)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            forward(model, static)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        hidden = forward(model, static)
-
-    def replay(batch: Batch) -> Tensor:
-        for name, tensor in batch.items():
-            static[name].copy_(tensor)
-        graph.replay()
-        return hidden
-
-    return replay
+def allow_rows(model: PreTrainedModel, rows: int) -> None:
+    """Room in a captured graph for as many unpadded tokens."""
+    for module in model.modules():
+        if isinstance(module, FusedEncoder):
+            module.row_budget = rows
 
 
 def timed(run: Forward, given: list[Batch]) -> float:
@@ -274,10 +331,6 @@ def timed(run: Forward, given: list[Batch]) -> float:
         run(batch)
     synchronize()
     return (time.perf_counter() - started) / len(given)
-
-
-def forward(model: Any, batch: Batch) -> Tensor:
-    return model(**batch).last_hidden_state
 
 
 def in_place(model: PreTrainedModel, device: str) -> PreTrainedModel:
@@ -302,14 +355,6 @@ def draw(rows: list[Row], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def _format(name: str) -> Literal["dense", "tall_blocks"]:
-    return "tall_blocks" if name.startswith("tall") else "dense"
-
-
-def _has_target(case: str, device: str, settings: dict[str, Any]) -> bool:
-    return device == "cuda" and settings["fill"] == 1 and settings["shape"] in TARGETS.get(case, {})
 
 
 if __name__ == "__main__":
