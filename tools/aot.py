@@ -28,7 +28,7 @@ from jsonargparse import auto_cli
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lit_compress.ops import launch
+from lit_compress.ops import launch, measured
 from lit_compress.ops.kernels import quantized_linear
 from lit_compress.ops.kernels.attention import attention_varlen_kernel
 from lit_compress.ops.kernels.gather_rows import gather_rows_kernel
@@ -36,10 +36,10 @@ from lit_compress.ops.kernels.layernorm_quantize import layernorm_quantize_kerne
 from lit_compress.ops.kernels.quantize_rows import quantize_rows_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-NAMES = {launch.DENSE: "dense", launch.TALL: "tall_blocks", launch.BLOCKS: "blocks"}
 EPILOGUES = ("residual", "requantize")
 # Where each 8-bit type is compiled for.
 TARGETS = {"i8": (90, 80), "fp8e4nv": (90,)}
+DTYPES = {"int8": "i8", "fp8": "fp8e4nv"}
 WIDTH = 3072
 
 
@@ -115,6 +115,7 @@ def jobs(epilogues: str) -> Iterator[Job]:
                 chosen = EPILOGUES[:1] if (dtype, target) == ("i8", 90) else EPILOGUES[1:]
                 for epilogue in EPILOGUES if epilogues == "all" else chosen:
                     yield product(dtype, target, tile, shape, epilogue)
+            yield from measured_products(dtype, target)
             yield from rows(dtype, target)
             yield from unusual_products(dtype, target)
     for target in (90, 80):
@@ -146,7 +147,7 @@ def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.P
     }
     swap = " swapped" if shape.swap else ""
     return Job(
-        name=f"quantized_linear {NAMES[tile]} {shape.block_m}x{shape.block_n}x{shape.block_k}{swap}",
+        name=f"quantized_linear {launch.FORMATS[tile]} {shape.block_m}x{shape.block_n}x{shape.block_k}{swap}",
         target=target,
         dtype=dtype,
         kernel=quantized_linear.quantized_linear_kernel,
@@ -158,13 +159,27 @@ def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.P
     )
 
 
+def measured_products(dtype: str, target: int) -> Iterator[Job]:
+    """Launches that were measured and ship, each with what follows such a product in an encoder."""
+    tiles = {name: tile for tile, name in launch.FORMATS.items()}
+    for row in measured.launch_rows():
+        if tuple(row["capability"]) == divmod(target, 10) and DTYPES[row["dtype"]] == dtype:
+            shape = launch.Product(**{key: row[key] for key in measured.SETTINGS})
+            yield product(dtype, target, tiles[row["format"]], shape, epilogue_of(row["outputs"], row["inputs"]))
+
+
+def epilogue_of(outputs: int, inputs: int) -> str:
+    """What follows a product of this shape: more outputs than inputs are rounded, the others meet the residual."""
+    return "requantize" if outputs > inputs else "residual"
+
+
 def unusual_products(dtype: str, target: int) -> Iterator[Job]:
     """Everything that the others are not: one static scale, no bias, error function, inputs that fill no step.
 
     240 inputs can be copied 16 at a time; 100 cannot, and there is one output.
     """
     for rows, outputs, inputs in ((8192, 768, 240), (8192, 1, 100)):
-        shape = launch.product_launch(rows, outputs, inputs, launch.DENSE, torch.device("cpu"))
+        shape = launch.product_launch(rows, outputs, inputs, launch.DENSE, torch.int8, torch.device("cpu"))
         constants = quantized_linear.settings(shape, launch.DENSE, inputs, False, "gelu")
         options = {key: constants.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
         used = {"q": dtype, "values": dtype, "q_scale": "fp32", "w_scale": "fp32", "out": "fp32"}

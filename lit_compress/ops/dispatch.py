@@ -5,7 +5,8 @@ nothing at run time, needs no synchronization, and is constant in a compiled gra
 
 1. ``LIT_COMPRESS_DISPATCH`` (``kernel``, ``dense`` or ``reference``; read at the first import) or :func:`forced`.
 2. What the device can do.
-3. Arithmetic, :mod:`lit_compress.ops.roofline`: derived, not measured.
+3. What was measured on this GPU, :mod:`lit_compress.ops.measured`.
+4. Arithmetic, :mod:`lit_compress.ops.roofline`: derived, not measured.
 """
 
 import importlib.util
@@ -19,7 +20,8 @@ from typing import Literal, cast, get_args
 import torch
 
 from lit_compress.errors import UserError
-from lit_compress.ops.roofline import Device, device_named, product_us
+from lit_compress.ops import measured
+from lit_compress.ops.roofline import DEVICES, Device, device_named, product_us
 
 __all__ = ["ROW_BUCKETS", "VARIABLE", "Choice", "Decision", "Problem", "choose", "decide", "forced", "row_bucket"]
 
@@ -72,7 +74,7 @@ class Decision:
 
     choice: Choice
     reason: str
-    source: Literal["forced", "fixed", "derived"]
+    source: Literal["forced", "fixed", "measured", "derived"]
     kernel_us: float | None = None
     dense_us: float | None = None
 
@@ -136,6 +138,15 @@ def _decide(rows: int, problem: Problem) -> Decision:
     if capability is not None and capability < needed:
         reason = f"{problem.dtype} needs compute capability {needed[0]}.{needed[1]}, this is {capability}"
         return Decision(choice="dense", reason=reason, source="fixed")
+    if (known := _measured(rows, problem)) is not None:
+        kernel, dense, source = known
+        return Decision(
+            choice="kernel" if kernel <= dense else "dense",
+            reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit (measured: {source})",
+            source="measured",
+            kernel_us=kernel,
+            dense_us=dense,
+        )
     if device is None:
         reason = "no figures of this GPU; assumed to be as of others"
         return Decision(choice="kernel", reason=reason, source="fixed")
@@ -151,6 +162,13 @@ def _decide(rows: int, problem: Problem) -> Decision:
         kernel_us=kernel,
         dense_us=dense,
     )
+
+
+def _measured(rows: int, problem: Problem) -> measured.Times | None:
+    """What was measured of a product; a device's short name stands for the one of the table."""
+    name = DEVICES[problem.device].name if problem.device in DEVICES else problem.device
+    product = measured.Shape(name, problem.format, problem.dtype, problem.outputs, problem.inputs, rows)
+    return measured.times(product, problem.density)
 
 
 @torch.compiler.assume_constant_result

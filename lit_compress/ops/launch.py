@@ -1,6 +1,7 @@
 """How kernels are launched: tile sizes, warps and pipeline stages, per architecture and shape.
 
-Large tiles for many rows, enough programs to fill the GPU for few, as many stages as shared memory holds.
+What was measured on the GPU counts first (:mod:`lit_compress.ops.measured`). Otherwise a rule decides: large tiles for
+many rows, enough programs to fill the GPU for few, as many stages as shared memory holds.
 """
 
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ from functools import cache
 import torch
 
 from lit_compress.errors import UserError
+from lit_compress.ops import measured
 
 __all__ = [
     "BLOCKS",
     "DENSE",
+    "FORMATS",
     "SHARED_MEMORY",
     "TALL",
     "Attention",
@@ -28,6 +31,7 @@ __all__ = [
 
 # ``(rows, chunk, width)`` of a weight's tiles, as of ``storage.layouts.Tiles``.
 DENSE, TALL, BLOCKS = (0, 0, 0), (128, 128, 32), (64, 64, 64)
+FORMATS = {DENSE: "dense", TALL: "tall_blocks", BLOCKS: "blocks"}
 
 # Bytes of shared memory that a program may use, by compute capability (CUDA C++ programming guide, "Technical
 # Specifications per Compute Capability"; Triton keeps 1 KiB of the 100, 164 and 228 KiB for the system).
@@ -86,7 +90,9 @@ class RowLaunch:
     warps: int
 
 
-def product_launch(rows: int, outputs: int, inputs: int, tile: tuple[int, int, int], device: torch.device) -> Product:
+def product_launch(
+    rows: int, outputs: int, inputs: int, tile: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> Product:
     """Configuration of a product of ``(rows, inputs)`` with ``(outputs, inputs)``.
 
     Args:
@@ -94,10 +100,11 @@ def product_launch(rows: int, outputs: int, inputs: int, tile: tuple[int, int, i
         outputs: of the weight.
         inputs: of both.
         tile: ``(rows, chunk, width)`` of the weight's tiles, :data:`DENSE` for none.
+        dtype: of the 8-bit numbers.
         device: where it runs.
 
     """
-    return _chosen(max(16, _power_of_two(rows)), outputs, inputs, tile, device.type, device.index)
+    return _chosen(max(16, _power_of_two(rows)), outputs, inputs, tile, dtype, device.type, device.index)
 
 
 def attention_launch(max_seqlen: int, head_dim: int, element_bytes: int, device: torch.device) -> Attention:
@@ -147,12 +154,24 @@ def shipped_attention(capability: tuple[int, int]) -> Iterator[tuple[int, Attent
 
 @cache
 def _chosen(
-    bucket: int, outputs: int, inputs: int, tile: tuple[int, int, int], kind: str, index: int | None
+    bucket: int,
+    outputs: int,
+    inputs: int,
+    tile: tuple[int, int, int],
+    dtype: torch.dtype,
+    kind: str,
+    index: int | None,
 ) -> Product:
-    capability, processors = _device(kind, index)
+    capability, processors, name = _device(kind, index)
     if inputs % 16:
         # Rows begin anywhere, and are read byte by byte: more bytes than these would not fit the registers.
         return Product(32, 32, 32, 4, 2)
+    precision = "int8" if dtype == torch.int8 else "fp8"
+    known = measured.launch_settings(
+        measured.Shape(name, FORMATS.get(tile, "other"), precision, outputs, inputs, bucket)
+    )
+    if known is not None:
+        return Product(**known)
     return _rule(bucket, outputs, tile, capability, processors)
 
 
@@ -208,9 +227,12 @@ def _power_of_two(number: int) -> int:
 
 
 @cache
-def _device(kind: str, index: int | None) -> tuple[tuple[int, int], int]:
-    """Compute capability and number of processors; an H200's where there is no GPU (tests, cross-compiling)."""
+def _device(kind: str, index: int | None) -> tuple[tuple[int, int], int, str]:
+    """Compute capability, number of processors and name; an H200's where there is no GPU (tests, cross-compiling).
+
+    Its name stays empty there, so that nothing depends on what was measured.
+    """
     if kind != "cuda" or not torch.cuda.is_available():
-        return (9, 0), 132
+        return (9, 0), 132, ""
     properties = torch.cuda.get_device_properties(index if index is not None else torch.cuda.current_device())
-    return (properties.major, properties.minor), properties.multi_processor_count
+    return (properties.major, properties.minor), properties.multi_processor_count, properties.name

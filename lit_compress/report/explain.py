@@ -117,10 +117,14 @@ def _notes(facts: dict[str, Any]) -> list[str]:
             f"({facts['fp32_bytes'] / facts['bytes']:.1f}x)."
         )
     if facts["gain"] is not None:
+        sources = {product["source"] for layer in facts["layers"] for product in layer.get("products") or []}
+        how = (
+            "derived, not measured" if "measured" not in sources else "measured where the reason says so, else derived"
+        )
         lines += [
-            "Times are derived, not measured; the dense product is one of 16 bit.",
+            f"Times are {how}; the dense product is one of 16 bit.",
             f"All products: {facts['chosen_us']:.0f} us as chosen, {facts['dense_us']:.0f} us dense, expected gain "
-            f"{facts['gain']:.2f}x (derived, not measured). Attention, norms and embeddings are not counted.",
+            f"{facts['gain']:.2f}x ({how}). Attention, norms and embeddings are not counted.",
         ]
     if not facts["fused_layers"]:
         lines.append("Only layers of packed linears run fused: lit_compress export --to packed")

@@ -28,13 +28,13 @@ def test_every_configuration_fits_the_shared_memory(capability):
      (32768, 3072, (128, 256, False))],
 )  # fmt: skip
 def test_many_rows_take_large_tiles_and_few_take_many(rows, outputs, expected):
-    shape = launch.product_launch(rows, outputs, 768, launch.DENSE, CPU)
+    shape = launch.product_launch(rows, outputs, 768, launch.DENSE, torch.int8, CPU)
 
     assert (shape.block_m, shape.block_n, shape.swap) == expected
 
 
 def test_inputs_that_no_wide_read_divides_take_small_tiles():
-    assert launch.product_launch(100, 768, 769, launch.DENSE, CPU) == launch.Product(32, 32, 32, 4, 2)
+    assert launch.product_launch(100, 768, 769, launch.DENSE, torch.int8, CPU) == launch.Product(32, 32, 32, 4, 2)
 
 
 def test_rows_that_no_program_holds_are_refused():

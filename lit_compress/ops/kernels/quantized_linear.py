@@ -32,7 +32,7 @@ def quantized_linear(of: LinearArguments, launch: Product | None = None) -> Tens
     tile = DENSE
     if of.columns is not None:
         tile = (values.shape[1], values.shape[2], values.shape[2] // of.columns.shape[1])
-    launch = launch or product_launch(rows, outputs, inputs, tile, q.device)
+    launch = launch or product_launch(rows, outputs, inputs, tile, q.dtype, q.device)
     with torch.cuda.device_of(q):
         quantized_linear_kernel[(triton.cdiv(rows, launch.block_m) * triton.cdiv(outputs, launch.block_n),)](
             q, of.q_scale.contiguous(), values, of.w_scale.contiguous(), of.columns, of.offsets,
