@@ -117,10 +117,8 @@ def _notes(facts: dict[str, Any]) -> list[str]:
             f"({facts['fp32_bytes'] / facts['bytes']:.1f}x)."
         )
     if facts["gain"] is not None:
-        sources = {product["source"] for layer in facts["layers"] for product in layer.get("products") or []}
-        how = (
-            "derived, not measured" if "measured" not in sources else "measured where the reason says so, else derived"
-        )
+        sources = {product["source"] for layer in facts["layers"] for product in layer["products"]}
+        how = "measured where the reason says so, else derived" if "measured" in sources else "derived, not measured"
         lines += [
             f"Times are {how}; the dense product is one of 16 bit.",
             f"All products: {facts['chosen_us']:.0f} us as chosen, {facts['dense_us']:.0f} us dense, expected gain "

@@ -61,13 +61,22 @@ def test_derived_curves_cross_where_the_page_says(tmp_path):
     assert (tmp_path / "a.png").stat().st_size > 1000
 
 
-def test_bounds_of_the_project_are_in_the_table():
-    seconds = {name: [1.0, 1.0] for name in ("dense 0%", "tall_blocks 50%", "tall_blocks 67%", "_scaled_mm fp8")}
+@pytest.mark.parametrize(
+    ("rows", "dtype", "bounds"),
+    [(32768, "fp8", (1.05, 1.1)), (32768, "int8", (1.2, None)), (128, "fp8", (None, None))],
+)
+def test_bounds_of_the_project_are_in_the_table(rows, dtype, bounds):
+    slow, fast = "_scaled_mm fp8", "_scaled_mm fp8, fast accumulation"
+    seconds = {"dense 0%": [1.0], bench.GELU: [1.5], "tall_blocks 50%": [1.0], "tall_blocks 67%": [1.0]}
+    seconds |= {"bf16": [3.0], slow: [2.0], fast: [1.0]}
 
-    rows = {(row.case, row.baseline): row.target for row in bench.comparisons("down", 128, seconds, {})}
+    found = bench.comparisons("down", rows, seconds, {"dtype": dtype})
 
-    assert rows == {
-        ("down 128 dense 0%", "_scaled_mm fp8"): 1 / 0.85,
-        ("down 128 tall_blocks 50%", "dense 0%"): 1.0,
-        ("down 128 tall_blocks 67%", "dense 0%"): 0.5,
+    assert {(row.case.removeprefix(f"down {rows} "), row.baseline): row.target for row in found} == {
+        ("dense 0%", "bf16"): None,
+        ("dense 0%", slow): None,
+        ("dense 0%", fast): bounds[0],  # the faster of both
+        (bench.GELU, fast): bounds[1],
+        ("tall_blocks 50%", "dense 0%"): 1.0,
+        ("tall_blocks 67%", "dense 0%"): None,
     }

@@ -1,9 +1,10 @@
 """How fast the kernels are on this GPU, beside what torch and torchao offer for the same product.
 
-Measured: matrix products of BERT-base's shapes with a bf16 result, dense and in tiles of every sparsity; LayerNorm with
-rounding. Baselines, in the same process: ``F.linear`` in bf16, eager and compiled with max-autotune;
-``torch._scaled_mm`` in fp8 with a scale per row; ``torch._int_mm`` alone, without what has to follow it; torchao's
-dynamic int8 and fp8 where it can be imported; for LayerNorm, a copy of as many bytes.
+Measured: matrix products of BERT-base's shapes with a bf16 result, dense and in tiles of every sparsity, and the dense
+one with bias, GELU and rounding to 8 bit; LayerNorm with rounding. Baselines, in the same process: ``F.linear`` in
+bf16; ``torch._scaled_mm`` in fp8 with a scale per row, with and without fast accumulation; ``torch._int_mm`` alone,
+without what has to follow it; torchao's dynamic int8 and fp8, compiled, where it can be imported; for LayerNorm, a copy
+of as many bytes. Nothing is tuned while it is compiled: that took minutes for a shape.
 
 Inputs rotate over more memory than the L2 cache holds. The calls of one rotation are a CUDA graph, so that Python and
 launches cost nothing; cases are interleaved, and every round is a repetition. Absolute times are medians, in the
@@ -36,6 +37,10 @@ from tools.bench.measure import RESULTS, Row, interleave, publish
 # Outputs and inputs of BERT-base's four products.
 SHAPES = {"qkv": (2304, 768), "out": (768, 768), "up": (3072, 768), "down": (768, 3072)}
 SPARSITIES = (0.0, 0.25, 0.5, 0.67, 0.75, 0.83, 0.92, 0.97)
+# Dense product of 8 bit -> most that it may take, divided by the faster ``_scaled_mm``, with many rows.
+GELU = "dense 0% gelu, 8 bit"
+BOUNDS = {"fp8": {"dense 0%": 1.05, GELU: 1.1}, "int8": {"dense 0%": 1.2}}
+MANY_ROWS = 32768
 # Most blocks that are kept in a tile, as a multiple of four: a chunk.
 CHUNK = 4
 
@@ -67,6 +72,7 @@ def kernels(
     rows: tuple[int, ...] = (16, 128, 1024, 4096, 32768),
     shapes: tuple[str, ...] = tuple(SHAPES),
     dtype: Literal["int8", "fp8"] = "fp8",
+    sparsities: tuple[float, ...] = SPARSITIES,
     repetitions: int = 9,
     output: Path = RESULTS,
     plots: Path | None = None,
@@ -77,6 +83,7 @@ def kernels(
         rows: numbers of tokens.
         shapes: which of qkv, out, up and down.
         dtype: of the 8-bit numbers.
+        sparsities: of weights in tiles.
         repetitions: measured calls of each case.
         output: CSV to append to.
         plots: folder for pictures; none are drawn without.
@@ -90,13 +97,14 @@ def kernels(
     points: list[Point] = []
     for name in shapes:
         for count in rows:
-            found, curve = products(name, count, eight, repetitions)
+            found, curve = products(name, count, eight, repetitions, sparsities)
+            publish(found, output)  # at once: whatever ends this process does not take it away
             table += found
             curves.append(curve)
             points += of_roofline(curve, *SHAPES[name])
     norms = [norm(count, 768, eight, repetitions) for count in rows]
+    publish(norms, output)
     table += norms
-    publish(table, output)
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
         break_even(curves, plots / f"break-even-{dtype}.png")
@@ -105,7 +113,9 @@ def kernels(
     return table
 
 
-def products(name: str, rows: int, dtype: torch.dtype, repetitions: int) -> tuple[list[Row], Curve]:
+def products(
+    name: str, rows: int, dtype: torch.dtype, repetitions: int, sparsities: tuple[float, ...] = SPARSITIES
+) -> tuple[list[Row], Curve]:
     """Rows of the table and the curve of one shape and number of tokens."""
     outputs, inputs = SHAPES[name]
     copies = rotation(rows * inputs + outputs * inputs + 2 * rows * outputs)
@@ -115,19 +125,20 @@ def products(name: str, rows: int, dtype: torch.dtype, repetitions: int) -> tupl
     cases: dict[str, Call] = {}
     stored: dict[str, float] = {}
     for format in ("dense", "tall_blocks", "blocks"):
-        for sparsity in SPARSITIES if format != "dense" else (0.0,):
+        for sparsity in sparsities if format != "dense" else (0.0,):
             weights = [packed(weight, format, sparsity, dtype) for weight in dense]
             case = f"{format} {weights[0].sparsity:.0%}"
             if case not in cases:
                 cases[case] = partial(ours, quantized, weights)
                 stored[case] = weights[0].sparsity
                 gate(case, cases[case](0), expected(quantized[0], weights[0]))
+    cases[GELU] = rounded_gelu(quantized, [packed(weight, "dense", 0.0, dtype) for weight in dense])
     baselines = dict(baselines_of(x, quantized, dense, dtype))
     seconds = time(cases | baselines, copies, repetitions)
     micro = {case: round(statistics.median(values) * 1e6, 2) for case, values in seconds.items()}
     settings = {"rows": rows, "shape": name, "outputs": outputs, "inputs": inputs, "copies": copies, "us": micro}
     return (
-        list(comparisons(name, rows, seconds, settings)),
+        list(comparisons(name, rows, seconds, settings | {"dtype": "int8" if dtype == torch.int8 else "fp8"})),
         Curve(
             title=f"{name} {rows} x {inputs} x {outputs}",
             rows=rows,
@@ -154,13 +165,18 @@ def comparisons(name: str, rows: int, seconds: dict[str, list[float]], settings:
             settings=settings,
         )
 
+    others = [case for case in seconds if not case.startswith(("dense", "tall", "blocks"))]
+    scaled = [case for case in others if case.startswith("_scaled_mm")]
+    fastest = min(scaled, key=lambda case: statistics.median(seconds[case]), default=None)
+    bounds = BOUNDS[settings["dtype"]] if rows >= MANY_ROWS else {}
     for case in seconds:
         if case == "dense 0%":
-            for baseline in (other for other in seconds if not other.startswith(("dense", "tall", "blocks"))):
-                yield row(case, baseline, 1 / 0.85 if baseline == "_scaled_mm fp8" else None)
+            for baseline in others:
+                yield row(case, baseline, bounds.get(case) if baseline == fastest else None)
+        elif case == GELU and fastest is not None:
+            yield row(case, fastest, bounds.get(case))
         elif case.startswith(("tall_blocks", "blocks")):
-            bound = {"tall_blocks 50%": 1.0, "tall_blocks 67%": 0.5 if name == "down" else None}.get(case)
-            yield row(case, "dense 0%", bound)
+            yield row(case, "dense 0%", 1.0 if case == "tall_blocks 50%" else None)
 
 
 def packed(weight: Tensor, format: Format, sparsity: float, dtype: torch.dtype) -> Weight:
@@ -196,6 +212,20 @@ def ours(quantized: list[tuple[Tensor, Tensor]], weights: list[Weight], turn: in
     )
 
 
+def rounded_gelu(quantized: list[tuple[Tensor, Tensor]], weights: list[Weight]) -> Call:
+    """The product with all that follows it in a layer, as 8-bit numbers."""
+    bias = torch.zeros(len(weights[0].w_scale), device="cuda", dtype=torch.bfloat16)
+    step = torch.tensor([0.5], device="cuda")
+
+    def arguments(turn: int) -> tuple[Any, ...]:
+        weight = weights[turn]
+        stored = (weight.values, weight.w_scale, weight.columns, weight.offsets)
+        return *quantized[turn], *stored, bias, None, "gelu_tanh", torch.bfloat16, step
+
+    gate(GELU, ops.quantized_linear(*arguments(0)), reference.quantized_linear(*arguments(0)))
+    return lambda turn: ops.quantized_linear(*arguments(turn))
+
+
 def expected(quantized: tuple[Tensor, Tensor], weight: Weight) -> Tensor:
     """The reference's product."""
     return reference.quantized_linear(
@@ -222,19 +252,18 @@ def baselines_of(
         gate(name, call(0), truth, tolerance)
         return name, call
 
-    yield checked("bf16 eager", lambda turn: F.linear(x[turn], dense[turn]), 0.01)
-    # Without graphs of its own: all cases are captured in the same way.
-    compiled = torch.compile(F.linear, mode="max-autotune-no-cudagraphs", dynamic=False)
-    yield checked("bf16 compiled", lambda turn: compiled(x[turn], dense[turn]), 0.01)
+    yield checked("bf16", lambda turn: F.linear(x[turn], dense[turn]), 0.01)
     if torch.cuda.get_device_capability() >= (8, 9):
         fp8 = torch.float8_e4m3fn
         a, b = ([ops.quantize_rows(part, fp8) for part in parts] for parts in (x, dense))
 
-        def scaled(turn: int) -> Tensor:
+        def scaled(turn: int, fast: bool) -> Tensor:
             (q, q_scale), (w, w_scale) = a[turn], b[turn]
-            return torch._scaled_mm(q, w.T, q_scale.unsqueeze(1), w_scale.unsqueeze(0), out_dtype=torch.bfloat16)
+            rows, columns = q_scale.unsqueeze(1), w_scale.unsqueeze(0)
+            return torch._scaled_mm(q, w.T, rows, columns, out_dtype=torch.bfloat16, use_fast_accum=fast)
 
-        yield checked("_scaled_mm fp8", scaled, 0.1)
+        yield checked("_scaled_mm fp8", partial(scaled, fast=False), 0.1)
+        yield checked("_scaled_mm fp8, fast accumulation", partial(scaled, fast=True), 0.1)
     if dtype == torch.int8 and x[0].shape[0] > 16:
         whole = [ops.quantize_rows(weight, dtype) for weight in dense]
         scales = quantized[0][1].unsqueeze(1) * whole[0][1]
@@ -259,7 +288,7 @@ def torchao_baselines(x: list[Tensor], dense: list[Tensor], truth: Tensor) -> It
         for layer, weight in zip(layers, dense, strict=True):
             layer.weight = nn.Parameter(weight, requires_grad=False)
             ao.quantize_(layer, configuration)
-        compiled = [torch.compile(layer, mode="max-autotune-no-cudagraphs", dynamic=False) for layer in layers]
+        compiled = [torch.compile(layer, dynamic=False) for layer in layers]
         call = partial(lambda turn, layers: layers[turn](x[turn]), layers=compiled)
         gate(name, call(0), truth, 0.1)
         yield name, call
