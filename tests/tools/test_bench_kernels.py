@@ -19,6 +19,18 @@ def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_everything_but_graphs_runs_without_a_gpu(dtype, tmp_path):
+    output = tmp_path / "results.csv"
+
+    found = bench.kernels((16,), ("out",), dtype, (0.5,), 1, simulate=True, output=output)
+
+    cases = {row.case for row in found}
+    assert {"out 16 dense 0%", "out 16 tall_blocks 50%", "out 16 blocks 50%", "layernorm_quantize 16 x 768"} <= cases
+    assert len(output.read_text().splitlines()) == 1 + len(found)
+
+
 @pytest.mark.parametrize(("format", "height", "width"), [("tall_blocks", 128, 32), ("blocks", 64, 64)])
 def test_sparse_weights_keep_the_blocks_they_say(format, height, width):
     weight = torch.randn(256, 768)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,7 @@ from lit_compress.ops import reference
 from tools.bench.kernel_plots import Curve, Point, break_even, roofline
 from tools.bench.measure import RESULTS, Row, interleave, publish
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Outputs and inputs of BERT-base's four products.
 SHAPES = {"qkv": (2304, 768), "out": (768, 768), "up": (3072, 768), "down": (768, 3072)}
 SPARSITIES = (0.0, 0.25, 0.5, 0.67, 0.75, 0.83, 0.92, 0.97)
@@ -74,6 +76,7 @@ def kernels(
     dtype: Literal["int8", "fp8"] = "fp8",
     sparsities: tuple[float, ...] = SPARSITIES,
     repetitions: int = 9,
+    simulate: bool = False,
     output: Path = RESULTS,
     plots: Path | None = None,
 ) -> list[Row]:
@@ -85,11 +88,12 @@ def kernels(
         dtype: of the 8-bit numbers.
         sparsities: of weights in tiles.
         repetitions: measured calls of each case.
+        simulate: go through everything on a CPU, with reference operators; the times mean nothing.
         output: CSV to append to.
         plots: folder for pictures; none are drawn without.
 
     """
-    if not torch.cuda.is_available():
+    if DEVICE == "cpu" and not simulate:
         raise SystemExit("kernels: no CUDA device here, nothing was measured; run it on a machine with a GPU")
     eight = torch.int8 if dtype == "int8" else torch.float8_e4m3fn
     table: list[Row] = []
@@ -119,8 +123,8 @@ def products(
     """Rows of the table and the curve of one shape and number of tokens."""
     outputs, inputs = SHAPES[name]
     copies = rotation(rows * inputs + outputs * inputs + 2 * rows * outputs)
-    x = [torch.randn(rows, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
-    dense = [torch.randn(outputs, inputs, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    x = [torch.randn(rows, inputs, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
+    dense = [torch.randn(outputs, inputs, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
     quantized = [ops.quantize_rows(part, dtype) for part in x]
     cases: dict[str, Call] = {}
     stored: dict[str, float] = {}
@@ -214,8 +218,8 @@ def ours(quantized: list[tuple[Tensor, Tensor]], weights: list[Weight], turn: in
 
 def rounded_gelu(quantized: list[tuple[Tensor, Tensor]], weights: list[Weight]) -> Call:
     """The product with all that follows it in a layer, as 8-bit numbers."""
-    bias = torch.zeros(len(weights[0].w_scale), device="cuda", dtype=torch.bfloat16)
-    step = torch.tensor([0.5], device="cuda")
+    bias = torch.zeros(len(weights[0].w_scale), device=DEVICE, dtype=torch.bfloat16)
+    step = torch.tensor([0.5], device=DEVICE)
 
     def arguments(turn: int) -> tuple[Any, ...]:
         weight = weights[turn]
@@ -253,7 +257,7 @@ def baselines_of(
         return name, call
 
     yield checked("bf16", lambda turn: F.linear(x[turn], dense[turn]), 0.01)
-    if torch.cuda.get_device_capability() >= (8, 9):
+    if has_fp8():
         fp8 = torch.float8_e4m3fn
         a, b = ([ops.quantize_rows(part, fp8) for part in parts] for parts in (x, dense))
 
@@ -269,7 +273,8 @@ def baselines_of(
         scales = quantized[0][1].unsqueeze(1) * whole[0][1]
         gate("_int_mm", torch._int_mm(quantized[0][0], whole[0][0].T) * scales, truth, 0.05)
         yield "_int_mm", lambda turn: torch._int_mm(quantized[turn][0], whole[turn][0].T)
-    yield from torchao_baselines(x, dense, truth)
+    if DEVICE == "cuda":
+        yield from torchao_baselines(x, dense, truth)
 
 
 def torchao_baselines(x: list[Tensor], dense: list[Tensor], truth: Tensor) -> Iterator[tuple[str, Call]]:
@@ -280,11 +285,11 @@ def torchao_baselines(x: list[Tensor], dense: list[Tensor], truth: Tensor) -> It
     from torchao import quantization as ao  # type: ignore[import-not-found]
 
     configurations = {"torchao int8": ao.Int8DynamicActivationInt8WeightConfig()}
-    if torch.cuda.get_device_capability() >= (8, 9):
+    if has_fp8():
         rowwise = ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())
         configurations["torchao fp8"] = rowwise
     for name, configuration in configurations.items():
-        layers = [nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="cuda") for weight in dense]
+        layers = [nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=DEVICE) for weight in dense]
         for layer, weight in zip(layers, dense, strict=True):
             layer.weight = nn.Parameter(weight, requires_grad=False)
             ao.quantize_(layer, configuration)
@@ -299,11 +304,11 @@ def norm(rows: int, columns: int, dtype: torch.dtype, repetitions: int) -> Row:
     moved = rows * columns * (2 + 2 + 2 + 1) + 4 * rows
     copies = rotation(moved)
     x, other = (
-        [torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16) for _ in range(copies)] for _ in range(2)
+        [torch.randn(rows, columns, device=DEVICE, dtype=torch.bfloat16) for _ in range(copies)] for _ in range(2)
     )
-    weight, bias = torch.randn(2, columns, device="cuda", dtype=torch.bfloat16)
+    weight, bias = torch.randn(2, columns, device=DEVICE, dtype=torch.bfloat16)
     source, target = (
-        [torch.empty(moved // 2, device="cuda", dtype=torch.uint8).fill_(3) for _ in range(copies)] for _ in range(2)
+        [torch.empty(moved // 2, device=DEVICE, dtype=torch.uint8).fill_(3) for _ in range(copies)] for _ in range(2)
     )
 
     def call(turn: int) -> Tensor:
@@ -339,7 +344,7 @@ def of_roofline(curve: Curve, outputs: int, inputs: int) -> Iterator[Point]:
 def largest_product(dtype: torch.dtype) -> float:
     """Operations per second of a product large enough to be limited by nothing else."""
     size = 8192
-    numbers = [ops.quantize_rows(torch.randn(size, size, device="cuda"), dtype) for _ in range(2)]
+    numbers = [ops.quantize_rows(torch.randn(size, size, device=DEVICE), dtype) for _ in range(2)]
     (q, q_scale), (w, w_scale) = numbers
     seconds = time({"product": lambda _: ops.quantized_linear(q, q_scale, w, w_scale, out_dtype=torch.bfloat16)}, 1, 9)
     return 2 * size**3 / min(seconds["product"])
@@ -347,8 +352,13 @@ def largest_product(dtype: torch.dtype) -> float:
 
 def rotation(moved: int) -> int:
     """How many sets of inputs hold more than twice the L2 cache; at least four, at most sixty-four."""
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    cache = torch.cuda.get_device_properties(0).L2_cache_size if DEVICE == "cuda" else 0
     return min(64, max(4, 2 * cache // moved + 1))
+
+
+def has_fp8() -> bool:
+    """Whether ``_scaled_mm`` runs here."""
+    return DEVICE == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
 
 
 def gate(name: str, got: Tensor, truth: Tensor, tolerance: float = 0.005) -> None:
@@ -369,7 +379,9 @@ def time(cases: dict[str, Call], copies: int, repetitions: int) -> dict[str, lis
 
 
 def captured(call: Call, copies: int) -> Callable[[], float]:
-    """A rotation as a CUDA graph; a turn replays it for at least some milliseconds."""
+    """A rotation as a CUDA graph; a turn replays it for at least some milliseconds. On a CPU its calls, once."""
+    if DEVICE == "cpu":
+        return partial(called, call, copies)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -393,6 +405,14 @@ def captured(call: Call, copies: int) -> Callable[[], float]:
     once = replay(3)
     times = max(3, round(5e-3 / (once * copies)))
     return partial(replay, times)
+
+
+def called(call: Call, copies: int) -> float:
+    """Seconds per call without a graph."""
+    started = perf_counter()
+    for turn in range(copies):
+        call(turn)
+    return (perf_counter() - started) / copies
 
 
 if __name__ == "__main__":

@@ -185,11 +185,11 @@ def calls(shape: measured.Shape, density: float, copies: int | None = None) -> t
     dtype, rounded = type_of(shape), outputs > inputs
     copies = copies or bench.rotation(rows * inputs + outputs * inputs + 2 * rows * outputs)
     x, dense, residual = (
-        [torch.randn(*size, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+        [torch.randn(*size, device=bench.DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
         for size in ((rows, inputs), (outputs, inputs), (rows, outputs))
     )
-    bias = torch.randn(outputs, device="cuda", dtype=torch.bfloat16)
-    step = torch.tensor([0.5], device="cuda")
+    bias = torch.randn(outputs, device=bench.DEVICE, dtype=torch.bfloat16)
+    step = torch.tensor([0.5], device=bench.DEVICE)
     quantized = [bench.ops.quantize_rows(part, dtype) for part in x]
     weights = [bench.packed(weight, shape.format, 1 - density, dtype) for weight in dense]  # type: ignore[arg-type]
 
