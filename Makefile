@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install check test test-slow demo docs bench clean
+.PHONY: install check test test-slow demo docs bench gpu-kit clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test-slow: install
 demo: install
 	$(BIN)/lit_compress compress --config configs/demo/compress.yaml
 	@echo "Page: runs/fast/report.html    Curves: $(BIN)/tensorboard --logdir runs"
+
+# A folder to take to a machine with a GPU and without network; its README.txt has the one command to run there.
+gpu-kit: install
+	$(BIN)/python -m tools.gpu.kit --output build/gpu-kit
 
 docs: install
 	$(BIN)/mkdocs build --strict

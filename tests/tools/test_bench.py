@@ -15,7 +15,7 @@ from lit_compress.planning import measure_latency
 from tools.bench import baselines, import_time, latency_table, measure
 from tools.bench import encoder as encoder_bench
 from tools.bench.deployment import HALF, ROSITA, deployment
-from tools.bench.encoder import DYNAMIC, TARGETS, Variant, batches, comparisons, encoder, gate, packed
+from tools.bench.encoder import DYNAMIC, Variant, batches, comparisons, encoder, gate, packed
 from tools.bench.exports import exports
 from tools.bench.hf_trainer import hf_trainer
 from tools.bench.inverse_fisher import inverse_fisher
@@ -23,6 +23,7 @@ from tools.bench.mask_update import PATTERNS, check, mask_update
 from tools.bench.measure import Row, interleave, model_source, publish, require_close, synthetic_batches
 from tools.bench.memory import memory
 from tools.bench.memory import ratios as memory_ratios
+from tools.bench.targets import ENCODERS
 from tools.bench.teacher_cache import teacher_cache
 from tools.bench.training_step import rows, training_step
 
@@ -203,7 +204,7 @@ def test_encoder(table, tmp_path):
         output=table.path,
         plot=tmp_path / "bars.png",
     )
-    assert set(table()) == {f"{variant}, 4x8, fill {fill}" for variant in (*TARGETS, DYNAMIC) for fill in ("1", "0.5")}
+    assert set(table()) == {f"{variant}, 4x8, fill {fill}" for variant in (*ENCODERS, DYNAMIC) for fill in ("1", "0.5")}
     assert all("relative_error" in row["settings"] for row in table().values())
     assert (tmp_path / "bars.png").stat().st_size > 0
 
@@ -229,7 +230,7 @@ def test_encoder_is_compared_with_the_fastest_and_says_which():
     found = {row.case: row for row in comparisons(SECONDS, wrong, ["torchao fp8"], SHAPE, {"8 bit": 0.01})}
     assert {row.baseline for row in found.values()} == {"bf16, compiled"}
     assert found["8 bit, 32x128, fill 1"].ratios == [0.5]
-    assert found["8 bit, 32x128, fill 1"].target == 1 / TARGETS["8 bit"]["32x128"]
+    assert found["8 bit, 32x128, fill 1"].target == 1 / ENCODERS["8 bit"]["32x128"]
     assert set(found) == {f"{case}, 32x128, fill 1" for case in ("bf16, eager in a graph", "torchao fp8", "8 bit")}
 
 
@@ -264,7 +265,7 @@ def test_what_a_gpu_measures_runs(fill, tiny_model, monkeypatch):
     variants = encoder_bench.make_variants(dense, "fp8", "cpu")
     given = batches("4x8", fill, 30, "cpu")
     settings = {"shape": "32x128", "fill": fill}
-    found = encoder_bench.beside_bf16(dense, variants, given, 1, settings, dict.fromkeys(TARGETS, 0.0), torchao=False)
+    found = encoder_bench.beside_bf16(dense, variants, given, 1, settings, dict.fromkeys(ENCODERS, 0.0), torchao=False)
     kinds = {"unpadded bf16", "padded bf16"} if fill < 1 else {"bf16"}
     assert {row.baseline.split(",")[0] for row in found if row.case.startswith("8 bit")} == kinds
     assert found[0].settings["kernels"]["8 bit"] == 1

@@ -52,21 +52,11 @@ from tools.bench.measure import (
     quiet,
     synchronize,
 )
+from tools.bench.targets import ENCODERS, HALF_FULL
 
 TOLERANCE = 0.15
 FOLDED = "folded fp32"
 DYNAMIC = "8 bit, dynamic scales"
-
-# Variant -> shape -> how many times as fast as the fastest dense bf16 model it is meant to be, on an H100 or H200 at
-# BERT-base size with fp8.
-TARGETS = {
-    "8 bit": {"1x128": 1.5, "32x128": 1.6, "256x128": 1.7, "64x384": 1.6},
-    "tall blocks 83 %": {"1x128": 1.5, "32x128": 1.9, "256x128": 1.9, "64x384": 1.8},
-    "FFN/4, half the heads": {"1x128": 1.8, "32x128": 2.6, "256x128": 2.6, "64x384": 2.5},
-    "and half the layers": {"1x128": 3.5, "32x128": 5.0, "256x128": 5.0, "64x384": 5.0},
-}
-# Of the first variant with half-full batches, against the fastest that computes no padding either.
-HALF_FULL = {"1x128": 1.2, "32x128": 1.4, "256x128": 1.5, "64x384": 1.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +221,7 @@ def row(
 
 def target_of(case: str, settings: dict[str, Any]) -> float | None:
     """Largest time divided by the baseline's that the project aims at."""
-    goals = TARGETS.get(case, {}) if settings["fill"] == 1 else HALF_FULL if case == next(iter(TARGETS)) else {}
+    goals = ENCODERS.get(case, {}) if settings["fill"] == 1 else HALF_FULL if case == next(iter(ENCODERS)) else {}
     return 1 / goals[settings["shape"]] if settings["shape"] in goals else None
 
 
@@ -253,7 +243,7 @@ def make_variants(dense: PreTrainedModel, dtype: Literal["int8", "fp8"], device:
         remove_neurons(narrow, layer, torch.arange(neurons.count) < max(neurons.count // 4, 1))
     shallow = copy.deepcopy(narrow)
     drop_layers(shallow, range(0, dense.config.num_hidden_layers, 2))
-    folded = dict(zip(TARGETS, (dense, blocks, narrow, shallow), strict=True)) | {DYNAMIC: dense}
+    folded = dict(zip(ENCODERS, (dense, blocks, narrow, shallow), strict=True)) | {DYNAMIC: dense}
     return [
         Variant(
             name=name,

@@ -34,15 +34,12 @@ from lit_compress import ops
 from lit_compress.ops import reference
 from tools.bench.kernel_plots import Curve, Point, break_even, roofline
 from tools.bench.measure import RESULTS, Row, interleave, publish
+from tools.bench.targets import GELU, MANY_ROWS, PRODUCTS, TALL_BLOCKS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Outputs and inputs of BERT-base's four products.
 SHAPES = {"qkv": (2304, 768), "out": (768, 768), "up": (3072, 768), "down": (768, 3072)}
 SPARSITIES = (0.0, 0.25, 0.5, 0.67, 0.75, 0.83, 0.92, 0.97)
-# Dense product of 8 bit -> most that it may take, divided by the faster ``_scaled_mm``, with many rows.
-GELU = "dense 0% gelu, 8 bit"
-BOUNDS = {"fp8": {"dense 0%": 1.05, GELU: 1.1}, "int8": {"dense 0%": 1.2}}
-MANY_ROWS = 32768
 # Most blocks that are kept in a tile, as a multiple of four: a chunk.
 CHUNK = 4
 
@@ -172,7 +169,7 @@ def comparisons(name: str, rows: int, seconds: dict[str, list[float]], settings:
     others = [case for case in seconds if not case.startswith(("dense", "tall", "blocks"))]
     scaled = [case for case in others if case.startswith("_scaled_mm")]
     fastest = min(scaled, key=lambda case: statistics.median(seconds[case]), default=None)
-    bounds = BOUNDS[settings["dtype"]] if rows >= MANY_ROWS else {}
+    bounds = PRODUCTS[settings["dtype"]] if rows >= MANY_ROWS else {}
     for case in seconds:
         if case == "dense 0%":
             for baseline in others:
@@ -180,7 +177,7 @@ def comparisons(name: str, rows: int, seconds: dict[str, list[float]], settings:
         elif case == GELU and fastest is not None:
             yield row(case, fastest, bounds.get(case))
         elif case.startswith(("tall_blocks", "blocks")):
-            yield row(case, "dense 0%", 1.0 if case == "tall_blocks 50%" else None)
+            yield row(case, "dense 0%", TALL_BLOCKS if case == "tall_blocks 50%" else None)
 
 
 def packed(weight: Tensor, format: Format, sparsity: float, dtype: torch.dtype) -> Weight:

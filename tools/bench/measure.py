@@ -45,6 +45,7 @@ __all__ = [
     "Row",
     "StepClock",
     "cli_trainer",
+    "commit",
     "interleave",
     "milliseconds",
     "model_source",
@@ -137,7 +138,7 @@ def publish(rows: Sequence[Row], output: Path) -> None:
     here = machine()
     shared = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "device": here["device"],
         "threads": torch.get_num_threads(),
         "torch": here["torch"],
@@ -279,6 +280,19 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def commit() -> str:
+    """Of the code, with ``+dirty`` when files were changed since."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+    if (ROOT / "COMMIT").exists():  # a copy of the code without its history
+        return (ROOT / "COMMIT").read_text().strip()
+    # The results themselves change with every run and say nothing about the code.
+    changed = git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+dirty" if changed else "")
+
+
 def _cells(row: Row) -> dict[str, Any]:
     return {
         "benchmark": row.benchmark,
@@ -300,17 +314,6 @@ def _table(rows: Sequence[Row]) -> str:
         spread = f"[{min(row.ratios):6.3f}, {max(row.ratios):6.3f}]"
         lines.append(f"{f'{row.case} / {row.baseline}':{width}}  {row.median:6.3f}  {spread}  {target}".rstrip())
     return "\n".join(lines)
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    if (ROOT / "COMMIT").exists():  # a copy of the code without its history
-        return (ROOT / "COMMIT").read_text().strip()
-    # The results themselves change with every run and say nothing about the code.
-    changed = git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+dirty" if changed else "")
 
 
 def _command() -> str:
