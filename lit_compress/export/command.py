@@ -1,6 +1,6 @@
 """`lit_compress export`: a run's student, a checkpoint or a model folder in the format of a runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from itertools import islice
@@ -20,14 +20,14 @@ from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.half import HalfOptions
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import packed_lines
-from lit_compress.export.ranges import calibrated
+from lit_compress.export.ranges import calibrated, missing_ranges
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
 from lit_compress.export.source import from_source
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import add_note
 from lit_compress.models.manifest_file import require_finished
-from lit_compress.models.pack import LayoutChoice, ranges_of
+from lit_compress.models.pack import LayoutChoice, Ranges, ranges_of
 from lit_compress.sources import resolve_package
 from lit_compress.storage.buffers import Precision
 
@@ -46,6 +46,7 @@ _WRITERS: dict[str, tuple[str, str]] = {
     "compressed-tensors": ("export.compressed_tensors", "write_compressed_tensors"),
 }
 _HALF_WRITERS = {"hf": ("export.half", "write_hf_half"), "onnx": ("export.half", "write_onnx_half")}
+_CALIBRATION_BATCHES = 16  # of the run's validation data, where nothing is said
 # The first is what each writes by default.
 _DTYPES = {"hf": ("fp32", "fp16", "bf16"), "onnx": ("fp32", "fp16"), "packed": ("int8", "fp8")}
 # Options that only some formats have.
@@ -73,7 +74,7 @@ def export(
     strict: bool = False,
     layout: LayoutChoice = "auto",
     dtype: Dtype | None = None,
-    calibration_batches: int = 0,
+    calibration_batches: int | None = None,
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
 
@@ -116,8 +117,9 @@ def export(
     if to == "packed":
         precision: Precision = "fp8" if dtype == "fp8" else "int8"
         ranges = ranges_of(folded.manifest)
-        if calibration_batches and validation is not None:
-            ranges = calibrated(folded, ranges, islice(validation.val_dataloader(), calibration_batches), precision)
+        count = _batches(folded, ranges) if calibration_batches is None else calibration_batches
+        if count and validation is not None:
+            ranges = calibrated(folded, ranges, islice(validation.val_dataloader(), count), precision)
         writer = partial(writer, layout=layout, dtype=precision, ranges=ranges)
     write(folded, output, _reading_as_trained(writer, validation), overwrite)
     if to == "packed":
@@ -133,7 +135,7 @@ def pack_command(
     output: str = "",
     format: LayoutChoice = "auto",
     dtype: Precision = "int8",
-    calibration_batches: int = 0,
+    calibration_batches: int | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (as above)
     unfinished: bool = False,
     overwrite: bool = False,
@@ -168,12 +170,17 @@ def _check_options(to: str, run: str | None, given: dict[str, Any], half: Half |
     if given["dtype"]:
         _check_dtype(to, given["dtype"])
     batches = given["calibration_batches"]
-    if batches < 0:
+    if batches is not None and batches < 0:
         raise UserError(f"--calibration_batches: {batches} must be 0 or more")
     if batches and run is None:
         raise UserError("--calibration_batches: measures on the validation data of a run; give one with --run")
-    if given["data"] and to == "packed" and not batches:
+    if given["data"] and to == "packed" and (run is None or batches == 0):
         raise UserError(f"--data: {given['data']} has no effect without --calibration_batches; leave it out")
+
+
+def _batches(folded: Folded, ranges: Mapping[str, Ranges]) -> int:
+    """How many batches are measured when nothing is said: none where training knows every range that is needed."""
+    return _CALIBRATION_BATCHES if missing_ranges(folded.model, ranges) else 0
 
 
 def _check_dtype(to: str, dtype: Dtype) -> None:
@@ -202,7 +209,7 @@ def _examples(
 
 
 def _validation_data(
-    run: str, folded: Folded, check: str | None, options: dict[str, Any], calibration_batches: int
+    run: str, folded: Folded, check: str | None, options: dict[str, Any], calibration_batches: int | None
 ) -> LightningDataModule | None:
     """Of a run, or a file in its place; None, with the reason on the console, when the run's is not there any more."""
     given = options | ({"val_file": check} if check else {})

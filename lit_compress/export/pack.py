@@ -82,7 +82,7 @@ def packed_lines(model: PreTrainedModel) -> list[str]:
     if unknown := sum(getattr(linear, "input_scale", None) is None for linear in last):
         lines.append(
             f"{unknown} linears after attention and activation have no range of their inputs, which costs a pass each: "
-            "train with QuantAwareTraining, or give --calibration_batches"
+            "train with QuantAwareTraining, or pack a --run whose data is there, which measures them"
         )
     return lines
 

@@ -15,7 +15,7 @@ from lit_compress.models.pack import Ranges
 from lit_compress.storage.buffers import Precision
 from lit_compress.tasks import Batch
 
-__all__ = ["calibrate", "calibrated", "layers_of_static_inputs"]
+__all__ = ["calibrate", "calibrated", "layers_of_static_inputs", "missing_ranges"]
 
 # Share of an activation's magnitudes that a calibrated int8 range holds. Of BERT's feed-forward activations a handful
 # are many times larger than all others, and a range that reaches them has no steps left for the rest (Wu et al. 2020,
@@ -38,8 +38,7 @@ def calibrated(
         UserError: all are known.
 
     """
-    known = {name for name, layer in ranges.items() if layer.largest_input is not None}
-    names = [name for name in layers_of_static_inputs(folded.model) if name not in known]
+    names = missing_ranges(folded.model, ranges)
     if not names:
         raise UserError(
             "--calibration_batches: has no effect, quantization-aware training knows the ranges already; leave it out"
@@ -49,6 +48,12 @@ def calibrated(
     largest = calibrate(folded.model, (batch.inputs for batch in batches), names, share)
     measured = {name: replace(ranges.get(name, Ranges()), largest_input=value) for name, value in largest.items()}
     return {**ranges, **measured}
+
+
+def missing_ranges(model: PreTrainedModel, ranges: Mapping[str, Ranges]) -> list[str]:
+    """The linears of :func:`layers_of_static_inputs` whose input has no range yet."""
+    known = {name for name, layer in ranges.items() if layer.largest_input is not None}
+    return [name for name in layers_of_static_inputs(model) if name not in known]
 
 
 @torch.inference_mode()
@@ -78,7 +83,10 @@ def calibrate(
             rows = x[real] if real is not None and x.shape[:-1] == real.shape else x
             largest[name] = max(largest.get(name, 0.0), _quantile(rows.abs().flatten().float(), share))
     if wrong := [name for name, value in largest.items() if not 0 < value < float("inf")]:
-        raise UserError(f"--calibration_batches: inputs of {wrong[0]!r} are all 0, or not finite; they give no scale")
+        raise UserError(
+            f"--calibration_batches: inputs of {wrong[0]!r} are all 0, or not finite; they give no scale; "
+            "give 0 to measure none"
+        )
     return largest
 
 

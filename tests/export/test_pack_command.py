@@ -1,6 +1,7 @@
 """`lit_compress pack`, from a run and from an exported folder, as a user types it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_pack_is_another_name_of_export(runs, tmp_path, capsys):
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])
 def test_calibration_fills_what_training_left_open(dtype, runs, tmp_path, capsys):
     given = [f"--run={runs / 'pruned'}", f"--dtype={dtype}", "--format=dense"]
-    main(["pack", *given, f"--output={tmp_path / 'open'}"])
+    main(["pack", *given, f"--output={tmp_path / 'open'}", "--calibration_batches=0"])
     assert "4 linears after attention and activation have no range" in capsys.readouterr().out
     assert not any(scale is not None for scale in scales(tmp_path / "open").values())
     main(["pack", *given, f"--output={tmp_path / 'one'}", "--calibration_batches=1"])
@@ -92,6 +93,22 @@ def test_calibration_fills_what_training_left_open(dtype, runs, tmp_path, capsys
     main(["pack", *given, f"--output={tmp_path / 'more'}", "--calibration_batches=99"])
     more = scales(tmp_path / "more")
     assert all(more[name] >= scale for name, scale in one.items() if scale is not None)
+    main(["pack", *given, f"--output={tmp_path / 'default'}"])  # fewer batches than 16 are there
+    assert scales(tmp_path / "default") == more
+
+
+def test_without_data_to_calibrate_on_a_run_is_packed_and_says_what_is_missing(runs, tmp_path, capsys):
+    main(["pack", f"--model={runs / 'pruned' / 'model'}", f"--output={tmp_path / 'folder'}"])
+    assert "4 linears after attention and activation have no range" in capsys.readouterr().out
+    run = tmp_path / "run"
+    shutil.copytree(runs / "pruned", run)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"] |= {"train_file": str(tmp_path / "gone.tsv"), "val_file": str(tmp_path / "gone.tsv")}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["pack", f"--run={run}", f"--output={tmp_path / 'gone'}"])
+    out = capsys.readouterr().out
+    assert "gone.tsv" in out
+    assert "4 linears after attention and activation have no range" in out
 
 
 def test_calibration_without_effect_is_refused(runs, tmp_path):
