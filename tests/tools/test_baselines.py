@@ -42,6 +42,12 @@ def test_without_padding_no_mask_is_made_and_the_outputs_are_those_of_eager(dens
     assert dense.config._attn_implementation == "sdpa"
 
 
+def test_a_padded_batch_is_compiled_whole_with_its_mask(dense):
+    batch = batches("3x8", 0.5, 50, "cpu")[0]
+
+    assert masks(partial(forward, dense), batch) == [(3, 1, 8, 8)] * 2
+
+
 @pytest.mark.parametrize("rows", [16, 24])
 @torch.inference_mode()
 def test_an_unpadded_batch_gives_the_outputs_of_a_padded_one(dense, rows):

@@ -270,6 +270,28 @@ def test_what_a_gpu_measures_runs(fill, tiny_model, monkeypatch):
     assert {row.baseline.split(",")[0] for row in found if row.case.startswith("8 bit")} == kinds
     assert found[0].settings["kernels"]["8 bit"] == 1
     assert not any("REFUSED" in row.case for row in found)
+    assert not found[0].settings["failed"]
+
+
+@pytest.mark.parametrize("error", ["no such operator", "its hidden states are off by"])
+def test_a_baseline_that_fails_stops_nothing(error, tiny_model, monkeypatch, capsys):
+    def broken(run):
+        if error == "no such operator":
+            raise RuntimeError(f"{error}\nand more")
+        return lambda batch: 2 * run(batch)
+
+    monkeypatch.setattr(baselines, "captured", lambda run, _: run)
+    monkeypatch.setattr(baselines, "compiled", broken)
+    monkeypatch.setattr(encoder_bench, "captured", lambda run, _: run)
+    monkeypatch.setattr(encoder_bench, "kernel_names", lambda run: ["flash_fwd_kernel"])
+    monkeypatch.setattr(encoder_bench, "in_place", lambda model, _: model.eval())
+    dense = AutoModel.from_pretrained(tiny_model).eval()
+    variants = encoder_bench.make_variants(dense, "fp8", "cpu")[:1]
+    given = batches("4x8", 1.0, 30, "cpu")
+    found = encoder_bench.beside_bf16(dense, variants, given, 1, SHAPE, {"8 bit": 0.0}, torchao=False)
+    assert [row.baseline for row in found] == ["bf16, eager in a graph"]
+    assert found[0].settings["failed"]["bf16, compiled"].startswith(error)
+    assert f"REFUSED bf16, compiled: {error}" in capsys.readouterr().err
 
 
 def test_encoder_gate_sees_a_wrong_model(tiny_model):

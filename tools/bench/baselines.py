@@ -47,8 +47,8 @@ _FLASH = re.compile(r"flash", re.IGNORECASE)
 _FUSED = re.compile(r"flash|fmha|sdpa", re.IGNORECASE)
 
 
-def candidates(dense: PreTrainedModel, given: list[Batch]) -> dict[str, Forward]:
-    """Dense models in bf16 on a GPU, by a name that begins with ``bf16``, ``padded bf16`` or ``unpadded bf16``.
+def candidates(dense: PreTrainedModel, given: list[Batch]) -> dict[str, Callable[[], Forward]]:
+    """What makes dense models in bf16 on a GPU; names begin with ``bf16``, ``padded bf16`` or ``unpadded bf16``.
 
     Args:
         dense: on the GPU, in bf16.
@@ -57,19 +57,19 @@ def candidates(dense: PreTrainedModel, given: list[Batch]) -> dict[str, Forward]
     """
     if "attention_mask" not in given[0]:
         run = partial(forward, unmasked(dense))
-        return {"bf16, eager in a graph": captured(run, given), "bf16, compiled": compiled(run)}
+        return {"bf16, eager in a graph": partial(captured, run, given), "bf16, compiled": partial(compiled, run)}
     masked = partial(forward, dense)
     packed = unpadded(dense, max(int(batch["attention_mask"].sum()) for batch in given))
     return {
-        "padded bf16, eager in a graph": captured(masked, given),
-        "padded bf16, compiled": compiled(masked),
-        "unpadded bf16, eager in a graph": captured(packed, given),
-        "unpadded bf16, compiled": compiled(packed),
+        "padded bf16, eager in a graph": partial(captured, masked, given),
+        "padded bf16, compiled": partial(compiled, masked),
+        "unpadded bf16, eager in a graph": partial(captured, packed, given),
+        "unpadded bf16, compiled": partial(compiled, packed),
     }
 
 
-def torchao_models(dense: PreTrainedModel) -> dict[str, Forward]:
-    """The same model quantized by torchao and compiled, without padding; none where torchao is not installed."""
+def torchao_models(dense: PreTrainedModel) -> dict[str, Callable[[], Forward]]:
+    """What makes models of torchao, compiled, for batches without padding; none where it is not installed."""
     try:
         from torchao.quantization import (
             Float8DynamicActivationFloat8WeightConfig,
@@ -79,15 +79,16 @@ def torchao_models(dense: PreTrainedModel) -> dict[str, Forward]:
         )
     except ImportError:
         return {}
-    made: dict[str, Forward] = {}
-    for name, config in {
-        "torchao int8": Int8DynamicActivationInt8WeightConfig(),
-        "torchao fp8": Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()),
-    }.items():
+
+    def made(config: Any) -> Forward:
         theirs = unmasked(dense)
         quantize_(theirs, config)
-        made[name] = compiled(partial(forward, theirs))
-    return made
+        return compiled(partial(forward, theirs))
+
+    return {
+        "torchao int8": partial(made, Int8DynamicActivationInt8WeightConfig()),
+        "torchao fp8": partial(made, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())),
+    }
 
 
 def unmasked(model: PreTrainedModel) -> PreTrainedModel:
@@ -112,8 +113,8 @@ def forward(model: Any, batch: Batch) -> Tensor:
 
 
 def compiled(run: Forward) -> Forward:
-    """By ``torch.compile``, in CUDA graphs of its own, for one shape."""
-    return torch.compile(run, mode="reduce-overhead", dynamic=False)
+    """By ``torch.compile``, in CUDA graphs of its own, for one shape; what cannot be compiled whole is an error."""
+    return torch.compile(run, mode="reduce-overhead", dynamic=False, fullgraph=True)
 
 
 def captured(run: Forward, given: list[Batch]) -> Forward:

@@ -23,6 +23,7 @@ settings.
 
 import copy
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,8 +34,10 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
+from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from lit_compress.errors import first_line
 from lit_compress.export import pack
 from lit_compress.export.ranges import PERCENTILE, calibrate, layers_of_static_inputs
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
@@ -149,20 +152,33 @@ def beside_bf16(
     """Rows of one shape on a GPU."""
     padded = "attention_mask" in given[0]
     half = in_place(copy.deepcopy(dense), "cuda")
+    expected = forward(half, given[0])
     theirs = candidates(half, given)
     others = torchao_models(half) if torchao and not padded else {}
-    cases = theirs | others
+    # Dynamo compiles a function eight times at most, and all models are run by the same one.
+    torch._dynamo.reset()
+    cases: dict[str, Forward] = {}
+    failed: dict[str, str] = {}
+    for case, make in (theirs | others).items():
+        try:
+            cases[case] = make()
+            timed(cases[case], given)  # compiles
+            error = relative_error(cases[case](given[0]), expected, given[0])
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"its hidden states are off by {error:.1%}")
+        except Exception as error:  # code of others: what fails here is no baseline, and stops nothing
+            cases.pop(case, None)
+            failed[case] = first_line(error)
+            print(f"REFUSED {case}: {failed[case]}", file=sys.stderr)
     for variant in variants:
         if padded:
             allow_rows(variant.packed, max(int(batch["attention_mask"].sum()) for batch in given))
         cases[variant.name] = captured(partial(forward, variant.packed), given)
-    for run in cases.values():
-        timed(run, given)  # compiles
     names = {case: kernel_names(partial(run, given[0])) for case, run in cases.items()}
-    wrong = {case: faults(names[case], masked=case.startswith("padded")) for case in theirs}
+    wrong = {case: faults(names[case], masked=case.startswith("padded")) for case in theirs if case in cases}
     seconds = time_cases(cases, given, repetitions)
-    settings = settings | {"kernels": {case: len(found) for case, found in names.items()}}
-    return list(comparisons(seconds, wrong, list(others), settings, errors))
+    settings = settings | {"kernels": {case: len(found) for case, found in names.items()}, "failed": failed}
+    return list(comparisons(seconds, wrong, [case for case in others if case in cases], settings, errors))
 
 
 def comparisons(
@@ -190,7 +206,7 @@ def comparisons(
     kinds = ([case for case in fair if case.startswith(kind)] for kind in ("bf16", "unpadded bf16", "padded bf16"))
     best = [min(of_kind, key=lambda case: fair[case]) for of_kind in kinds if of_kind]
     if not best or best[0].startswith("padded"):
-        raise SystemExit(f"{settings['shape']}: no fair baseline, no row was written: {wrong}")
+        raise SystemExit(f"{settings['shape']}: no fair baseline, no row was written: {wrong} {settings.get('failed')}")
     for case, reasons in wrong.items():
         if reasons:
             refused = f"REFUSED {case}"
@@ -295,12 +311,17 @@ def batches(shape: str, fill: float, vocabulary: int, device: str, count: int = 
     return made
 
 
+def relative_error(got: Tensor, expected: Tensor, batch: Batch) -> float:
+    """Root of the summed squares of the difference, over unpadded tokens, divided by that of what is expected."""
+    real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).unsqueeze(-1) != 0
+    got, expected = got.float().where(real, 0), expected.float().where(real, 0)
+    return float((got - expected).norm() / expected.norm())
+
+
 @torch.inference_mode()
 def gate(variant: Variant, batch: Batch) -> float:
     """Relative error of the packed model at unpadded tokens; stop when it is no rounding any more."""
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).unsqueeze(-1)
-    expected, got = (forward(model, batch).float() * mask for model in (variant.folded, variant.packed))
-    error = float((got - expected).norm() / expected.norm())
+    error = relative_error(forward(variant.packed, batch), forward(variant.folded, batch), batch)
     if not error <= TOLERANCE:
         raise SystemExit(f"gate: {variant.name} differs from its folded model by {error:.1%}; no row was written")
     return error

@@ -31,6 +31,9 @@ WHEELS = {
     "multiprocess": "multiprocess",
     "accelerate": "accelerate",
     "torchao": "torchao",
+    "pytest": "pytest",
+    "pluggy": "pluggy",
+    "iniconfig": "iniconfig",
 }
 CODE = ("lit_compress", "tools", "tests/ops", "pyproject.toml")
 LARGEST = 60 * 2**20
