@@ -90,7 +90,7 @@ def test_results_of_a_tuner_are_used_by_what_comes_after_it(tmp_path):
 
 def test_names_of_steps_are_told_apart(tmp_path):
     for simulate in (True, False):
-        names = [step.name for step in steps(tmp_path, simulate)]
+        names = [step.name for step in steps(tmp_path, tmp_path, simulate)]
         assert len(set(names)) == len(names)
         assert names[:2] == ["machine", "kernel tests"]
         assert names[-4:] == ["fit", "report", "pack", "benchmark"]
@@ -160,5 +160,5 @@ def test_the_kit_is_small_and_runs_alone(tmp_path):
     subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     ended = ended_before(folder / "gpu-results")
     assert {name: entry["error"] for name, entry in ended.items() if entry["status"] != "ok"} == {}
-    assert set(ended) == {step.name for step in steps(tmp_path, simulate=True)}
+    assert set(ended) == {step.name for step in steps(tmp_path, tmp_path, simulate=True)}
     assert "Training with lit_compress" in (folder / "gpu-results" / "summary.md").read_text()

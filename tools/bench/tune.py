@@ -30,6 +30,7 @@ import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 from torch.nn import functional as F
+from triton.runtime.errors import OutOfResources
 
 from lit_compress.ops import launch, measured
 from lit_compress.ops.linear import LinearArguments
@@ -140,10 +141,14 @@ def is_fitting(shape: measured.Shape, capability: tuple[int, int], candidate: la
     evidence = aot.examine(aot.product(aot.DTYPES[shape.dtype], target, TILES[shape.format], candidate, epilogue))
     if evidence.spills or evidence.shared > launch.SHARED_MEMORY[capability]:
         return False
-    if torch.cuda.is_available():
-        ours, _, _ = calls(shape._replace(rows=candidate.block_m), 1.0, copies=1)
+    if not torch.cuda.is_available():
+        return True
+    ours, _, _ = calls(shape._replace(rows=candidate.block_m), 1.0, copies=1)
+    try:
         ours(candidate)(0)
         torch.cuda.synchronize()
+    except OutOfResources:  # of this machine's version of Triton, which may need more than what was compiled here
+        return False
     return True
 
 

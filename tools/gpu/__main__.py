@@ -24,16 +24,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=8, help="after which nothing runs any more (8)")
     parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder of the results (gpu-results)")
+    parser.add_argument("--work", type=Path, help="folder of a run and its models, which are large (OUTPUT-work)")
     parser.add_argument("--simulate", action="store_true", help="tiny shapes on a CPU; the times mean nothing")
     given = parser.parse_args()
     output = given.output.absolute()
+    work = (given.work or output.with_name(f"{output.name}-work")).absolute()
     output.mkdir(parents=True, exist_ok=True)
     write_texts(output, 64 if given.simulate else 4000)
 
     def write(ended: list[dict[str, object]]) -> None:
         (output / "summary.md").write_text(summary(output, ended) + "\n")
 
-    run_all(steps(output, given.simulate), output, given.minutes, write)
+    run_all(steps(output, work, given.simulate), output, given.minutes, write)
     print((output / "summary.md").read_text() if (output / "summary.md").exists() else "nothing was left to run")
 
 

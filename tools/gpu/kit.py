@@ -41,7 +41,8 @@ README = """Everything that needs a GPU, in ten minutes; run it in this folder:
 
     python -m tools.gpu --minutes 8
 
-The results are in gpu-results: summary.md, results.csv, logs. The same command again goes on where it stopped.
+The results are in gpu-results: summary.md, results.csv, tuned, logs (--output names another folder). A run and its
+models, which are large, are in gpu-results-work (--work). The same command again goes on where it stopped.
 Needed on the machine: Python 3.12 with torch 2.11, Triton 3.6, Transformers 5.17 and Lightning.
 Without a GPU, to see that it runs: python -m tools.gpu --simulate
 """

