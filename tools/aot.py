@@ -127,7 +127,7 @@ def jobs(epilogues: str) -> Iterator[Job]:
 def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.Product, epilogue: str) -> Job:
     """A matrix product."""
     residual = epilogue == "residual"
-    constants = quantized_linear.settings(shape, tile, WIDTH, True, "none" if residual else "gelu_tanh")
+    constants = quantized_linear.settings(shape, tile, WIDTH, True, "none" if residual else "gelu")
     options = {key: constants.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     index = pointer("i32") if tile[2] else None
     types = {

@@ -131,12 +131,8 @@ def _whole_attention(steps: LayerSteps, qkv: Tensor, sequences: Sequences) -> Te
 
 
 def _hidden(steps: LayerSteps, rows: Rows, by: Mapping[str, Choice]) -> Rows:
-    x, activation = _floats(rows), steps.activation
     scale = None if by["down"] == "dense" else _scale_of_hidden(steps, by["up"])
-    if scale is not None and activation == "gelu":
-        # In 8 bit the two forms are the same number, and the error function costs more than the product.
-        activation = "gelu_tanh"
-    hidden = _product(steps.up, rows, by["up"], x.dtype, activation, out_scale=scale)
+    hidden = _product(steps.up, rows, by["up"], _floats(rows).dtype, steps.activation, out_scale=scale)
     return _rounded(steps.down, hidden, by["down"]) if scale is None else Rows(None, hidden, scale)
 
 

@@ -69,7 +69,8 @@ def quantized_linear(
         offsets: int32 ``(tiles + 1,)``, of tiles; likewise.
         bias: ``(N,)``.
         residual: ``(M, N)``, added after the activation.
-        activation: ``"gelu"`` is the one with the error function; ``"gelu_tanh"`` is a third of its cost.
+        activation: ``"gelu"`` is the one with the error function, on a GPU within 2.6e-5 where the result has 8 or 16
+            bits; ``"gelu_tanh"`` the other usual form, which differs from it by up to 4.8e-4.
         out_dtype: of the result; without effect when ``out_scale`` is given.
         out_scale: fp32 ``(1,)``: the result is ``round(y / out_scale)`` in the type of ``q``.
 

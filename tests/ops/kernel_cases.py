@@ -295,6 +295,22 @@ def test_what_follows_the_product(dtype, activation, out, residual, per_row):
         assert ((y.double() - exact).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_gelu_in_sixteen_bits_is_the_one_with_the_error_function(out):
+    x = torch.linspace(-12, 12, 4001, device=DEVICE)
+    q, w = torch.ones(4001, 16, dtype=INT8, device=DEVICE), torch.zeros(1, 16, dtype=INT8, device=DEVICE)
+    w[0, 0] = 1
+
+    y = ops.quantized_linear(q, x, w, torch.ones(1, device=DEVICE), activation="gelu", out_dtype=out)
+
+    exact = torch.nn.functional.gelu(x.double()).unsqueeze(1)
+    # The interpreter cuts bf16 off where a GPU rounds.
+    rounding = (
+        torch.finfo(out).eps / (2 if out == torch.float16 else 1) * exact.abs() + torch.finfo(out).smallest_normal
+    )
+    assert ((y.double() - exact).abs() <= 2.6e-5 + 1.001 * rounding).all()
+
+
 @both_types
 def test_a_broken_row_stays_alone(dtype):
     q, w = draw_eight(5, 64, dtype=dtype), draw_eight(10, 64, dtype=dtype)

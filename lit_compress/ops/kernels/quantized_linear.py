@@ -65,6 +65,8 @@ def settings(
         "BLOCK_K": launch.block_k,
         "GROUP": launch.group,
         "SWAP": launch.swap,
+        # A thread that has 128 sums or more has no registers left to finish them all at once.
+        "HALVES": not launch.swap and launch.block_m * launch.block_n >= 4096 * launch.warps,
         "EVEN": inputs % launch.block_k == 0,
         "PER_ROW": per_row,
         "ACTIVATION": activation,
@@ -79,7 +81,8 @@ def settings(
 def quantized_linear_kernel(
     q, q_scale, values, w_scale, columns, offsets, bias, residual, out, out_scale, rows, outputs, inputs,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr, SWAP: tl.constexpr, EVEN: tl.constexpr, PER_ROW: tl.constexpr, ACTIVATION: tl.constexpr,
+    GROUP: tl.constexpr, SWAP: tl.constexpr, HALVES: tl.constexpr, EVEN: tl.constexpr, PER_ROW: tl.constexpr,
+    ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """A tile of ``BLOCK_M`` rows and ``BLOCK_N`` outputs; ``WIDTH`` is 0 for a dense weight."""
     # Tiles that run at the same time share their rows and weights in the L2 cache: GROUP tiles of rows, then outputs.
@@ -144,7 +147,7 @@ def quantized_linear_kernel(
     if SWAP:
         _finish(total, m[None, :], n[:, None], q_scale, w_scale, bias, residual, out, out_scale, rows, outputs,
                 PER_ROW, ACTIVATION)  # fmt: skip
-    elif BLOCK_N > 128:
+    elif HALVES:
         # One half after the other, so that the second one waits as sums and not as pointers.
         halves = tl.permute(tl.reshape(total, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
         left, right = tl.split(halves)
@@ -184,7 +187,7 @@ def _finish(
         y = total.to(tl.float32) * (scale * tl.load(q_scale))
     if bias is not None:
         y += tl.load(bias + n, mask=n < outputs, other=0.0).to(tl.float32)
-    y = activate(y, ACTIVATION)
+    y = activate(y, ACTIVATION, out.dtype.element_ty == tl.float32)
     inside = (m < rows) & (n < outputs)
     at = m * outputs + n
     if residual is not None:
