@@ -190,6 +190,7 @@ def trim_vocabulary(
 def predict(
     file: str | None = None,
     output: str | None = None,
+    text: str | None = None,
     run: str | None = None,
     model: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
@@ -197,13 +198,13 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     part_rows: int = 10_000,
     overwrite: bool = False,
-    text: str | None = None,
 ) -> None:
     """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
 
     Args:
         file: what the data module reads, labels not needed.
         output: file to write; a run that is interrupted goes on where its last part ends.
+        text: one text, whose prediction is shown, instead of a file and an output.
         run: run folder of a `fit`: its `model` folder, and how its data was read.
         model: an exported folder or hub name, instead of a run.
         data: options of the data module: `--data.text_columns '[sentence]'`.
@@ -211,7 +212,6 @@ def predict(
         device: where PyTorch's model runs; `auto` is a GPU when there is one.
         part_rows: most rows that are predicted before they are written; they are every 30 seconds.
         overwrite: replace earlier predictions.
-        text: one text, whose prediction is shown, instead of a file and an output.
 
     """
     options = locals()

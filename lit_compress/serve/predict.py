@@ -34,6 +34,7 @@ _NOT_FOR_PREDICTION = (
 def predict(
     file: str | None = None,
     output: str | None = None,
+    text: str | None = None,
     run: str | None = None,
     model: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
@@ -41,7 +42,6 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     part_rows: int = 10_000,
     overwrite: bool = False,
-    text: str | None = None,
 ) -> None:
     """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
 

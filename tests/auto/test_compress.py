@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from lit_compress.auto import compress
 from lit_compress.auto.job import begin
+from lit_compress.auto.plans import Planned
 from lit_compress.auto.request import Request
 from lit_compress.cli import main
 from lit_compress.errors import UserError
+from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.structure import LayerShape, Structure
 from tools.bench.equal_latency import equal_latency
 
 GOOD = ["good film", "great story", "lovely scene", "a funny actor", "the plot was clever", "a warm film"]
@@ -194,7 +198,8 @@ def test_what_was_kept_and_is_damaged_is_one_line(name, content, copied, deep_mo
 def test_the_recipe_is_one_whose_stages_are_those_that_were_trained(copied, capsys):
     main(["recipe", str(copied / "recipe.yaml"), "--dry-run"])
     said = capsys.readouterr().out
-    assert said.count("(finished)") == 3
+    stages = yaml.safe_load((copied / "recipe.yaml").read_text())["stages"]
+    assert said.count("(finished)") == len(stages)
     assert "(new)" not in said
 
 
@@ -207,12 +212,34 @@ def test_a_head_of_another_task_is_not_timed(tiny_model, family, tmp_path):
     assert job.config.architectures is None
 
 
-def test_a_plan_is_compared_with_simpler_models_of_its_latency(family, tmp_path, monkeypatch):
-    monkeypatch.chdir(family)
+@pytest.fixture
+def known_times(copied):
+    """The copied family as if its machine took a known time for each head and neuron, and its plan were by it."""
+    half = Structure(layers=(LayerShape(1, 128),) * 8)
+    table = LatencyTable(
+        heads={0: 0.0, 2: 1.0}, neurons={0: 0.0, 256: 1.0}, ranks={}, fixed=1.0, settings={"target": "onnx-int8"}
+    )
+    (copied / "latency.json").write_text(json.dumps({"table": table.to_json()}))
+    planned = Planned(name="1_3x", asked=1.3, structure=half, measured=1.9)
+    (copied / "plan.json").write_text(json.dumps({"members": [planned.to_json()]}))
+    recipe = yaml.safe_load((copied / "recipe.yaml").read_text())
+    recipe["stages"]["1_3x"] = recipe["stages"]["int8"]
+    (copied / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return table
+
+
+def equal_members(tmp_path):
     equal_latency("fast", "1_3x", str(tmp_path / "equal"), steps=12)
-    measured = json.loads((tmp_path / "equal/report.json").read_text())
-    members = {member["name"]: member for member in measured["members"]}
+    members = json.loads((tmp_path / "equal/report.json").read_text())["members"]
+    return {member["name"]: Structure.from_json(member["structure"]) for member in members}
+
+
+def test_a_plan_is_compared_with_simpler_models_of_its_latency(known_times, tmp_path):
+    members = equal_members(tmp_path)
     assert list(members) == ["planned", "uniform", "lowest", "sparse"]
+    assert members["uniform"] == members["planned"]
+    assert members["lowest"] == Structure(layers=(LayerShape(2, 256),) * 4 + (None,) * 4)
+    assert members["sparse"] == Structure(layers=(LayerShape(2, 256),) * 8)
     stages = yaml.safe_load((tmp_path / "equal/recipe.yaml").read_text())["stages"]
     for name, stage in stages.items():
         assert stage["trainer"] == {"max_steps": 12, "max_epochs": -1}, name
@@ -222,9 +249,15 @@ def test_a_plan_is_compared_with_simpler_models_of_its_latency(family, tmp_path,
         assert stage["model"]["init_args"]["teacher"] == str(Path("fast/teacher/model").resolve())
         assert stage["compression"][-1]["class_path"] == "QuantAwareTraining"
     assert stages["sparse"]["compression"][0]["class_path"] == "MagnitudePruning"
-    (shape,) = {tuple(layer) for layer in members["uniform"]["structure"]["layers"]}
-    assert shape[0] >= 1
-    kept = [layer is not None for layer in members["lowest"]["structure"]["layers"]]
-    assert kept == sorted(kept, reverse=True)
     with pytest.raises(UserError, match="--member: 'int8' must be one of 1_3x"):
         equal_latency("fast", "int8", str(tmp_path / "other"))
+
+
+def test_a_plan_that_no_uniform_model_reaches_is_compared_without_one(known_times, tmp_path, capsys):
+    slow = replace(known_times, heads={0: 0.0, 1: 1.9, 2: 2.0})
+    Path("fast/latency.json").write_text(json.dumps({"table": slow.to_json()}))
+    plan = json.loads(Path("fast/plan.json").read_text())
+    plan["members"][0]["structure"] = Structure(layers=(LayerShape(1, 64),) * 2 + (None,) * 6).to_json()
+    Path("fast/plan.json").write_text(json.dumps(plan))
+    assert list(equal_members(tmp_path)) == ["planned", "lowest", "sparse"]
+    assert "uniform is left out" in capsys.readouterr().out
