@@ -154,7 +154,8 @@ def guess_data(
         why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
     why = {key: reason for key, reason in why.items() if key not in given}
     trained = (1 - options["val_fraction"]) * rows if held_out else rows
-    steps = max(round(min(trained, options.get("limit") or trained) / options["batch_size"]), 1)
+    examples = round(min(trained, options.get("limit") or trained))
+    steps = max(math.ceil(examples / options["batch_size"]), 1)
     tokens = math.ceil(statistics.mean(min(length, options["max_length"]) for length in lengths or [math.inf]))
     return GuessedData(guess=guess, model=model, options=options, why=why, rows=rows, steps=steps, tokens=tokens)
 

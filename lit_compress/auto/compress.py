@@ -213,8 +213,8 @@ def _check_reach(job: Job) -> None:
 
 
 def _measure(job: Job, cases: Cases) -> dict[str, float]:
-    """Seconds of structures with random weights, of the sizes of the model that was given."""
-    return measure_structures(job.config, cases, job.request.target, *job.shape, job.request.threads)
+    """Seconds of structures with random weights, each in a process of its own, as the members are timed at the end."""
+    return measure_structures(job.config, cases, job.request.target, *job.shape, job.request.threads, apart=True)
 
 
 def _steps(job: Job, seconds: Mapping[str, float]) -> Steps:

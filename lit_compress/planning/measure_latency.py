@@ -38,7 +38,7 @@ from lit_compress.planning.random_models import (
 from lit_compress.planning.structure import LayerShape, Structure
 from lit_compress.progress import counted
 from lit_compress.report.machine import instruction_sets, processor
-from lit_compress.report.timing import Case, measure, opened_here
+from lit_compress.report.timing import Case, measure, opened, opened_here
 from lit_compress.serve.engines import variants
 from lit_compress.version import __version__
 
@@ -105,6 +105,7 @@ def measure_structures(
     tokens: int,
     threads: int | None = None,
     rounds: int = _ROUNDS,
+    apart: bool = False,
 ) -> dict[str, float]:
     """Median seconds of a forward pass of whole models of random weights, by name, interleaved.
 
@@ -116,6 +117,8 @@ def measure_structures(
         tokens: of a row.
         threads: of the processor; as many as PyTorch has by default.
         rounds: that count, in each of which everything is called once.
+        apart: whether each has a process of its own, as :func:`~lit_compress.report.timing.opened` gives it. Calls take
+            0.1 to 0.5 ms longer then, and small models lose more by that; only few fit into the memory.
 
     Raises:
         UserError: a runtime is not installed, or the family cannot be cut to a structure.
@@ -137,7 +140,8 @@ def measure_structures(
                 vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
                 cases.append(Case(model=name, source=used, variant=variant, vocabulary=vocabulary, longest=None))
                 tell(number + 1)
-        with opened_here(cases, threads or torch.get_num_threads()) as asks:
+        threads = threads or torch.get_num_threads()
+        with opened(cases, threads, "cpu") if apart else opened_here(cases, threads) as asks:
             measure(cases, asks, [(rows, tokens)], _WARMUP, rounds)
     found = {case.model: case.results["times"][f"{rows}x{tokens}"] for case in cases}
     return {name: times["median_ms"] / 1e3 for name, times in found.items()}

@@ -19,6 +19,7 @@ from lit_compress.planning.measure_latency import (
 )
 from lit_compress.planning.random_models import dense_structure
 from lit_compress.planning.structure import LayerShape, Structure
+from lit_compress.report import timing
 
 SIZES: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 12, "intermediate_size": 192}
 BERT = BertConfig(**SIZES, architectures=["BertForSequenceClassification"])
@@ -159,13 +160,25 @@ def test_a_table_that_cannot_be_kept_is_given_all_the_same(machine, cache, capsy
     assert "measured, and not kept: output" in capsys.readouterr().out
 
 
-def test_whole_structures_are_timed_in_their_runtimes():
+@pytest.mark.parametrize("apart", [False, True])
+def test_whole_structures_are_timed_in_their_runtimes(apart):
     dense = dense_structure(BERT)
     small = Structure(layers=(LayerShape(1, 16), None, None))
-    seconds = measure_structures(BERT, {"eager": (dense, "hf"), "dense": dense, "small": small}, "onnx", 2, 24, 1, 3)
+    structures = {"eager": (dense, "hf"), "dense": dense, "small": small}
+    seconds = measure_structures(BERT, structures, "onnx", 2, 24, 1, 3, apart)
     assert list(seconds) == ["eager", "dense", "small"]
     assert min(seconds.values()) > 0
     assert max(seconds.values()) < 10
+
+
+def test_apart_is_a_process_for_each(monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        timing.WorkerProcess, "ask", lambda process, do, **_: started.append(process) or {"seconds": [1]}
+    )
+    dense = dense_structure(BERT)
+    assert measure_structures(BERT, {"a": dense, "b": dense}, "onnx", 1, 8, rounds=1, apart=True) == {"a": 1, "b": 1}
+    assert len(set(started)) == 2
 
 
 def test_a_target_is_looked_at_before_anything_is_made():
