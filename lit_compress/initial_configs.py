@@ -134,3 +134,6 @@ def _say(file: str, guessed: GuessedData, folder: Path) -> None:
     say(f"Saved as {teacher} and {student}; another task or column: --task, --text_columns, --label_column")
     say(f"Next: lit_compress fit --config {teacher}")
     say(f"then: lit_compress fit --config {student}")
+    command = ["--model", guessed.model, "--train", file]
+    command += ["--val", val] if (val := guessed.options.get("val_file")) else []
+    say(f"Or a model as fast as you ask, measured: lit_compress compress {shlex.join(command)} --run runs/fast")

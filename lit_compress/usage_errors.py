@@ -66,6 +66,8 @@ def one_line(message: str, names: Iterable[str]) -> str:
         return f"{prefix}unknown option {(name := unknown[1] or unknown[2])!r}{_hint(name, names)}"
     if unknown := re.search(r"Key '([^']+)' is not expected|does not accept option '([^']+)'", message):
         return f"{prefix}unknown option {(name := unknown[1] or unknown[2])!r}{_hint(name, names)}"
+    if missing := re.search(r"the following arguments are required: (.+)", message):
+        return f"{prefix}missing: {missing[1]}; --help says how each is given"
     if choice := _CHOICE.match(message):
         known = re.findall(r"'([^']*)'", choice[1])
         meant = f"; did you mean {near[0]!r}?" if (near := get_close_matches(choice[2], known, n=1)) else ""

@@ -59,6 +59,7 @@ def test_fit_takes_what_is_written(name, content, here, capsys):
     init(name, content)
     said = capsys.readouterr().out
     assert "Next: lit_compress fit --config teacher.yaml" in said
+    assert f"lit_compress compress --model encoder --train {name} --run runs/fast" in " ".join(said.split())
     main(["fit", "--config=teacher.yaml", *SHORT])
     main(["fit", "--config=student.yaml", "--trainer.accelerator=cpu"])
     assert (here / "runs/student/model/config.json").is_file()

@@ -138,7 +138,7 @@ def test_a_wrong_file_is_one_line(text, words, task, fail, tmp_path):
         ([], ["command", "fit"]),
         (["fitt"], ["'fitt'", "fit", "export", "report"]),
         (["export", "--rn=x"], ["'rn'", "did you mean 'run'?"]),
-        (["report"], ["required", "run"]),
+        (["report"], ["missing: run; --help says"]),
         (["report", "--run=x", "--repetitions=many"], ["repetitions", "int", "many"]),
         (["report", "--run=x", "--batch_sizes=[1,two]"], ["batch_sizes", "int", "two"]),
     ],
