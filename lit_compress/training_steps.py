@@ -7,7 +7,7 @@ from lightning.pytorch import Trainer
 
 from lit_compress.errors import UserError
 
-__all__ = ["interrupted", "stepped", "training_steps"]
+__all__ = ["interrupted", "is_logged", "stepped", "training_steps"]
 
 
 def training_steps(trainer: Trainer) -> tuple[int, float]:
@@ -31,6 +31,12 @@ def training_steps(trainer: Trainer) -> tuple[int, float]:
 def stepped(trainer: Trainer, batch_idx: int) -> bool:
     """Whether the batch that just ended also ended an optimizer step (gradient accumulation skips some)."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def is_logged(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether loggers write what is logged in this batch, or it is the epoch's last, after which people look."""
+    now = trainer._logger_connector.should_update_logs or trainer.fast_dev_run  # type: ignore[attr-defined]
+    return trainer.is_last_batch or (stepped(trainer, batch_idx) and bool(now))
 
 
 def interrupted(trainer: Trainer) -> bool:

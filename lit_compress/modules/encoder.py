@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
 from lit_compress.data.text import load_tokenizer
@@ -26,10 +27,11 @@ from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.optim import Optimization
+from lit_compress.modules.watch import LossWatch, all_or_nan
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of
-from lit_compress.training_steps import training_steps
+from lit_compress.training_steps import is_logged, training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
 
@@ -100,6 +102,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")
         self._gradients: list[dict[str, Tensor]] = []
+        self._watch, self._skips = LossWatch(), False
 
     def setup(self, stage: str) -> None:
         length = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
@@ -127,19 +130,66 @@ class LitEncoder(KeepsInitArgs, LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         parts = self.losses(batch)
-        # Waiting for the device here is on purpose: a step with a NaN gradient cannot be undone.
-        if not torch.isfinite(parts["loss"]):
-            broken = [name for name, part in parts.items() if name != "loss" and not torch.isfinite(part)]
-            callbacks = self.trainer.checkpoint_callbacks
-            saved = self.trainer.ckpt_path or any(getattr(one, "best_model_path", None) for one in callbacks)
-            left = "the last checkpoint is from before it" if saved else "no checkpoint was saved yet"
-            raise UserError(
-                f"the training loss is {parts['loss'].item()} at step {self.global_step} "
-                f"(part: {', '.join(broken) or 'loss'}); {left}; "
-                "lower model.optimization.learning_rate or look at the data of this step"
-            )
-        self.log_dict({f"train/{name}": part.detach() for name, part in parts.items()}, prog_bar=True)
-        return parts["loss"]
+        self._watch.add_loss(self.global_step, parts)
+        if not self._skips or self._watch.full:
+            self.check_finite()
+        return all_or_nan(parts["loss"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Lightning does, and leave weights and moments as they are when the gradient is not finite."""
+        if not self._skips:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        # Not through Lightning, which under mixed precision refuses to clip for a fused optimizer: such a one unscales
+        # gradients itself. Only fp16 scales them, and is not fused.
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        if gradient_clip_val and gradient_clip_algorithm != "value":
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        self._watch.add_norm(self.global_step, norm)
+        optimizer.found_inf = self._watch.found  # type: ignore[attr-defined]  (GradScaler sets it the same way)
+
+    def check_finite(self) -> None:
+        """Wait for the device, and stop when a loss or a gradient since the last look was not finite.
+
+        Since then no optimizer step has changed anything. Before each log, checkpoint, validation, and mask update.
+
+        Raises:
+            UserError: with the step and the part of the loss.
+
+        """
+        broken = self._watch.read()
+        if broken is None:
+            return
+        callbacks = self.trainer.checkpoint_callbacks
+        saved = self.trainer.ckpt_path or any(getattr(one, "best_model_path", None) for one in callbacks)
+        left = "the last checkpoint is from before it" if saved else "no checkpoint was saved yet"
+        raise UserError(
+            f"the {broken.what} is {broken.value} at step {broken.step} (part: {', '.join(broken.parts) or 'loss'}); "
+            f"{left}; lower model.optimization.learning_rate or look at the data of this step"
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not is_logged(self.trainer, batch_idx):
+            return
+        self.check_finite()
+        # On the host already: Lightning asks for each number by itself, and at each batch when a bar shows it.
+        values = {f"train/{name}": torch.tensor(value) for name, value in self._watch.last.items()}
+        self.log_dict(values, prog_bar=True)
+
+    def on_validation_start(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.check_finite()
+
+    def on_train_end(self) -> None:
+        self.check_finite()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, self.val_metrics)
@@ -171,8 +221,8 @@ class LitEncoder(KeepsInitArgs, LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        # A fused optimizer unscales gradients itself, so under mixed precision Lightning refuses to clip them.
-        fused = not str(self.trainer.precision).endswith("-mixed")
+        # A fused optimizer unscales gradients itself, before they could be clipped. Only fp16 scales them.
+        fused = self.trainer.precision != "16-mixed"
         return self.optimization.build(self, *training_steps(self.trainer), fused=fused)
 
     def configure_model(self) -> None:
@@ -189,6 +239,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         # Not when the checkpoint is loaded: Lightning clears all gradients after that.
         restore_gradients(self, self._gradients)
         self._gradients = []
+        self._watch, self._skips = LossWatch(), _skips_on_device(self.trainer.optimizers, self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of the seed and the step: a resumed run needs no random state to continue exactly,
@@ -196,6 +247,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         seed_step(self.trainer.current_epoch, batch_idx, self.global_rank)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_finite()
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": type(self.student).__name__.removeprefix("FSDP"),
             "config": self.student.config.to_json_string(use_diff=False),
@@ -262,6 +314,13 @@ def _settings(value: Any) -> Any:
     except TypeError:  # whoever loads the checkpoint gives it again; a task's name could be that of another task
         held = value.values() if isinstance(value, Mapping) else [value]
         return ", ".join(f"{type(one).__module__}.{type(one).__qualname__}" for one in held)
+
+
+def _skips_on_device(optimizers: Sequence[Optimizer], module: LitEncoder) -> bool:
+    """Whether every optimizer leaves out a step when the device says so, which the fused ones of torch do."""
+    fused = all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+    adam = all(isinstance(optimizer, torch.optim.Adam) for optimizer in optimizers)
+    return fused and adam and module.device_mesh is None
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

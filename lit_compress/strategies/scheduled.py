@@ -57,4 +57,7 @@ class Scheduled(Strategy):
             return
         updates, step = self.updates(trainer), trainer.global_step
         if step in updates:
+            # A module that leaves out steps on the device says so before anything else changes.
+            if (check := getattr(pl_module, "check_finite", None)) is not None:
+                check()
             self.update(trainer, pl_module, updates.progress(step))

@@ -1,0 +1,93 @@
+"""What a training step was worth, kept on the device until somebody looks: nothing in a step waits for it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Broken", "LossWatch", "all_or_nan"]
+
+# Steps that are kept without a look; each is a few numbers.
+_MOST = 1000
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The first thing that was no number.
+
+    Args:
+        what: ``training loss`` or ``norm of the gradient``.
+        value: NaN or an infinity.
+        step: optimizer steps before it.
+        parts: of the loss that are no numbers; empty when only their sum is.
+
+    """
+
+    what: str
+    value: float
+    step: int
+    parts: tuple[str, ...]
+
+
+class LossWatch:
+    """Remembers the loss of each batch and the norm of each gradient since :meth:`read` was last called.
+
+    Attributes:
+        found: fp32 ``()`` on the device, 1 from the first gradient on that is not finite, before that 0; None before
+            the first gradient. As ``found_inf`` of a fused optimizer it leaves weights and moments as they are.
+
+    """
+
+    def __init__(self) -> None:
+        self.found: Tensor | None = None
+        self.last: dict[str, float] = {}
+        self._seen: list[tuple[int, tuple[str, ...]]] = []
+        self._rows: list[Tensor] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to read."""
+        return len(self._rows) >= _MOST
+
+    def add_loss(self, step: int, parts: Mapping[str, Tensor]) -> None:
+        """Remember the parts of a batch's loss, of which ``loss`` is the whole."""
+        self._seen.append((step, tuple(parts)))
+        self._rows.append(torch.stack([part.detach().float() for part in parts.values()]))
+
+    def add_norm(self, step: int, norm: Tensor) -> None:
+        """Remember the norm ``()`` of a gradient that an optimizer is about to use."""
+        self._seen.append((step, ()))
+        self._rows.append(norm.detach().float().reshape(1))
+        found = (~norm.isfinite()).float()
+        # For good: a model that goes on from a step left out is not the one that the report is about.
+        self.found = found if self.found is None else torch.maximum(self.found, found)
+
+    def read(self) -> Broken | None:
+        """Wait for the device, take over all there is in one transfer, and say what of it is no number.
+
+        ``last`` is then the last loss, by part.
+        """
+        if not self._rows:
+            return None
+        numbers = iter(torch.cat(self._rows).tolist())
+        seen, self._seen, self._rows = self._seen, [], []
+        broken = None
+        for step, names in seen:
+            if not names:
+                norm = next(numbers)
+                if broken is None and not math.isfinite(norm):
+                    broken = Broken("norm of the gradient", norm, step, ())
+                continue
+            self.last = {name: next(numbers) for name in names}
+            if broken is None and not math.isfinite(self.last["loss"]):
+                parts = tuple(n for n, value in self.last.items() if n != "loss" and not math.isfinite(value))
+                broken = Broken("training loss", self.last["loss"], step, parts)
+        return broken
+
+
+def all_or_nan(loss: Tensor) -> Tensor:
+    """A loss as it is when it is finite; else NaN, and so is every gradient, on all ranks that share them."""
+    whole = loss.detach()
+    return loss * (whole - whole + 1)  # exactly 1 for a finite one
