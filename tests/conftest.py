@@ -110,6 +110,23 @@ def tiny_teacher(tmp_path_factory, tiny_model) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sparse_model(tmp_path_factory, tiny_teacher):
+    """A model that arrives with zeros, for PatternLock and everybody else."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".layer." in name and parameter.ndim == 2:
+                parameter.mul_(torch.rand(parameter.shape, generator=generator) > 0.4)
+    folder = tmp_path_factory.mktemp("sparse-model")
+    model.save_pretrained(folder)
+    for file in tiny_teacher.iterdir():
+        if "token" in file.name or file.name == "vocab.txt":
+            (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def short_teacher(tmp_path_factory, tiny_teacher) -> Path:
     """A two-class RoBERTa with positions for 12 tokens, of which its tokenizer says nothing."""
     folder = tmp_path_factory.mktemp("short-teacher")

@@ -9,6 +9,7 @@ it computes the same products itself.
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -17,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lit_compress.errors import UserError
 from lit_compress.nn.attention import OWN_PREFIX, QUANTIZERS_NAME, AttentionQuantizers, switch_attention
 
-__all__ = ["UNPADDED", "attention_modules", "visible_attention"]
+__all__ = ["UNPADDED", "attention_modules", "knows_padding", "never_ask_for_padding", "visible_attention", "waited_for"]
 
 # Name under which masks stay (batch, tokens); no file ever holds it, as the names that begin with OWN_PREFIX.
 UNPADDED = "unpadded_rows"
@@ -61,6 +62,26 @@ def visible_attention(model: PreTrainedModel, key: str) -> None:
     switch_attention(model)
 
 
+def waited_for(device: torch.device) -> bool:
+    """Whether reading a tensor of a device on the host waits for the work before it."""
+    return device.type != "cpu"
+
+
+def never_ask_for_padding(model: PreTrainedModel) -> None:
+    """Let ``model`` build its mask without looking whether there is any padding, for which a GPU is waited for.
+
+    Who knows of a batch that it has none gives no mask, see :func:`knows_padding`. A model whose attention is its own,
+    or neither ``sdpa`` nor ``eager``, stays as it is.
+    """
+    if model._supports_attention_backend and model.config._attn_implementation in ("sdpa", "eager"):
+        switch_attention(model)
+
+
+def knows_padding(model: nn.Module) -> bool:
+    """Whether ``model`` computes the same for a batch without padding when it is given no mask."""
+    return str(getattr(getattr(model, "config", None), "_attn_implementation", "")).startswith(OWN_PREFIX)
+
+
 def _check(model: nn.Module, key: str, consequence: str) -> None:
     if not isinstance(model, PreTrainedModel) or not model._supports_attention_backend:
         raise UserError(
@@ -95,16 +116,30 @@ def _attend(
     return sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
+def _mask(
+    *args: Any,
+    plain: str,
+    attention_mask: Tensor | None = None,
+    allow_is_bidirectional_skip: bool = False,
+    **options: Any,
+) -> Tensor | None:
+    """Transformers' mask; whether all tokens are real is looked up where nothing waits for the answer."""
+    skips = allow_is_bidirectional_skip and (attention_mask is None or not waited_for(attention_mask.device))
+    return ALL_MASK_ATTENTION_FUNCTIONS[plain](
+        *args, attention_mask=attention_mask, allow_is_bidirectional_skip=skips, **options
+    )
+
+
 def _rows_mask(attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
     """A mask as it was given: which tokens are real, and nothing about pairs of them."""
     return attention_mask
 
 
 # Without a mask of its own here a model would be given none at all.
-for _name, _plain, _mask in (
-    (OWN_PREFIX + "sdpa", "sdpa", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]),
-    (OWN_PREFIX + "eager", "eager", ALL_MASK_ATTENTION_FUNCTIONS["eager"]),
+for _name, _plain, _made in (
+    (OWN_PREFIX + "sdpa", "sdpa", partial(_mask, plain="sdpa")),
+    (OWN_PREFIX + "eager", "eager", partial(_mask, plain="eager")),
     (UNPADDED, "sdpa", _rows_mask),
 ):
     AttentionInterface.register(_name, partial(_attend, plain=_plain))
-    AttentionMaskInterface.register(_name, _mask)
+    AttentionMaskInterface.register(_name, _made)

@@ -14,6 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.distill import logit_kl, mean_logits, soft_cross_entropy
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks import IGNORED, Batch, MultiLabelTask
+from lit_compress.tasks.batch import rows_where
 
 __all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
 
@@ -136,7 +137,7 @@ class LogitDistillation(Distillation):
         if self.tokens != "all":
             padding = batch.inputs["attention_mask"] == 0
             student, *teachers = (logits.masked_fill(padding, _NEVER) for logits in (student.float(), *teachers))
-        return self._loss(student, teachers, None)
+        return self._loss(student, teachers)
 
     def _classes(self, student: Tensor, teachers: list[Tensor], batch: Batch, alone: bool) -> Tensor:
         """Distributions over classes: ``(batch, classes)``, or ``(batch, tokens, classes)``."""
@@ -150,19 +151,21 @@ class LogitDistillation(Distillation):
             elif student.shape[-1] == 1:
                 # One output is a regression: a softmax over it is constant, its imitation is the squared error.
                 return (student - torch.stack(teachers).mean(0)).square().mean()
-            return self._loss(student, teachers, None)
+            return self._loss(student, teachers)
         # Tables of words that were filled up to a round number differ in what lies beyond the tokenizer.
         words = min(logits.shape[-1] for logits in (student, *teachers))
         student, *teachers = (logits[..., :words] for logits in (student, *teachers))
         if self.tokens == "all":
-            return self._loss(student, teachers, None)
-        mask = batch.targets["labels"] != IGNORED if self.tokens == "masked" else batch.inputs["attention_mask"]
-        return self._loss(student, teachers, mask)
+            return self._loss(student, teachers)
+        if self.tokens == "masked":
+            mask, count = batch.targets["labels"] != IGNORED, batch.meta.get("labelled")
+        else:
+            mask, count = batch.inputs["attention_mask"], batch.meta.get("attended")
+        # Before the teachers are averaged, too: rows of a whole vocabulary are large.
+        student, *teachers = rows_where(mask, count, student, *teachers)
+        return self._loss(student, teachers)
 
-    def _loss(self, student: Tensor, teachers: list[Tensor], mask: Tensor | None) -> Tensor:
-        if mask is not None:  # before the teachers are averaged, too: rows of a whole vocabulary are large
-            chosen = mask.bool()
-            student, *teachers = (logits[chosen] for logits in (student, *teachers))
+    def _loss(self, student: Tensor, teachers: list[Tensor]) -> Tensor:
         return _LOSSES[self.loss](student, mean_logits(teachers, self.temperature), self.temperature)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 from lit_compress.data.text import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
+from lit_compress.models.attention import knows_padding, never_ask_for_padding, waited_for
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
 from lit_compress.models.hf_folder import save_folder
 from lit_compress.models.labels import label_names
@@ -31,6 +32,7 @@ from lit_compress.modules.watch import LossWatch, all_or_nan
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of
+from lit_compress.tasks.batch import counted
 from lit_compress.training_steps import is_logged, training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
@@ -102,7 +104,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self.val_metrics = self.task.metrics("val/")
         self.test_metrics = self.task.metrics("test/")
         self._gradients: list[dict[str, Tensor]] = []
-        self._watch, self._skips = LossWatch(), False
+        self._watch, self._skips, self._saved = LossWatch(), False, False
 
     def setup(self, stage: str) -> None:
         length = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
@@ -126,7 +128,26 @@ class LitEncoder(KeepsInitArgs, LightningModule):
                 f"data: a batch is a {type(batch).__name__} and must be a lit_compress.tasks.Batch(inputs, targets, "
                 "meta); let the data module's collate function make one"
             )
-        return self.student(**batch.inputs, **options)
+        return self.student(**self.inputs_of(self.student, batch), **options)
+
+    def inputs_of(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Arguments of a model's forward pass: without the mask where it is known that there is no padding."""
+        mask = batch.inputs.get("attention_mask")
+        if mask is None or batch.meta.get("attended") != mask.numel():
+            return batch.inputs
+        # A compiled model would be compiled again.
+        if not knows_padding(model) or (model is self.student and self.compile_student):
+            return batch.inputs
+        return {name: value for name, value in batch.inputs.items() if name != "attention_mask"}
+
+    def on_host(self, batch: Batch) -> Batch:
+        """What a step needs to know of a batch on the host, looked up before it goes to the device."""
+        return counted(batch)
+
+    def _on_before_batch_transfer(self, batch: Any, dataloader_idx: int = 0) -> Any:
+        # Around Lightning's hook, which a data module may have, too; it warns of both.
+        batch = super()._on_before_batch_transfer(batch, dataloader_idx)
+        return self.on_host(batch) if isinstance(batch, Batch) else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         parts = self.losses(batch)
@@ -168,21 +189,28 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         broken = self._watch.read()
         if broken is None:
             return
-        callbacks = self.trainer.checkpoint_callbacks
-        saved = self.trainer.ckpt_path or any(getattr(one, "best_model_path", None) for one in callbacks)
+        saved = self.trainer.ckpt_path or self._saved
         left = "the last checkpoint is from before it" if saved else "no checkpoint was saved yet"
+        part = f" (part: {', '.join(broken.parts)})" if broken.parts else ""
         raise UserError(
-            f"the {broken.what} is {broken.value} at step {broken.step} (part: {', '.join(broken.parts) or 'loss'}); "
+            f"the {broken.what} is {broken.value} at step {broken.step}{part}; "
             f"{left}; lower model.optimization.learning_rate or look at the data of this step"
         )
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if not is_logged(self.trainer, batch_idx):
-            return
-        self.check_finite()
-        # On the host already: Lightning asks for each number by itself, and at each batch when a bar shows it.
-        values = {f"train/{name}": torch.tensor(value) for name, value in self._watch.last.items()}
-        self.log_dict(values, prog_bar=True)
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # Here, so that callbacks find the losses of this step; those of the first are what people wait for.
+        if not self._watch.last or is_logged(self.trainer, batch_idx):
+            self.check_finite()
+            # On the host already: Lightning asks for each number by itself, and at each batch when a bar shows it.
+            values = {f"train/{name}": torch.tensor(value) for name, value in self._watch.last.items()}
+            self.log_dict(values, prog_bar=True)
 
     def on_validation_start(self) -> None:
         if not self.trainer.sanity_checking:
@@ -227,6 +255,9 @@ class LitEncoder(KeepsInitArgs, LightningModule):
 
     def configure_model(self) -> None:
         """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""
+        if self._trainer is not None and waited_for(self.trainer.strategy.root_device):
+            for model in (self.student, *self._listened_to()):
+                never_ask_for_padding(model)
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
             for layer in encoder_layers(self.student):
@@ -235,11 +266,16 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         if self.compile_student:
             self.student.compile()
 
+    def _listened_to(self) -> Iterable[Any]:
+        """Other Hugging Face models that a training step runs."""
+        return ()
+
     def on_train_start(self) -> None:
         # Not when the checkpoint is loaded: Lightning clears all gradients after that.
         restore_gradients(self, self._gradients)
         self._gradients = []
         self._watch, self._skips = LossWatch(), _skips_on_device(self.trainer.optimizers, self)
+        self._saved = False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of the seed and the step: a resumed run needs no random state to continue exactly,
@@ -248,6 +284,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_finite()
+        self._saved = True
         checkpoint[CHECKPOINT_KEY] = {
             "architecture": type(self.student).__name__.removeprefix("FSDP"),
             "config": self.student.config.to_json_string(use_diff=False),

@@ -1,8 +1,10 @@
 """A student: the task, and what its teachers say about it."""
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
@@ -19,6 +21,9 @@ from lit_compress.nn.teacher import FrozenTeacher
 from lit_compress.tasks import Batch, Task
 
 __all__ = ["LitStudent"]
+
+# Entry of a batch's `meta`: by teacher what it said before training.
+_ANSWERS = "answers"
 
 
 class LitStudent(LitEncoder):
@@ -133,6 +138,17 @@ class LitStudent(LitEncoder):
             self._answers[name] = store
             held.cpu()  # it has said all it had to say, and the memory is better used otherwise
 
+    def on_host(self, batch: Batch) -> Batch:
+        batch = super().on_host(batch)
+        if not self._answers or not self.trainer.training:
+            return batch
+        # A GPU would be waited for to have the numbers of the examples back.
+        answers = {name: self._look_up(name, batch) for name in self._answers}
+        return batch._replace(meta=batch.meta | {_ANSWERS: answers})
+
+    def _listened_to(self) -> Iterable[Any]:
+        return (held.model for held in self.teachers.values() if isinstance(held, FrozenTeacher))
+
     def configure_model(self) -> None:
         super().configure_model()
         if self.device_mesh is not None:
@@ -143,15 +159,23 @@ class LitStudent(LitEncoder):
 
     def _ask(self, name: str, batch: Batch) -> Any:
         """A teacher's output, or what it said when it was asked before training."""
+        if name in batch.meta.get(_ANSWERS, {}):
+            return SimpleNamespace(**batch.meta[_ANSWERS][name])
         if name in self._answers:
-            return self._answers[name].read(batch.meta["index"], batch.inputs["input_ids"].shape[1])
+            return SimpleNamespace(**self._look_up(name, batch))
         terms, teacher = self._terms(name), self.teachers[name]
         assert isinstance(teacher, FrozenTeacher)
         with read_projections(teacher.model, _layers(terms, 1)) as projections:
-            answer = teacher(**batch.inputs, **_needs(terms))
+            answer = teacher(**self.inputs_of(teacher.model, batch), **_needs(terms))
         if projections:
             answer.projections = projections
         return answer
+
+    def _look_up(self, name: str, batch: Batch) -> dict[str, Tensor]:
+        """What a teacher said of a batch, on the device of its numbers; on the host in memory that a GPU reads."""
+        found = vars(self._answers[name].read(batch.meta["index"], batch.inputs["input_ids"].shape[1]))
+        pins = torch.cuda.is_available()
+        return {key: value.pin_memory() if pins and not value.is_cuda else value for key, value in found.items()}
 
     def _terms(self, teacher: str | None = None) -> list[Distillation]:
         """All terms, or those that listen to one teacher."""

@@ -21,7 +21,7 @@ class Broken:
         what: ``training loss`` or ``norm of the gradient``.
         value: NaN or an infinity.
         step: optimizer steps before it.
-        parts: of the loss that are no numbers; empty when only their sum is.
+        parts: of the loss that are no numbers, ``loss`` when only their sum is; none of a gradient.
 
     """
 
@@ -83,7 +83,7 @@ class LossWatch:
             self.last = {name: next(numbers) for name in names}
             if broken is None and not math.isfinite(self.last["loss"]):
                 parts = tuple(n for n, value in self.last.items() if n != "loss" and not math.isfinite(value))
-                broken = Broken("training loss", self.last["loss"], step, parts)
+                broken = Broken("training loss", self.last["loss"], step, parts or ("loss",))
         return broken
 
 

@@ -163,8 +163,11 @@ class MovingAverageQuantizer(FakeQuantizer):
             bounds = torch.stack([-low, high])
             torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX)
             low, high = -bounds[0], bounds[1]
-        self.low.copy_(torch.where(self.low.isinf(), low, self.low.lerp(low, self.momentum)))
-        self.high.copy_(torch.where(self.high.isinf(), high, self.high.lerp(high, self.momentum)))
+        # A batch that is not finite says nothing, and its step is left out as well.
+        unseen, finite = self.low.isinf(), high - low < torch.inf
+        for bound, new in ((self.low, low), (self.high, high)):
+            moved = torch.where(unseen, new, bound.lerp(new, self.momentum))
+            bound.copy_(torch.where(finite, moved, bound))
 
     def spec(self) -> dict[str, Any]:
         return {"bits": self.bits, "symmetric": self.symmetric, "momentum": self.momentum}

@@ -9,7 +9,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
-from lit_compress.functional.masks import sparsity
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer
 from lit_compress.nn.surgery import compressible_layers
 from lit_compress.strategies.strategy import student_of
@@ -30,6 +29,7 @@ class CompressionMonitor(Callback):
         self.every = every
         self._batch_ended = 0.0
         self._clock = (0.0, 0)  # time and samples of the last measurement; a display, not a state worth saving
+        self._masks = _Masks()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock = (time.perf_counter(), 0)
@@ -45,11 +45,12 @@ class CompressionMonitor(Callback):
             return
         now = time.perf_counter()
         self._clock = (now, 0)
-        pl_module.log("samples_per_second", samples / max(now - started, 1e-9))
-        student = student_of(pl_module)
-        if per_layer := layer_sparsity(student):
-            pl_module.log("sparsity", total_sparsity(student), prog_bar=True)
-            pl_module.log_dict({f"sparsity/{name}": value for name, value in per_layer.items()})
+        # Tensors on the host: a number would be copied to the device and back, and waited for both times.
+        pl_module.log("samples_per_second", torch.tensor(samples / max(now - started, 1e-9)))
+        if self._masks.read(student_of(pl_module)):
+            pl_module.log("sparsity", torch.tensor(self._masks.total), prog_bar=True)
+            per_layer = self._masks.per_layer
+            pl_module.log_dict({f"sparsity/{name}": torch.tensor(value) for name, value in per_layer.items()})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Speed is that of training: the clock stands still while validation runs.
@@ -67,20 +68,58 @@ class CompressionMonitor(Callback):
                 logger.experiment.add_histogram(f"weight_scale/{name}", scale, trainer.global_step)
 
 
+class _Masks:
+    """The sparsity of a student, looked up again only after a mask has changed: until then a GPU is not waited for.
+
+    Attributes:
+        total: fraction of pruned weights over all layers that have a mask.
+        per_layer: the same of each.
+
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.per_layer: dict[str, float] = {}
+        self._versions: list[tuple[int, int]] = []
+
+    def read(self, student: torch.nn.Module) -> bool:
+        """Bring the figures up to date; whether there is any mask."""
+        masks = _masks(student)
+        versions = [(id(mask), mask._version) for mask in masks.values()]
+        if versions != self._versions:
+            self._versions, kept = versions, _kept(masks)
+            self.total, self.per_layer = _total(masks, kept), _per_layer(masks, kept)
+        return bool(masks)
+
+
 def layer_sparsity(student: torch.nn.Module) -> dict[str, float]:
     """Layer name to fraction of pruned weights, for layers that have a mask."""
-    return {
-        name: sparsity(layer.weight_mask)
-        for name, layer in compressible_layers(student)
-        if layer.weight_mask is not None
-    }
+    masks = _masks(student)
+    return _per_layer(masks, _kept(masks))
 
 
 def total_sparsity(student: torch.nn.Module) -> float:
     """Fraction of pruned weights over all layers that have a mask."""
-    masks = [layer.weight_mask for _, layer in compressible_layers(student) if layer.weight_mask is not None]
-    kept = sum(int(torch.count_nonzero(mask)) for mask in masks)
-    return 1 - kept / max(sum(mask.numel() for mask in masks), 1)
+    masks = _masks(student)
+    return _total(masks, _kept(masks))
+
+
+def _masks(student: torch.nn.Module) -> dict[str, torch.Tensor]:
+    layers = compressible_layers(student)
+    return {name: layer.weight_mask for name, layer in layers if layer.weight_mask is not None}
+
+
+def _kept(masks: dict[str, torch.Tensor]) -> list[int]:
+    """Weights that each mask keeps, in one transfer."""
+    return torch.stack([torch.count_nonzero(mask) for mask in masks.values()]).tolist() if masks else []
+
+
+def _per_layer(masks: dict[str, torch.Tensor], kept: list[int]) -> dict[str, float]:
+    return {name: 1.0 - count / mask.numel() for (name, mask), count in zip(masks.items(), kept, strict=True)}
+
+
+def _total(masks: dict[str, torch.Tensor], kept: list[int]) -> float:
+    return 1 - sum(kept) / max(sum(mask.numel() for mask in masks.values()), 1)
 
 
 def sparsity_heatmap(per_layer: dict[str, float]) -> Figure:

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, class_scores, divide, f1_of, mean_of_known
-from lit_compress.tasks.task import Task
+from lit_compress.tasks.task import Task, weights_like
 
 __all__ = ["ClassScore", "ClassificationTask"]
 
@@ -50,7 +50,7 @@ class ClassificationTask(Task):
     def loss(self, output: Any, batch: Batch) -> Tensor:
         if self.class_weights is None:
             return F.cross_entropy(output.logits, batch.targets["labels"])
-        weight = output.logits.new_tensor(self.class_weights)
+        weight = weights_like(self.class_weights, output.logits)
         # Not the weighted mean, in which a batch of one class alone would not be weighted at all.
         return F.cross_entropy(output.logits, batch.targets["labels"], weight, reduction="sum") / batch.rows
 

@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.tasks.batch import IGNORED, Batch
+from lit_compress.tasks.batch import IGNORED, Batch, rows_where
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.task import Task
 
@@ -37,7 +37,7 @@ class MaskedWordsTask(Task):
             config.tie_word_embeddings = True
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        return mean_over_tokens(self._logits(output), batch.targets["labels"])
+        return mean_over_tokens(self._logits(output), batch.targets["labels"], batch.meta.get("labelled"))
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets["labels"] != IGNORED).sum())
@@ -125,11 +125,18 @@ class PretrainingTask(MaskedWordsTask):
         return output.prediction_logits
 
 
-def mean_over_tokens(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy over the labelled tokens, 0 without any; the others' logits, most of a batch, are left out."""
-    counted = labels != IGNORED
-    total = F.cross_entropy(logits[counted], labels[counted], reduction="sum")
-    return total / counted.sum().clamp_min(1)
+def mean_over_tokens(logits: Tensor, labels: Tensor, count: int | None = None) -> Tensor:
+    """Cross-entropy over the labelled tokens, 0 without any; the others' logits, most of a batch, are left out.
+
+    Args:
+        logits: ``(batch, tokens, classes)``.
+        labels: ``(batch, tokens)``.
+        count: how many have a label; None waits for the device to know.
+
+    """
+    labelled = labels != IGNORED
+    logits, targets = rows_where(labelled, count, logits, labels)
+    return F.cross_entropy(logits, targets, reduction="sum") / labelled.sum().clamp_min(1)
 
 
 class MaskedTokenScore(Metric):

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, class_scores, divide, f1_of
-from lit_compress.tasks.task import Task
+from lit_compress.tasks.task import Task, weights_like
 
 __all__ = ["LabelScore", "MultiLabelTask"]
 
@@ -55,7 +55,7 @@ class MultiLabelTask(Task):
         return cls.has_head(config) and config.problem_type == cls.problem_type
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        weight = None if self.class_weights is None else output.logits.new_tensor(self.class_weights)
+        weight = weights_like(self.class_weights, output.logits)
         return F.binary_cross_entropy_with_logits(output.logits, batch.targets["labels"], pos_weight=weight)
 
     def metrics(self, prefix: str) -> MetricCollection:

@@ -1,10 +1,12 @@
 """What a head is for. A task is one class; whatever depends on the task asks it."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow
+import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 from transformers import PretrainedConfig, PreTrainedModel
@@ -14,7 +16,7 @@ from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes
 
-__all__ = ["Task"]
+__all__ = ["Task", "weights_like"]
 
 
 class Task(KeepsInitArgs):
@@ -142,3 +144,14 @@ class Task(KeepsInitArgs):
     def outcomes(self, columns: dict[str, Any]) -> Outcomes:
         """What the answers to all units were, from the joined columns of :meth:`units` and ``lengths`` in tokens."""
         raise NotImplementedError(f"{type(self).__name__} must define outcomes(columns)")
+
+
+def weights_like(weights: Sequence[float] | None, like: Tensor) -> Tensor | None:
+    """Weights ``(classes,)`` with device and type of a tensor, copied there once and not at every step."""
+    return None if weights is None else _on_device(tuple(weights), like.device, like.dtype)
+
+
+@lru_cache(maxsize=16)
+def _on_device(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # asked for in a validation first: its tensors cannot be trained with
+        return torch.tensor(numbers, device=device, dtype=dtype)

@@ -35,7 +35,7 @@ class TokenClassificationTask(Task):
     labels: list[str]
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        return mean_over_tokens(output.logits, batch.targets["labels"])
+        return mean_over_tokens(output.logits, batch.targets["labels"], batch.meta.get("labelled"))
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets["labels"] != IGNORED).sum())

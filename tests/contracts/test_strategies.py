@@ -42,23 +42,6 @@ CUT = [
 
 
 @pytest.fixture(scope="session")
-def sparse_model(tmp_path_factory, tiny_teacher):
-    """A model that arrives with zeros, for PatternLock and everybody else."""
-    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".layer." in name and parameter.ndim == 2:
-                parameter.mul_(torch.rand(parameter.shape, generator=generator) > 0.4)
-    folder = tmp_path_factory.mktemp("sparse-model")
-    model.save_pretrained(folder)
-    for file in tiny_teacher.iterdir():
-        if "token" in file.name or file.name == "vocab.txt":
-            (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
-@pytest.fixture(scope="session")
 def trained(tmp_path_factory, sparse_model, tiny_teacher, tiny_data):
     """Each case trained once with a checkpoint per step; shared by the tests that only look."""
     done = {}

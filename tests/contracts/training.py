@@ -69,15 +69,16 @@ def fit(
     ckpt_path: Path | str | None = None,
     checkpoint_every: int = 500,
     callbacks: Sequence[Callback] = (),
+    each_step: bool = True,
     **kwargs: Any,
 ) -> Trainer:
-    """A run in ``root/run``, with a checkpoint of each step in ``root``."""
+    """A run in ``root/run``, with a checkpoint of each step in ``root`` unless told otherwise."""
     lit_compress.fit(
         model=module,
         data=datamodule,
         strategies=strategies,
         run=root / "run",
-        trainer=OPTIONS | {"callbacks": [*callbacks, _each_step(root)]} | kwargs,
+        trainer=OPTIONS | {"callbacks": [*callbacks, *([_each_step(root)] if each_step else [])]} | kwargs,
         checkpoint_every=checkpoint_every,
         resume=ckpt_path,
         seed=7,

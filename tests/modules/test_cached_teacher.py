@@ -30,7 +30,7 @@ from lit_compress.tasks import Batch
 
 
 class Record(Callback):
-    """The distillation loss of every step."""
+    """The distillation loss of every step that logs it."""
 
     def __init__(self):
         self.losses = []
@@ -76,7 +76,7 @@ def run(tmp_path, tiny_model, tiny_data, tiny_teacher):
         )
         record = Record()
         datamodule = data(tiny_data, tiny_model, **settings or {})
-        fit(module, datamodule, [record, *callbacks], tmp_path / name, ckpt_path=ckpt_path)
+        fit(module, datamodule, [record, *callbacks], tmp_path / name, ckpt_path=ckpt_path, log_every_n_steps=1)
         return record.losses
 
     return train
@@ -197,7 +197,7 @@ def test_several_teachers_have_a_store_each(tmp_path, tiny_model, tiny_teacher, 
             teacher_cache=cache and str(tmp_path / cache),
         )
         record = Record()
-        fit(module, data(tiny_data, tiny_model), [record], tmp_path / name)
+        fit(module, data(tiny_data, tiny_model), [record], tmp_path / name, log_every_n_steps=1)
         return record.losses
 
     plain = train("plain", None)
@@ -271,7 +271,7 @@ def of_task(tmp_path, tiny_model):
             teacher_cache=cache and str(tmp_path / cache),
         )
         record = Record()
-        fit(module, datamodule, [record], tmp_path / name)
+        fit(module, datamodule, [record], tmp_path / name, log_every_n_steps=1)
         return record.losses
 
     return train

@@ -211,3 +211,15 @@ def test_autocast_to_bfloat16(make):
     assert all(value.dtype == torch.float32 for value in net.quantizer.state_dict().values())
     assert x.grad.dtype == torch.float32
     assert (x.grad != 0).any()
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_batch_that_is_not_finite_moves_no_range(symmetric, odd):
+    quantizer = MovingAverageQuantizer(symmetric=symmetric)
+    spoilt = torch.tensor([0.5, odd])
+    quantizer(spoilt)
+    assert quantizer.low.isinf()  # nothing was seen yet
+    quantizer(torch.tensor([-1.0, 2.0]))
+    quantizer(spoilt)
+    assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, 2.0)
