@@ -8,7 +8,7 @@ each trainer, interleaved; a run counts with the mean of its steps, for their le
 - ``lit_compress``: ``LitTeacher`` and ``TextClassification`` in a Trainer like the command line's.
 - ``transformers.Trainer`` (the baseline): the same model, the same tokenised rows, batches grouped by length
   (``train_sampling_strategy="group_by_length"``), the same optimizer settings, no progress bar. ``hf_optim`` chooses
-  its AdamW: Transformers' default is the fused one, lit_compress's is torch's default.
+  its AdamW: Transformers' default is the fused one, and so is lit_compress's.
 
 Both see every row once, so the same tokens; padding depends on how rows are grouped and is in the settings, as computed
 tokens per step of each (the last batch and the first steps included).
@@ -16,18 +16,17 @@ tokens per step of each (the last batch and the first steps included).
 Gate, before any timing: from the same seed both compute the same loss of the same batch (relative 1e-6).
 """
 
-import statistics
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch import Trainer as LightningTrainer
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from lit_compress.data import TextClassification
 from lit_compress.models import load_classifier
@@ -44,28 +43,29 @@ from tools.bench.measure import (
     publish,
     quiet,
     require_close,
-    synchronize,
 )
 
 OURS, THEIRS = "lit_compress", "transformers.Trainer"
 TARGET = 1.05
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How both train."""
+
+    hf_optim: str
+    precision: Literal["32-true", "bf16-mixed"]
+    compile: bool
+
+
 class HFStepClock(TrainerCallback):
-    """The same as :class:`StepClock` for Transformers."""
+    """A :class:`StepClock` for Transformers."""
 
     def __init__(self, skip: int) -> None:
-        self.skip = skip
-        self._starts: list[float] = []
+        self.clock = StepClock(skip)
 
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        synchronize()
-        self._starts.append(time.perf_counter())
-
-    @property
-    def seconds(self) -> list[float]:
-        """Time of each step but the skipped ones and the last."""
-        return [b - a for a, b in zip(self._starts[self.skip :], self._starts[self.skip + 1 :], strict=False)]
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.clock.begin(state.global_step + 1 == state.max_steps)
 
 
 class Tokens(Callback):
@@ -104,6 +104,8 @@ def hf_trainer(
     skip: int = 2,
     repetitions: int = 5,
     hf_optim: str = "adamw_torch_fused",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
+    compile: bool = False,
     output: Path = RESULTS,
 ) -> list[Row]:
     """Time fine-tuning with lit_compress and with transformers.Trainer.
@@ -121,6 +123,8 @@ def hf_trainer(
         skip: first steps of each run that are not counted.
         repetitions: runs of each trainer.
         hf_optim: ``optim`` of transformers.TrainingArguments.
+        precision: Lightning's option; ``bf16-mixed`` is ``bf16`` of transformers.TrainingArguments.
+        compile: compile both models.
         output: CSV to append to.
 
     """
@@ -134,6 +138,8 @@ def hf_trainer(
         "steps": steps,
         "skip": skip,
         "hf_optim": hf_optim,
+        "precision": precision,
+        "compile": compile,
     }
     with tempfile.TemporaryDirectory() as folder, quiet():
         source = model_source(model, Path(folder))
@@ -151,15 +157,16 @@ def hf_trainer(
         rows = len(data.train_dataloader().dataset)
         if rows < batch_size * steps:
             raise SystemExit(f"steps: {train_file!r} has {rows} training rows; give at most {rows // batch_size}")
-        gate(source, data, Path(folder), hf_optim)
+        options = Options(hf_optim=hf_optim, precision=precision, compile=compile)
+        gate(source, data, Path(folder), options)
         computed: dict[str, float] = {}
 
         def ours() -> float:
-            seconds, computed[OURS] = run_ours(source, data, steps, skip, Path(folder))
+            seconds, computed[OURS] = run_ours(source, data, steps, skip, Path(folder), options)
             return seconds
 
         def theirs() -> float:
-            seconds, computed[THEIRS] = run_theirs(source, data, steps, skip, Path(folder), hf_optim)
+            seconds, computed[THEIRS] = run_theirs(source, data, steps, skip, Path(folder), options)
             return seconds
 
         seconds = interleave({OURS: ours, THEIRS: theirs}, repetitions)
@@ -171,12 +178,12 @@ def hf_trainer(
     return [row]
 
 
-def gate(source: str, data: TextClassification, folder: Path, hf_optim: str) -> None:
+def gate(source: str, data: TextClassification, folder: Path, options: Options) -> None:
     """Stop unless both compute the same loss of one batch, dropout included."""
     batch = next(iter(data.train_dataloader()))
     seed_everything(42, verbose=False)
     ours = LitTeacher(source, labels=data.labels)
-    trainer, _ = hugging_face(source, data, 1, folder, hf_optim)
+    trainer, _ = hugging_face(source, data, 1, folder, options)
     model = trainer.model.train()
     model.load_state_dict(ours.student.state_dict())
     ours = ours.to(model.device)
@@ -188,28 +195,31 @@ def gate(source: str, data: TextClassification, folder: Path, hf_optim: str) -> 
     require_close("the losses of both trainers", [our_loss], [their_loss], 1e-6)
 
 
-def run_ours(source: str, data: TextClassification, steps: int, skip: int, folder: Path) -> tuple[float, float]:
-    """Mean seconds and computed tokens of a step."""
-    seed_everything(42, verbose=False)
-    clock, counter = StepClock(skip), Tokens()
-    cli_trainer(folder / "ours", [clock, counter], steps).fit(LitTeacher(source, labels=data.labels), data)
-    return statistics.mean(clock.seconds), counter.count / steps
-
-
-def run_theirs(
-    source: str, data: TextClassification, steps: int, skip: int, folder: Path, hf_optim: str
+def run_ours(
+    source: str, data: TextClassification, steps: int, skip: int, folder: Path, options: Options
 ) -> tuple[float, float]:
     """Mean seconds and computed tokens of a step."""
     seed_everything(42, verbose=False)
-    trainer, collator = hugging_face(source, data, steps, folder, hf_optim)
+    clock, counter = StepClock(skip), Tokens()
+    module = LitTeacher(source, labels=data.labels, compile=options.compile)
+    cli_trainer(folder / "ours", [clock, counter], steps, options.precision).fit(module, data)
+    return clock.mean, counter.count / steps
+
+
+def run_theirs(
+    source: str, data: TextClassification, steps: int, skip: int, folder: Path, options: Options
+) -> tuple[float, float]:
+    """Mean seconds and computed tokens of a step."""
+    seed_everything(42, verbose=False)
+    trainer, collator = hugging_face(source, data, steps, folder, options)
     clock = HFStepClock(skip)
     trainer.add_callback(clock)
     trainer.train()
-    return statistics.mean(clock.seconds), collator.count / steps
+    return clock.clock.mean, collator.count / steps
 
 
 def hugging_face(
-    source: str, data: TextClassification, steps: int, folder: Path, hf_optim: str
+    source: str, data: TextClassification, steps: int, folder: Path, options: Options
 ) -> tuple[Trainer, CountingCollator]:
     """A transformers.Trainer that does what `lit_compress fit` does by default."""
     arguments = TrainingArguments(
@@ -221,7 +231,9 @@ def hugging_face(
         max_grad_norm=1.0,
         lr_scheduler_type="linear",
         warmup_steps=round(0.1 * steps),
-        optim=hf_optim,
+        optim=options.hf_optim,
+        bf16=options.precision == "bf16-mixed",
+        torch_compile=options.compile,
         train_sampling_strategy="group_by_length",
         logging_steps=10,
         report_to=["tensorboard"],

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,8 @@ def publish(rows: Sequence[Row], output: Path) -> None:
 class StepClock(Callback):
     """Seconds from the start of one training batch to the start of the next: everything a step costs.
 
-    That covers forward, backward, clipping, the optimizer, every callback, logging and fetching the next batch.
+    That covers forward, backward, clipping, the optimizer, every callback, logging and fetching the next batch. A
+    GPU is waited for before the first of the counted steps and after the last: at every step it would be slower.
 
     Args:
         skip: first steps left out.
@@ -170,27 +172,54 @@ class StepClock(Callback):
         self.skip = skip
         self._starts: list[float] = []
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        synchronize()
+    def begin(self, last: bool) -> None:
+        """Note that a step begins, which may be the last."""
+        if last or len(self._starts) == self.skip:
+            synchronize()
         self._starts.append(time.perf_counter())
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.begin(batch_idx + 1 == trainer.num_training_batches)
+
     @property
-    def seconds(self) -> list[float]:
-        """Time of each step but the skipped ones and the last, which no next step ends."""
-        return [b - a for a, b in zip(self._starts[self.skip :], self._starts[self.skip + 1 :], strict=False)]
+    def total(self) -> float:
+        """Sum of the counted steps: all but the skipped ones and the last, which no next step ends."""
+        return self._starts[-1] - self._starts[self.skip]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return self.total / (len(self._starts) - self.skip - 1)
+
+    @property
+    def median(self) -> float:
+        """Their median, which a disturbed one does not move; on a GPU, which is not waited for in between, the mean."""
+        if torch.cuda.is_available():
+            return self.mean
+        counted = self._starts[self.skip :]
+        return statistics.median(b - a for a, b in pairwise(counted))
 
 
 class Losses(Callback):
     """Keeps the task's part of the loss of every step, for correctness gates."""
 
     def __init__(self) -> None:
-        self.task: list[float] = []
+        self._kept: list[torch.Tensor] = []
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        logged = trainer.callback_metrics
-        self.task.append(float(logged.get("train/task", logged["train/loss"])))
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        losses = pl_module.losses
+
+        def kept(batch: Batch) -> dict[str, torch.Tensor]:
+            parts = losses(batch)
+            self._kept.append(parts.get("task", parts["loss"]).detach())
+            return parts
+
+        pl_module.losses = kept
+
+    @property
+    def task(self) -> list[float]:
+        """The numbers, in order."""
+        return [loss.item() for loss in self._kept]
 
 
 def cli_trainer(folder: Path, callbacks: Sequence[Callback], steps: int, precision: Any = "32-true") -> Trainer:

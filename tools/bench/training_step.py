@@ -3,7 +3,7 @@
 Measured: the time from the start of one training batch to the start of the next inside ``Trainer.fit`` as the command
 line sets it up (forward, backward, clipping at 1.0, AdamW, all hooks, logging), on synthetic batches of full length.
 Each repetition is one short fit per case, the cases in turn; a fit counts with the median of its steps, the first ones
-left out.
+left out (on a GPU with their mean, for it is waited for at the first and the last of them only: give more steps there).
 
 - ``plain``: ``LitTeacher`` alone. The baseline.
 - ``masks``: plus ``MagnitudePruning`` at 80 %, reached before the first step; no update inside the timed steps.
@@ -184,7 +184,7 @@ def timed_fit(case: str, setup: Setup) -> float:
         require_close("final and wanted density", [kept / sum(x.weight.numel() for x in layers)], [1 - SPARSITY], 0.01)
     if "qat" in case and not all(x.weight_quantizer.observing and x.input_quantizer.observing for x in layers):
         raise SystemExit("gate: a quantizer was not observing; the timing would say nothing")
-    return statistics.median(clock.seconds)
+    return clock.median
 
 
 def timed_teacher(setup: Setup) -> float:
