@@ -2,13 +2,14 @@
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
@@ -169,11 +170,12 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         # Not through Lightning, which under mixed precision refuses to clip for a fused optimizer: such a one unscales
         # gradients itself. Only fp16 scales them, and is not fused.
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradient_clip_val and gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        clip, by_value = gradient_clip_val or 0.0, gradient_clip_algorithm == "value"
+        if clip > 0 and by_value:
+            torch.nn.utils.clip_grad_value_(parameters, clip)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if gradient_clip_val and gradient_clip_algorithm != "value":
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        if clip > 0 and not by_value:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         self._watch.add_norm(self.global_step, norm)
         optimizer.found_inf = self._watch.found  # type: ignore[attr-defined]  (GradScaler sets it the same way)
 
@@ -206,7 +208,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here, so that callbacks find the losses of this step; those of the first are what people wait for.
-        if not self._watch.last or is_logged(self.trainer, batch_idx):
+        if not self._watch.looked or is_logged(self.trainer, batch_idx):
             self.check_finite()
             # On the host already: Lightning asks for each number by itself, and at each batch when a bar shows it.
             values = {f"train/{name}": torch.tensor(value) for name, value in self._watch.last.items()}
@@ -274,7 +276,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         # Not when the checkpoint is loaded: Lightning clears all gradients after that.
         restore_gradients(self, self._gradients)
         self._gradients = []
-        self._watch, self._skips = LossWatch(), _skips_on_device(self.trainer.optimizers, self)
+        self._watch, self._skips = LossWatch(), _skips_on_device(self.trainer)
         self._saved = False
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -353,11 +355,12 @@ def _settings(value: Any) -> Any:
         return ", ".join(f"{type(one).__module__}.{type(one).__qualname__}" for one in held)
 
 
-def _skips_on_device(optimizers: Sequence[Optimizer], module: LitEncoder) -> bool:
-    """Whether every optimizer leaves out a step when the device says so, which the fused ones of torch do."""
-    fused = all(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
-    adam = all(isinstance(optimizer, torch.optim.Adam) for optimizer in optimizers)
-    return fused and adam and module.device_mesh is None
+def _skips_on_device(trainer: Trainer) -> bool:
+    """Whether every optimizer leaves out a step when the device says so: a fused Adam on whole weights does."""
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        return False
+    adams = all(isinstance(optimizer, torch.optim.Adam) for optimizer in trainer.optimizers)
+    return adams and all(group["fused"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

@@ -37,12 +37,15 @@ class LossWatch:
     Attributes:
         found: fp32 ``()`` on the device, 1 from the first gradient on that is not finite, before that 0; None before
             the first gradient. As ``found_inf`` of a fused optimizer it leaves weights and moments as they are.
+        last: the loss of the last batch that was read, by part.
+        looked: whether anything was read yet.
 
     """
 
     def __init__(self) -> None:
         self.found: Tensor | None = None
         self.last: dict[str, float] = {}
+        self.looked = False
         self._seen: list[tuple[int, tuple[str, ...]]] = []
         self._rows: list[Tensor] = []
 
@@ -54,7 +57,7 @@ class LossWatch:
     def add_loss(self, step: int, parts: Mapping[str, Tensor]) -> None:
         """Remember the parts of a batch's loss, of which ``loss`` is the whole."""
         self._seen.append((step, tuple(parts)))
-        self._rows.append(torch.stack([part.detach().float() for part in parts.values()]))
+        self._rows.append(torch.stack([part.detach().float().reshape(()) for part in parts.values()]))
 
     def add_norm(self, step: int, norm: Tensor) -> None:
         """Remember the norm ``()`` of a gradient that an optimizer is about to use."""
@@ -65,10 +68,8 @@ class LossWatch:
         self.found = found if self.found is None else torch.maximum(self.found, found)
 
     def read(self) -> Broken | None:
-        """Wait for the device, take over all there is in one transfer, and say what of it is no number.
-
-        ``last`` is then the last loss, by part.
-        """
+        """Wait for the device, take over all there is in one transfer, and say what of it is no number."""
+        self.looked = True
         if not self._rows:
             return None
         numbers = iter(torch.cat(self._rows).tolist())

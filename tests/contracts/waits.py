@@ -2,6 +2,7 @@
 
 import traceback
 from collections import defaultdict
+from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Callback
@@ -70,6 +71,14 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def noted():
+    """A list of what waits inside the block."""
+    host, found = _Host(), []
+    with _Operators(host, found.append), _Functions(host, found.append):
+        yield found
+
+
 class Waits(Callback):
     """Notes by batch what waited, from its start until everything is logged. Comes before all other callbacks.
 
@@ -86,12 +95,12 @@ class Waits(Callback):
         self._host = _Host()
         update = Scheduled._update_when_due
 
-        def noted(strategy, trainer, module):
+        def update_noted(strategy, trainer, module):
             if strategy.window is not None and trainer.global_step in strategy.updates(trainer):
                 self.updated.add(self._batch)
             update(strategy, trainer, module)
 
-        monkeypatch.setattr(Scheduled, "_update_when_due", noted)
+        monkeypatch.setattr(Scheduled, "_update_when_due", update_noted)
 
     def ordinary(self, logged):
         """Batches that neither log nor change masks."""

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from contracts.waits import noted
 from transformers import (
     AlbertConfig,
     AutoModelForSequenceClassification,
@@ -16,8 +17,8 @@ from transformers import (
 
 from lit_compress.errors import UserError
 from lit_compress.export import fold
-from lit_compress.models import attention_modules
-from lit_compress.models.attention import visible_attention
+from lit_compress.models import attention, attention_modules
+from lit_compress.models.attention import knows_padding, never_ask_for_padding, visible_attention
 from lit_compress.nn import MovingAverageQuantizer, attention_quantizers, describe, rebuild
 from lit_compress.nn.attention import ATTENTION_SLOTS, quantize_attention
 
@@ -219,3 +220,30 @@ def test_probabilities_are_shown_before_their_own_grid(batch):
     assert torch.allclose(output.logits, rounded, atol=1e-2)
     assert torch.allclose(output.attentions[0][1].sum(-1), torch.ones(()), atol=1e-6)
     assert output.attentions[0].unique().numel() > 4  # more than 2 bits hold
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [*WITH_INTERFACE, "window"])
+def test_a_gpu_is_not_asked_for_padding(name, implementation, batch, monkeypatch):
+    model = model_of(WINDOW if name == "window" else WITH_INTERFACE[name][0], implementation)
+    whole = batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
+    with torch.no_grad():
+        padded, unpadded = model(**batch).logits, model(**whole).logits
+        monkeypatch.setattr(attention, "waited_for", lambda device: True)
+        with noted() as found:
+            model(**batch)
+        assert found
+        never_ask_for_padding(model)
+        assert knows_padding(model)
+        with noted() as found:
+            got, without = model(**batch).logits, model(input_ids=batch["input_ids"]).logits
+        assert found == []
+    assert torch.equal(got, padded)
+    assert torch.equal(without, unpadded)
+
+
+def test_a_family_with_its_own_attention_stays_as_it_is(batch):
+    for config in WITHOUT.values():
+        model = model_of(config, "eager")
+        never_ask_for_padding(model)
+        assert not knows_padding(model)

@@ -171,7 +171,16 @@ def test_an_optimizer_that_cannot_leave_out_a_step_is_asked_at_every_step(train,
 
 
 @pytest.mark.parametrize("case", ["magnitude", "movement", "structured", "qat-everything", "second-order"])
-@pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 2}, {"gradient_clip_val": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 0},
+        {"gradient_clip_val": 0.01},
+        {"gradient_clip_val": 0.001, "gradient_clip_algorithm": "value"},
+    ],
+    ids=str,
+)
 def test_leaving_out_nothing_changes_nothing(case, options, train, monkeypatch):
     # To the last bit what Lightning's own clipping and a check at every step give.
     watched, _ = train(Odd(), build(case), name="watched", **options)
