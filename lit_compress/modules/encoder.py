@@ -29,7 +29,7 @@ from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.watch import LossWatch, all_or_nan
+from lit_compress.modules.watch import Broken, LossWatch, all_or_nan
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of
@@ -191,6 +191,10 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         broken = self._watch.read()
         if broken is None:
             return
+        if broken.shared and self.trainer.world_size > 1:  # one rank may know of which loss, and all are here
+            everybody: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everybody, broken)
+            broken = Broken.first(everybody)
         saved = self.trainer.ckpt_path or self._saved
         left = "the last checkpoint is from before it" if saved else "no checkpoint was saved yet"
         part = f" (part: {', '.join(broken.parts)})" if broken.parts else ""

@@ -1,8 +1,8 @@
 """What a training step was worth, kept on the device until somebody looks: nothing in a step waits for it."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,13 +22,20 @@ class Broken:
         value: NaN or an infinity.
         step: optimizer steps before it.
         parts: of the loss that are no numbers, ``loss`` when only their sum is; none of a gradient.
+        shared: whether the gradient was no number either, which all ranks have in common.
 
     """
 
     what: str
     value: float
     step: int
-    parts: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    shared: bool = False
+
+    @staticmethod
+    def first(found: Iterable["Broken"]) -> "Broken":
+        """The first of several; of a step the loss, which says more than the gradient."""
+        return min(found, key=lambda one: (one.step, not one.parts))
 
 
 class LossWatch:
@@ -74,18 +81,18 @@ class LossWatch:
             return None
         numbers = iter(torch.cat(self._rows).tolist())
         seen, self._seen, self._rows = self._seen, [], []
-        broken = None
+        broken: list[Broken] = []
         for step, names in seen:
             if not names:
                 norm = next(numbers)
-                if broken is None and not math.isfinite(norm):
-                    broken = Broken("norm of the gradient", norm, step, ())
+                if not math.isfinite(norm):
+                    broken.append(Broken("norm of the gradient", norm, step))
                 continue
             self.last = {name: next(numbers) for name in names}
-            if broken is None and not math.isfinite(self.last["loss"]):
+            if not math.isfinite(self.last["loss"]):
                 parts = tuple(n for n, value in self.last.items() if n != "loss" and not math.isfinite(value))
-                broken = Broken("training loss", self.last["loss"], step, parts or ("loss",))
-        return broken
+                broken.append(Broken("training loss", self.last["loss"], step, parts or ("loss",)))
+        return replace(Broken.first(broken), shared=not all(one.parts for one in broken)) if broken else None
 
 
 def all_or_nan(loss: Tensor) -> Tensor:

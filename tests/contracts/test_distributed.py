@@ -321,3 +321,51 @@ def test_two_ranks_stop_when_one_is_told(engine, tmp_path, tiny_teacher, tiny_da
     assert done.returncode == 143, done.stderr[-2000:]
     assert done.stderr.count("stopped by SIGTERM at step 3, which is saved") == 1
     assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 3
+
+
+ODD = '''
+import hashlib
+import json
+
+import torch
+from lightning.pytorch import Callback
+
+
+class Odd(Callback):
+    """The third loss of rank 1 is no number; what the weights were before it, and at the end."""
+
+    def digest(self, module):
+        content = b"".join(value.detach().numpy().tobytes() for value in module.student.state_dict().values())
+        return hashlib.sha256(content).hexdigest()
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 2:
+            self.before = self.digest(module)
+            if trainer.global_rank == 1:
+                losses = module.losses
+                module.losses = lambda batch: {n: part * torch.nan for n, part in losses(batch).items()}
+
+    def on_exception(self, trainer, module, error):
+        told = {"before": self.before, "after": self.digest(module), "error": str(error)}
+        with open(f"rank{trainer.global_rank}.json", "w") as file:
+            json.dump(told, file)
+'''
+
+
+@pytest.mark.ddp
+def test_all_ranks_leave_out_what_is_not_finite_on_one(tmp_path, tiny_teacher, tiny_data):
+    (tmp_path / "odd.py").write_text(ODD)
+    config = student_config(tiny_teacher, tiny_data, run="run", data=data_config(tiny_data, batch_size=8))
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "lit_compress", "fit", "--config=task.yaml", "--trainer.callbacks+=odd.Odd"]
+    command += [f"--config={REPOSITORY / 'configs/trainer/ddp.yaml'}", "--trainer.devices=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode != 0
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert len({rank[when] for rank in ranks for when in ("before", "after")}) == 1
+    for rank in ranks:
+        assert rank["error"].startswith("the training loss is nan at step 2 (part: task, kd); no checkpoint was saved")
+    assert not list(tmp_path.rglob("*.ckpt"))
