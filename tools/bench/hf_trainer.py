@@ -232,6 +232,7 @@ def hugging_face(
         lr_scheduler_type="linear",
         warmup_steps=round(0.1 * steps),
         optim=options.hf_optim,
+        use_cpu=not torch.cuda.is_available(),
         bf16=options.precision == "bf16-mixed",
         torch_compile=options.compile,
         train_sampling_strategy="group_by_length",
