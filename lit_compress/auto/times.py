@@ -14,6 +14,7 @@ __all__ = ["START", "Steps", "steps_of", "training_seconds"]
 
 _INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
 _LEAST = 20  # steps below which a training is none
+_CHEAP = 0.1  # share of all time that the integers alone may have whatever becomes of the others
 START = 10.0  # seconds that a training takes beside its steps
 
 Steps = dict[str, int]
@@ -23,7 +24,7 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
     """Optimizer steps of each training.
 
     The integers alone have at most an epoch. When everything takes longer than there is time, all become shorter by the
-    same share.
+    same share; the integers alone stay as they are where they take a tenth of the time at most.
 
     Args:
         names: of the trainings, and the kind of each: ``teacher``, ``int8`` or ``member``.
@@ -47,8 +48,13 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
     if minutes is None:
         return steps
     time_left = 60 * minutes - START * len(steps)
-    share = time_left / sum(seconds[kind] * steps[name] for name, kind in names.items())
-    return {name: min(count, max(round(share * count), _LEAST)) for name, count in steps.items()}
+    taken = {name: seconds[kind] * steps[name] for name, kind in names.items()}
+    cheap = {name for name, kind in names.items() if kind == "int8" and taken[name] <= _CHEAP * time_left}
+    left = {name: each for name, each in taken.items() if name not in cheap}
+    share = (time_left - sum(taken[name] for name in cheap)) / max(sum(left.values()), 1e-9)
+    return {
+        name: count if name in cheap else min(count, max(round(share * count), _LEAST)) for name, count in steps.items()
+    }
 
 
 def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions: int = 3) -> dict[str, float]:

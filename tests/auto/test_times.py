@@ -1,7 +1,23 @@
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.auto.times import training_seconds
+from lit_compress.auto.times import START, steps_of, training_seconds
+
+SECONDS = {"teacher": 0.1, "int8": 0.2, "member": 0.2}
+KINDS = {"int8": "int8", "4x": "member", "8x": "member"}
+
+
+def test_the_integers_alone_are_not_shortened_where_they_are_cheap():
+    minutes = 10
+    steps = steps_of(KINDS, 500, SECONDS, minutes)
+    assert steps["int8"] == 100
+    assert steps["4x"] == steps["8x"] < 2000
+    taken = sum(SECONDS[kind] * steps[name] for name, kind in KINDS.items())
+    assert 0.99 * 60 * minutes < taken + 3 * START <= 60 * minutes + 1
+
+
+def test_the_integers_alone_are_shortened_with_the_others_where_time_is_short():
+    assert steps_of(KINDS, 500, SECONDS, 1.0)["int8"] == 20
 
 
 def test_a_step_is_timed_on_a_copy(tiny_teacher):
