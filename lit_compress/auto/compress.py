@@ -1,5 +1,6 @@
 """From a model and a file of examples to a family of faster models, each measured in the runtime that it is for."""
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -175,40 +176,61 @@ class _Timing:
     Args:
         table: latency of the parts in the target runtime.
         seconds: of an optimizer step, by kind of training.
+        limit: times the speed of the dense model that the smallest structure has.
 
     """
 
     table: LatencyTable
     seconds: Mapping[str, float]
+    limit: float
 
 
 def _timing(job: Job, dry_run: bool) -> _Timing:
     """The latency table and the time of a step; refuse a speedup that no structure has."""
     file = job.folder / _LATENCY
-    known = kept(file, lambda content: _Timing(LatencyTable.from_json(content["table"]), content["seconds"]))
+    known = kept(file, _timing_of)
     if known is not None:
+        _check_reach(job, known.limit)
         return known
     request, guessed = job.request, job.guessed
     table = measure_table(job.config, request.target, *job.shape, request.threads)
-    _check_reach(job)
+    limit = _limit(job)
+    _check_reach(job, limit)
     # Batches are of rows of nearly the same length, so that hardly any of their tokens is padding.
     seconds = training_seconds(job.model(request.model), guessed.options["batch_size"], guessed.tokens)
     if not dry_run:
-        keep(file, {"table": table.to_json(), "seconds": seconds})
-    return _Timing(table, seconds)
+        keep(file, {"table": table.to_json(), "seconds": seconds, "limit": limit})
+    return _Timing(table, seconds, limit)
 
 
-def _check_reach(job: Job) -> None:
+def _timing_of(content: Mapping[str, Any]) -> _Timing:
+    return _Timing(LatencyTable.from_json(content["table"]), content["seconds"], content.get("limit", math.inf))
+
+
+def _smallest(job: Job) -> Structure:
+    return smallest_structure(dense_structure(job.config), fixed_parts(job.config))
+
+
+def _limit(job: Job) -> float:
+    """Times the speed of the dense model that the smallest structure has."""
+    request = job.request
+    cases: Cases = {
+        "dense": (dense_structure(job.config), request.runtime),
+        "smallest": (_smallest(job), request.target),
+    }
+    seconds = _measure(job, cases)
+    return seconds["dense"] / seconds["smallest"]
+
+
+def _check_reach(job: Job, limit: float) -> None:
     """Refuse a speedup before any training that is above what the smallest structure has."""
     request, dense = job.request, dense_structure(job.config)
-    smallest = smallest_structure(dense, fixed_parts(job.config))
-    seconds = _measure(job, {"dense": (dense, request.runtime), "smallest": (smallest, request.target)})
-    limit = seconds["dense"] / seconds["smallest"]
     if (asked := max(request.speedups)) > limit:
+        smallest = describe(_smallest(job), dense)
         raise UserError(
             f"--speedup: {asked:g} is out of reach of {request.model!r} in {request.target} at "
-            f"{job.shape[0]}x{job.shape[1]}: the smallest structure ({describe(smallest, dense)}) is {limit:.1f} times "
-            "as fast as the dense model"
+            f"{job.shape[0]}x{job.shape[1]}: the smallest structure ({smallest}) is {limit:.1f} times as fast as the "
+            "dense model"
         )
 
 

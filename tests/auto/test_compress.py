@@ -195,6 +195,14 @@ def test_what_was_kept_and_is_damaged_is_one_line(name, content, copied, deep_mo
     assert "\n" not in str(caught.value)
 
 
+def test_a_speedup_that_is_changed_and_out_of_reach_is_one_line_before_the_teacher_is_trained(copied, deep_model):
+    (copied / "plan.json").unlink()
+    shutil.rmtree(copied / "teacher")
+    with pytest.raises(UserError, match="--speedup: 500 is out of reach of"):
+        again(copied, deep_model, speedup=500)
+    assert not (copied / "teacher").exists()
+
+
 def test_the_recipe_is_one_whose_stages_are_those_that_were_trained(copied, capsys):
     main(["recipe", str(copied / "recipe.yaml"), "--dry-run"])
     said = capsys.readouterr().out
