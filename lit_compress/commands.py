@@ -5,9 +5,11 @@ None is called like a public name or package, where jsonargparse would look for 
 """
 
 import shlex
+from pathlib import Path
 from typing import Any, Literal
 
 from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor, Target
+from lit_compress.errors import UserError
 
 __all__ = [
     "benchmark",
@@ -259,7 +261,7 @@ def compare(
     """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
 
     Args:
-        runs: run folders of `fit`s.
+        runs: run folders of `fit`s, or folders of `compress`.
         output: folder that gets report.html, report.md and report.json; they replace those of a comparison only.
         dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
             as long as there is one.
@@ -268,6 +270,13 @@ def compare(
 
     """
     options = locals()
+    if any(Path(run, "compress.json").is_file() for run in runs):
+        from lit_compress.auto.families import compare_families
+
+        if given := [name for name in ("dense", "data", "label_map") if options[name]]:
+            raise UserError(f"compare: --{given[0]} has no effect on families of `compress`; leave it out")
+        compare_families(runs, output)
+        return
     from lit_compress.report.compare import compare_runs as work
 
     work(**options)

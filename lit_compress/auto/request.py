@@ -11,11 +11,11 @@ from lit_compress.choices import GuessedTask, Target
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, check_shared_folder
 
-__all__ = ["PLAN", "SPEEDUPS", "Request", "keep_request"]
+__all__ = ["PLAN", "REQUEST", "SPEEDUPS", "Request", "keep_request"]
 
 SPEEDUPS = (2.0, 4.0, 8.0)
+REQUEST = "compress.json"  # in the folder of a family
 PLAN = "plan.json"  # beside it, once there is a plan
-_FILE = "compress.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def keep_request(folder: Path, request: Request, found: Mapping[str, Any] | None
         UserError: the folder was begun with another request, or holds something else.
 
     """
-    file, asked = folder / _FILE, json.loads(json.dumps(asdict(request)))
+    file, asked = folder / REQUEST, json.loads(json.dumps(asdict(request)))
     if found is not None:
         with atomic_file(file) as staging:
             staging.write_text(json.dumps({"asked": asked, "found": found}, indent=1) + "\n")
@@ -110,7 +110,7 @@ def keep_request(folder: Path, request: Request, found: Mapping[str, Any] | None
     check_shared_folder(folder, "--run")
     if not file.exists():
         # A first call that was killed may have left its file half written, under another name.
-        if folder.is_dir() and any(not each.name.startswith(f".{_FILE}.new-") for each in folder.iterdir()):
+        if folder.is_dir() and any(not each.name.startswith(f".{REQUEST}.new-") for each in folder.iterdir()):
             raise UserError(f"--run: {str(folder)!r} holds something else; choose another --run")
         return None
     try:

@@ -1,0 +1,155 @@
+"""`lit_compress compare` of families: what each task's members reached, side by side."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+from rich.console import Console
+
+from lit_compress.auto.page import lead, table
+from lit_compress.auto.request import REQUEST
+from lit_compress.console import say
+from lit_compress.errors import UserError
+from lit_compress.files import atomic_file
+from lit_compress.report.card import cell, section
+from lit_compress.report.compare import check_comparison
+from lit_compress.report.drawing import bare, chart, svg
+from lit_compress.report.page import render
+from lit_compress.report.screen import screen_table
+from lit_compress.report.section import Section, Table
+
+__all__ = ["compare_families", "is_family"]
+
+Results = Mapping[str, Any]
+_CAPTION = "What each member loses to its dense model, by how many times as fast it is; a line for each family"
+_NOTES = (
+    "loses: points less than the dense model; x dense: times the speed of the dense model in fp32 in the same runtime; "
+    "x eager: of the dense model in Hugging Face eager, all measured together.",
+    "* is the recommended member of its family.",
+)
+
+
+def is_family(run: str) -> bool:
+    """Whether a folder is one of `lit_compress compress`."""
+    return (Path(run) / REQUEST).is_file()
+
+
+def compare_families(runs: Sequence[str], output: str) -> dict[str, Results]:
+    """Print and save the members of several families, of one task or of several, in one table.
+
+    Args:
+        runs: folders of `lit_compress compress` that are finished.
+        output: folder that gets report.html, report.md and report.json.
+
+    Returns:
+        What each family's report.json holds, by its name.
+
+    Raises:
+        UserError: a folder that is no finished family, or is given twice, or files of somebody else in the output.
+
+    """
+    if others := [run for run in runs if not is_family(run)]:
+        raise UserError(
+            f"compare: {others[0]!r} is no family of `lit_compress compress`, and others are; compare families with "
+            "families, and their members, which are runs, with runs"
+        )
+    if len(set(map(os.path.abspath, runs))) < len(runs):
+        raise UserError(f"compare: {' '.join(runs)} names a run twice; give each once")
+    check_comparison(output)
+    names = [Path(run).resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [os.path.normpath(run) for run in runs]
+    results = {name: _results(Path(run)) for name, run in zip(names, runs, strict=True)}
+    _save(results, Path(output))
+    return results
+
+
+def _results(folder: Path) -> Results:
+    file = folder / "report.json"
+    try:
+        found = json.loads(file.read_text())
+        table(found)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"compare: {str(folder)!r} has no report.json yet; give its `lit_compress compress` command again"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"compare: {str(file)!r} is damaged or of another version; give its `lit_compress compress` command again"
+        ) from error
+    return found
+
+
+def _table(results: Mapping[str, Results]) -> Table:
+    rows = []
+    for name, family in results.items():
+        made = table(family)
+        for row in made.rows:
+            model = f"{row[0]} *" if row[0] == family["recommended"] else row[0]
+            score = f"{made.header[1]} {row[1]}" if row[1] else ""
+            rows.append((name, model, score, *row[2:5], row[7]))
+    return Table(header=("family", "model", "score", "loses", "x dense", "x eager", "file"), rows=rows)
+
+
+def _save(results: Mapping[str, Results], folder: Path) -> None:
+    title = f"Comparison of {folder}"
+    made = _table(results)
+    parts = [
+        Section(name="families", title="The families", lines=_NOTES, figures=("families",), tables=(made,)),
+        Section(
+            name="recommended",
+            title="What is recommended",
+            lines=tuple(f"{name}: {lead(family)}" for name, family in results.items()),
+        ),
+        Section(
+            name="again",
+            title="How to repeat it",
+            lines=tuple(f"{name}: {_machine(family)}" for name, family in results.items()),
+            code=tuple((name, family["command"]) for name, family in results.items()),
+        ),
+    ]
+    with _losses(results) as figure:
+        drawn = {"families": (_CAPTION, svg(figure, "families", _CAPTION))}
+    subtitle = f"{len(results)} families: {', '.join(results)}"
+    html = render(title=title, kicker="comparison", subtitle=subtitle, tiles=[], parts=parts, drawn=drawn)
+    text = "\n".join([f"# {cell(title)}", *(line for part in parts for line in section(part))]) + "\n"
+    contents = {"report.md": text, "report.json": json.dumps(results, indent=1) + "\n", "report.html": html}
+    for name, content in contents.items():
+        with atomic_file(folder / name) as staging:
+            staging.write_text(content)
+    Console(highlight=False).print(screen_table("", made.header, made.rows, words=made.header[:2]))
+    for line in (*_NOTES[1:], *parts[1].lines):
+        say(line)
+    say(f"Saved as {folder / 'report.html'}, report.md and report.json")
+
+
+def _machine(family: Results) -> str:
+    return ", ".join(f"{key} {value}" for key, value in family["machine"].items())
+
+
+@contextmanager
+def _losses(results: Mapping[str, Results]) -> Iterator[Figure]:
+    """Points lost over speed."""
+    with chart(height=3.4) as (figure, (axes,)):
+        fastest = 1.0
+        for name, family in results.items():
+            own = [each for each in family["members"] if each["same_as"] is None]
+            at = sorted([(1.0, 0.0), *((each["speedup"], -each["loss"]) for each in own)])
+            fastest = max(fastest, at[-1][0])
+            axes.plot(*zip(*at, strict=True), "o-", linewidth=1.4, markersize=5, label=name)
+        axes.set_xscale("log")
+        ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * fastest]
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12, y=0.12)
+        axes.set_xlabel("times the speed of the dense model in fp32, same runtime")
+        axes.set_ylabel("points more than the dense model")
+        axes.legend(frameon=False, fontsize=8)
+        bare(axes, "both")
+        yield figure
