@@ -212,7 +212,7 @@ def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:
 def measure(
     cases: Sequence[Case], asks: Sequence[Ask], shapes: Sequence[tuple[int, int]], warmup: int, repetitions: int
 ) -> None:
-    """Time every case at every shape; calls are interleaved, each after one that is not measured.
+    """Time every case at every shape; calls are interleaved, each after others that are not measured.
 
     Rounds that something else disturbed are made again, see :mod:`~lit_compress.report.rounds`. Every case gets
     ``results["times"]``: for each shape milliseconds of every call that counts, median, 90th percentile and rows per
