@@ -120,7 +120,8 @@ def jobs(epilogues: str) -> Iterator[Job]:
             yield from unusual_products(dtype, target)
     for target in (90, 80):
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
-            yield attend(target, head_dim, shape)
+            for relative in ("", "bias", "window") if head_dim == 64 else ("",):
+                yield attend(target, head_dim, shape, relative)
         yield movement(target, gather_rows_kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
 
 
@@ -228,10 +229,10 @@ def rows(dtype: str, target: int) -> Iterator[Job]:
             )
 
 
-def attend(target: int, head_dim: int, shape: launch.Attention) -> Job:
-    """Attention in bf16, to int8."""
+def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -> Job:
+    """Attention in bf16, to int8; with a bias by distance, as in MPNet, or in a window, as in ModernBERT."""
     return Job(
-        name=f"attention_varlen {head_dim} {shape.block_m}x{shape.block_n}",
+        name=f"attention_varlen {head_dim} {shape.block_m}x{shape.block_n} {relative}".rstrip(),
         target=target,
         dtype="bf16",
         kernel=attention_varlen_kernel,
@@ -240,9 +241,13 @@ def attend(target: int, head_dim: int, shape: launch.Attention) -> Job:
             "cu_seqlens": pointer("i32"),
             "out": pointer("i8"),
             "out_scale": pointer("fp32"),
+            "bias": pointer("fp32") if relative == "bias" else None,
+            "positions": pointer("i32") if relative else None,
             "tokens": ("i32", False),
             "heads": ("i32", False),
             "log2_scale": ("fp32", False),
+            "reach": ("i32", False),
+            "window": ("i32", False) if relative == "window" else None,
         },
         constants={
             "HEAD": head_dim,

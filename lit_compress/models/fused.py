@@ -7,20 +7,19 @@ that files, hooks and everything around the encoder (embeddings, pooler, head) s
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from lit_compress.errors import UserError
 from lit_compress.models.attention import UNPADDED
-from lit_compress.models.fused_layer import LayerSteps, Rows, rows_for, run_layer
+from lit_compress.models.fused_encoder import FusedEncoder, FusedLayer
+from lit_compress.models.fused_layer import LayerSteps
+from lit_compress.models.fused_mpnet import FusedMPNetEncoder, add_buckets, remove_buckets, why_no_buckets
 from lit_compress.models.layout import LAYOUTS, Layout, encoder_layers, family_of
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.nn.packed_join import join, share
+from lit_compress.nn.packed_join import join
 from lit_compress.ops.checks import Activation
-from lit_compress.ops.padding import Sequences, find_sequences, pad, unpad
 
 __all__ = ["FusedEncoder", "FusedLayer", "fuse", "fused_layers", "unfuse", "unfused_reasons", "why_never_fused"]
 
@@ -35,86 +34,6 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_python_tanh": "gelu_tanh",
 }
-
-
-class FusedLayer(nn.Module):
-    """Comes before a layer's own class, which is used whenever no rows are given: in training."""
-
-    steps: LayerSteps
-    projections: tuple[PackedLinear, ...]  # queries, keys and values
-
-    def forward(self, hidden_states: Tensor | None, *args: Any, rows: Rows | None = None, **kwargs: Any) -> Any:
-        if rows is None:
-            return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        return self._run(rows, **kwargs)
-
-    def _run(
-        self, rows: Rows, sequences: Sequences, following: PackedLinear | None, padded: bool
-    ) -> tuple[Tensor | None, Rows]:
-        rows = run_layer(self.steps, rows, sequences, following)
-        assert rows.y is not None
-        # The first is what Transformers' hooks see when hidden states are asked for.
-        return (pad(rows.y, sequences) if padded else None), rows
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
-        self.steps.qkv._apply(fn)
-        share(self.steps.qkv, self.projections)
-        return self
-
-
-class FusedEncoder(nn.Module):
-    """Comes before an encoder's own class, which is used in training.
-
-    Attributes:
-        row_budget: rows that a captured or compiled graph computes, padding not counted; None computes all places of
-            the batch. A batch with more tokens gives NaN.
-
-    """
-
-    layer: nn.ModuleList
-    row_budget: int | None
-    fused_config: Any
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        if self.training:
-            # Dropout, and gradients through the packed linears, as in any other model.
-            return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
-        if encoder_hidden_states is not None or past_key_values is not None:
-            raise UserError("past_key_values, encoder_hidden_states: a fused encoder has neither; give neither")
-        if kwargs.get("output_attentions", getattr(self.fused_config, "output_attentions", False)):
-            raise UserError(
-                "output_attentions: a fused encoder never holds the probabilities of its attention; "
-                "call lit_compress.models.fused.unfuse(model) first"
-            )
-        wanted = kwargs.get("output_hidden_states", getattr(self.fused_config, "output_hidden_states", False))
-        batch, length = hidden_states.shape[:2]
-        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.row_budget)
-        hidden = self._layers(hidden_states, attention_mask, sequences, padded=wanted not in (None, False))
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden)
-
-    def _layers(self, hidden: Tensor, mask: Tensor | None, sequences: Sequences, padded: bool) -> Tensor:
-        layers = list(self.layer)
-        first = [layer.steps.qkv if isinstance(layer, FusedLayer) else None for layer in layers]
-        rows, whole = rows_for(first[0], unpad(hidden, sequences)), hidden
-        for layer, following in zip(layers, [*first[1:], None], strict=True):
-            assert rows.y is not None
-            if isinstance(layer, FusedLayer):
-                whole, rows = layer(whole, rows=rows, sequences=sequences, following=following, padded=padded)
-            else:
-                whole = layer(pad(rows.y, sequences) if whole is None else whole, mask)
-                rows = rows_for(following, unpad(whole, sequences))
-        assert rows.y is not None
-        return pad(rows.y, sequences)
 
 
 def fuse(model: PreTrainedModel) -> PreTrainedModel:
@@ -136,11 +55,13 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
     encoder = model.base_model.get_submodule(layout.layers.rpartition(".")[0])
     config: Any = model.config
     if any(fused_layers(model)) and not isinstance(encoder, FusedEncoder):
-        encoder.__class__ = _with(FusedEncoder, type(encoder))
+        encoder.__class__ = _with(FusedMPNetEncoder if config.model_type == "mpnet" else FusedEncoder, type(encoder))
         encoder.fused_config = config
         encoder.row_budget = None  # type: ignore[assignment]
         encoder.plain_attention = config._attn_implementation  # type: ignore[assignment]
         config._attn_implementation = UNPADDED
+        if isinstance(encoder, FusedMPNetEncoder):
+            add_buckets(encoder)
     return model
 
 
@@ -153,12 +74,13 @@ def unfuse(model: PreTrainedModel) -> PreTrainedModel:
     """
     for module in list(model.modules()):
         if isinstance(module, FusedLayer):
-            module.__class__ = type(module).__mro__[2]
+            module.__class__ = type(module).__bases__[1]
             del module.steps, module.projections
         elif isinstance(module, FusedEncoder):
-            module.__class__ = type(module).__mro__[2]
+            module.__class__ = type(module).__bases__[1]
             model.config._attn_implementation = module.plain_attention  # type: ignore[assignment]
             del module.fused_config, module.plain_attention, module.row_budget
+            remove_buckets(module)
     return model
 
 
@@ -190,6 +112,8 @@ def why_never_fused(model: PreTrainedModel) -> str | None:
         return "a decoder looks at earlier tokens only, or at another sequence"
     if getattr(config, LAYOUTS[family].activation_key) not in _ACTIVATIONS:
         return f"no kernel computes the activation {getattr(config, LAYOUTS[family].activation_key)!r}"
+    if family == "mpnet" and (reason := why_no_buckets(config)) is not None:
+        return reason
     if any(hasattr(module, "_hf_hook") for module in model.base_model.modules()):
         return "it is spread over several devices, or moved there layer by layer"
     return None

@@ -18,7 +18,7 @@ from lit_compress.ops.padding import Sequences
 from lit_compress.ops.reference import activate
 from lit_compress.storage.buffers import Precision
 
-__all__ = ["PRODUCTS", "LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
+__all__ = ["PRODUCTS", "Distances", "LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
 
 # Names of a layer's products in its steps, in the order in which they run.
 PRODUCTS = ("qkv", "out", "up", "down")
@@ -37,6 +37,19 @@ class Rows(NamedTuple):
     y: Tensor | None
     q: Tensor | None = None
     scale: Tensor | None = None
+
+
+class Distances(NamedTuple):
+    """What the distance of two tokens means to attention, in all layers alike.
+
+    Attributes:
+        bias: as of :func:`lit_compress.ops.attention_varlen`.
+        positions: likewise.
+
+    """
+
+    bias: Tensor
+    positions: Tensor | None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,7 +80,13 @@ class LayerSteps:
     feed_forward_norm: nn.LayerNorm
 
 
-def run_layer(steps: LayerSteps, rows: Rows, sequences: Sequences, following: PackedLinear | None) -> Rows:
+def run_layer(
+    steps: LayerSteps,
+    rows: Rows,
+    sequences: Sequences,
+    following: PackedLinear | None,
+    distances: Distances | None = None,
+) -> Rows:
     """A layer's output, in the form that the first product of the following layer reads.
 
     Args:
@@ -75,12 +94,13 @@ def run_layer(steps: LayerSteps, rows: Rows, sequences: Sequences, following: Pa
         rows: its input, ``(rows, width)``, in the form that ``steps.qkv`` reads.
         sequences: where the rows come from.
         following: first product of the next layer; None when something else reads the output.
+        distances: relative positions; None for a family without.
 
     """
     x = _floats(rows)
     by = choices_of(steps, x.shape[0], x.device)
     qkv = _product(steps.qkv, rows, by["qkv"], x.dtype)
-    y = _product(steps.out, _attended(steps, qkv, sequences, by["out"]), by["out"], x.dtype, residual=x)
+    y = _product(steps.out, _attended(steps, qkv, sequences, by["out"], distances), by["out"], x.dtype, residual=x)
     rows = _normalized(steps.attention_norm, y, steps.up, by["up"])
     x = _floats(rows)
     y = _product(steps.down, _hidden(steps, rows, by), by["down"], x.dtype, residual=x)
@@ -112,12 +132,21 @@ def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
     return count
 
 
-def _attended(steps: LayerSteps, qkv: Tensor, sequences: Sequences, choice: Choice) -> Rows:
-    if choice == "dense" and sequences.order is None:
+def _attended(
+    steps: LayerSteps, qkv: Tensor, sequences: Sequences, choice: Choice, distances: Distances | None
+) -> Rows:
+    if choice == "dense" and sequences.order is None and distances is None:
         return Rows(_whole_attention(steps, qkv, sequences))
     scale = None if choice == "dense" else steps.out.input_scale
     context = _operators(choice).attention_varlen(
-        qkv, sequences.starts, sequences.longest, steps.heads, steps.scale, scale, steps.out.dtype
+        qkv,
+        sequences.starts,
+        sequences.longest,
+        steps.heads,
+        steps.scale,
+        scale,
+        steps.out.dtype,
+        *(distances or ()),
     )
     return _rounded(steps.out, context, choice) if scale is None else Rows(None, context, scale)
 

@@ -208,13 +208,14 @@ LAYOUTS: dict[str, Layout] = {
         attention_output="attention.attn.o",
         feed_forward_in="intermediate.dense",
         feed_forward_out="output.dense",
+        attention_norm="attention.LayerNorm",
+        feed_forward_norm="output.LayerNorm",
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES[:2], "encoder.relative_attention_bias"),
         pooler="pooler.dense",
         unsupported={
             "heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
             "layers cannot lose different heads",
-            "fused": "MPNet adds relative positions to the scores of its attention",
         },
     ),
     "modernbert": Layout(
@@ -252,7 +253,9 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES, "encoder.rel_embeddings"),
         pooler=None,
-        unsupported={"fused": "DeBERTa adds relative positions to the scores of its attention"},
+        unsupported={
+            "fused": "DeBERTa multiplies queries and keys with relative positions, too, and adds that to its scores"
+        },
     ),
 }
 

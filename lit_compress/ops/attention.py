@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lit_compress.errors import UserError
 from lit_compress.ops import reference
-from lit_compress.ops.checks import require_eight_bits
+from lit_compress.ops.checks import require_eight_bits, require_relative
 from lit_compress.ops.kernel_choice import serves
 
 __all__ = ["attention_varlen"]
@@ -20,8 +20,11 @@ def attention_varlen(
     scale: float,
     out_scale: Tensor | None = None,
     dtype: torch.dtype = torch.int8,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
-    """``softmax(q @ k.T * scale) @ v`` of every head, each token with the tokens of its own sequence.
+    """``softmax(q @ k.T * scale + bias) @ v`` of every head, each token with the tokens of its own sequence.
 
     Rows behind the last sequence belong to none and are 0. A NaN or an infinity spoils its own sequence and no other.
 
@@ -33,12 +36,17 @@ def attention_varlen(
         scale: of the scores, usually ``head_dim ** -0.5``.
         out_scale: fp32 ``(1,)``: the result is ``round(y / out_scale)``, saturating, NaN becomes 0.
         dtype: of the result with ``out_scale``; without effect otherwise.
+        bias: fp32 ``(heads, 2 * reach + 1)``, what the scores of a head get for the distance of key and query:
+            ``bias[head, position of key - position of query + reach]``. Beyond ``reach`` the outermost columns count.
+        positions: int32 ``(tokens,)``, of each token in its sequence, ascending; None counts rows. They differ where
+            padding lies between tokens. Only ``bias`` and ``window`` read them.
+        window: a query sees only the keys at a distance of at most this many positions; None sees all.
 
     Returns:
         ``(tokens, heads * head_dim)``, in the type of ``qkv``, or 8-bit with ``out_scale``.
 
     Raises:
-        UserError: columns that are no three times the heads.
+        UserError: columns that are no three times the heads, a bias for other heads, a negative window.
 
     Example:
         >>> qkv = torch.zeros(3, 3 * 16)
@@ -50,7 +58,8 @@ def attention_varlen(
     require_eight_bits(dtype)
     if qkv.shape[1] % (3 * heads):
         raise UserError(f"qkv: {qkv.shape[1]} columns for {heads} heads; there must be 3 * heads * head_dim")
-    return _attention_varlen(qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype)
+    require_relative(heads, bias, window)
+    return _attention_varlen(qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype, bias, positions, window)
 
 
 @torch.library.custom_op("lit_compress::attention_varlen", mutates_args=())
@@ -62,8 +71,13 @@ def _attention_varlen(
     scale: float,
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
-    return reference.attention_varlen(qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype)
+    return reference.attention_varlen(
+        qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype, bias, positions, window
+    )
 
 
 @_attention_varlen.register_fake
@@ -75,6 +89,9 @@ def _(
     scale: float,
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3, dtype=qkv.dtype if out_scale is None else dtype)
 
@@ -89,18 +106,31 @@ def _(
     scale: float,
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     if serves(qkv) and qkv.shape[1] // (3 * heads) <= 128:
         from lit_compress.ops.kernels.attention import attention_varlen as kernel
 
-        return kernel(qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype)
+        return kernel(qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype, bias, positions, window)
     if not qkv.is_cpu:
-        return reference.attention_varlen(qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype)
-    out = _by_length(qkv, cu_seqlens, heads, scale)
+        return reference.attention_varlen(
+            qkv, cu_seqlens, max_seqlen, heads, scale, out_scale, dtype, bias, positions, window
+        )
+    out = _by_length(qkv, cu_seqlens, heads, scale, bias, positions, window)
     return out if out_scale is None else reference.round_to(out.float().mul_(out_scale.reciprocal()), dtype)
 
 
-def _by_length(qkv: Tensor, cu_seqlens: Tensor, heads: int, scale: float) -> Tensor:
+def _by_length(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    heads: int,
+    scale: float,
+    bias: Tensor | None,
+    positions: Tensor | None,
+    window: int | None,
+) -> Tensor:
     """Sequences of the same length as one batch of torch's own attention, so that nothing is padded."""
     width = qkv.shape[1] // 3
     lengths = cu_seqlens.diff()
@@ -109,15 +139,27 @@ def _by_length(qkv: Tensor, cu_seqlens: Tensor, heads: int, scale: float) -> Ten
     for length in different:
         if not length:
             continue
-        if len(different) == 1 and length * len(lengths) == len(qkv):
-            return _batch(qkv, length, heads, scale)  # nothing to gather
         starts = cu_seqlens[:-1][lengths == length].long()
-        rows = (starts.unsqueeze(1) + torch.arange(length)).flatten()
-        out[rows] = _batch(qkv[rows], length, heads, scale)
+        rows = starts.unsqueeze(1) + torch.arange(length)
+        added = None
+        if bias is not None or window is not None:
+            added = reference.added_scores(_places(rows, positions), bias, window).to(qkv.dtype)
+        if len(different) == 1 and length * len(lengths) == len(qkv):
+            return _batch(qkv, length, heads, scale, added)  # nothing to gather
+        out[rows.flatten()] = _batch(qkv[rows.flatten()], length, heads, scale, added)
     return out
 
 
-def _batch(qkv: Tensor, length: int, heads: int, scale: float) -> Tensor:
+def _places(rows: Tensor, positions: Tensor | None) -> Tensor:
+    """Positions of sequences ``(sequences, length)``; of one alone when the distances within all are the same."""
+    count = torch.arange(rows.shape[1])
+    if positions is None:
+        return count.unsqueeze(0)
+    found = positions[rows].long()
+    return count.unsqueeze(0) if bool((found - found[:, :1] == count).all()) else found
+
+
+def _batch(qkv: Tensor, length: int, heads: int, scale: float, added: Tensor | None) -> Tensor:
     q, k, v = qkv.reshape(-1, length, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4)
-    context = F.scaled_dot_product_attention(q, k, v, scale=scale)
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
     return context.transpose(1, 2).reshape(qkv.shape[0], -1)

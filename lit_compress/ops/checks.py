@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_compress.errors import UserError
 
-__all__ = ["Activation", "require_activation", "require_columns", "require_eight_bits"]
+__all__ = ["Activation", "require_activation", "require_columns", "require_eight_bits", "require_relative"]
 
 Activation = Literal["none", "relu", "gelu", "gelu_tanh"]
 
@@ -55,3 +55,16 @@ def require_columns(inputs: int, values: Tensor, columns: Tensor | None, offsets
             f"values: shape {tuple(values.shape)} with {columns.shape[-1]} blocks a chunk for inputs of "
             f"{inputs} columns; these must be a multiple of a block's columns"
         )
+
+
+def require_relative(heads: int, bias: Tensor | None, window: int | None) -> None:
+    """Refuse what no distance of tokens can mean.
+
+    Raises:
+        UserError: with the shape or the number.
+
+    """
+    if bias is not None and (bias.ndim != 2 or bias.shape[0] != heads or bias.shape[1] % 2 == 0):
+        raise UserError(f"bias: shape {tuple(bias.shape)}; for {heads} heads it must be ({heads}, 2 * reach + 1)")
+    if window is not None and window < 0:
+        raise UserError(f"window: {window} must be 0 or more, or None")

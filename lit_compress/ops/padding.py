@@ -37,6 +37,11 @@ class Sequences:
     place: Tensor | None = None
     fits: Tensor | None = None
 
+    def positions(self) -> Tensor | None:
+        """Position of each row in its sequence, padding counted, int32; None when rows are positions."""
+        # A row that stands for no token gets a position, too, and nothing reads it.
+        return None if self.order is None else self.order.clamp(min=0).remainder(self.length)
+
 
 def find_sequences(
     mask: Tensor | None, batch: int, length: int, device: torch.device, budget: int | None = None

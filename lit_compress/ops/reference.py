@@ -14,6 +14,7 @@ from torch.nn import functional as F
 __all__ = [
     "MIN_SCALE",
     "activate",
+    "added_scores",
     "attention_varlen",
     "dense_values",
     "dynamic_linear",
@@ -140,16 +141,41 @@ def attention_varlen(
     scale: float,
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """See :func:`lit_compress.ops.attention_varlen`."""
     tokens, width = qkv.shape[0], qkv.shape[1] // 3
     out = torch.zeros(tokens, width, dtype=torch.float32, device=qkv.device)
     starts = cu_seqlens.tolist()
+    places = torch.arange(tokens, device=qkv.device) if positions is None else positions.long()
     for start, end in pairwise(starts):
         q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
-        context = torch.softmax(q @ k.transpose(1, 2) * scale, -1) @ v
-        out[start:end] = context.transpose(0, 1).reshape(end - start, width)
+        score = q @ k.transpose(1, 2) * scale + added_scores(places[start:end], bias, window)
+        out[start:end] = (torch.softmax(score, -1) @ v).transpose(0, 1).reshape(end - start, width)
     return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
+
+
+def added_scores(positions: Tensor, bias: Tensor | None, window: int | None) -> Tensor:
+    """What the distance of two tokens adds to their score: the bias, and minus infinity outside the window.
+
+    Args:
+        positions: ``(..., tokens)``, int64.
+        bias: as of :func:`lit_compress.ops.attention_varlen`, and likewise the window.
+        window: of both sides.
+
+    Returns:
+        fp32 ``(..., heads, queries, keys)``, with 1 for the heads without a bias.
+
+    """
+    distance = positions.unsqueeze(-2) - positions.unsqueeze(-1)
+    if bias is None:
+        added = torch.zeros(distance.shape, device=distance.device).unsqueeze(-3)
+    else:
+        reach = bias.shape[1] // 2
+        added = bias.float()[:, distance.clamp(-reach, reach) + reach].movedim(0, -3)
+    return added if window is None else added.masked_fill((distance.abs() > window).unsqueeze(-3), -torch.inf)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

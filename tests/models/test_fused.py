@@ -41,7 +41,7 @@ def test_with_dense_products_it_is_the_dequantized_model(family, mask):
 
 
 @pytest.mark.parametrize("choice", ["kernel", "reference"])
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet"])
 def test_with_8_bit_products_it_is_that_model_but_for_rounding(family, choice):
     model = packed(build(family, AutoModel, initializer_range=0.3))
     expected = hidden(dequantized(model), "holes")
@@ -132,13 +132,14 @@ def test_queries_keys_and_values_in_different_formats():
         assert relative_error(hidden(fuse(model)), expected) < INT8
 
 
-def test_plain_layers_between_fused_ones():
-    dense = wide(num_hidden_layers=4, auto=AutoModel)
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_plain_layers_between_fused_ones(family):
+    dense = wide(family, num_hidden_layers=4, auto=AutoModel)
     names = [name for name in layer_linears(dense) if ".1." not in name and not name.endswith("3.output.dense")]
     model = packed(dense, names=names)
     expected = hidden(dequantized(model), "holes")
     assert [reason is None for reason in unfused_reasons(fuse(model))] == [True, False, True, False]
-    assert "attention.self.query is no packed linear but a Linear" in unfused_reasons(model)[1]
+    assert f"{layout_of(model).query} is no packed linear but a Linear" in unfused_reasons(model)[1]
     assert "output.dense is no packed linear" in unfused_reasons(model)[3]
     assert relative_error(real(hidden(model, "holes"), "holes"), real(expected, "holes")) < INT8
     with torch.no_grad():
@@ -146,7 +147,7 @@ def test_plain_layers_between_fused_ones():
     assert len(states) == 5
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet"])
 def test_hidden_states(family):
     model = packed(build(family, AutoModel, initializer_range=0.3))
     with torch.no_grad():
@@ -242,12 +243,14 @@ def test_weights_are_in_memory_once():
         assert layer.steps.qkv.w_scale.dtype == torch.float32
 
 
-def test_fusing_twice_changes_nothing_and_unfusing_undoes_it():
-    plain = packed(build("distilbert"))
+@pytest.mark.parametrize("family", ["distilbert", "mpnet"])
+def test_fusing_twice_changes_nothing_and_unfusing_undoes_it(family):
+    plain = packed(build(family))
     model = fuse(fuse(copy.deepcopy(plain)))
     assert len(fused_layers(model)) == 3
     unfuse(model)
     assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+    assert [name for name, _ in model.named_buffers()] == [name for name, _ in plain.named_buffers()]
     assert model.config._attn_implementation == plain.config._attn_implementation
     with torch.no_grad():
         expected = plain(**inputs(), output_hidden_states=True)
@@ -286,8 +289,9 @@ def test_half_precision(dtype):
     assert relative_error(got.float(), expected) < 0.05
 
 
-def test_training_takes_the_path_with_gradients_and_dropout():
-    model = fuse(packed(build("bert", initializer_range=0.3)))
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_training_takes_the_path_with_gradients_and_dropout(family):
+    model = fuse(packed(build(family, initializer_range=0.3)))
     table = model.get_input_embeddings().weight
     model.train()
     assert not torch.equal(model(**inputs()).logits, model(**inputs()).logits)
@@ -310,19 +314,21 @@ def test_a_token_that_is_no_number_spoils_its_sequence_only():
     assert torch.allclose(clean[[0, 2]], got[[0, 2]], atol=0.5)
 
 
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
 @pytest.mark.parametrize(("choice", "mask"), [("dense", "none"), ("dense", "holes"), ("kernel", "right")])
-def test_a_compiled_graph_is_whole(choice, mask):
+def test_a_compiled_graph_is_whole(choice, mask, family):
     torch.compiler.reset()
-    model = fuse(packed(build("bert", AutoModel, num_hidden_layers=2, initializer_range=0.3)))
+    model = fuse(packed(build(family, AutoModel, num_hidden_layers=2, initializer_range=0.3)))
     with forced(choice):
         expected = hidden(model, mask)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert torch.allclose(hidden(compiled, mask), expected, atol=1e-4)
 
 
-def test_a_graph_with_a_row_budget():
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_a_graph_with_a_row_budget(family):
     torch.compiler.reset()
-    model = fuse(packed(build("bert", AutoModel, num_hidden_layers=1, initializer_range=0.3)))
+    model = fuse(packed(build(family, AutoModel, num_hidden_layers=1, initializer_range=0.3)))
     expected = hidden(model)  # ten tokens that are no padding
     for budget, fits in ((10, True), (9, False)):
         encoder_of(model).row_budget = budget

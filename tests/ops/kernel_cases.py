@@ -376,7 +376,7 @@ def test_attention(head_dim, source):
     assert (y[45:] == 0).all()
 
 
-def oracle(qkv, starts, heads, scale):
+def oracle(qkv, starts, heads, scale, bias=None, positions=None, window=None):
     width = qkv.shape[1] // 3
     out = torch.zeros(qkv.shape[0], width, dtype=torch.float64, device=DEVICE)
     for start, end in pairwise(starts):
@@ -384,8 +384,56 @@ def oracle(qkv, starts, heads, scale):
             at = [slice(part * width + head * width // heads, part * width + (head + 1) * width // heads)
                   for part in range(3)]  # fmt: skip
             q, k, v = (qkv[start:end, columns].double() for columns in at)
-            out[start:end, at[0]] = torch.softmax(q @ k.T * scale, 1) @ v
+            score = q @ k.T * scale
+            place = (torch.arange(start, end) if positions is None else positions[start:end].cpu()).tolist()
+            for row, mine in enumerate(place):
+                for column, its in enumerate(place):
+                    if bias is not None:
+                        middle = bias.shape[1] // 2
+                        score[row, column] += bias[head, middle + max(-middle, min(middle, its - mine))]
+                    if window is not None and abs(its - mine) > window:
+                        score[row, column] = -torch.inf
+            out[start:end, at[0]] = torch.softmax(score, 1) @ v
     return out
+
+
+# The last: positions with gaps, as padding between tokens leaves them.
+RELATIVE = {
+    "bias": (9, None, False),
+    "one bias for all distances": (0, None, False),
+    "window": (None, 3, False),
+    "window of one": (None, 1, False),
+    "itself alone": (None, 0, False),
+    "window longer than all": (None, 500, False),
+    "bias, window and gaps": (40, 7, True),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_attention_by_distance(name):
+    reach, window, gaps = RELATIVE[name]
+    starts, heads = [0, 1, 1, 75, 80], 2
+    qkv, lengths = draw(83, 96), torch.tensor(starts, dtype=torch.int32, device=DEVICE)
+    bias = None if reach is None else draw(heads, 2 * reach + 1) * 3
+    positions = None
+    if gaps:
+        positions = torch.cat([torch.randperm(150)[: end - start].sort()[0] for start, end in pairwise([*starts, 83])])
+        positions = positions.to(torch.int32).to(DEVICE)
+
+    y = ops.attention_varlen(qkv, lengths, 74, heads, 0.25, bias=bias, positions=positions, window=window)
+
+    exact = oracle(qkv, starts, heads, 0.25, bias, positions, window)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5)
+    assert (y[80:] == 0).all()
+
+
+def test_attention_in_a_window_passes_blocks_without_a_key():
+    # Blocks of 128 queries and 64 keys: the first block of keys holds none that the last queries see.
+    qkv, lengths = draw(300, 48), torch.tensor([0, 300], dtype=torch.int32, device=DEVICE)
+
+    y = ops.attention_varlen(qkv, lengths, 300, 1, 0.25, window=5)
+
+    torch.testing.assert_close(y.double(), oracle(qkv, [0, 300], 1, 0.25, window=5), rtol=1e-5, atol=1e-5)
 
 
 @both_types

@@ -21,6 +21,10 @@ def weight(outputs=12, inputs=32, dtype=INT8):
     return ops.quantize_rows(torch.randn(outputs, inputs), dtype)
 
 
+def attend(**options):
+    return ops.attention_varlen(torch.ones(1, 48), torch.tensor([0, 1]).int(), 1, 1, 1.0, **options)
+
+
 def tiles(outputs=128, inputs=64):
     """Two tall blocks, both of zeros but for one row, in a chunk of four."""
     values = torch.zeros(1, 128, 128, dtype=torch.int8)
@@ -32,6 +36,7 @@ def tiles(outputs=128, inputs=64):
 def calls():
     """Name to (public function, its torch operator, arguments)."""
     x, lengths = torch.randn(6, 32), torch.tensor([0, 2, 6], dtype=torch.int32)
+    positions = torch.tensor([0, 3, 0, 1, 2, 5, 0], dtype=torch.int32)
     q, scale = ops.quantize_rows(x, INT8)
     values, w_scale = weight()
     found = torch.ops.lit_compress
@@ -70,6 +75,16 @@ def calls():
             ops.attention_varlen,
             found.attention_varlen,
             (torch.randn(7, 96), lengths, 4, 2, 0.25, torch.ones(1), FP8),
+        ),
+        "attention_varlen by distance": (
+            ops.attention_varlen,
+            found.attention_varlen,
+            (torch.randn(7, 96), lengths, 4, 2, 0.25, None, INT8, torch.randn(2, 5), positions, 2),
+        ),
+        "attention_varlen in a window": (
+            ops.attention_varlen,
+            found.attention_varlen,
+            (torch.randn(6, 96).bfloat16(), lengths, 4, 2, 0.25, None, INT8, None, None, 1),
         ),
         "gather_rows": (
             ops.gather_rows,
@@ -258,6 +273,9 @@ def test_padding_there_and_back():
             "'silu'",
         ),
         (lambda: ops.attention_varlen(torch.ones(1, 32), torch.tensor([0, 1]).int(), 1, 3, 1.0), "3 heads"),
+        (lambda: attend(bias=torch.zeros(2, 5)), r"\(2, 5\); for 1 heads it must be \(1, 2 \* reach \+ 1\)"),
+        (lambda: attend(bias=torch.zeros(1, 4)), r"\(1, 4\)"),
+        (lambda: attend(window=-1), "window: -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):

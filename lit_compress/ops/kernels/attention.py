@@ -19,6 +19,9 @@ def attention_varlen(
     scale: float,
     out_scale: Tensor | None,
     dtype: torch.dtype,
+    bias: Tensor | None = None,
+    positions: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """See :func:`lit_compress.ops.attention_varlen`."""
     qkv = qkv.contiguous()
@@ -32,7 +35,10 @@ def attention_varlen(
     grid = (triton.cdiv(max(max_seqlen, 1), launch.block_m), heads, cu_seqlens.shape[0])
     with torch.cuda.device_of(qkv):
         attention_varlen_kernel[grid](
-            qkv, cu_seqlens.contiguous(), out, out_scale, tokens, heads, scale * 1.4426950408889634,
+            qkv, cu_seqlens.contiguous(), out, out_scale,
+            None if bias is None else bias.float().contiguous(),
+            None if positions is None else positions.contiguous(),
+            tokens, heads, scale * 1.4426950408889634, 0 if bias is None else bias.shape[1] // 2, window,
             head_dim, launch.block_d, launch.block_m, launch.block_n,
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
@@ -41,7 +47,7 @@ def attention_varlen(
 
 @triton.jit(do_not_specialize=["tokens"])
 def attention_varlen_kernel(
-    qkv, cu_seqlens, out, out_scale, tokens, heads, log2_scale,
+    qkv, cu_seqlens, out, out_scale, bias, positions, tokens, heads, log2_scale, reach, window,
     HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``BLOCK_M`` queries of a head of a sequence."""
@@ -69,17 +75,25 @@ def attention_varlen_kernel(
             top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
             weight = tl.zeros((BLOCK_M,), tl.float32)
             total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-            for key in range(0, length, BLOCK_N):
+            first, end = _keys(block, length, window, BLOCK_M, BLOCK_N)
+            place_m = _places(positions, start, m, length)
+            for key in range(first, end, BLOCK_N):
                 n = key + tl.arange(0, BLOCK_N)
                 at = rows + n[:, None] * (3 * width) + d[None, :]
                 mask = (n[:, None] < length) & (d[None, :] < HEAD)
                 k = tl.load(at + width, mask=mask, other=0.0)
                 v = tl.load(at + 2 * width, mask=mask, other=0.0)
                 score = tl.dot(q, tl.trans(k), input_precision=precision) * log2_scale
-                score = tl.where(n[None, :] < length, score, float("-inf"))
+                seen = n[None, :] < length
+                if bias is not None or window is not None:
+                    distance = _places(positions, start, n, length)[None, :] - place_m[:, None]
+                    score, seen = _by_distance(score, seen, distance, bias, head, reach, window)
+                score = tl.where(seen, score, float("-inf"))
                 higher = tl.maximum(top, tl.max(score, 1))
-                p = tl.exp2(score - higher[:, None])
-                shrink = tl.exp2(top - higher)
+                # A query may have seen no key of its window yet: the difference of two infinities would be NaN.
+                taken = higher if window is None else tl.where(higher == float("-inf"), 0.0, higher)
+                p = tl.exp2(score - taken[:, None])
+                shrink = tl.exp2(top - taken)
                 weight = weight * shrink + tl.sum(p, 1)
                 total = tl.dot(p.to(v.dtype), v, total * shrink[:, None], input_precision=precision)
                 top = higher
@@ -88,3 +102,35 @@ def attention_varlen_kernel(
                 y = round_to(y * tl.div_rn(1.0, tl.load(out_scale)), out.dtype.element_ty)
             place = out + (start + m).to(tl.int64)[:, None] * width + head * HEAD + d[None, :]
             tl.store(place, y.to(out.dtype.element_ty), mask=q_mask)
+
+
+@triton.jit
+def _keys(block, length, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The first key and the one behind the last that a block of queries sees."""
+    first = 0
+    end = length
+    if window is not None:
+        # Between two rows there are no fewer positions than rows.
+        first = tl.maximum(block * BLOCK_M - window, 0) // BLOCK_N * BLOCK_N
+        end = tl.minimum(length, (block + 1) * BLOCK_M + window)
+    return first, end
+
+
+@triton.jit
+def _places(positions, start, rows, length):
+    """Positions of some rows of a sequence."""
+    places = rows
+    if positions is not None:
+        places = tl.load(positions + start + rows, mask=rows < length, other=0)
+    return places
+
+
+@triton.jit
+def _by_distance(score, seen, distance, bias, head, reach, window):
+    """Scores with what their distance adds, and which of them are seen."""
+    if bias is not None:
+        column = tl.minimum(tl.maximum(distance, -reach), reach) + reach
+        score += tl.load(bias + head * (2 * reach + 1) + column) * 1.4426950408889634
+    if window is not None:
+        seen = seen & (tl.abs(distance) <= window)
+    return score, seen
