@@ -62,10 +62,10 @@ def test_what_is_forced_is_said(packed_folder):
 
 
 def test_layers_that_stay_plain_say_why():
-    facts = explanation(fuse(build("mpnet")), 16, "cpu")
+    facts = explanation(fuse(build("deberta-v2")), 16, "cpu")
     assert facts["fused_layers"] == 0
     assert {layer["reason"] for layer in facts["layers"]} == {
-        "MPNet adds relative positions to the scores of its attention"
+        "DeBERTa multiplies queries and keys with relative positions, too, and adds that to its scores"
     }
     assert json.loads(json.dumps(facts)) == facts
 
