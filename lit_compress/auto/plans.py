@@ -1,5 +1,6 @@
 """The structure of each member: planned by a latency table, and measured before anything is trained."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from lit_compress.choices import Target
 from lit_compress.errors import UserError
 from lit_compress.models.groups import KINDS, Kind
 from lit_compress.planning.latency import LatencyTable
-from lit_compress.planning.plan import Losses, fastest, plan
+from lit_compress.planning.plan import NEURON_MULTIPLE, Losses, fastest, plan
 from lit_compress.planning.structure import LayerShape, Structure
 
 __all__ = ["INT8", "Cases", "Planned", "describe", "member_name", "plan_members", "smallest_structure"]
@@ -144,7 +145,7 @@ def _speedups(
 
 
 def smallest_structure(dense: Structure, fixed: Collection[Kind] = ()) -> Structure:
-    """The first layer with one head and few neurons: nothing is faster.
+    """The first layer with one head and the fewest neurons that a plan has: nothing is faster.
 
     Args:
         dense: the whole model.
@@ -156,7 +157,8 @@ def smallest_structure(dense: Structure, fixed: Collection[Kind] = ()) -> Struct
     first, *others = dense.layers
     assert first is not None
     heads = first.heads if "heads" in fixed else 1
-    least = LayerShape(heads, first.neurons if "neurons" in fixed else max(round(first.neurons * _FEW), 1))
+    few = min(math.ceil(max(round(first.neurons * _FEW), 1) / NEURON_MULTIPLE) * NEURON_MULTIPLE, first.neurons)
+    least = LayerShape(heads, first.neurons if "neurons" in fixed else few)
     return Structure(layers=(least, *(None for _ in others)))
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from lit_compress.planning.latency import interpolated
 from lit_compress.planning.structure import LayerShape, Structure
 
-__all__ = ["Losses", "Times", "fastest", "plan"]
+__all__ = ["NEURON_MULTIPLE", "Losses", "Times", "fastest", "plan"]
+
+NEURON_MULTIPLE = 32
 
 # Into how many steps of time the dense model is cut. The times of layers are rounded up to them: of 12 layers at most
 # 0.02 % of the dense model's time is given away.
@@ -97,7 +99,7 @@ def plan(
     table: Times,
     seconds: float,
     within: Structure | None = None,
-    neuron_multiple: int = 32,
+    neuron_multiple: int = NEURON_MULTIPLE,
     rank: int | None = None,
 ) -> Structure:
     """The structure with the least estimated loss among those that take at most so long.
@@ -156,7 +158,7 @@ def fastest(
     losses: Losses,
     table: Times,
     within: Structure | None = None,
-    neuron_multiple: int = 32,
+    neuron_multiple: int = NEURON_MULTIPLE,
     rank: int | None = None,
 ) -> Structure:
     """The structure that takes the least time; arguments are those of :func:`plan`."""

@@ -6,7 +6,7 @@ from lit_compress.auto.plans import INT8, Planned, plan_members, smallest_struct
 from lit_compress.auto.request import Request
 from lit_compress.errors import UserError
 from lit_compress.planning.latency import LatencyTable
-from lit_compress.planning.plan import Losses
+from lit_compress.planning.plan import Losses, fastest
 from lit_compress.planning.structure import LayerShape, Structure
 
 DENSE = Structure(layers=(LayerShape(4, 128),) * 4)
@@ -85,9 +85,15 @@ def test_a_plan_comes_back_from_json():
 
 
 def test_the_smallest_structure_is_one_layer():
-    assert smallest_structure(DENSE) == Structure(layers=(LayerShape(1, 4), None, None, None))
+    assert smallest_structure(DENSE) == Structure(layers=(LayerShape(1, 32), None, None, None))
+
+
+def test_no_plan_is_smaller_than_the_smallest_structure():
+    assert TABLE.seconds(fastest(LOSSES, TABLE)) >= TABLE.seconds(smallest_structure(DENSE))
+    few = Structure(layers=(LayerShape(2, 20),))
+    assert smallest_structure(few) == Structure(layers=(LayerShape(1, 20),))
 
 
 def test_the_smallest_structure_keeps_what_a_family_cannot_lose():
-    assert smallest_structure(DENSE, {"heads"}) == Structure(layers=(LayerShape(4, 4), None, None, None))
+    assert smallest_structure(DENSE, {"heads"}) == Structure(layers=(LayerShape(4, 32), None, None, None))
     assert smallest_structure(DENSE, {"heads", "neurons"}) == DENSE
