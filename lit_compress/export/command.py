@@ -117,9 +117,8 @@ def export(
     if to == "packed":
         precision: Precision = "fp8" if dtype == "fp8" else "int8"
         ranges = ranges_of(folded.manifest)
-        count = _batches(folded, ranges) if calibration_batches is None else calibration_batches
-        if count and validation is not None:
-            ranges = calibrated(folded, ranges, islice(validation.val_dataloader(), count), precision)
+        if validation is not None:
+            ranges = _measured(folded, ranges, validation, calibration_batches, precision)
         writer = partial(writer, layout=layout, dtype=precision, ranges=ranges)
     write(folded, output, _reading_as_trained(writer, validation), overwrite)
     if to == "packed":
@@ -221,10 +220,33 @@ def _validation_data(
         if given or calibration_batches:
             raise
         # That its data is gone is no reason to export nothing.
-        why = first_line(error).removeprefix("--").partition(";")[0]
-        why = why if isinstance(error, UserError) else f"{type(error).__name__}: {why}"
-        say(f"The export was not compared on the run's validation rows: {why}")
+        say(f"The export was not compared on the run's validation rows: {_why(error)}")
         return None
+
+
+def _measured(
+    folded: Folded,
+    ranges: Mapping[str, Ranges],
+    validation: LightningDataModule,
+    asked: int | None,
+    precision: Precision,
+) -> Mapping[str, Ranges]:
+    """Ranges, those that training left open measured on so many batches, or as many as are needed."""
+    count = _batches(folded, ranges) if asked is None else asked
+    if not count:
+        return ranges
+    try:
+        return calibrated(folded, ranges, islice(validation.val_dataloader(), count), precision)
+    except Exception as error:  # of a data module or a layer that cannot be calibrated, which nobody asked for
+        if asked:
+            raise
+        say(f"Ranges were not measured, and inputs are quantized as they come: {_why(error)}")
+        return ranges
+
+
+def _why(error: Exception) -> str:
+    why = first_line(error).removeprefix("--").partition(";")[0]
+    return why if isinstance(error, UserError) else f"{type(error).__name__}: {why}"
 
 
 def _reading_as_trained(

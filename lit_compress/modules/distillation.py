@@ -14,7 +14,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.distill import logit_kl, mean_logits, soft_cross_entropy
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks import IGNORED, Batch, MultiLabelTask
-from lit_compress.tasks.batch import rows_where
+from lit_compress.tasks.batch import count_of, rows_where
 
 __all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
 
@@ -158,9 +158,11 @@ class LogitDistillation(Distillation):
         if self.tokens == "all":
             return self._loss(student, teachers)
         if self.tokens == "masked":
-            mask, count = batch.targets["labels"] != IGNORED, batch.meta.get("labelled")
+            labels = batch.targets["labels"]
+            mask, count = labels != IGNORED, count_of(batch, "labelled", labels)
         else:
-            mask, count = batch.inputs["attention_mask"], batch.meta.get("attended")
+            mask = batch.inputs["attention_mask"]
+            count = count_of(batch, "attended", mask)
         # Before the teachers are averaged, too: rows of a whole vocabulary are large.
         student, *teachers = rows_where(mask, count, student, *teachers)
         return self._loss(student, teachers)

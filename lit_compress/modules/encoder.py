@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.core.hooks import DataHooks
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
@@ -33,7 +37,7 @@ from lit_compress.modules.watch import Broken, LossWatch, all_or_nan
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of
-from lit_compress.tasks.batch import counted
+from lit_compress.tasks.batch import count_of, counted, tied
 from lit_compress.training_steps import is_logged, training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
@@ -106,6 +110,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self.test_metrics = self.task.metrics("test/")
         self._gradients: list[dict[str, Tensor]] = []
         self._watch, self._skips, self._saved = LossWatch(), False, False
+        self._looks_at_each = False  # where a callback monitors a loss of the training
 
     def setup(self, stage: str) -> None:
         length = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
@@ -134,7 +139,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     def inputs_of(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Arguments of a model's forward pass: without the mask where it is known that there is no padding."""
         mask = batch.inputs.get("attention_mask")
-        if mask is None or batch.meta.get("attended") != mask.numel():
+        if mask is None or count_of(batch, "attended", mask) != mask.numel():
             return batch.inputs
         # A compiled model would be compiled again.
         if not knows_padding(model) or (model is self.student and self.compile_student):
@@ -149,6 +154,18 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         # Around Lightning's hook, which a data module may have, too; it warns of both.
         batch = super()._on_before_batch_transfer(batch, dataloader_idx)
         return self.on_host(batch) if isinstance(batch, Batch) else batch
+
+    def _apply_batch_transfer_handler(
+        self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0
+    ) -> Any:
+        batch = super()._apply_batch_transfer_handler(batch, device, dataloader_idx)
+        # What is done to a batch on the device, nothing that was counted on the host knows of.
+        changed = any(
+            is_overridden("on_after_batch_transfer", owner, DataHooks)
+            for owner in (self, getattr(self._trainer, "datamodule", None))
+            if owner is not None
+        )
+        return tied(batch) if isinstance(batch, Batch) and not changed else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         parts = self.losses(batch)
@@ -165,7 +182,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     ) -> None:
         """Clip as Lightning does, and leave weights and moments as they are when the gradient is not finite."""
         if not self._skips:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            self._clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         # Not through Lightning, which under mixed precision refuses to clip for a fused optimizer: such a one unscales
         # gradients itself. Only fp16 scales them, and is not fused.
@@ -178,6 +195,14 @@ class LitEncoder(KeepsInitArgs, LightningModule):
             torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
         self._watch.add_norm(self.global_step, norm)
         optimizer.found_inf = self._watch.found  # type: ignore[attr-defined]  (GradScaler sets it the same way)
+
+    def _clip(self, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # bf16: Lightning refuses to clip for a fused optimizer, which might unscale; here nothing is scaled.
+            Precision.clip_gradients(plugin, optimizer, value or 0.0, GradClipAlgorithmType(algorithm or "norm"))
+        else:
+            self.clip_gradients(optimizer, value, algorithm)
 
     def check_finite(self) -> None:
         """Wait for the device, and stop when a loss or a gradient since the last look was not finite.
@@ -212,7 +237,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         # Here, so that callbacks find the losses of this step; those of the first are what people wait for.
-        if not self._watch.looked or is_logged(self.trainer, batch_idx):
+        if not self._watch.looked or self._looks_at_each or is_logged(self.trainer, batch_idx):
             self.check_finite()
             # On the host already: Lightning asks for each number by itself, and at each batch when a bar shows it.
             values = {f"train/{name}": torch.tensor(value) for name, value in self._watch.last.items()}
@@ -282,6 +307,8 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self._gradients = []
         self._watch, self._skips = LossWatch(), _skips_on_device(self.trainer)
         self._saved = False
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._looks_at_each = any(str(getattr(one, "monitor", None)).startswith("train/") for one in callbacks)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of the seed and the step: a resumed run needs no random state to continue exactly,
@@ -362,6 +389,11 @@ def _settings(value: Any) -> Any:
 def _skips_on_device(trainer: Trainer) -> bool:
     """Whether every optimizer leaves out a step when the device says so: a fused Adam on whole weights does."""
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        return False
+    # An overflow of scaled gradients is no fault: the scaler leaves out that step and goes on. Fused kernels of other
+    # devices do not ask whether to leave a step out.
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    if scaled or trainer.strategy.root_device.type not in ("cpu", "cuda"):
         return False
     adams = all(isinstance(optimizer, torch.optim.Adam) for optimizer in trainer.optimizers)
     return adams and all(group["fused"] for optimizer in trainer.optimizers for group in optimizer.param_groups)

@@ -64,7 +64,9 @@ class LossWatch:
     def add_loss(self, step: int, parts: Mapping[str, Tensor]) -> None:
         """Remember the parts of a batch's loss, of which ``loss`` is the whole."""
         self._seen.append((step, tuple(parts)))
-        self._rows.append(torch.stack([part.detach().float().reshape(()) for part in parts.values()]))
+        device = parts["loss"].device
+        rows = [part.detach().to(device, torch.float32, non_blocking=True).reshape(()) for part in parts.values()]
+        self._rows.append(torch.stack(rows))
 
     def add_norm(self, step: int, norm: Tensor) -> None:
         """Remember the norm ``()`` of a gradient that an optimizer is about to use."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORED", "Batch", "counted", "rows_of", "rows_where"]
+__all__ = ["IGNORED", "Batch", "count_of", "counted", "rows_of", "rows_where", "tied"]
 
 # Label of tokens that are not part of a loss or a metric: F.cross_entropy's default.
 IGNORED = -100
@@ -50,6 +50,40 @@ def counted(batch: Batch) -> Batch:
     if labels is not None and labels.device.type == "cpu" and labels.ndim == 2 and not labels.is_floating_point():
         found["labelled"] = int(torch.count_nonzero(labels != IGNORED))
     return batch._replace(meta=batch.meta | found)
+
+
+class _Count(NamedTuple):
+    """A number that was counted of a tensor, as it was then."""
+
+    number: int
+    of: Tensor
+    version: int
+
+
+def tied(batch: Batch) -> Batch:
+    """The batch, on its device, with the numbers of :func:`counted` tied to the tensors that they are of.
+
+    A module may change masks and labels afterwards; :func:`count_of` then no longer knows.
+    """
+    tensors = {"attended": batch.inputs.get("attention_mask"), "labelled": batch.targets.get("labels")}
+    found = {
+        name: _Count(number, tensor, _version(tensor))
+        for name, tensor in tensors.items()
+        if tensor is not None and isinstance(number := batch.meta.get(name), int)
+    }
+    return batch._replace(meta=batch.meta | found) if found else batch
+
+
+def count_of(batch: Batch, name: str, tensor: Tensor) -> int | None:
+    """How many tokens of a mask are ``attended``, or of labels ``labelled``; None when it is not known on the host."""
+    known = batch.meta.get(name)
+    if not isinstance(known, _Count) or known.of is not tensor or known.version != _version(tensor):
+        return None
+    return known.number
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def rows_where(mask: Tensor, count: int | None, *values: Tensor) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torchmetrics import Metric, MetricCollection
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining, PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.tasks.batch import IGNORED, Batch, rows_where
+from lit_compress.tasks.batch import IGNORED, Batch, count_of, rows_where
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.task import Task
 
@@ -37,7 +37,8 @@ class MaskedWordsTask(Task):
             config.tie_word_embeddings = True
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        return mean_over_tokens(self._logits(output), batch.targets["labels"], batch.meta.get("labelled"))
+        labels = batch.targets["labels"]
+        return mean_over_tokens(self._logits(output), labels, count_of(batch, "labelled", labels))
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets["labels"] != IGNORED).sum())

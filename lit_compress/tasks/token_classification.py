@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from transformers import AutoModelForTokenClassification
 
 from lit_compress.functional.entities import entities, is_entity_tag
-from lit_compress.tasks.batch import IGNORED, Batch
+from lit_compress.tasks.batch import IGNORED, Batch, count_of
 from lit_compress.tasks.masked_words import mean_over_tokens
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, class_scores, divide
 from lit_compress.tasks.task import Task
@@ -35,7 +35,8 @@ class TokenClassificationTask(Task):
     labels: list[str]
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
-        return mean_over_tokens(output.logits, batch.targets["labels"], batch.meta.get("labelled"))
+        labels = batch.targets["labels"]
+        return mean_over_tokens(output.logits, labels, count_of(batch, "labelled", labels))
 
     def count(self, batch: Batch) -> int:
         return int((batch.targets["labels"] != IGNORED).sum())

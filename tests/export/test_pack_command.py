@@ -111,6 +111,20 @@ def test_without_data_to_calibrate_on_a_run_is_packed_and_says_what_is_missing(r
     assert "4 linears after attention and activation have no range" in out
 
 
+def test_a_calibration_that_nobody_asked_for_stops_nothing(runs, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise AttributeError("no trainer")
+
+    monkeypatch.setattr("lit_compress.export.command.calibrated", fail)
+    given = ["pack", f"--run={runs / 'pruned'}", f"--output={tmp_path / 'out'}"]
+    main(given)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Ranges were not measured, and inputs are quantized as they come: AttributeError: no trainer" in said
+    assert (tmp_path / "out/config.json").is_file()
+    with pytest.raises(AttributeError):
+        main([*given[:2], f"--output={tmp_path / 'other'}", "--calibration_batches=1"])
+
+
 def test_calibration_without_effect_is_refused(runs, tmp_path):
     with pytest.raises(UserError, match="--calibration_batches: has no effect"):
         pack_command(run=str(runs / "quantized"), output=str(tmp_path / "out"), calibration_batches=1)

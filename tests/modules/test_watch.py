@@ -6,11 +6,13 @@ import pytest
 import torch
 from contracts.table import build
 from contracts.training import StopAt, data, differences, fit
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from lit_compress.errors import UserError
 from lit_compress.modules import Distillation, LitStudent, Optimization, encoder
 from lit_compress.modules.watch import LossWatch, all_or_nan
+from lit_compress.tasks import IGNORED, Batch
+from lit_compress.tasks.batch import count_of, counted, tied
 
 # Nothing looks at the loss but what the test is about and, at the latest, the end of the first epoch of 4 batches.
 UNSEEN = {"each_step": False, "log_every_n_steps": 100}
@@ -212,3 +214,70 @@ def test_a_finite_loss_keeps_its_value_and_its_gradient():
     loss = torch.tensor(math.inf, requires_grad=True)
     all_or_nan(loss).backward()
     assert loss.grad.isnan()
+
+
+class Loose(LitStudent):
+    """Hides the last token of each example on the device, as a data module of somebody's own might."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        batch.inputs["attention_mask"][:, -1] = 0
+        return batch
+
+
+def test_what_is_changed_on_the_device_is_not_what_was_counted_on_the_host():
+    mask, labels = torch.ones(2, 3, dtype=torch.int64), torch.tensor([[1, IGNORED, 0], [0, 1, 1]])
+    batch = tied(counted(Batch({"attention_mask": mask}, {"labels": labels}, {})))
+    assert count_of(batch, "attended", mask) == 6
+    assert count_of(batch, "labelled", labels) == 5
+    assert count_of(batch, "attended", mask.clone()) is None
+    twice = batch._replace(targets={"labels": torch.cat([labels, labels])})
+    assert count_of(twice, "labelled", twice.targets["labels"]) is None
+    mask[0, 0] = 0
+    assert count_of(batch, "attended", mask) is None
+
+
+@pytest.mark.parametrize(("kind", "known"), [(LitStudent, 6), (Loose, None)])
+def test_a_hook_after_the_transfer_makes_counts_unknown(kind, known, tiny_teacher):
+    module = kind(str(tiny_teacher), str(tiny_teacher), labels=["0", "1"])
+    given = Batch({"attention_mask": torch.ones(2, 3, dtype=torch.int64)}, {"labels": torch.tensor([0, 1])}, {})
+    batch = module._apply_batch_transfer_handler(counted(given), torch.device("cpu"))
+    assert count_of(batch, "attended", batch.inputs["attention_mask"]) == known
+
+
+def test_a_scaler_that_leaves_out_a_step_is_no_fault():
+    trainer = Trainer(accelerator="cpu", logger=False, barebones=False)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
+    trainer.strategy.optimizers = [optimizer]
+    assert encoder._skips_on_device(trainer)
+    trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu")
+    assert not encoder._skips_on_device(trainer)
+
+
+def test_bf16_goes_on_from_an_optimizer_that_was_not_fused(train, tmp_path):
+    train(Odd(), precision="bf16-mixed", max_steps=2, name="first")
+    (file,) = (tmp_path / "first").rglob("last.ckpt")
+    checkpoint = torch.load(file, weights_only=False)
+    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+        group["fused"] = False
+    torch.save(checkpoint, file)
+    module, error = train(
+        Odd(), precision="bf16-mixed", gradient_clip_val=1.0, max_steps=4, name="first", ckpt_path=str(file)
+    )
+    assert error is None
+    assert module.trainer.global_step == 4
+
+
+class Monitor(Callback):
+    monitor = "train/loss"
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.seen.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def test_a_loss_that_a_callback_monitors_is_that_of_each_step(train):
+    monitor = Monitor()
+    train(Odd(), monitor, name="monitored")
+    assert len(set(monitor.seen)) == len(monitor.seen) > 2
