@@ -5,7 +5,6 @@ None is called like a public name or package, where jsonargparse would look for 
 """
 
 import shlex
-from pathlib import Path
 from typing import Any, Literal
 
 from lit_compress.choices import Dtype, EngineName, Format, GuessedTask, LayoutChoice, Precision, Processor, Target
@@ -270,7 +269,7 @@ def compare(
 
     """
     options = locals()
-    if any(Path(run, "compress.json").is_file() for run in runs):
+    if any(map(_is_family, runs)):
         from lit_compress.auto.families import compare_families
 
         if given := [name for name in ("dense", "data", "label_map") if options[name]]:
@@ -280,6 +279,12 @@ def compare(
     from lit_compress.report.compare import compare_runs as work
 
     work(**options)
+
+
+def _is_family(run: str) -> bool:
+    from lit_compress.auto.request import is_family
+
+    return is_family(run)
 
 
 def formats(

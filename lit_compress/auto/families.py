@@ -1,29 +1,27 @@
 """`lit_compress compare` of families: what each task's members reached, side by side."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
 from rich.console import Console
 
-from lit_compress.auto.page import lead, table
-from lit_compress.auto.request import REQUEST
+from lit_compress.auto.page import lead, speed_axis, table
+from lit_compress.auto.request import is_family
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
 from lit_compress.report.card import cell, section
-from lit_compress.report.compare import check_comparison
+from lit_compress.report.compare import check_comparison, named_runs
 from lit_compress.report.drawing import bare, chart, svg
 from lit_compress.report.page import render
 from lit_compress.report.screen import screen_table
 from lit_compress.report.section import Section, Table
 
-__all__ = ["compare_families", "is_family"]
+__all__ = ["compare_families"]
 
 Results = Mapping[str, Any]
 _CAPTION = "What each member loses to its dense model, by how many times as fast it is; a line for each family"
@@ -32,11 +30,6 @@ _NOTES = (
     "x eager: of the dense model in Hugging Face eager, all measured together.",
     "* is the recommended member of its family.",
 )
-
-
-def is_family(run: str) -> bool:
-    """Whether a folder is one of `lit_compress compress`."""
-    return (Path(run) / REQUEST).is_file()
 
 
 def compare_families(runs: Sequence[str], output: str) -> dict[str, Results]:
@@ -58,13 +51,9 @@ def compare_families(runs: Sequence[str], output: str) -> dict[str, Results]:
             f"compare: {others[0]!r} is no family of `lit_compress compress`, and others are; compare families with "
             "families, and their members, which are runs, with runs"
         )
-    if len(set(map(os.path.abspath, runs))) < len(runs):
-        raise UserError(f"compare: {' '.join(runs)} names a run twice; give each once")
+    named = named_runs(runs)
     check_comparison(output)
-    names = [Path(run).resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [os.path.normpath(run) for run in runs]
-    results = {name: _results(Path(run)) for name, run in zip(names, runs, strict=True)}
+    results = {name: _results(folder) for name, folder in named.items()}
     _save(results, Path(output))
     return results
 
@@ -142,13 +131,7 @@ def _losses(results: Mapping[str, Results]) -> Iterator[Figure]:
             at = sorted([(1.0, 0.0), *((each["speedup"], -each["loss"]) for each in own)])
             fastest = max(fastest, at[-1][0])
             axes.plot(*zip(*at, strict=True), "o-", linewidth=1.4, markersize=5, label=name)
-        axes.set_xscale("log")
-        ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * fastest]
-        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel("times the speed of the dense model in fp32, same runtime")
+        speed_axis(axes, fastest)
         axes.set_ylabel("points more than the dense model")
         axes.legend(frameon=False, fontsize=8)
         bare(axes, "both")

@@ -20,7 +20,7 @@ from lit_compress.report.phrasing import number
 from lit_compress.report.screen import screen_table
 from lit_compress.report.section import Section, Table
 
-__all__ = ["check_page", "save_page", "table"]
+__all__ = ["check_page", "save_page", "speed_axis", "table"]
 
 Results = Mapping[str, Any]
 _STARTS = {
@@ -258,16 +258,21 @@ def _front(results: Results) -> Iterator[Figure]:
             axes.annotate(
                 each["name"], (each["speed"], value), (7, 5), textcoords="offset points", fontsize=9, color=ink
             )
-        axes.set_xscale("log")
-        ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * max(each["speed"] for each in entries)]
-        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel("times the speed of the dense model in fp32, same runtime")
+        speed_axis(axes, max(each["speed"] for each in entries))
         axes.set_ylabel(results["score"] + (", points" if results["points"][results["score"]] else ""))
         bare(axes, "both")
         yield figure
+
+
+def speed_axis(axes: Any, fastest: float) -> None:
+    """Times the speed of the dense model, on a logarithmic scale up to the fastest."""
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * fastest]
+    axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel("times the speed of the dense model in fp32, same runtime")
 
 
 def _print(results: Results, folder: Path) -> None:

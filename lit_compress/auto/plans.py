@@ -157,7 +157,7 @@ def smallest_structure(dense: Structure, fixed: Collection[Kind] = ()) -> Struct
     first, *others = dense.layers
     assert first is not None
     heads = first.heads if "heads" in fixed else 1
-    few = min(math.ceil(max(round(first.neurons * _FEW), 1) / NEURON_MULTIPLE) * NEURON_MULTIPLE, first.neurons)
+    few = min(math.ceil(first.neurons * _FEW / NEURON_MULTIPLE) * NEURON_MULTIPLE, first.neurons)
     least = LayerShape(heads, first.neurons if "neurons" in fixed else few)
     return Structure(layers=(least, *(None for _ in others)))
 

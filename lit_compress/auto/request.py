@@ -11,7 +11,7 @@ from lit_compress.choices import GuessedTask, Target
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, check_shared_folder
 
-__all__ = ["PLAN", "REQUEST", "SPEEDUPS", "Request", "keep_request"]
+__all__ = ["PLAN", "SPEEDUPS", "Request", "is_family", "keep_request"]
 
 SPEEDUPS = (2.0, 4.0, 8.0)
 REQUEST = "compress.json"  # in the folder of a family
@@ -85,6 +85,11 @@ class Request:
                 raise UserError(f"--{key}: {value:g} must be above 0")
         if not 0 <= self.max_loss < math.inf:
             raise UserError(f"--max_loss: {self.max_loss:g} must be 0 or more points")
+
+
+def is_family(folder: str) -> bool:
+    """Whether a folder is one of `lit_compress compress`."""
+    return (Path(folder) / REQUEST).is_file()
 
 
 def keep_request(folder: Path, request: Request, found: Mapping[str, Any] | None = None) -> dict[str, Any] | None:

@@ -30,6 +30,7 @@ from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, Ranges, ranges_of
 from lit_compress.sources import resolve_package
 from lit_compress.storage.buffers import Precision
+from lit_compress.tasks import Batch
 
 __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]
 
@@ -236,12 +237,28 @@ def _measured(
     if not count:
         return ranges
     try:
-        return calibrated(folded, ranges, islice(validation.val_dataloader(), count), precision)
-    except Exception as error:  # of a data module or a layer that cannot be calibrated, which nobody asked for
-        if asked:
+        return calibrated(folded, ranges, _first_batches(validation, count), precision)
+    except UserError as error:
+        if asked:  # otherwise nobody wanted it, and a model without these ranges is right, too
             raise
         say(f"Ranges were not measured, and inputs are quantized as they come: {_why(error)}")
         return ranges
+
+
+def _first_batches(validation: LightningDataModule, count: int) -> list[Batch]:
+    """Validation batches.
+
+    Raises:
+        UserError: a data module of the user's own has none outside a fit.
+
+    """
+    try:
+        batches = [*islice(validation.val_dataloader(), count)]
+    except Exception as error:  # code of others, whose mistakes are any
+        raise UserError(f"val_dataloader: {type(error).__name__}: {first_line(error)}") from error
+    if strange := [type(batch).__name__ for batch in batches if not isinstance(batch, Batch)]:
+        raise UserError(f"val_dataloader: a batch is a {strange[0]} and must be a lit_compress.tasks.Batch")
+    return batches
 
 
 def _why(error: Exception) -> str:

@@ -139,14 +139,8 @@ def _decide(rows: int, problem: Problem) -> Decision:
         reason = f"{problem.dtype} needs compute capability {needed[0]}.{needed[1]}, this is {capability}"
         return Decision(choice="dense", reason=reason, source="fixed")
     if (known := _measured(rows, problem)) is not None:
-        kernel, dense, source = known
-        return Decision(
-            choice="kernel" if kernel <= dense else "dense",
-            reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit (measured: {source})",
-            source="measured",
-            kernel_us=kernel,
-            dense_us=dense,
-        )
+        kernel, dense, origin = known
+        return _faster(kernel, dense, "measured", f"measured: {origin}")
     if device is None:
         reason = "no figures of this GPU; assumed to be as of others"
         return Decision(choice="kernel", reason=reason, source="fixed")
@@ -154,11 +148,15 @@ def _decide(rows: int, problem: Problem) -> Decision:
         return Decision(choice="dense", reason=f"no kernel for the format {problem.format}", source="fixed")
     kernel = product_us(device, rows, problem.outputs, problem.inputs, problem.format, problem.density)
     dense = product_us(device, rows, problem.outputs, problem.inputs)
+    return _faster(kernel, dense, "derived", "derived, not measured")
+
+
+def _faster(kernel: float, dense: float, source: Literal["measured", "derived"], origin: str) -> Decision:
     return Decision(
         # At equal times the kernel: its results need no pass of their own for bias, activation, residual and rounding.
         choice="kernel" if kernel <= dense else "dense",
-        reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit (derived, not measured)",
-        source="derived",
+        reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit ({origin})",
+        source=source,
         kernel_us=kernel,
         dense_us=dense,
     )

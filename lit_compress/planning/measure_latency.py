@@ -117,8 +117,8 @@ def measure_structures(
         tokens: of a row.
         threads: of the processor; as many as PyTorch has by default.
         rounds: that count, in each of which everything is called once.
-        apart: whether each has a process of its own, as :func:`~lit_compress.report.timing.opened` gives it. Calls take
-            0.1 to 0.5 ms longer then, and small models lose more by that; only few fit into the memory.
+        apart: whether each has a process of its own, as :func:`~lit_compress.report.timing.opened` gives it and as
+            `compress` times its members; only few fit into the memory.
 
     Raises:
         UserError: a runtime is not installed, or the family cannot be cut to a structure.

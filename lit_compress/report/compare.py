@@ -27,7 +27,7 @@ from lit_compress.report.section import Section, Table
 from lit_compress.report.size import sparsity_of
 from lit_compress.sources import resolve_package
 
-__all__ = ["check_comparison", "compare", "compare_runs", "comparison_tables"]
+__all__ = ["check_comparison", "compare", "compare_runs", "comparison_tables", "named_runs"]
 
 # How the files of a comparison begin.
 STARTS = {
@@ -56,14 +56,24 @@ def compare_runs(
 
     Options: :func:`lit_compress.commands.compare`.
     """
+    named = named_runs(runs)
+    dense = dense and resolve_package(dense, "--dense")
+    compare({name: (folder, dense) for name, folder in named.items()}, output, data, label_map)
+
+
+def named_runs(runs: Sequence[str]) -> dict[str, Path]:
+    """Folders by names that tell them apart, as short as they may be.
+
+    Raises:
+        UserError: one is given twice.
+
+    """
     if len(set(map(os.path.abspath, runs))) < len(runs):
         raise UserError(f"compare: {' '.join(runs)} names a run twice; give each once")
-    dense = dense and resolve_package(dense, "--dense")
     names = [Path(run).resolve().name for run in runs]
     if len(set(names)) < len(names):
-        # As long as they must be, so that no two are the same.
         names = [os.path.normpath(run) for run in runs]
-    compare({name: (Path(run), dense) for name, run in zip(names, runs, strict=True)}, output, data, label_map)
+    return {name: Path(run) for name, run in zip(names, runs, strict=True)}
 
 
 def compare(

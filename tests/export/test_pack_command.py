@@ -112,16 +112,19 @@ def test_without_data_to_calibrate_on_a_run_is_packed_and_says_what_is_missing(r
 
 
 def test_a_calibration_that_nobody_asked_for_stops_nothing(runs, tmp_path, capsys, monkeypatch):
-    def fail(*_):
+    def fail(_):
         raise AttributeError("no trainer")
 
-    monkeypatch.setattr("lit_compress.export.command.calibrated", fail)
+    monkeypatch.setattr("lit_compress.data.text_data.TextData.val_dataloader", fail)
     given = ["pack", f"--run={runs / 'pruned'}", f"--output={tmp_path / 'out'}"]
     main(given)
     said = " ".join(capsys.readouterr().out.split())
-    assert "Ranges were not measured, and inputs are quantized as they come: AttributeError: no trainer" in said
+    assert (
+        "Ranges were not measured, and inputs are quantized as they come: val_dataloader: AttributeError: no trainer"
+        in said
+    )
     assert (tmp_path / "out/config.json").is_file()
-    with pytest.raises(AttributeError):
+    with pytest.raises(SystemExit, match="val_dataloader: AttributeError: no trainer"):
         main([*given[:2], f"--output={tmp_path / 'other'}", "--calibration_batches=1"])
 
 
