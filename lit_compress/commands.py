@@ -119,7 +119,8 @@ def export_model(
         layout: of packed: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32
             zeros left out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
         dtype: of hf: `fp32` (default), `fp16` or `bf16`; of onnx: `fp32` (default) or `fp16`; of packed: `int8`
-            (default) runs on every GPU since Ampere, `fp8` needs Ada or Hopper.
+            runs on every GPU since Ampere, `fp8` needs Ada or Hopper; by default `fp8` on a machine with a Hopper GPU
+            unless training found integers, `int8` otherwise.
         calibration_batches: of packed: validation batches of the run on which the ranges of inputs are measured that
             quantization-aware training left open. By default 16 where one is open and the run's data is still there; 0
             measures none.
@@ -139,7 +140,7 @@ def pack_model(
     model: str | None = None,
     output: str = "",
     format: LayoutChoice = "auto",
-    dtype: Precision = "int8",
+    dtype: Precision | None = None,
     calibration_batches: int | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (as above)
     unfinished: bool = False,

@@ -19,7 +19,7 @@ from lit_compress.export.checkpoint import best_checkpoint
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.half import HalfOptions
 from lit_compress.export.onnx import IntegerOptions
-from lit_compress.export.pack import packed_lines
+from lit_compress.export.pack import best_precision, packed_lines
 from lit_compress.export.ranges import calibrated, missing_ranges
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
 from lit_compress.export.source import from_source
@@ -116,7 +116,7 @@ def export(
         )
         writer = partial(writer, options=options)
     if to == "packed":
-        precision: Precision = "fp8" if dtype == "fp8" else "int8"
+        precision = _precision(folded, dtype)
         ranges = ranges_of(folded.manifest)
         if validation is not None:
             ranges = _measured(folded, ranges, validation, calibration_batches, precision)
@@ -134,7 +134,7 @@ def pack_command(
     model: str | None = None,
     output: str = "",
     format: LayoutChoice = "auto",
-    dtype: Precision = "int8",
+    dtype: Precision | None = None,
     calibration_batches: int | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (as above)
     unfinished: bool = False,
@@ -176,6 +176,15 @@ def _check_options(to: str, run: str | None, given: dict[str, Any], half: Half |
         raise UserError("--calibration_batches: measures on the validation data of a run; give one with --run")
     if given["data"] and to == "packed" and (run is None or batches == 0):
         raise UserError(f"--data: {given['data']} has no effect without --calibration_batches; leave it out")
+
+
+def _precision(folded: Folded, dtype: Dtype | None) -> Precision:
+    """What was asked for, or what is best here, said on the console."""
+    if dtype == "int8" or dtype == "fp8":
+        return dtype
+    precision, why = best_precision(folded)
+    say(f"Packed in {precision}: {why}; --dtype chooses")
+    return precision
 
 
 def _batches(folded: Folded, ranges: Mapping[str, Ranges]) -> int:

@@ -24,7 +24,7 @@ def describe_fused(model: PreTrainedModel, tokens: int = 4096, device: str = "cp
     Args:
         model: fused or not.
         tokens: of a batch, without padding.
-        device: ``"cpu"``, the name of a GPU, or a short one: see :data:`lit_compress.ops.roofline.DEVICES`.
+        device: ``"cpu"``, the name of a GPU, or a short one: see :data:`lit_compress.ops.product_times.DEVICES`.
 
     """
     layers, reasons = encoder_layers(model), unfused_reasons(model)

@@ -22,9 +22,9 @@ from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
 __all__ = ["LayoutChoice", "Ranges", "choose_layout", "pack", "pack_in_place", "ranges_of"]
 
-# What a multiplication with stored blocks costs beside one with the dense 8-bit weight, on an H200, by how often a tile
-# of the inputs is read again: 1050 tera-operations/s dense, 909 with tiles of 128 outputs, 606 with 64. Derived.
-_COST = {"tall_blocks": 1050 / 909, "blocks": 1050 / 606}
+# What a multiplication with stored blocks costs beside one with the dense 8-bit weight: on an H100 and with 32,768 rows
+# blocks took as long as dense at 50 % of zeros, tall ones at 50 % in int8 and at 63 and 73 % in fp8 (docs/kernels.md).
+_COST = {"tall_blocks": 2.5, "blocks": 2.0}
 # Fraction of zeros from which a bitmap makes files smaller than 2:4, and than dense by enough to be worth it.
 _BITMAP_FROM = 0.6
 
@@ -118,8 +118,8 @@ def pack_in_place(
 def choose_layout(values: Tensor) -> PackedLayout:
     """The format for a quantized weight ``(out_features, in_features)``.
 
-    Blocks of zeros that a kernel skips come first, where they save more than gathering costs; then what makes the file
-    smaller: 2:4 where each four consecutive inputs hold two zeros, a bitmap from 60 % zeros on.
+    Blocks of zeros that a kernel skips come first, where the others take less time than the dense weight; then what
+    makes the file smaller: 2:4 where each four consecutive inputs hold two zeros, a bitmap from 60 % zeros on.
 
     Example:
         >>> choose_layout(torch.ones(128, 64, dtype=torch.int8))

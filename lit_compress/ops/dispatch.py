@@ -6,7 +6,7 @@ nothing at run time, needs no synchronization, and is constant in a compiled gra
 1. ``LIT_COMPRESS_DISPATCH`` (``kernel``, ``dense`` or ``reference``; read at the first import) or :func:`forced`.
 2. What the device can do.
 3. What was measured on this GPU, :mod:`lit_compress.ops.measured`.
-4. Arithmetic, :mod:`lit_compress.ops.roofline`: derived, not measured.
+4. An estimate, :mod:`lit_compress.ops.product_times`: derived from an H100, not measured on this GPU.
 """
 
 import importlib.util
@@ -21,9 +21,20 @@ import torch
 
 from lit_compress.errors import UserError
 from lit_compress.ops import measured
-from lit_compress.ops.roofline import DEVICES, Device, device_named, product_us
+from lit_compress.ops.product_times import DEVICES, Device, device_named, pass_us, product_us
 
-__all__ = ["ROW_BUCKETS", "VARIABLE", "Choice", "Decision", "Problem", "choose", "decide", "forced", "row_bucket"]
+__all__ = [
+    "ROW_BUCKETS",
+    "VARIABLE",
+    "Choice",
+    "Decision",
+    "Problem",
+    "choose",
+    "decide",
+    "device_name",
+    "forced",
+    "row_bucket",
+]
 
 Choice = Literal["kernel", "dense", "reference"]
 VARIABLE = "LIT_COMPRESS_DISPATCH"
@@ -139,21 +150,22 @@ def _decide(rows: int, problem: Problem) -> Decision:
         reason = f"{problem.dtype} needs compute capability {needed[0]}.{needed[1]}, this is {capability}"
         return Decision(choice="dense", reason=reason, source="fixed")
     if (known := _measured(rows, problem)) is not None:
-        kernel, dense, origin = known
-        return _faster(kernel, dense, "measured", f"measured: {origin}")
+        ours = known.kernel_us if known.library_us is None else min(known.kernel_us, known.library_us)
+        return _faster(ours, known.dense_us, "measured", f"measured: {known.source}")
     if device is None:
         reason = "no figures of this GPU; assumed to be as of others"
         return Decision(choice="kernel", reason=reason, source="fixed")
-    if problem.format not in device.eight:
+    if (problem.format, problem.dtype) not in device.eight:
         return Decision(choice="dense", reason=f"no kernel for the format {problem.format}", source="fixed")
-    kernel = product_us(device, rows, problem.outputs, problem.inputs, problem.format, problem.density)
-    dense = product_us(device, rows, problem.outputs, problem.inputs)
+    shape = (rows, problem.outputs, problem.inputs)
+    kernel = product_us(device, *shape, problem.format, problem.dtype, problem.density)
+    # A kernel adds the bias, activates, adds the residual and rounds; a dense product has a pass behind it.
+    dense = product_us(device, *shape) + pass_us(device, rows, problem.outputs)
     return _faster(kernel, dense, "derived", "derived, not measured")
 
 
 def _faster(kernel: float, dense: float, source: Literal["measured", "derived"], origin: str) -> Decision:
     return Decision(
-        # At equal times the kernel: its results need no pass of their own for bias, activation, residual and rounding.
         choice="kernel" if kernel <= dense else "dense",
         reason=f"{kernel:.1f} us against {dense:.1f} us dense in 16 bit ({origin})",
         source=source,
@@ -181,16 +193,17 @@ def _choices(
 def _choices_of(
     outputs: int, inputs: int, format: str, dtype: str, density: float, kind: str, index: int | None
 ) -> tuple[Choice, ...]:
-    device = _device_name(kind, index)
+    device = device_name(kind, index)
     problem = Problem(outputs=outputs, inputs=inputs, format=format, dtype=dtype, density=density, device=device)
     return tuple(_decide(rows, problem).choice for rows in ROW_BUCKETS)
 
 
 @cache
-def _device_name(kind: str, index: int | None) -> str:
+def device_name(kind: str, index: int | None) -> str:
+    """Name of a GPU as the driver says it, ``"cpu"`` for everything that runs no kernels."""
     if kind != "cuda" or importlib.util.find_spec("triton") is None:
         return "cpu"
-    return torch.cuda.get_device_name(index)
+    return torch.cuda.getdevice_name(index)
 
 
 @cache
@@ -204,7 +217,7 @@ def _known(name: str) -> Device | None:
 def _capability_here(name: str) -> tuple[int, int] | None:
     """Compute capability of a GPU of this machine; None for another."""
     indices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return next((torch.cuda.get_device_capability(i) for i in indices if torch.cuda.get_device_name(i) == name), None)
+    return next((torch.cuda.get_device_capability(i) for i in indices if torch.cuda.getdevice_name(i) == name), None)
 
 
 def _forced(value: str) -> Choice:

@@ -1,7 +1,7 @@
 """How kernels are launched: tile sizes, warps and pipeline stages, per architecture and shape.
 
-What was measured on the GPU counts first (:mod:`lit_compress.ops.measured`). Otherwise a rule decides: large tiles for
-many rows, enough programs to fill the GPU for few, as many stages as shared memory holds.
+What was measured on the GPU counts first (:mod:`lit_compress.ops.measured`). Otherwise a rule decides: two programs a
+processor or large tiles for many rows, enough programs to fill the GPU for few, as many stages as shared memory holds.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,10 @@ FORMATS = {DENSE: "dense", TALL: "tall_blocks", BLOCKS: "blocks"}
 # Specifications per Compute Capability"; Triton keeps 1 KiB of the 100, 164 and 228 KiB for the system).
 SHARED_MEMORY = {(8, 0): 166912, (8, 6): 101376, (8, 7): 166912, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448}
 _LEAST_SHARED_MEMORY = 101376
+
+# Products of up to so many inputs have a short main loop: what follows it takes as long, and another program on the
+# same processor computes meanwhile.
+_SHORT_LOOP = 1024
 
 # Above this a row no longer fits the registers of one program.
 _LONGEST_ROW = 65536
@@ -136,10 +140,11 @@ def row_launch(columns: int) -> RowLaunch:
 def shipped_products(capability: tuple[int, int]) -> Iterator[tuple[tuple[int, int, int], Product]]:
     """Every configuration that the rule can choose, each with its kind of tile."""
     found = {
-        (tile, _rule(rows, outputs, tile, capability, processors))
+        (tile, _rule(rows, outputs, inputs, tile, capability, processors))
         for tile in (DENSE, TALL, BLOCKS)
         for rows in (2**power for power in range(4, 18))
         for outputs in (64, 768, 2304, 3072)
+        for inputs in (768, 3072)
         for processors in (16, 132)
     }
     yield from sorted(found, key=lambda pair: (pair[0], tuple(asdict(pair[1]).values())))
@@ -172,10 +177,12 @@ def _chosen(
     )
     if known is not None:
         return Product(**known)
-    return _rule(bucket, outputs, tile, capability, processors)
+    return _rule(bucket, outputs, inputs, tile, capability, processors)
 
 
-def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple[int, int], processors: int) -> Product:
+def _rule(
+    rows: int, outputs: int, inputs: int, tile: tuple[int, int, int], capability: tuple[int, int], processors: int
+) -> Product:
     height, chunk, _ = tile
     block_k = chunk or 128
     # A tile of the result lies within one tile of the weight.
@@ -183,8 +190,14 @@ def _rule(rows: int, outputs: int, tile: tuple[int, int, int], capability: tuple
     if rows <= 32:
         # Fewer bytes than 16 per thread and step would be copied in smaller pieces.
         return _fit_product(Product(max(rows, 2048 // block_k), 64, block_k, 4, 6, swap=True, group=1), capability)
-    if rows * outputs >= 3 * processors * 128 * 256 and capability[0] >= 9 and widest >= 256:
-        return _fit_product(Product(128, 256, block_k, 8, 4), capability)
+    tiles = rows * outputs / (128 * 128)
+    if capability[0] >= 9 and widest >= 128 and tiles >= 2 * processors:
+        if chunk:
+            return Product(128, 128, chunk, 4, 3)  # two programs a processor
+        if inputs <= _SHORT_LOOP:
+            return Product(128, 128, 64, 4, 5)  # likewise
+        if tiles >= 6 * processors:
+            return _fit_product(Product(128, 256, block_k, 8, 4), capability)
     large = Product(128, min(128, widest), block_k, 8 if widest >= 128 else 4, 4 if block_k == 128 else 6)
     if rows * outputs >= processors * large.block_m * large.block_n:
         return _fit_product(large, capability)

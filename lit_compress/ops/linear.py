@@ -146,9 +146,7 @@ def _(*given: Any) -> Tensor:
 def _(*given: Any) -> Tensor:
     of = LinearArguments(*given)
     if serves(of.q, of.q.dtype):
-        from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
-
-        return kernel(of)
+        return _product(of)
     if not of.q.is_cpu:
         return reference.quantized_linear(*given)
     weight = dequantized(of.values, of.w_scale, of.columns, of.offsets, of.q.shape[1])
@@ -180,11 +178,21 @@ def _(
     if not serves(x, values.dtype):
         return reference.dynamic_linear(x, values, w_scale, columns, offsets, bias)
     from lit_compress.ops.kernels.quantize_rows import quantize_rows as quantize
-    from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
 
     q, scale = quantize(rows, values.dtype)
-    y = kernel(LinearArguments(q, scale, values, w_scale, columns, offsets, bias, None, "none", x.dtype, None))
+    y = _product(LinearArguments(q, scale, values, w_scale, columns, offsets, bias, None, "none", x.dtype, None))
     return y.reshape(*x.shape[:-1], w_scale.shape[0])
+
+
+def _product(of: LinearArguments) -> Tensor:
+    """By our kernel, or by the library where that was measured to be faster."""
+    from lit_compress.ops.library_product import is_faster, library_product
+
+    if is_faster(of):
+        return library_product(of)
+    from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
+
+    return kernel(of)
 
 
 def _on_cpu(

@@ -44,11 +44,20 @@ class Shape(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Microseconds of a packed product and of a dense one in 16 bit, both with what follows them, and who says so."""
+    """Microseconds of a packed product and of a dense one in 16 bit, both with what follows them, and who says so.
+
+    Attributes:
+        kernel_us: of the kernel.
+        dense_us: of the dense product.
+        source: GPU and day.
+        library_us: of the 8-bit product of cuBLASLt, where nothing but a bias follows; None elsewhere.
+
+    """
 
     kernel_us: float
     dense_us: float
     source: str
+    library_us: float | None = None
 
 
 def launch_rows() -> list[dict[str, Any]]:
@@ -89,7 +98,12 @@ def _times() -> dict[Shape, list[tuple[float, Times]]]:
     found: dict[Shape, list[tuple[float, Times]]] = {}
     for row in _rows(TIMES):
         product, density, figures = _read(
-            TIMES, row, lambda row: (row["density"], Times(row["kernel_us"], row["dense_us"], row["source"]))
+            TIMES,
+            row,
+            lambda row: (
+                row["density"],
+                Times(row["kernel_us"], row["dense_us"], row["source"], row.get("library_us")),
+            ),
         )
         found.setdefault(product, []).append((density, figures))
     return found

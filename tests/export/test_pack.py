@@ -220,7 +220,7 @@ def every(weight, block, step):
 
 
 MASKS = {
-    "tall_blocks": lambda w: every(w, (128, 32), 2),
+    "tall_blocks": lambda w: every(w, (128, 32), 4),
     "blocks": lambda w: every(w, (64, 64), 4),
     "bitmap": lambda w: unstructured_mask(w.abs(), 0.8),
     "two_four": lambda w: nm_mask(w.abs(), 2, 4),
@@ -231,7 +231,7 @@ MASKS = {
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])
 @pytest.mark.parametrize("format", MASKS)
 def test_auto_finds_the_format_and_the_file_keeps_it(format, dtype, tokenizer, tmp_path):
-    size = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    size = {"hidden_size": 512, "intermediate_size": 512, "num_hidden_layers": 1}
     model = pack(masked(build("bert", **size), MASKS[format]), dtype=dtype)
     assert {linear.format for linear in packed_linears(model).values()} == {format}
     save_packed(model, tokenizer, tmp_path / "out")
@@ -245,9 +245,9 @@ def test_auto_finds_the_format_and_the_file_keeps_it(format, dtype, tokenizer, t
 
 
 def test_blocks_are_only_worth_it_with_enough_zeros():
-    weight = torch.ones(256, 256, dtype=torch.int8)
-    kept = torch.arange(16).reshape(2, 8) % 8
-    for count, expected in ((7, "dense"), (4, "tall_blocks")):
+    weight = torch.ones(256, 512, dtype=torch.int8)
+    kept = 5 * torch.arange(32).reshape(2, 16) % 16
+    for count, expected in ((14, "dense"), (8, "dense"), (4, "tall_blocks")):
         assert choose_layout(weight * expand_blocks(kept < count, (128, 32))) == expected
     # A matrix that does not fill one tile would mostly store rows that are none.
     assert choose_layout(torch.eye(16, 256, dtype=torch.int8)) == "bitmap"

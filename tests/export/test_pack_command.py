@@ -11,6 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export.command import pack_command
+from lit_compress.export.pack import best_precision
+from lit_compress.export.source import from_source
 from lit_compress.models.packed import packed_linears
 
 QAT = {"class_path": "QuantAwareTraining", "init_args": {"start": "50%"}}
@@ -189,3 +191,22 @@ def test_options_of_the_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["pack", "--dtype=int4"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("run", "capability", "expected"),
+    [("pruned", (9, 0), "fp8"), ("pruned", (8, 9), "int8"), ("pruned", None, "int8"), ("quantized", (9, 0), "int8")],
+)
+def test_fp8_is_the_default_on_hopper_unless_training_found_integers(run, capability, expected, runs, monkeypatch):
+    folded = from_source(str(runs / run), None, None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA of tomorrow")
+    precision, why = best_precision(folded)
+    assert precision == expected
+    assert {"fp8": "NVIDIA of tomorrow", "int8": "integers" if run == "quantized" else "no GPU"}[expected] in why
+
+
+def test_the_default_dtype_is_said(runs, tmp_path, capsys):
+    main(["export", f"--run={runs / 'quantized'}", "--to=packed", f"--output={tmp_path / 'out'}"])
+    assert "Packed in int8: the integers of training are kept; --dtype chooses" in capsys.readouterr().out

@@ -23,14 +23,23 @@ def test_every_configuration_fits_the_shared_memory(capability):
 
 
 @pytest.mark.parametrize(
-    ("rows", "outputs", "expected"),
-    [(1, 768, (16, 64, True)), (32, 3072, (32, 64, True)), (128, 768, (64, 64, False)), (8192, 768, (128, 128, False)),
-     (32768, 3072, (128, 256, False))],
+    ("rows", "outputs", "inputs", "tile", "expected"),
+    [(1, 768, 768, launch.DENSE, (16, 64, 128, 4, True)), (32, 3072, 768, launch.DENSE, (32, 64, 128, 4, True)),
+     (128, 768, 768, launch.DENSE, (64, 64, 128, 4, False)), (4096, 768, 3072, launch.DENSE, (128, 128, 128, 8, False)),
+     (32768, 3072, 768, launch.DENSE, (128, 128, 64, 4, False)),
+     (32768, 768, 3072, launch.DENSE, (128, 256, 128, 8, False)),
+     (32768, 768, 3072, launch.TALL, (128, 128, 128, 4, False))],
 )  # fmt: skip
-def test_many_rows_take_large_tiles_and_few_take_many(rows, outputs, expected):
-    shape = launch.product_launch(rows, outputs, 768, launch.DENSE, torch.int8, CPU)
+def test_few_rows_take_many_tiles_and_many_rows_two_programs_or_large_ones(rows, outputs, inputs, tile, expected):
+    shape = launch.product_launch(rows, outputs, inputs, tile, torch.int8, CPU)
 
-    assert (shape.block_m, shape.block_n, shape.swap) == expected
+    assert (shape.block_m, shape.block_n, shape.block_k, shape.warps, shape.swap) == expected
+
+
+def test_two_programs_fit_a_processor_where_the_loop_is_short():
+    for tile, inputs in ((launch.DENSE, 768), (launch.TALL, 3072)):
+        shape = launch.product_launch(32768, 3072, inputs, tile, torch.int8, CPU)
+        assert 2 * (shape.shared_bytes + 1024) <= launch.SHARED_MEMORY[9, 0]
 
 
 def test_inputs_that_no_wide_read_divides_take_small_tiles():

@@ -5,9 +5,10 @@ moment it is measured; a second call goes on where the first one stopped. ``LIT_
 and rows that are copied to ``lit_compress/ops`` ship.
 
 Candidates come from a small grid and from the rule. Those that do not fit shared memory are left out, and so is
-whatever spills registers once it is compiled ahead of time, in several processes. Each product is timed with what
-follows it in an encoder: GELU and rounding to 8 bit where outputs are more than inputs, bias and residual elsewhere;
-the bf16 product likewise.
+whatever spills registers once it is
+compiled ahead of time, in several processes. Each product is timed with what follows it in an encoder: GELU and
+rounding to 8 bit behind ``up``, a bias behind ``qkv``, bias and residual elsewhere; the bf16 product likewise. In fp8
+``qkv`` is timed in cuBLASLt, too.
 
 Without a GPU, ``--dry_run true`` compiles and says what would be timed, for an H100.
 """
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
 from lit_compress.ops import launch, measured
+from lit_compress.ops.library_product import library_product
 from lit_compress.ops.linear import LinearArguments
 from tools import aot
 from tools.bench import kernels as bench
@@ -143,7 +145,7 @@ def is_fitting(shape: measured.Shape, capability: tuple[int, int], candidate: la
         return False
     if not torch.cuda.is_available():
         return True
-    ours, _, _ = calls(shape._replace(rows=candidate.block_m), 1.0, copies=1)
+    ours, *_ = calls(shape._replace(rows=candidate.block_m), 1.0, copies=1)
     try:
         ours(candidate)(0)
         torch.cuda.synchronize()
@@ -160,7 +162,7 @@ def measure(
     common = shape._asdict() | {"capability": list(capability), "source": source}
     best: launch.Product | None = None
     for density in DENSITIES[shape.format]:
-        ours, theirs, copies = calls(shape, density)
+        ours, theirs, library, copies = calls(shape, density)
         if best is None:
             seconds = bench.time(
                 {str(place): ours(candidate) for place, candidate in enumerate(found)}, copies, repetitions
@@ -170,13 +172,16 @@ def measure(
             best = found[place]
             settings = {key: getattr(best, key) for key in measured.SETTINGS}
             write(output / measured.LAUNCHES, common | settings | {"us": round(micro[place], 1)})
-        seconds = bench.time({"ours": ours(best), "bf16": theirs}, copies, repetitions)
-        kernel, dense = (round(statistics.median(seconds[case]) * 1e6, 1) for case in ("ours", "bf16"))
-        write(output / measured.TIMES, common | {"density": density, "kernel_us": kernel, "dense_us": dense})
+        cases = {"kernel_us": ours(best), "dense_us": theirs} | ({"library_us": library} if library else {})
+        seconds = bench.time(cases, copies, repetitions)
+        figures = {case: round(statistics.median(seconds[case]) * 1e6, 1) for case in cases}
+        write(output / measured.TIMES, common | {"density": density} | figures)
 
 
-def calls(shape: measured.Shape, density: float, copies: int | None = None) -> tuple[Any, bench.Call, int]:
-    """What makes a call of a launch, the bf16 product with what follows it, and how many sets of inputs there are.
+def calls(
+    shape: measured.Shape, density: float, copies: int | None = None
+) -> tuple[Any, bench.Call, bench.Call | None, int]:
+    """What makes a call of a launch, the product in bf16, in cuBLASLt where it does the same, and how many inputs.
 
     Args:
         shape: of the product.
@@ -187,7 +192,8 @@ def calls(shape: measured.Shape, density: float, copies: int | None = None) -> t
     from lit_compress.ops.kernels.quantized_linear import quantized_linear
 
     rows, outputs, inputs = shape.rows, shape.outputs, shape.inputs
-    dtype, rounded = type_of(shape), outputs > inputs
+    dtype, plain = type_of(shape), (outputs, inputs) == bench.SHAPES["qkv"]
+    rounded = outputs > inputs and not plain
     copies = copies or bench.rotation(rows * inputs + outputs * inputs + 2 * rows * outputs)
     x, dense, residual = (
         [torch.randn(*size, device=bench.DEVICE, dtype=torch.bfloat16) for _ in range(copies)]
@@ -198,22 +204,30 @@ def calls(shape: measured.Shape, density: float, copies: int | None = None) -> t
     quantized = [bench.ops.quantize_rows(part, dtype) for part in x]
     weights = [bench.packed(weight, shape.format, 1 - density, dtype) for weight in dense]  # type: ignore[arg-type]
 
-    def ours(candidate: launch.Product) -> bench.Call:
-        def call(turn: int) -> Tensor:
-            weight = weights[turn]
-            stored = (weight.values, weight.w_scale, weight.columns, weight.offsets)
-            follows = (
-                (None, "gelu_tanh", torch.bfloat16, step) if rounded else (residual[turn], "none", torch.bfloat16, None)
-            )
-            return quantized_linear(LinearArguments(*quantized[turn], *stored, bias, *follows), candidate)
+    def arguments(turn: int) -> LinearArguments:
+        weight = weights[turn]
+        stored = (weight.values, weight.w_scale, weight.columns, weight.offsets)
+        if rounded:
+            return LinearArguments(*quantized[turn], *stored, bias, None, "gelu_tanh", torch.bfloat16, step)
+        added = None if plain else residual[turn]
+        return LinearArguments(*quantized[turn], *stored, bias, added, "none", torch.bfloat16, None)
 
-        return call
+    def ours(candidate: launch.Product) -> bench.Call:
+        return lambda turn: quantized_linear(arguments(turn), candidate)
 
     def theirs(turn: int) -> Tensor:
         y = F.linear(x[turn], dense[turn], bias)
+        if plain:
+            return y
         return F.gelu(y, approximate="tanh") if rounded else y + residual[turn]
 
-    return ours, theirs, copies
+    library = (lambda turn: library_product(arguments(turn))) if plain and is_dense_fp8(shape) else None
+    return ours, theirs, library, copies
+
+
+def is_dense_fp8(shape: measured.Shape) -> bool:
+    """Whether the library multiplies such a weight."""
+    return shape.format == "dense" and shape.dtype == "fp8"
 
 
 def type_of(shape: measured.Shape) -> torch.dtype:
