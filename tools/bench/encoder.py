@@ -7,9 +7,10 @@ are evenly spread so that half of all positions are padding.
 On a CPU each packed variant is divided by its own folded fp32 model (same weights before rounding, same shapes). On a
 GPU each is divided by the fastest dense bf16 model of ``tools/bench/baselines.py``, whose name is in the row; padded
 batches by the fastest that computes no padding, and in a second row by the fastest that does. The other baselines and,
-with ``torchao``, its int8 and fp8 have rows, too. A baseline whose profile shows attention that is not fused, or in
-fp32, counts for nothing: its row says ``REFUSED`` and why. Ours are captured in CUDA graphs; padded batches with a row
-budget of their unpadded tokens.
+with ``torchao``, its int8 and fp8 have rows, too; so has ``our fused encoder in bf16``, which is what one can build by
+hand: queries, keys and values joined, norms fused, no padding, nothing rounded. A baseline whose profile shows
+attention that is not fused, or in fp32, counts for nothing: its row says ``REFUSED`` and why. Ours are captured in CUDA
+graphs; padded batches with a row budget of their unpadded tokens.
 
 Variants, each on top of ``8 bit``: ``tall blocks 83 %`` keeps every sixth block of 128 x 32; ``FFN/4, half the heads``
 cuts neurons and heads out; ``and half the layers`` drops every second layer of that one. Their inputs have static
@@ -44,6 +45,7 @@ from lit_compress.models import drop_layers, layer_linears, remove_heads, remove
 from lit_compress.models.fused import FusedEncoder, fuse
 from lit_compress.models.groups import removable_groups
 from lit_compress.models.pack import Ranges
+from lit_compress.ops.dispatch import forced
 from tools.bench.baselines import Batch, Forward, candidates, captured, faults, forward, kernel_names, torchao_models
 from tools.bench.measure import (
     RESULTS,
@@ -60,6 +62,7 @@ from tools.bench.targets import ENCODERS, HALF_FULL
 TOLERANCE = 0.15
 FOLDED = "folded fp32"
 DYNAMIC = "8 bit, dynamic scales"
+BY_HAND = "our fused encoder in bf16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +177,18 @@ def beside_bf16(
         if padded:
             allow_rows(variant.packed, max(int(batch["attention_mask"].sum()) for batch in given))
         cases[variant.name] = captured(partial(forward, variant.packed), given)
+    cases[BY_HAND] = captured(partial(without_rounding, variants[0].packed), given)
     names = {case: kernel_names(partial(run, given[0])) for case, run in cases.items()}
     wrong = {case: faults(names[case], masked=case.startswith("padded")) for case in theirs if case in cases}
     seconds = time_cases(cases, given, repetitions)
     settings = settings | {"kernels": {case: len(found) for case, found in names.items()}, "failed": failed}
-    return list(comparisons(seconds, wrong, [case for case in others if case in cases], settings, errors))
+    return list(comparisons(seconds, wrong, [BY_HAND, *(case for case in others if case in cases)], settings, errors))
+
+
+def without_rounding(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The last hidden states of a packed model that multiplies dense weights in its own dtype."""
+    with forced("dense"):
+        return forward(model, batch)
 
 
 def comparisons(
