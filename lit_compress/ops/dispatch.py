@@ -203,7 +203,7 @@ def device_name(kind: str, index: int | None) -> str:
     """Name of a GPU as the driver says it, ``"cpu"`` for everything that runs no kernels."""
     if kind != "cuda" or importlib.util.find_spec("triton") is None:
         return "cpu"
-    return torch.cuda.getdevice_name(index)
+    return torch.cuda.get_device_name(index)
 
 
 @cache
@@ -217,7 +217,7 @@ def _known(name: str) -> Device | None:
 def _capability_here(name: str) -> tuple[int, int] | None:
     """Compute capability of a GPU of this machine; None for another."""
     indices = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    return next((torch.cuda.get_device_capability(i) for i in indices if torch.cuda.getdevice_name(i) == name), None)
+    return next((torch.cuda.get_device_capability(i) for i in indices if torch.cuda.get_device_name(i) == name), None)
 
 
 def _forced(value: str) -> Choice:

@@ -36,7 +36,7 @@ def library_product(of: LinearArguments) -> Tensor:
 
     """
     rows = of.q.shape[0]
-    return torch._scaled_mm(
+    return torch._scaled_mm(  # type: ignore[reportPrivateImportUsage]  (the public way to cuBLASLt)
         of.q.contiguous(),
         of.values.T,
         of.q_scale.reshape(-1, 1).expand(rows, 1).contiguous(),
