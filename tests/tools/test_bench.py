@@ -290,7 +290,7 @@ def test_a_baseline_that_fails_stops_nothing(error, tiny_model, monkeypatch, cap
     given = batches("4x8", 1.0, 30, "cpu")
     found = encoder_bench.beside_bf16(dense, variants, given, 1, SHAPE, {"8 bit": 0.0}, torchao=False)
     assert {row.baseline for row in found} == {"bf16, eager in a graph"}
-    assert [row.case.partition(", 4x8")[0] for row in found] == [encoder_bench.BY_HAND, "8 bit"]
+    assert [row.case.partition(", 32x128")[0] for row in found] == [encoder_bench.BY_HAND, "8 bit"]
     assert found[0].settings["failed"]["bf16, compiled"].startswith(error)
     assert f"REFUSED bf16, compiled: {error}" in capsys.readouterr().err
 
