@@ -18,11 +18,11 @@ __all__ = ["LogitStore", "model_digest", "rows_digest"]
 
 _ARRAY, _ABOUT = "logits.npy", "about.json"
 # Columns of a tokenised data set that a model reads.
-_READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "text_lengths")
 
 
 class LogitStore:
-    """Logits ``(examples, classes)`` or ``(examples, tokens, classes)`` in a folder.
+    """Logits ``(examples, classes)`` or ``(examples, tokens, classes)`` in a folder, or vectors of texts.
 
     The folder is whole or not there: it is written under another name, finished with a checksum and then renamed.
 

@@ -15,6 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lit_compress.errors import UserError, first_line
 from lit_compress.files import LAST
 from lit_compress.models.folder import check_settings, check_size
+from lit_compress.models.sentence_embedding import give_embeddings
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
@@ -166,6 +167,7 @@ def student_from_checkpoint(checkpoint: dict[str, Any]) -> PreTrainedModel:
         student.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(f"checkpoint: its weights do not fit its own description: {first_line(error)}") from error
+    give_embeddings(student)
     return student.eval()
 
 

@@ -68,7 +68,9 @@ class GraphForm(nn.Module):
         """Ids and masks ``(batch, length)`` to logits, fp32; without a head to hidden states."""
         result = self.model(**dict(zip(self.inputs, tensors, strict=True)), return_dict=True)
         found = [name for name in result if "logits" in name]
-        self.outputs = found or [name for name in ("last_hidden_state", "pooler_output") if name in result]
+        # Of sentence embeddings nobody reads the pooler, and sentence-transformers pools hidden states itself.
+        second = "sentence_embedding" if "sentence_embedding" in result else "pooler_output"
+        self.outputs = found or [name for name in ("last_hidden_state", second) if name in result]
         values = (result[name] for name in self.outputs)
         # What reads them need not know in which dtype a model computes; fp32 gets no operator in its graph.
         return tuple(value if value.dtype == torch.float32 else value.float() for value in values)

@@ -180,7 +180,7 @@ def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any])
             f"--model: {folder!r} is a {', '.join(config.architectures or []) or 'model without a head'}, which no "
             "task of lit_compress reads for; give the --run that it comes from"
         )
-    return text_data(task.data_module, {**task.data_options, **options})
+    return text_data(task.data_module, {**task.data_options, **task.options_for(config), **options})
 
 
 def text_data(name: str, options: dict[str, Any]) -> TextData:

@@ -13,6 +13,7 @@ __all__ = [
     "logit_kl",
     "mean_logits",
     "relation_kl",
+    "similarity_kl",
     "soft_cross_entropy",
 ]
 
@@ -220,3 +221,33 @@ def _masked_mean(rows: Tensor, mask: Tensor | None) -> Tensor:
         return rows.mean()
     mask = mask.to(rows.dtype)
     return (rows * mask).sum() / mask.sum().clamp_min(1.0)
+
+
+def similarity_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    r"""Divergence of how similar each text is to all others, :math:`\mathrm{KL}(p_T \| p_S)`, mean over the texts.
+
+    Similarities are cosines, divided by the temperature; a text is not compared with itself. (Fang et al. 2021, arXiv
+    2101.04731, equation 3, with the other texts of the batch in the place of a queue.)
+
+    Args:
+        student: vectors ``(texts, width)``.
+        teacher: vectors ``(texts, any width)``; no gradient flows into it.
+        temperature: positive.
+
+    Returns:
+        Scalar. Zero for fewer than three texts, which have one neighbour at most.
+
+    Example:
+        >>> vectors = torch.eye(4)
+        >>> similarity_kl(vectors, 3 * vectors, temperature=0.1).item()
+        0.0
+
+    """
+    if len(student) < 3:
+        return student.sum() * 0
+    itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
+    ours, theirs = (
+        (unit @ unit.T / temperature).masked_fill(itself, _NEVER)
+        for unit in (F.normalize(vectors.float(), dim=-1) for vectors in (student, teacher.detach()))
+    )
+    return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="batchmean", log_target=True)

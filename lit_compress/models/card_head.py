@@ -8,6 +8,8 @@ import yaml
 from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
+from lit_compress.sentence_settings import SENTENCE_KEY
+
 __all__ = ["FOLDER", "base_metadata", "card_head", "code_of_transformers"]
 
 FOLDER = 'folder = "."  # where this card is, or the name of the model on the hub'  # in the examples of all cards
@@ -19,7 +21,11 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def card_head(model: PreTrainedModel, title: str) -> list[str]:
     """Front matter, title, and what the model began as; lines of Markdown, to which facts are added."""
     base = base_metadata(model)
-    metadata = yaml.safe_dump({"library_name": "transformers", "tags": ["lit_compress"]} | base, sort_keys=False)
+    embeds = getattr(model.config, SENTENCE_KEY, None) is not None
+    kind = {"library_name": "sentence-transformers" if embeds else "transformers", "tags": ["lit_compress"]}
+    if embeds:
+        kind |= {"pipeline_tag": "sentence-similarity", "tags": ["lit_compress", "feature-extraction"]}
+    metadata = yaml.safe_dump(kind | base, sort_keys=False)
     lines = ["---", *metadata.splitlines(), "---", f"# {title}", ""]
     if "base_model" in base:
         named = base["base_model"]
@@ -30,7 +36,15 @@ def card_head(model: PreTrainedModel, title: str) -> list[str]:
 
 
 def code_of_transformers(model: PreTrainedModel) -> list[str]:
-    """Lines of Python that load a folder with Transformers and ask it something."""
+    """Lines of Python that load a folder with Transformers, or sentence-transformers, and ask it something."""
+    if getattr(model.config, SENTENCE_KEY, None) is not None:
+        return [
+            "from sentence_transformers import SentenceTransformer",
+            "",
+            FOLDER,
+            "model = SentenceTransformer(folder)",
+            'vectors = model.encode(["a text"])',
+        ]
     name = type(model).__name__
     return [
         f"from transformers import AutoTokenizer, {name}",

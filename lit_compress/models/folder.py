@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lit_compress.errors import UserError, first_line
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
+from lit_compress.models.sentence_embedding import give_embeddings
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.sources import check_safetensors
 
@@ -59,6 +60,10 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
     for what in ("missing_keys", "mismatched_keys"):
         if wrong := sorted(str(entry) for entry in info.get(what) or ()):
             raise UserError(f"{key}: {folder!r} has no {wrong[0]} of the shape that its configuration says")
+    try:
+        give_embeddings(model)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
     return model.eval()
 
 

@@ -18,6 +18,7 @@ from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.file import checksums
 from lit_compress.tasks import task_class_of
+from lit_compress.sentence_settings import write_settings
 from lit_compress.version import __version__
 
 __all__ = ["add_note", "add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
@@ -95,6 +96,7 @@ def write_beside(
     """
     tokenizer.save_pretrained(folder)
     write_manifest(manifest, folder)
+    write_settings(model.config, folder)
     (folder / "README.md").write_text(_card(model, manifest, describe_shapes(model), usage, needs_import))
 
 

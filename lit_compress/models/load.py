@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 from lit_compress.errors import UserError, first_line
 from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
+from lit_compress.models.sentence_embedding import give_embeddings
 from lit_compress.sources import absolute_source, check_safetensors, resolve_source
 
 if TYPE_CHECKING:  # reading a packed model needs no metrics
@@ -51,6 +52,7 @@ def load_model(source: str, task: "Task", key: str, label_map: LabelMap | None =
     order = _set_labels(config, task, source, key, label_map) if task.outputs is not None else None
     task.configure(config)
     model, missing = _from_pretrained(source, config, key, task)
+    give_embeddings(model)
     task.check_head(model, key)
     if lacking := [name for name in missing if not _may_be_new(name, model, has_head, task)]:
         raise UserError(f"{key}: the weights in {source!r} lack {lacking[0]!r}; download or export them again")

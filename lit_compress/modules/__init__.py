@@ -1,6 +1,7 @@
 """LightningModules: whatever needs gradients."""
 
 from lit_compress.modules.distillation import Distillation, LogitDistillation
+from lit_compress.modules.embedding_distillation import EmbeddingDistillation, SimilarityDistillation
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.feature_distillation import AttentionDistillation, HiddenDistillation, RelationDistillation
 from lit_compress.modules.learning_rate import Phase, Rewind
@@ -12,6 +13,7 @@ from lit_compress.modules.teacher import LitTeacher
 __all__ = [
     "AttentionDistillation",
     "Distillation",
+    "EmbeddingDistillation",
     "HiddenDistillation",
     "L1Penalty",
     "LitEncoder",
@@ -25,4 +27,5 @@ __all__ = [
     "RelationDistillation",
     "Rewind",
     "ScorePenalty",
+    "SimilarityDistillation",
 ]

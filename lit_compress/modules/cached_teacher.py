@@ -22,7 +22,7 @@ from lit_compress.errors import UserError
 from lit_compress.modules.distillation import logit_heads
 from lit_compress.nn.teacher import FrozenTeacher
 
-__all__ = ["CacheDtype", "open_answers", "teacher_digest"]
+__all__ = ["CacheDtype", "by_text", "open_answers", "teacher_digest"]
 
 CacheDtype = Literal["float32", "float16"]
 
@@ -148,17 +148,31 @@ def _fill(
         batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
             heads = logit_heads(teacher(**batch.inputs))
-        logits = _stacked(heads, teacher.model)
+        index = batch.meta["index"].tolist()
+        logits = _by_example(_stacked(heads, teacher.model), len(index))
         if store is None:
             if trainer.is_global_zero:
                 tokens = [int(lengths.max())] if logits.ndim == 3 else []
                 LogitStore.create(staging, [len(dataset), *tokens, logits.shape[-1]], list(heads), dtype, about)
             trainer.strategy.barrier()
             store = LogitStore(staging, writable=True)
-        index = batch.meta["index"].tolist()
         store.write(index, logits, lengths[index].tolist())
     if store is not None:
         store.array.flush()  # type: ignore[attr-defined]  (of a memory map)
+
+
+def _by_example(values: Tensor, examples: int) -> Tensor:
+    """Vectors ``(texts * examples, width)`` as ``(examples, texts * width)``; others are one row an example already."""
+    if len(values) == examples:
+        return values
+    return values.unflatten(0, (-1, examples)).transpose(0, 1).flatten(1)
+
+
+def by_text(values: Tensor, rows: int) -> Tensor:
+    """What a store has of examples, a row for each row of the batch: the inverse where they have several texts."""
+    if len(values) == rows:
+        return values
+    return values.unflatten(1, (rows // len(values), -1)).transpose(0, 1).flatten(0, 1)
 
 
 def _stacked(heads: dict[str, Tensor], model: nn.Module) -> Tensor:

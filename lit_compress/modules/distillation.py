@@ -20,9 +20,10 @@ __all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "
 
 _LOSSES = {"kl": logit_kl, "soft_cross_entropy": soft_cross_entropy}
 _TOKENS = ("all", "attended", "masked")
-# The logits of Hugging Face outputs: question answering, pretraining, everything else.
+# The logits of Hugging Face outputs: question answering, pretraining, everything else; vectors of texts.
 _SPANS = ("start_logits", "end_logits")
-_HEADS = (_SPANS, ("prediction_logits", "seq_relationship_logits"), ("logits",))
+_VECTORS = "sentence_embedding"
+_HEADS = (_SPANS, ("prediction_logits", "seq_relationship_logits"), ("logits",), (_VECTORS,))
 # Logit of a position that is no candidate; finite, because a difference of infinities is no number.
 _NEVER = -1e9
 
@@ -121,6 +122,11 @@ class LogitDistillation(Distillation):
 
     def average(self, student: Any, teachers: Sequence[Any], batch: Batch) -> Tensor:
         heads = logit_heads(student)
+        if _VECTORS in heads:
+            raise UserError(
+                "distillation: LogitDistillation compares logits, and sentence embeddings are none; take "
+                "EmbeddingDistillation or SimilarityDistillation"
+            )
         terms = [
             self._span(logits, [getattr(teacher, name) for teacher in teachers], batch)
             if name in _SPANS
@@ -172,7 +178,7 @@ class LogitDistillation(Distillation):
 
 
 def logit_heads(output: Any) -> dict[str, Tensor]:
-    """The logits of a Hugging Face output by the names it gives them.
+    """The logits of a Hugging Face output, or its vectors of texts, by the names it gives them.
 
     Raises:
         UserError: it has none that are known.

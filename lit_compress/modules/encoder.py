@@ -113,6 +113,10 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self._looks_at_each = False  # where a callback monitors a loss of the training
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.task.needs_teacher and not any(True for _ in self._listened_to()):
+            raise UserError(
+                "model.teacher: missing; the data has texts without labels, and only a teacher says what to learn"
+            )
         length = getattr(getattr(self.trainer, "datamodule", None), "max_length", None)
         if length is None:
             return

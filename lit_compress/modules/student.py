@@ -13,12 +13,13 @@ from lit_compress.errors import UserError
 from lit_compress.models.attention import visible_attention
 from lit_compress.models.load import check_compatible, check_same_vocabulary, load_config, load_model
 from lit_compress.models.projections import read_projections
-from lit_compress.modules.cached_teacher import CacheDtype, open_answers, teacher_digest
+from lit_compress.modules.cached_teacher import CacheDtype, by_text, open_answers, teacher_digest
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
+from lit_compress.modules.embedding_distillation import EmbeddingDistillation
 from lit_compress.modules.encoder import LitEncoder, made_again
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.teacher import FrozenTeacher
-from lit_compress.tasks import Batch, Task
+from lit_compress.tasks import Batch, EmbeddingTask, Task
 
 __all__ = ["LitStudent"]
 
@@ -34,7 +35,8 @@ class LitStudent(LitEncoder):
     Args:
         pretrained: where the student starts; usually the teacher's own folder.
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
-        distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
+        distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``, and for
+            sentence embeddings ``{"kd": EmbeddingDistillation()}``.
         labels: class names, None for regression; comes from the data on the command line.
         tokenizer: tokenizer exported beside the weights; comes from the data, too.
         optimization: learning rate, weight decay, warm-up and decay.
@@ -75,7 +77,7 @@ class LitStudent(LitEncoder):
         keys = {name: "model.teacher" if teacher else f"model.teachers.{name}" for name in sources}
         if not sources and distillation:
             raise UserError(f"model.distillation: {list(distillation)} need a teacher; give model.teacher")
-        terms = distillation or ({"kd": LogitDistillation()} if sources else {})
+        terms = distillation or ({"kd": _default_term(task)} if sources else {})
         _check_listening(terms, sources)
         _check_cache(terms, sources, teacher_cache, teacher_cache_dtype)
         configs = {name: load_config(source, keys[name]) for name, source in sources.items()}
@@ -174,6 +176,7 @@ class LitStudent(LitEncoder):
     def _look_up(self, name: str, batch: Batch) -> dict[str, Tensor]:
         """What a teacher said of a batch, on the device of its numbers; on the host in memory that a GPU reads."""
         found = vars(self._answers[name].read(batch.meta["index"], batch.inputs["input_ids"].shape[1]))
+        found = {key: by_text(value, batch.rows) for key, value in found.items()}
         pins = torch.cuda.is_available()
         return {key: value.pin_memory() if pins and not value.is_cuda else value for key, value in found.items()}
 
@@ -181,6 +184,11 @@ class LitStudent(LitEncoder):
         """All terms, or those that listen to one teacher."""
         terms = [term for term in self.distillation.values() if isinstance(term, Distillation)]
         return [term for term in terms if teacher is None or term.teacher in (None, teacher)]
+
+
+def _default_term(task: Task | str | None) -> Distillation:
+    name = task.name if isinstance(task, Task) else task
+    return EmbeddingDistillation() if name == EmbeddingTask.name else LogitDistillation()
 
 
 def _open_up(term: Distillation, student: Any, teachers: dict[str, Any]) -> None:

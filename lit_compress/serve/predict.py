@@ -62,8 +62,8 @@ def predict(
 
 def _show(text: str, run: str | None, model: str | None, data: dict[str, Any], **options: Any) -> None:
     """Predict one text and print what a file would have of it."""
-    columns = (_of_run(Path(run))[1] if run is not None else {}).get("text_columns") or ["text"]
-    columns = data.get("text_columns") or columns
+    columns = {**(_of_run(Path(run))[1] if run is not None else {}), **data}
+    columns = columns.get("text_columns") or columns.get("text_column") or ["text"]
     names = [columns] if isinstance(columns, str) else list(columns)
     if len(names) != 1:
         raise UserError(f"--text: the model reads {len(names)} texts, {', '.join(names)}; give --file")

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 from pyarrow import parquet
 
@@ -18,11 +19,11 @@ from lit_compress.files import atomic_file, begins, check_file, foreign_file
 
 __all__ = ["FORMATS", "PredictionFile", "check_predictions"]
 
-FORMATS = (".csv", ".jsonl", ".parquet")
+FORMATS = (".csv", ".jsonl", ".parquet", ".npy")  # the last for vectors alone
 PART_SECONDS = 30.0
 _SETTINGS = "settings.json"
 # What follows the row in predictions of the package's own tasks: how a file of predictions is told from others.
-_SECOND_COLUMNS = ("label", "labels", "value", "tags", "id")
+_SECOND_COLUMNS = ("label", "labels", "value", "tags", "id", "embedding")
 
 
 def check_predictions(
@@ -31,7 +32,7 @@ def check_predictions(
     """Refuse a file that predictions cannot be written to; for before any work.
 
     Args:
-        output: ``.csv``, ``.jsonl`` or ``.parquet``.
+        output: ``.csv``, ``.jsonl``, ``.parquet``, or for vectors ``.npy``.
         overwrite: replace earlier predictions.
         inputs: files that are read.
         column: that follows the row in what will be written; None where that is not known yet.
@@ -48,6 +49,7 @@ def check_predictions(
         ".csv": begins(rf"row,({second})[,\n]"),
         ".jsonl": begins(rf'\{{"row": \d+, "({second})": '),
         ".parquet": partial(_is_own_parquet, second=second),
+        ".npy": _is_vectors,
     }
     check_file(output, is_own[suffix], overwrite, inputs)
 
@@ -56,7 +58,7 @@ class PredictionFile:
     """Collects records; each full part is a finished file in a folder beside the output, which goes at the end.
 
     Args:
-        output: ``.csv``, ``.jsonl`` or ``.parquet``.
+        output: ``.csv``, ``.jsonl``, ``.parquet``, or for vectors ``.npy``.
         schema: columns.
         settings: what the predictions follow from, JSON types; parts made with others are not gone on with.
         part_rows: most rows of a part.
@@ -80,6 +82,8 @@ class PredictionFile:
     ) -> None:
         self.output, self.schema, self.part_rows = Path(output), schema, part_rows
         check_predictions(output, overwrite, column=schema.names[1])
+        if self.output.suffix == ".npy" and (len(schema) != 2 or not pyarrow.types.is_list(schema.types[1])):
+            raise UserError(f"--output: {str(output)!r} holds vectors alone; give .csv, .jsonl or .parquet")
         if part_rows < 1:
             raise UserError(f"--part_rows: {part_rows} must be 1 or more")
         self.parts = self.output.with_name(f".{self.output.name}.parts")
@@ -107,6 +111,7 @@ class PredictionFile:
             self._write_part()
         with atomic_file(self.output) as staging:
             join = {".csv": self._join_text, ".jsonl": self._join_text, ".parquet": self._join_parquet}
+            join[".npy"] = _join_npy
             join[self.output.suffix](staging, self._finished())
         if foreign_file(self.parts, _is_own_part) is None:
             shutil.rmtree(self.parts)
@@ -145,7 +150,7 @@ class PredictionFile:
     def _write_part(self) -> None:
         first, last = self.done, self.done + len(self._waiting) - 1
         part = self.parts / f"part-{first:012d}-{last:012d}{self.output.suffix}"
-        write = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+        write = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet, ".npy": _write_npy}
         with atomic_file(part) as staging:
             write[self.output.suffix](staging, self._waiting, self.schema)
         self.done, self._waiting, self._written = last + 1, [], time.monotonic()
@@ -185,7 +190,7 @@ def _cells(records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> Iterato
     for record in records:
         # A cell holds no list; as JSON it can be read back whatever the entries are.
         yield [
-            json.dumps(value, ensure_ascii=False) if isinstance(value, list) else _rounded(value)
+            json.dumps(_rounded(value), ensure_ascii=False) if isinstance(value, list) else _rounded(value)
             for value in (record.get(name) for name in schema.names)
         ]
 
@@ -202,8 +207,34 @@ def _write_parquet(path: Path, records: Sequence[dict[str, Any]], schema: pyarro
     parquet.write_table(pyarrow.table(columns, schema=schema), path)
 
 
+def _write_npy(path: Path, records: Sequence[dict[str, Any]], schema: pyarrow.Schema) -> None:
+    with path.open("wb") as file:  # `save` would change another ending
+        np.save(file, np.array([record[schema.names[1]] for record in records], dtype=np.float32))
+
+
+def _join_npy(staging: Path, parts: Sequence[Path]) -> None:
+    read = [np.load(part, mmap_mode="r", allow_pickle=False) for part in parts]
+    rows, width = sum(map(len, read)), read[0].shape[1] if read else 0
+    with staging.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (rows, width)})
+        for part in read:
+            file.write(part.tobytes())
+
+
+def _is_vectors(path: Path) -> bool:
+    """Whether a file is an array ``(rows, width)`` of fp32."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype == np.float32
+
+
 def _rounded(value: Any) -> Any:
     """fp32 numbers with the digits that they have."""
+    if isinstance(value, list):
+        return [*map(_rounded, value)]
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 

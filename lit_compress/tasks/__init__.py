@@ -9,6 +9,7 @@ from lit_compress.errors import UserError
 from lit_compress.init_args import made_of
 from lit_compress.tasks.batch import IGNORED, Batch
 from lit_compress.tasks.classification import ClassificationTask
+from lit_compress.tasks.embedding import EmbeddingTask
 from lit_compress.tasks.masked_words import MaskedWordsTask, PretrainingTask
 from lit_compress.tasks.multi_label import MultiLabelTask
 from lit_compress.tasks.outcomes import Outcomes
@@ -22,6 +23,7 @@ __all__ = [
     "TASKS",
     "Batch",
     "ClassificationTask",
+    "EmbeddingTask",
     "MaskedWordsTask",
     "MultiLabelTask",
     "Outcomes",
@@ -43,6 +45,7 @@ TASKS: tuple[type[Task], ...] = (
     QuestionAnsweringTask,
     PretrainingTask,  # before masked words, which its models can do, too
     MaskedWordsTask,
+    EmbeddingTask,
 )
 
 
@@ -56,8 +59,8 @@ def make_task(task: Task | str | Mapping[str, Any] | None, labels: Sequence[str]
 
     Args:
         task: a task; a name: ``classification``, ``multi_label_classification``, ``regression``,
-            ``token_classification``, ``question_answering``, ``masked_lm`` or ``pretraining`` (masked words and next
-            sentence); ``class_path`` and ``init_args`` of one; None is a classification with labels and a regression
+            ``token_classification``, ``question_answering``, ``masked_lm``, ``pretraining`` (masked words and next
+            sentence) or ``embedding``; ``class_path`` and ``init_args`` of one; None is a classification with labels and a regression
             without.
         labels: names of classes or tags in the order of their ids; for a name.
 

@@ -15,7 +15,7 @@ from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.task import Task
 
-__all__ = ["RegressionTask"]
+__all__ = ["RegressionTask", "correlation", "ranks_of"]
 
 
 class RegressionTask(Task):
@@ -62,8 +62,8 @@ class RegressionTask(Task):
         guess, truth = columns["guess"].astype(np.float64), columns["truth"].astype(np.float64)
 
         def score(weights: np.ndarray) -> Scores:
-            ranks = _ranks(guess, weights), _ranks(truth, weights)
-            return {"pearson": _correlation(guess, truth, weights), "spearman": _correlation(*ranks, weights)}
+            ranks = ranks_of(guess, weights), ranks_of(truth, weights)
+            return {"pearson": correlation(guess, truth, weights), "spearman": correlation(*ranks, weights)}
 
         # Values within a hundredth of what they should differ by are one value.
         same = len(guess) > 1 and np.ptp(guess) < 0.01 * truth.std()
@@ -78,7 +78,7 @@ class RegressionTask(Task):
         )
 
 
-def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Pearson's, in each resample; values ``(units,)`` or ``(resamples, units)``."""
     total = weights.sum(1, keepdims=True)
     first, second = (values - divide((weights * values).sum(1, keepdims=True), total) for values in (first, second))
@@ -86,7 +86,7 @@ def _correlation(first: np.ndarray, second: np.ndarray, weights: np.ndarray) -> 
     return divide((weights * first * second).sum(1), scale)
 
 
-def _ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def ranks_of(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean rank of each value ``(units,)`` in each resample ``(resamples, units)``, without building the resample."""
     _, group = np.unique(values, return_inverse=True)
     order = np.argsort(group, kind="stable")

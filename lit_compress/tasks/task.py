@@ -15,6 +15,7 @@ from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes
+from lit_compress.sentence_settings import SENTENCE_KEY
 
 __all__ = ["Task", "weights_like"]
 
@@ -76,10 +77,16 @@ class Task(KeepsInitArgs):
         """Whether a model with this configuration was made for this task, as far as it says."""
         return cls.has_head(config)
 
+    @classmethod
+    def options_for(cls, config: PretrainedConfig) -> Mapping[str, Any]:
+        """Options of the data module, beside :attr:`data_options`, that follow from a model."""
+        return {}
+
     def configure(self, config: PretrainedConfig) -> None:
         """Set what the head needs in the configuration that a model is about to be loaded with."""
         # Also where it is None: the source may have been a classifier.
         config.problem_type = self.problem_type  # type: ignore[assignment]  (one of Transformers' three)
+        vars(config).pop(SENTENCE_KEY, None)  # likewise, or a model of vectors
 
     def check_head(self, model: PreTrainedModel, key: str) -> None:
         """Raise a ``UserError`` that begins with the key when the head of a model is not what the task needs."""
@@ -89,6 +96,11 @@ class Task(KeepsInitArgs):
         return not self.has_head(config)
 
     # --- training and evaluation
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the data says nothing about what is right, so that a teacher must."""
+        return False
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """Scalar training loss."""
@@ -118,6 +130,10 @@ class Task(KeepsInitArgs):
     def answers(self, logits: Tensor) -> Tensor:
         """What a head's logits say, the last axis of which are classes or positions: the largest of them."""
         return logits.argmax(-1)
+
+    def same(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """Which answers of two heads are the same."""
+        return self.answers(ours) == self.answers(theirs)
 
     def predictions(self, output: Any, batch: Batch) -> Any:
         """A tensor or a list with a prediction for each example of a batch, which need not have targets."""

@@ -1,0 +1,281 @@
+"""Texts of which each becomes a vector: pairs with a score, texts that belong together, texts alone."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from torch import Tensor
+
+from lit_compress.data.text import cached_map
+from lit_compress.data.text_data import TextData
+from lit_compress.errors import UserError
+from lit_compress.sources import resolve_source
+from lit_compress.tasks import Batch, EmbeddingTask, Task
+from lit_compress.text_files import check_there, file_suffix, header_hint, read_failure
+
+__all__ = ["SentencePairs", "SentenceTexts"]
+
+
+class SentencePairs(TextData):
+    """Texts for sentence embeddings: two and how similar they are, or a query, its document and hard negatives.
+
+    Each text is read by itself; those of an example are neighbours in a batch, see
+    :class:`~lit_compress.tasks.EmbeddingTask`. ``predict`` reads the first column alone.
+
+    Args:
+        train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``).
+        val_file: to validate on; without it ``val_fraction`` of the training rows is held out.
+        text_columns: two columns with a score, or without one two or more: a text, one that belongs to it, and texts
+            that do not.
+        label_column: score of the two texts; None ranks instead, where all other texts of a batch are negatives.
+        score_range: lowest and highest score, which become 0 and 1; None takes scores from -1 to 1 as cosines.
+        pooling: how the vectors of tokens become that of a text, for models that do not say (those of
+            sentence-transformers do, and keep theirs).
+        normalize: whether vectors have length 1, likewise; None is true.
+        scale: what cosines are multiplied by where texts are ranked.
+        prompts: text before each text of a column, in the order of ``text_columns``.
+        columns: column names of files without a header.
+        delimiter: as in :class:`TextClassification`.
+        options: see :class:`TextOptions`.
+
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        *,
+        text_columns: Sequence[str] = ("anchor", "positive"),
+        label_column: str | None = None,
+        score_range: tuple[float, float] | None = None,
+        pooling: Literal["mean", "cls", "max"] | None = None,
+        normalize: bool | None = None,
+        scale: float = 20.0,
+        prompts: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.text_columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
+        self.label_column, self.score_range, self.scale = label_column, score_range, scale
+        self.pooling, self.normalize = pooling, normalize
+        self.columns, self.delimiter = columns, delimiter
+        self.prompts = dict(zip(self.text_columns, prompts or [""] * len(self.text_columns), strict=False))
+        self._check_columns(prompts)
+        super().__init__(train_file=train_file, val_file=val_file, **options)
+        self.task  # noqa: B018  (says at once what is wrong with the options)
+
+    def _check_columns(self, prompts: Sequence[str] | None) -> None:
+        count, label = len(self.text_columns), self.label_column
+        if count < 2 or (label is not None and count > 2):
+            needed = "two columns, whose texts a score compares" if label else "two columns or more"
+            raise UserError(f"data.text_columns: {self.text_columns} must be {needed}")
+        if len(set(self.text_columns)) < count or label in self.text_columns:
+            raise UserError(f"data.text_columns: {self.text_columns} and the label {label!r} must be different columns")
+        if prompts is not None and len(prompts) != count:
+            raise UserError(f"data.prompts: {list(prompts)} must be {count}, one for each of {self.text_columns}")
+        if self.score_range is not None:
+            low, high = self.score_range
+            if label is None:
+                raise UserError("data.score_range: has no effect without data.label_column; leave it out")
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise UserError(f"data.score_range: {[low, high]} must be the lowest and the highest score")
+
+    @property
+    def task(self) -> Task:
+        return EmbeddingTask(self.pooling, self.normalize, self.loss, self.scale, self.max_length)
+
+    @property
+    def loss(self) -> Literal["cosine", "ranking"] | None:
+        """What there is to learn from, see :class:`~lit_compress.tasks.EmbeddingTask`."""
+        return "cosine" if self.label_column is not None else "ranking"
+
+    def columns_of(self, split: str) -> list[str]:
+        """The columns of a split whose texts are read."""
+        return self.text_columns[:1] if split == "predict" else self.text_columns
+
+    def scored(self, split: str) -> str | None:
+        """The column with the scores of a split; None where there are none."""
+        return None if split == "predict" else self.label_column
+
+    def load(self, source: str, key: str) -> Dataset:
+        return self.read_table(source, key, self.columns, self.delimiter)
+
+    def check(self, table: Dataset, split: str) -> None:
+        header = header_hint(table.column_names)
+        for column in self.columns_of(split):
+            self.require_columns(table, split, {"text_columns": column}, header)
+        if (label := self.scored(split)) is not None:
+            self.require_columns(table, split, {"label_column": label}, header)
+            for row, value in enumerate(table[label]):
+                self._check_score(value, row, split)
+        if split == "predict":  # every row gets a vector
+            return
+        for column in self.columns_of(split):
+            batches: Any = table.select_columns(column).iter(1000)
+            texts = (text for batch in batches for text in batch[column])
+            empty = next((row for row, text in enumerate(texts, 1) if text is None or not str(text).strip()), None)
+            if empty is not None:
+                raise UserError(
+                    f"data.text_columns: {column!r} in row {empty} of {self.source(split)!r} is empty, which means "
+                    "nothing as a vector; leave the row out of the file"
+                )
+
+    def _check_score(self, value: Any, row: int, split: str) -> None:
+        low, high = self.score_range or (-1.0, 1.0)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not low <= number <= high:
+            raise UserError(
+                f"data.label_column: {value!r} in row {row + 1} of {self.source(split)!r} is no number from {low:g} to "
+                f"{high:g}; mend the file, or give the lowest and the highest score as data.score_range"
+            )
+
+    def encode(self, table: Dataset, split: str) -> Dataset:
+        columns, label = self.columns_of(split), self.scored(split)
+        ranked = self.loss == "ranking" and split != "predict"
+        low, high = self.score_range or (0.0, 1.0)
+        names = self.tokenizer.model_input_names
+
+        def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
+            texts = [[self._text(text, column) for text in rows[column]] for column in columns]
+            read: list[Any] = [self.tokenizer(each, truncation=True, max_length=self.max_length) for each in texts]
+            lengths = [[len(ids) for ids in ids_of] for ids_of in zip(*(one["input_ids"] for one in read), strict=True)]
+            # The texts of an example one after the other, as its row.
+            encoded: dict[str, Any] = {
+                name: [[number for text in row for number in text] for row in zip(*(r[name] for r in read), strict=True)]
+                for name in names
+                if name in read[0]
+            }
+            encoded |= {"text_lengths": lengths, "length": [max(row) for row in lengths]}
+            if label is not None:
+                encoded["labels"] = [(float(value) - low) / (high - low) for value in rows[label]]
+            if ranked:
+                encoded |= {"query": [*map(_id, texts[0])], "document": [*map(_id, texts[1])]}
+            return encoded
+
+        settings = [columns, label, ranked, self.max_length, self.score_range, self.prompts, "sentences-1"]
+        return cached_map(table, encode, self.tokenizer, settings, f"Tokenising {split}")
+
+    def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
+        """Inputs ``(texts * examples, tokens)``: the first text of all examples, the second of all, and so on."""
+        bounds = np.cumsum(np.pad(np.array(rows["text_lengths"]), ((0, 0), (1, 0))), axis=1)
+        texts = {
+            name: [row[start:end] for place in range(bounds.shape[1] - 1) for row, start, end in
+                   zip(values, bounds[:, place], bounds[:, place + 1], strict=True)]
+            for name, values in self.inputs_of(rows).items()
+        }  # fmt: skip
+        return super().pad(texts)
+
+    def collate(self, rows: dict[str, list[Any]]) -> Batch:
+        """Inputs as :meth:`pad` has them; targets ``labels`` in fp32, or ids ``query`` and ``document``, of examples."""
+        targets = {name: torch.tensor(rows[name]) for name in ("query", "document") if name in rows}
+        if "labels" in rows:
+            targets["labels"] = torch.tensor(rows["labels"], dtype=torch.float32)
+        return self.batch(rows, targets, {"texts": len(rows["text_lengths"][0])})
+
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        table: Any = self.table("val")
+        encoded: Any = self._dataset("val")
+        for row, seen in zip(table or (), encoded or (), strict=True):
+            start = 0
+            for column, length in zip(self.columns_of("val"), seen["text_lengths"], strict=True):
+                call = {"text": self._text(row[column], column), "truncation": True, "max_length": self.max_length}
+                yield call, {name: ids[start : start + length] for name, ids in self.inputs_of(seen).items()}
+                start += length
+
+    def _text(self, text: Any, column: str) -> str:
+        return self.prompts.get(column, "") + ("" if text is None else str(text))
+
+
+class SentenceTexts(SentencePairs):
+    """Texts without labels for sentence embeddings, about which a teacher says everything; validated on scored pairs.
+
+    Args:
+        train_file: a text a line (``.txt``, also ``.gz``; blank lines are left out), or ``.tsv``, ``.csv``, ``.jsonl``,
+            ``.parquet`` with a column of texts.
+        val_file: two texts and their score in each row: texts alone say nothing about how good a model is.
+        text_column: column of the texts to train on and to predict, where there are columns.
+        pair_columns: columns of the two texts to validate and test on.
+        label_column: their score.
+        score_range: as in :class:`SentencePairs`, and so are the others.
+        pooling: likewise.
+        normalize: likewise.
+        prompt: text before each text.
+        delimiter: likewise.
+        options: see :class:`TextOptions`.
+
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        *,
+        text_column: str = "text",
+        pair_columns: Sequence[str] = ("sentence1", "sentence2"),
+        label_column: str = "score",
+        score_range: tuple[float, float] | None = None,
+        pooling: Literal["mean", "cls", "max"] | None = None,
+        normalize: bool | None = None,
+        prompt: str = "",
+        delimiter: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.text_column, self.prompt = text_column, prompt
+        super().__init__(
+            train_file,
+            val_file,
+            text_columns=pair_columns,
+            label_column=label_column,
+            score_range=score_range,
+            pooling=pooling,
+            normalize=normalize,
+            delimiter=delimiter,
+            **options,
+        )
+        if self.files["train"] and not self.files["val"]:
+            raise UserError("data.val_file: missing; texts alone cannot be validated on; give pairs with a score")
+
+    @property
+    def loss(self) -> Literal["cosine", "ranking"] | None:
+        return None
+
+    def columns_of(self, split: str) -> list[str]:
+        return [self.text_column] if split in ("train", "predict") else self.text_columns
+
+    def scored(self, split: str) -> str | None:
+        return None if split in ("train", "predict") else self.label_column
+
+    def load(self, source: str, key: str) -> Dataset:
+        path = Path(resolve_source(source, key))
+        if key not in ("data.train_file", "data.predict_file") or path.is_dir() or file_suffix(path) != ".txt":
+            return super().load(source, key)
+        check_there(source, key, "a file")
+        options = {name: getattr(self.options, name) for name in ("encoding", "encoding_errors", "cache_dir")}
+        try:
+            table = load_dataset("text", data_files=[str(path)], split="train", **options)
+        except (DatasetGenerationError, OSError, ValueError, LookupError, EOFError) as error:
+            raise UserError(f"{key}: {source!r} cannot be read as text: {read_failure(error)}") from error
+        assert isinstance(table, Dataset)
+        if key == "data.train_file":
+            table = table.filter(lambda text: bool(text.strip()), input_columns="text")
+            if not len(table):
+                raise UserError(f"{key}: {source!r} has no text")
+        return table if self.text_column == "text" else table.rename_column("text", self.text_column)
+
+    def _text(self, text: Any, column: str) -> str:
+        return self.prompt + ("" if text is None else str(text))
+
+
+def _id(text: str) -> int:
+    """A number that equal texts share, int64."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)

@@ -1,0 +1,176 @@
+"""How a model's tokens become the vector of a text: in its configuration, and in the files of sentence-transformers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+from transformers.utils.hub import cached_file
+
+from lit_compress.errors import UserError, first_line
+from lit_compress.functional.pooling import POOLINGS
+
+__all__ = ["SENTENCE_KEY", "SentenceSettings", "has_settings", "keep_settings", "settings_of", "write_settings"]
+
+# Entry of a model's configuration.
+SENTENCE_KEY = "sentence_embedding"
+_MODULES, _LENGTH, _PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
+# In the order in which they are run; the last may be missing.
+_KNOWN = ("Transformer", "Pooling", "Normalize")
+_LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceSettings:
+    """What sentence-transformers keeps beside a model.
+
+    Args:
+        pooling: ``mean``, ``cls`` or ``max``.
+        normalize: whether vectors have length 1.
+        max_length: longest text in tokens; None is that of the tokenizer.
+        prompts: texts by name that a program may put before a text.
+        default_prompt: the name of the one that it puts there by itself.
+
+    Raises:
+        UserError: another pooling.
+
+    """
+
+    pooling: str = "mean"
+    normalize: bool = True
+    max_length: int | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling: {self.pooling!r} must be one of {', '.join(POOLINGS)}")
+
+
+def has_settings(config: PretrainedConfig) -> bool:
+    """Whether a model says how its tokens become a vector, in a form that is known here or not."""
+    return isinstance(getattr(config, SENTENCE_KEY, None), dict) or _read(config, _MODULES) is not None
+
+
+def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
+    """The settings in a configuration, or else in the files of sentence-transformers beside it; None without either.
+
+    Args:
+        config: as loaded from a folder or the hub, whose name it has.
+
+    Raises:
+        UserError: modules or a pooling that are not known here.
+
+    """
+    own = getattr(config, SENTENCE_KEY, None)
+    if isinstance(own, dict):
+        try:
+            return SentenceSettings(**own)
+        except TypeError as error:
+            raise UserError(f"config.json: {SENTENCE_KEY}: {first_line(error)}") from error
+    modules = _read(config, _MODULES)
+    if modules is None:
+        return None
+    source = str(config.name_or_path)
+    names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    if names not in ([*_KNOWN], [*_KNOWN[:2]]):
+        raise UserError(
+            f"{source!r}: its {_MODULES} has {', '.join(names)}; only {' and '.join(_KNOWN[:2])}, and {_KNOWN[2]} "
+            "after them, are known here"
+        )
+    length, prompts = (_read(config, name) or {} for name in (_LENGTH, _PROMPTS))
+    return SentenceSettings(
+        pooling=_pooling(_read(config, f"{_plain(modules[1].get('path'))}/config.json") or {}, source),
+        normalize=len(names) == len(_KNOWN),
+        max_length=length.get("max_seq_length"),
+        prompts={str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()},
+        default_prompt=prompts.get("default_prompt_name"),
+    )
+
+
+def write_settings(config: PretrainedConfig, folder: Path) -> None:
+    """Write the files that ``SentenceTransformer(folder)`` reads, in the form that its versions 2 to 6 know.
+
+    Args:
+        config: of the model; nothing is written where it has no settings.
+        folder: existing.
+
+    """
+    if getattr(config, SENTENCE_KEY, None) is None:
+        return
+    settings = settings_of(config)
+    assert settings is not None
+    names = _KNOWN if settings.normalize else _KNOWN[:2]
+    modules = [
+        {
+            "idx": index,
+            "name": str(index),
+            "path": f"{index}_{name}" if index else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for index, name in enumerate(names)
+    ]
+    width: Any = config.hidden_size
+    files: dict[str, Any] = {
+        _MODULES: modules,
+        "1_Pooling/config.json": {"word_embedding_dimension": width}
+        | {name: settings.pooling == pooling for name, pooling in _LEGACY.items()},
+        _PROMPTS: {"prompts": settings.prompts, "default_prompt_name": settings.default_prompt}
+        | {"similarity_fn_name": "cosine"},
+    }
+    if settings.normalize:
+        files["2_Normalize/config.json"] = {}  # it has none, and empty folders get lost
+    if settings.max_length is not None:
+        files[_LENGTH] = {"max_seq_length": settings.max_length, "do_lower_case": False}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def keep_settings(config: PretrainedConfig, settings: SentenceSettings, **changed: Any) -> None:
+    """Put settings, some of them changed, into a configuration, which is saved with its model."""
+    setattr(config, SENTENCE_KEY, asdict(replace(settings, **changed)))
+
+
+def _pooling(content: Mapping[str, Any], source: str) -> str:
+    """The pooling that the file of sentence-transformers' Pooling names, in its old or its new form."""
+    legacy = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
+    found = content.get("pooling_mode") or [_LEGACY.get(name, name) for name in legacy]
+    names = [found] if isinstance(found, str) else [*found]
+    if len(names) != 1 or names[0] not in POOLINGS:
+        raise UserError(
+            f"{source!r}: its pooling is {' and '.join(map(str, names)) or 'not named'}; known here are "
+            f"{', '.join(POOLINGS)}, one at a time"
+        )
+    if content.get("include_prompt") is False:
+        raise UserError(f"{source!r}: its pooling leaves the prompt out (include_prompt: false), which is not known here")
+    return names[0]
+
+
+def _plain(path: Any) -> str:
+    """A folder's name in ``modules.json``, which must not lead out of the folder."""
+    name = str(path)
+    if Path(name).name != name or name in (".", "..") or "\\" in name:
+        raise UserError(f"{_MODULES}: {name!r} is no name of a folder beside it")
+    return name
+
+
+def _read(config: PretrainedConfig, name: str) -> Any:
+    """A JSON file beside a configuration, in its folder or on the hub; None where there is none."""
+    source = str(config.name_or_path or "")
+    if not source:
+        return None
+    if Path(source).is_dir():
+        path = Path(source) / name
+    else:
+        try:
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        except (OSError, ValueError):  # gone, or no name on the hub: a configuration outlives its folder
+            return None
+        path = Path(found) if found else Path(source) / name
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source!r}: its {name} cannot be read: {first_line(error)}") from error
