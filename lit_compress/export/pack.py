@@ -19,6 +19,7 @@ from lit_compress.models.pack import LayoutChoice, Ranges, pack_in_place, ranges
 from lit_compress.models.packed import packed_linears
 from lit_compress.nn.manifest import Manifest
 from lit_compress.nn.packed import PackedLinear
+from lit_compress.sentence_settings import write_settings
 from lit_compress.storage.buffers import Precision
 
 __all__ = ["best_precision", "packed_bytes", "packed_lines", "save_packed", "write_packed"]
@@ -128,6 +129,7 @@ def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     save_checked(model, folder)
     tokenizer.save_pretrained(folder)
     write_manifest(manifest, folder)
+    write_settings(model.config, folder)
     (folder / "README.md").write_text(_card(model, manifest))
 
 

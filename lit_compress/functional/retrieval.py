@@ -9,6 +9,8 @@ __all__ = ["retrieval_scores"]
 def retrieval_scores(similarity: Tensor, relevant: Tensor, top: int = 10) -> dict[str, Tensor]:
     r"""NDCG, reciprocal rank and recall of each query among its ``top`` documents.
 
+    torchmetrics has them for one query at a time, and takes no similarity below 0 for found.
+
     Relevance is yes or no: :math:`\mathrm{DCG} = \sum_r 1 / \log_2(1 + r)` over the ranks ``r`` of relevant documents
     (Järvelin and Kekäläinen 2002). Of equal similarities the irrelevant come first: a model whose vectors are all the
     same finds nothing.
@@ -27,8 +29,8 @@ def retrieval_scores(similarity: Tensor, relevant: Tensor, top: int = 10) -> dic
         {'ndcg': 0.631, 'mrr': 0.5, 'recall': 1.0}
 
     """
-    first = relevant.to(torch.uint8).argsort(1, stable=True)
-    order = similarity.gather(1, first).argsort(1, descending=True, stable=True)[:, :top]
+    first = relevant.to(torch.uint8).argsort(dim=1, stable=True)
+    order = similarity.gather(1, first).argsort(dim=1, descending=True, stable=True)[:, :top]
     hits = relevant.gather(1, first.gather(1, order)).double()
     ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64, device=hits.device)
     gains, count = 1 / (1 + ranks).log2(), relevant.sum(1)

@@ -8,10 +8,12 @@ from torch import Tensor
 from lit_compress.modules import (
     AttentionDistillation,
     Distillation,
+    EmbeddingDistillation,
     HiddenDistillation,
     LogitDistillation,
     RelationDistillation,
     ScorePenalty,
+    SimilarityDistillation,
 )
 from lit_compress.strategies import (
     Activations,
@@ -172,6 +174,7 @@ TERMS: dict[str, Callable[[], dict[str, Distillation]]] = {
     "logits": lambda: {"kd": LogitDistillation(1.0, loss="soft_cross_entropy")},
     "projection": lambda: {"kd": LogitDistillation(), "hidden": HiddenDistillation(projection=True, normalize=True)},
     "attention": lambda: {"maps": AttentionDistillation(loss="kl", heads="mean", layer_map="last")},
+    "embeddings": lambda: {"kd": EmbeddingDistillation(projection=True), "near": SimilarityDistillation()},
     "relations": lambda: {"relations": RelationDistillation(relation_heads=4, teacher_layer=2)},
 }
 

@@ -11,13 +11,15 @@ from lit_compress.data import (
     MaskedLanguageModeling,
     MultiLabelClassification,
     QuestionAnswering,
+    SentencePairs,
+    SentenceTexts,
     TokenClassification,
 )
 from lit_compress.modules import LitStudent, Optimization
 
 WORDS = ["the", "a", "is", "was", "film", "story", "plot", "actor", "scene", "very", "and", "but", "not", "it", "in"]
 NAMES = ["good", "great", "fine", "lovely"]
-TASKS = ["masked_lm", "multi_label_classification", "pretraining", "question_answering", "token_classification"]
+TASKS = ["embedding", "embedding_ranking", "masked_lm", "multi_label_classification", "pretraining", "question_answering", "token_classification"]
 
 
 def corpus(path: Path, documents: int = 40, seed: int = 0) -> Path:
@@ -78,13 +80,58 @@ def labelled(path: Path, rows: int = 40, seed: int = 0) -> Path:
     return path
 
 
-SUFFIXES = {"question_answering": "json", "multi_label_classification": "jsonl"}
+def pairs(path: Path, rows: int = 40, seed: int = 0) -> Path:
+    """Two texts and the share of words that both have."""
+    draw = random.Random(seed)
+    lines = ["sentence1\tsentence2\tscore"]
+    for _ in range(rows):
+        first = draw.sample(WORDS, k=draw.randrange(3, 8))
+        kept = draw.randrange(len(first) + 1)
+        second = first[:kept] + draw.choices(NAMES, k=len(first) - kept)
+        lines.append(f"{' '.join(first)}\t{' '.join(second)}\t{5 * kept / len(first):.3f}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def answered(path: Path, rows: int = 40, seed: int = 0) -> Path:
+    """A text, one that shares its words, and one that does not; every fourth text belongs to two."""
+    draw = random.Random(seed)
+    lines = []
+    for row in range(rows):
+        first = draw.sample(WORDS, k=4)
+        second = " ".join([*first[:2], draw.choice(NAMES)]) if row % 4 or not row else json.loads(lines[-1])["positive"]
+        one = {"anchor": " ".join(first), "positive": second, "negative": " ".join(draw.sample(WORDS, k=3))}
+        lines.append(json.dumps(one))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def texts(path: Path, rows: int = 64, seed: int = 0) -> Path:
+    """A text a line, and blank ones."""
+    draw = random.Random(seed)
+    path.write_text("".join(" ".join(draw.choices(WORDS, k=draw.randrange(2, 9))) + "\n\n" for _ in range(rows)))
+    return path
+
+
+def sentence_texts(folder: Path, tokenizer: Path, **options: Any) -> SentenceTexts:
+    """Texts to train on and scored pairs to validate on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    train, val = texts(folder / "texts.txt"), pairs(folder / "pairs.tsv", seed=1)
+    given = {"pooling": "mean", "score_range": (0, 5), "max_length": 16, "batch_size": 16} | options
+    return SentenceTexts(str(train), str(val), tokenizer=str(tokenizer), **given)
+
+
+SUFFIXES = {"embedding": "tsv", "embedding_ranking": "jsonl", "question_answering": "json", "multi_label_classification": "jsonl"}
 
 
 def data(task: str, folder: Path, tokenizer: Path, **options: Any) -> Any:
     """A data module on files in a folder, which are made when they are not there."""
     folder.mkdir(parents=True, exist_ok=True)
+    scored = {"text_columns": ["sentence1", "sentence2"], "label_column": "score", "score_range": (0, 5)}
+    ranked = {"text_columns": ["anchor", "positive", "negative"], "pooling": "mean", "normalize": False}
     kind, make, defaults = {
+        "embedding": (SentencePairs, pairs, {"max_length": 16, "pooling": "mean"} | scored),
+        "embedding_ranking": (SentencePairs, answered, {"max_length": 16} | ranked),
         "masked_lm": (MaskedLanguageModeling, corpus, {"max_length": 16}),
         "multi_label_classification": (MultiLabelClassification, labelled, {"max_length": 16}),
         "pretraining": (MaskedLanguageModeling, corpus, {"max_length": 24, "packing": "segment_pairs"}),

@@ -16,6 +16,8 @@ from lit_compress.nn import compressible_layers
 from lit_compress.strategies import FreezeEmbeddings, MagnitudePruning, QuantAwareTraining
 
 ARCHITECTURES = {
+    "embedding": "BertModel",
+    "embedding_ranking": "BertModel",
     "masked_lm": "BertForMaskedLM",
     "multi_label_classification": "BertForSequenceClassification",
     "pretraining": "BertForPreTraining",
@@ -23,6 +25,8 @@ ARCHITECTURES = {
     "token_classification": "BertForTokenClassification",
 }
 METRICS = {
+    "embedding": {"loss", "spearman", "pearson"},
+    "embedding_ranking": {"loss", "ndcg_at_10", "mrr_at_10", "recall_at_10"},
     "masked_lm": {"loss", "perplexity", "accuracy"},
     "multi_label_classification": {"loss", "f1_micro", "f1_macro", "exact_match"},
     "pretraining": {"loss", "perplexity", "accuracy", "next_sentence"},
@@ -39,7 +43,7 @@ def strategies():
 
 
 def same_outputs(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first if "logits" in name)
+    return all(torch.equal(first[name], second[name]) for name in first if "logits" in name or name == "last_hidden_state")
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +121,7 @@ def test_a_folder_that_stock_transformers_loads(task, trained, tmp_path):
     batch = next(iter(datamodule.val_dataloader()))
     module.student.eval()
     save_folder(module.student, datamodule.tokenizer, tmp_path / "model")
-    kind = getattr(transformers, f"AutoModelFor{ARCHITECTURES[task].removeprefix('BertFor')}")
+    kind = getattr(transformers, f"Auto{ARCHITECTURES[task].removeprefix('Bert')}".replace("AutoFor", "AutoModelFor"))
     loaded, info = kind.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert type(loaded).__name__ == ARCHITECTURES[task]
     assert not any(info.values())
@@ -133,7 +137,8 @@ def test_strategies_leave_the_head_alone(task, trained):
     module, *_ = trained(task)
     layers = [name for name, _ in compressible_layers(module.student)]
     assert len(layers) == 12
-    assert all(name.startswith("bert.encoder.layer.") for name in layers)
+    prefix = "" if ARCHITECTURES[task] == "BertModel" else "bert."
+    assert all(name.startswith(f"{prefix}encoder.layer.") for name in layers)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -181,6 +186,10 @@ def test_the_command_line_from_fit_to_report(task, files, tiny_model, tmp_path, 
     options |= {"max_length": datamodule.max_length, "batch_size": 8}
     if task == "question_answering":
         options["doc_stride"] = 8
+    if task.startswith("embedding"):
+        names = ("text_columns", "label_column", "score_range", "pooling", "normalize")
+        options |= {name: getattr(datamodule, name) for name in names}
+        options["score_range"] = options["score_range"] and [*options["score_range"]]
     if task == "pretraining":
         options["packing"] = "segment_pairs"
     config = {
