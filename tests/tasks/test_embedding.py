@@ -1,0 +1,389 @@
+"""Vectors of texts: losses and metrics, settings of sentence-transformers, exports, predictions."""
+
+import importlib.util
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from contracts import tasks
+from contracts.errors import error_of
+from pyarrow import parquet
+from scipy import stats
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForMaskedLM
+
+from lit_compress.cli import main
+from lit_compress.errors import UserError
+from lit_compress.export import load_checkpoint, student_from_checkpoint
+from lit_compress.models.load import load_model
+from lit_compress.modules import EmbeddingDistillation, LitStudent, LitTeacher
+from lit_compress.report.accuracy import evaluate_units
+from lit_compress.sentence_settings import settings_of, write_settings
+from lit_compress.tasks import Batch, EmbeddingTask, task_class_of
+
+needs_sentence_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
+)
+
+
+def batch(texts, **targets):
+    return Batch({}, targets, {"texts": texts})
+
+
+def output(vectors):
+    return SimpleNamespace(sentence_embedding=vectors)
+
+
+def sentence_folder(folder, tiny_model, pooling="mean", normalize=True, **files):
+    """A model as sentence-transformers saves it."""
+    folder.mkdir()
+    for file in tiny_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    (folder / "1_Pooling").mkdir()
+    content = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"embedding_dimension": 32, "pooling_mode": pooling, "include_prompt": True},
+        "sentence_bert_config.json": {"max_seq_length": 24, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": {"query": "the ", "document": ""}, "default_prompt_name": None},
+    } | files
+    for name, value in content.items():
+        (folder / name).write_text(json.dumps(value))
+    return folder
+
+
+@pytest.fixture
+def sentence_model(tmp_path, tiny_model):
+    return sentence_folder(tmp_path / "sentence", tiny_model)
+
+
+@pytest.fixture
+def texts_file(tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("a good film\n\nthe plot is very dull and the actor was not in it\n")
+    return path
+
+
+# --- losses and metrics
+
+
+def test_the_loss_of_scored_pairs_is_that_of_their_cosines():
+    vectors, scores = torch.randn(6, 4), torch.rand(3)
+    expected = F.mse_loss(F.cosine_similarity(vectors[:3], vectors[3:]), scores)
+    assert EmbeddingTask(loss="cosine").loss(output(vectors), batch(2, labels=scores)).item() == pytest.approx(expected)
+
+
+def test_the_loss_of_a_ranking_has_the_others_and_the_hard_ones_as_negatives():
+    unit = F.normalize(torch.randn(9, 5), dim=-1)
+    first, right, wrong = unit.split(3)
+    logits = 20 * torch.cat([first @ right.T, first @ wrong.T], dim=1)
+    expected = F.cross_entropy(logits, torch.arange(3))
+    task = EmbeddingTask(loss="ranking")
+    found = task.loss(output(3 * unit), batch(3, document=torch.arange(3)))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    # A document that two of them share is no negative of either.
+    logits[0, 1] = logits[1, 0] = -torch.inf
+    found = task.loss(output(unit), batch(3, document=torch.tensor([7, 7, 9])))
+    assert found.item() == pytest.approx(F.cross_entropy(logits, torch.arange(3)).item(), rel=1e-5)
+
+
+def test_a_batch_counts_examples_and_not_texts():
+    task, given = EmbeddingTask(), batch(2, labels=torch.rand(3))
+    assert task.count(given._replace(inputs={"input_ids": torch.zeros(6, 4)})) == 3
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_correlations_are_of_cosines(parts):
+    first, second, scores = torch.randn(40, 6), torch.randn(40, 6), torch.rand(40).mul(4).round() / 4
+    task = EmbeddingTask()
+    metrics = task.metrics("val/")
+    for a, b, labels in zip(first.chunk(parts), second.chunk(parts), scores.chunk(parts), strict=True):
+        task.update(metrics, output(torch.cat([a, b])), batch(2, labels=labels))
+    cosines = F.cosine_similarity(first, second)
+    found = metrics.compute()
+    assert [*found] == ["val/spearman", "val/pearson"]  # the first is what tables show
+    assert float(found["val/spearman"]) == pytest.approx(stats.spearmanr(cosines, scores).statistic, abs=1e-5)
+    assert float(found["val/pearson"]) == pytest.approx(stats.pearsonr(cosines, scores).statistic, abs=1e-5)
+
+
+def test_each_query_is_compared_with_the_documents_of_all():
+    """Of three queries on two documents one is nearer to the other document, and one text is asked twice."""
+    documents = torch.eye(3)
+    first = torch.stack([documents[0], documents[0] + 2 * documents[1], documents[1], documents[0]])
+    second = torch.stack([documents[0], documents[0], documents[1], documents[2]])
+    ids = {"query": torch.tensor([5, 3, 9, 5]), "document": torch.tensor([-4, -4, 8, 1])}
+    task = EmbeddingTask(loss="ranking")
+    metrics = task.metrics("")
+    task.update(metrics, output(torch.cat([first, second])), batch(2, **ids))
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    assert found["mrr_at_10"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert found["recall_at_10"] == pytest.approx(1.0)
+
+
+# --- what a folder says
+
+
+def test_a_folder_of_sentence_transformers_is_known(sentence_model, tmp_path):
+    config = AutoConfig.from_pretrained(sentence_model)
+    assert task_class_of(config) is EmbeddingTask
+    settings = settings_of(config)
+    assert (settings.pooling, settings.normalize, settings.max_length) == ("mean", True, 24)
+    assert settings.prompts == {"query": "the ", "document": ""}
+    model = load_model(str(sentence_model), EmbeddingTask(), "model")
+    written = tmp_path / "written"
+    model.save_pretrained(written)
+    write_settings(model.config, written)
+    own = settings_of(AutoConfig.from_pretrained(written))
+    assert own == settings
+    config = json.loads((written / "config.json").read_text())
+    del config["sentence_embedding"]  # the files of sentence-transformers say the same
+    (written / "config.json").write_text(json.dumps(config))
+    assert settings_of(AutoConfig.from_pretrained(written)) == settings
+
+
+def test_a_plain_encoder_is_none(tiny_model):
+    assert task_class_of(AutoConfig.from_pretrained(tiny_model)) is None
+    assert "data.pooling: missing" in error_of(load_model, str(tiny_model), EmbeddingTask(), "model")
+
+
+@pytest.mark.parametrize(
+    ("pooling", "normalize"), [("mean", True), ("cls", True), ("max", False), ("mean", False)]
+)
+def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normalize, tmp_path, tiny_model):
+    folder = sentence_folder(tmp_path / "model", tiny_model, pooling, normalize)
+    model = load_model(str(folder), EmbeddingTask(pooling="max", normalize=not normalize), "model").eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(["a good film", "dull"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden, found = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state, model(**inputs)
+    mask = inputs["attention_mask"][..., None]
+    expected = {
+        "mean": (hidden * mask).sum(1) / mask.sum(1),
+        "cls": hidden[:, 0],
+        "max": hidden.masked_fill(mask == 0, -1e9).amax(1),
+    }[pooling]
+    expected = F.normalize(expected, dim=-1) if normalize else expected
+    assert torch.allclose(found.sentence_embedding, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}, {"type": "a.Dense"}]},
+         "has Transformer, Pooling, Dense"),
+        ({"1_Pooling/config.json": {"pooling_mode": "weightedmean"}}, "its pooling is weightedmean"),
+        ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}},
+         "its pooling is mean and max"),
+        ({"1_Pooling/config.json": {}}, "its pooling is not named"),
+        ({"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}}, "include_prompt"),
+        ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../other"}]}, "no name of a folder"),
+    ],
+)  # fmt: skip
+def test_what_is_not_known_is_refused(files, said, tmp_path, tiny_model):
+    folder = sentence_folder(tmp_path / "model", tiny_model, **files)
+    assert said in error_of(load_model, str(folder), EmbeddingTask(), "model")
+    with pytest.raises(SystemExit, match=said):
+        main(["export", f"--model={folder}", f"--output={tmp_path / 'out'}"])
+
+
+def test_weights_that_an_encoder_lacks_are_not_made_up(sentence_model):
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(sentence_model / "model.safetensors")
+    del state["encoder.layer.1.output.dense.weight"]
+    save_file(state, sentence_model / "model.safetensors", {"format": "pt"})
+    assert "lack 'encoder.layer.1.output.dense.weight'" in error_of(
+        load_model, str(sentence_model), EmbeddingTask(), "model"
+    )
+
+
+def test_a_classifier_keeps_nothing_of_it(sentence_model):
+    model = load_model(str(sentence_model), tasks_of_two(), "model")
+    assert not hasattr(model.config, "sentence_embedding")
+
+
+def tasks_of_two():
+    from lit_compress.tasks import ClassificationTask
+
+    return ClassificationTask(["0", "1"])
+
+
+# --- teachers
+
+
+def student(pretrained, datamodule, **options):
+    return LitStudent(str(pretrained), task=datamodule.task, tokenizer=str(pretrained), **options)
+
+
+def test_texts_alone_need_a_teacher(tmp_path, sentence_model, tiny_model):
+    import lit_compress
+
+    datamodule = tasks.sentence_texts(tmp_path, tiny_model)
+    module = LitTeacher(str(sentence_model), task=datamodule.task, tokenizer=str(tiny_model))
+    with pytest.raises(UserError, match=r"model.teacher: missing"):
+        lit_compress.fit(model=module, data=datamodule, run=tmp_path / "run", trainer={"accelerator": "cpu"})
+
+
+def test_another_pooling_of_the_teacher(tmp_path, sentence_model, tiny_model):
+    """Each pools as its own folder says; the default term is then 0 only for the same."""
+    datamodule = tasks.sentence_texts(tmp_path / "data", tiny_model)
+    datamodule.setup("fit")
+    given = next(iter(datamodule.train_dataloader()))
+    other = sentence_folder(tmp_path / "other", tiny_model, "cls")
+    losses = {}
+    for name, teacher in (("same", sentence_model), ("other", other)):
+        module = student(sentence_model, datamodule, teacher=str(teacher)).eval()
+        assert isinstance(module.distillation["kd"], EmbeddingDistillation)
+        losses[name] = {part: float(value) for part, value in module.losses(given).items()}
+    assert losses["same"]["loss"] == pytest.approx(0, abs=1e-6)
+    assert losses["other"]["kd"] > 1e-4
+    assert losses["other"]["task"] == 0
+
+
+@pytest.mark.parametrize("kind", ["texts", "pairs"])
+def test_a_cached_teacher_says_the_same(kind, tmp_path, tiny_model, sentence_model):
+    from contracts.training import fit
+
+    def train(name, **options):
+        torch.manual_seed(0)
+        make = tasks.sentence_texts if kind == "texts" else lambda *files: tasks.data("embedding", *files)
+        datamodule = make(tmp_path / "data", tiny_model)
+        module = student(tiny_model, datamodule, teacher=str(sentence_model), **options)
+        fit(module, datamodule, [], tmp_path / name, max_epochs=1)
+        return module.student.state_dict()
+
+    plain, cached = train("plain"), train("cached", teacher_cache=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir())
+    assert all(torch.allclose(plain[name], cached[name], atol=1e-5) for name in plain)
+
+
+def test_a_head_of_another_task_is_no_teacher(tmp_path, sentence_model, tiny_model):
+    BertForMaskedLM(AutoConfig.from_pretrained(tiny_model)).save_pretrained(tmp_path / "mlm")
+    datamodule = tasks.sentence_texts(tmp_path / "data", tiny_model)
+    said = error_of(lambda: student(sentence_model, datamodule, teacher=str(tmp_path / "mlm")))
+    assert "BertForMaskedLM without a head for embedding" in said
+
+
+def test_the_pooler_is_left_alone(tmp_path, tiny_model, sentence_model):
+    from contracts.training import fit
+
+    datamodule = tasks.data("embedding", tmp_path / "data", tiny_model)
+    module = student(sentence_model, datamodule)
+    before = {name: value.clone() for name, value in module.student.state_dict().items()}
+    fit(module, datamodule, [], tmp_path / "run", max_epochs=1)
+    after = module.student.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any("pooler" in name for name in changed)
+
+
+# --- exports and predictions
+
+
+def predicted(folder, texts_file, output, *options):
+    main(["predict", f"--model={folder}", f"--file={texts_file}", f"--output={output}", *options])
+    return output
+
+
+@pytest.mark.parametrize("to", ["hf", "packed", "onnx", "openvino", "compressed-tensors", "sparse"])
+def test_every_format_gives_the_vectors_of_the_model(to, sentence_model, texts_file, tmp_path, capsys):
+    main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'out'}", f"--to={to}"])
+    names = {str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.json")}
+    assert {"modules.json", "1_Pooling/config.json", "sentence_bert_config.json"} <= names
+    before, after = (
+        np.load(predicted(folder, texts_file, tmp_path / f"{name}.npy"))
+        for name, folder in (("before", sentence_model), ("after", tmp_path / "out"))
+    )
+    assert before.shape == after.shape == (3, 32)
+    lowest = float((before * after).sum(1).min())
+    assert lowest > (0.95 if to == "packed" else 1 - 1e-5)
+    assert settings_of(AutoConfig.from_pretrained(tmp_path / "out")).prompts == {"query": "the ", "document": ""}
+
+
+def test_integers_are_compared_by_their_vectors(sentence_model, texts_file, tmp_path, capsys):
+    options = [f"--check={texts_file}", "--to=onnx-int8"]
+    main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'out'}", *options])
+    assert "of predictions as PyTorch's on 3 examples" in capsys.readouterr().out
+
+
+def test_kinds_of_files(sentence_model, texts_file, tmp_path):
+    vectors = np.load(predicted(sentence_model, texts_file, tmp_path / "v.npy"))
+    rows = [json.loads(line) for line in predicted(sentence_model, texts_file, tmp_path / "v.jsonl").open()]
+    assert [row["row"] for row in rows] == [0, 1, 2]
+    assert np.array_equal(np.array([row["embedding"] for row in rows], dtype=np.float32), vectors)
+    table = parquet.read_table(predicted(sentence_model, texts_file, tmp_path / "v.parquet"))
+    assert str(table.schema.field("embedding").type) in ("list<item: float>", "list<element: float>")
+    assert np.array_equal(np.array(table["embedding"].to_pylist(), dtype=np.float32), vectors)
+    csv = predicted(sentence_model, texts_file, tmp_path / "v.csv").read_text().splitlines()
+    assert csv[0] == "row,embedding"
+    # In parts of two rows, and again over what is there.
+    predicted(sentence_model, texts_file, tmp_path / "v.npy", "--part_rows=2", "--overwrite=true")
+    assert np.array_equal(np.load(tmp_path / "v.npy"), vectors)
+    np.save(tmp_path / "other.npy", np.arange(3))
+    with pytest.raises(SystemExit, match="did not write"):
+        predicted(sentence_model, texts_file, tmp_path / "other.npy", "--overwrite=true")
+
+
+def test_numbers_are_no_vectors(tiny_teacher, tiny_data, tmp_path):
+    given = [f"--model={tiny_teacher}", f"--file={tiny_data / 'val.tsv'}", "--data.text_columns=sentence"]
+    with pytest.raises(SystemExit, match="holds vectors alone"):
+        main(["predict", *given, f"--output={tmp_path / 'v.npy'}"])
+
+
+def test_one_text(sentence_model, capsys):
+    main(["predict", f"--model={sentence_model}", "--text=a good film"])
+    assert len(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["embedding"]) == 32
+
+
+def test_a_checkpoint_gives_vectors(tmp_path, tiny_model, sentence_model):
+    from contracts.training import fit
+
+    datamodule = tasks.data("embedding", tmp_path / "data", tiny_model)
+    module = student(sentence_model, datamodule)
+    fit(module, datamodule, [], tmp_path / "run", max_epochs=1)
+    again = student_from_checkpoint(load_checkpoint(tmp_path / "run" / f"step={module.trainer.global_step}.ckpt"))
+    ours, theirs = (evaluate_units(model, datamodule, datamodule.task)[0] for model in (module.student.eval(), again))
+    assert ours == theirs
+
+
+def test_a_compiled_model_gives_the_same_vectors(sentence_model):
+    inputs = AutoTokenizer.from_pretrained(sentence_model)(["a good film", "dull"], padding=True, return_tensors="pt")
+    model = load_model(str(sentence_model), EmbeddingTask(), "model").eval()
+    with torch.no_grad():
+        expected = model(**inputs).sentence_embedding
+        model.compile(backend="eager")
+        assert torch.allclose(model(**inputs).sentence_embedding, expected, atol=1e-6)
+
+
+@needs_sentence_transformers
+@pytest.mark.parametrize("to", ["hf", "packed"])
+def test_sentence_transformers_reads_an_export(to, sentence_model, texts_file, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'out'}", f"--to={to}"])
+    loaded = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert loaded.max_seq_length == 24
+    assert loaded.prompts == {"query": "the ", "document": ""}
+    theirs = loaded.encode(texts_file.read_text().splitlines())
+    ours = np.load(predicted(tmp_path / "out", texts_file, tmp_path / "v.npy"))
+    assert np.abs(theirs - ours).max() < 1e-5
+
+
+@needs_sentence_transformers
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_what_sentence_transformers_saves_is_read(pooling, tmp_path, tiny_model):
+    from sentence_transformers import SentenceTransformer
+
+    folder = sentence_folder(tmp_path / "first", tiny_model, pooling)
+    loaded = SentenceTransformer(str(folder), device="cpu")
+    loaded.save_pretrained(str(tmp_path / "second"))
+    model = load_model(str(tmp_path / "second"), EmbeddingTask(), "model").eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(["a good film"], return_tensors="pt")
+    with torch.no_grad():
+        found = model(**inputs).sentence_embedding.numpy()
+    assert np.abs(loaded.encode(["a good film"]) - found).max() < 1e-5
