@@ -145,7 +145,9 @@ def _pooling(content: Mapping[str, Any], source: str) -> str:
             f"{', '.join(POOLINGS)}, one at a time"
         )
     if content.get("include_prompt") is False:
-        raise UserError(f"{source!r}: its pooling leaves the prompt out (include_prompt: false), which is not known here")
+        raise UserError(
+            f"{source!r}: its pooling leaves the prompt out (include_prompt: false), which is not known here"
+        )
     return names[0]
 
 

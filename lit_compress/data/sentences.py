@@ -64,7 +64,8 @@ class SentencePairs(TextData):
     ) -> None:
         self.text_columns = [text_columns] if isinstance(text_columns, str) else list(text_columns)
         self.label_column, self.score_range, self.scale = label_column, score_range, scale
-        self.pooling, self.normalize = pooling, normalize
+        self.pooling: Literal["mean", "cls", "max"] | None = pooling
+        self.normalize = normalize
         self.columns, self.delimiter = columns, delimiter
         self.prompts = dict(zip(self.text_columns, prompts or [""] * len(self.text_columns), strict=False))
         self._check_columns(prompts)
@@ -151,7 +152,9 @@ class SentencePairs(TextData):
             lengths = [[len(ids) for ids in ids_of] for ids_of in zip(*(one["input_ids"] for one in read), strict=True)]
             # The texts of an example one after the other, as its row.
             encoded: dict[str, Any] = {
-                name: [[number for text in row for number in text] for row in zip(*(r[name] for r in read), strict=True)]
+                name: [
+                    [number for text in row for number in text] for row in zip(*(r[name] for r in read), strict=True)
+                ]
                 for name in names
                 if name in read[0]
             }
@@ -168,15 +171,15 @@ class SentencePairs(TextData):
     def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Inputs ``(texts * examples, tokens)``: the first text of all examples, the second of all, and so on."""
         bounds = np.cumsum(np.pad(np.array(rows["text_lengths"]), ((0, 0), (1, 0))), axis=1)
+        places = list(zip(bounds.T[:-1], bounds.T[1:], strict=True))
         texts = {
-            name: [row[start:end] for place in range(bounds.shape[1] - 1) for row, start, end in
-                   zip(values, bounds[:, place], bounds[:, place + 1], strict=True)]
+            name: [row[a:b] for starts, ends in places for row, a, b in zip(values, starts, ends, strict=True)]
             for name, values in self.inputs_of(rows).items()
-        }  # fmt: skip
+        }
         return super().pad(texts)
 
     def collate(self, rows: dict[str, list[Any]]) -> Batch:
-        """Inputs as :meth:`pad` has them; targets ``labels`` in fp32, or ids ``query`` and ``document``, of examples."""
+        """Inputs as :meth:`pad` has them; of each example ``labels`` in fp32, or ids ``query`` and ``document``."""
         targets = {name: torch.tensor(rows[name]) for name in ("query", "document") if name in rows}
         if "labels" in rows:
             targets["labels"] = torch.tensor(rows["labels"], dtype=torch.float32)

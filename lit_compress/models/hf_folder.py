@@ -16,9 +16,9 @@ from lit_compress.models.labels import label_names
 from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED, check_unfinished, unfinished_lines
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
+from lit_compress.sentence_settings import write_settings
 from lit_compress.storage.file import checksums
 from lit_compress.tasks import task_class_of
-from lit_compress.sentence_settings import write_settings
 from lit_compress.version import __version__
 
 __all__ = ["add_note", "add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]

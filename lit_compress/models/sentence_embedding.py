@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from lit_compress.functional.pooling import pool
 from lit_compress.sentence_settings import SENTENCE_KEY, keep_settings, settings_of
@@ -50,5 +50,5 @@ def _add_embedding(model: Any, args: tuple[Any, ...], given: dict[str, Any], out
     settings = getattr(model.config, SENTENCE_KEY)
     mask = given.get("attention_mask", args[1] if len(args) > 1 else None)
     known = {name: output.get(name) for name in ("last_hidden_state", "pooler_output", "hidden_states", "attentions")}
-    vectors = pool(known["last_hidden_state"], mask, settings["pooling"], settings["normalize"])
+    vectors = pool(output["last_hidden_state"], mask, settings["pooling"], settings["normalize"])
     return SentenceOutput(**known, sentence_embedding=vectors)

@@ -166,7 +166,9 @@ class _Torch:
     def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         given = {name: torch.as_tensor(batch[name]).to(self.device) for name in self.inputs if name in batch}
         result = self._model(**given, return_dict=True)
-        names = [name for name in result if "logits" in name] or [name for name in ("last_hidden_state", "sentence_embedding") if name in result]
+        names = [name for name in result if "logits" in name] or [
+            name for name in ("last_hidden_state", "sentence_embedding") if name in result
+        ]
         return {name: result[name].float().cpu().numpy() for name in names}
 
 

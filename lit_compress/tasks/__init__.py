@@ -60,8 +60,8 @@ def make_task(task: Task | str | Mapping[str, Any] | None, labels: Sequence[str]
     Args:
         task: a task; a name: ``classification``, ``multi_label_classification``, ``regression``,
             ``token_classification``, ``question_answering``, ``masked_lm``, ``pretraining`` (masked words and next
-            sentence) or ``embedding``; ``class_path`` and ``init_args`` of one; None is a classification with labels and a regression
-            without.
+            sentence) or ``embedding``; ``class_path`` and ``init_args`` of one; None is a classification with labels,
+            a regression without.
         labels: names of classes or tags in the order of their ids; for a name.
 
     Raises:

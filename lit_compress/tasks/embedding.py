@@ -15,10 +15,10 @@ from transformers import AutoModel, PretrainedConfig
 
 from lit_compress.errors import UserError
 from lit_compress.functional.retrieval import retrieval_scores
+from lit_compress.sentence_settings import SentenceSettings, has_settings, keep_settings, settings_of
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.regression import correlation, ranks_of
-from lit_compress.sentence_settings import SentenceSettings, has_settings, keep_settings, settings_of
 from lit_compress.tasks.task import Task
 
 __all__ = ["EmbeddingTask", "RetrievalScore", "SimilarityScore"]
@@ -88,8 +88,8 @@ class EmbeddingTask(Task):
         if settings is None:
             if self.pooling is None:
                 raise UserError(
-                    f"data.pooling: missing; {str(config.name_or_path)!r} does not say how the vectors of tokens become "
-                    "that of a text; give mean, cls or max"
+                    f"data.pooling: missing; {str(config.name_or_path)!r} does not say how the vectors of tokens "
+                    "become that of a text; give mean, cls or max"
                 )
             settings = SentenceSettings(pooling=self.pooling, normalize=self.normalize is not False)
         keep_settings(config, settings, max_length=self.max_length or settings.max_length)

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs
+from lit_compress.sentence_settings import SENTENCE_KEY
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes
-from lit_compress.sentence_settings import SENTENCE_KEY
 
 __all__ = ["Task", "weights_like"]
 

@@ -19,7 +19,15 @@ from lit_compress.modules import LitStudent, Optimization
 
 WORDS = ["the", "a", "is", "was", "film", "story", "plot", "actor", "scene", "very", "and", "but", "not", "it", "in"]
 NAMES = ["good", "great", "fine", "lovely"]
-TASKS = ["embedding", "embedding_ranking", "masked_lm", "multi_label_classification", "pretraining", "question_answering", "token_classification"]
+TASKS = [
+    "embedding",
+    "embedding_ranking",
+    "masked_lm",
+    "multi_label_classification",
+    "pretraining",
+    "question_answering",
+    "token_classification",
+]
 
 
 def corpus(path: Path, documents: int = 40, seed: int = 0) -> Path:
@@ -121,7 +129,12 @@ def sentence_texts(folder: Path, tokenizer: Path, **options: Any) -> SentenceTex
     return SentenceTexts(str(train), str(val), tokenizer=str(tokenizer), **given)
 
 
-SUFFIXES = {"embedding": "tsv", "embedding_ranking": "jsonl", "question_answering": "json", "multi_label_classification": "jsonl"}
+SUFFIXES = {
+    "embedding": "tsv",
+    "embedding_ranking": "jsonl",
+    "question_answering": "json",
+    "multi_label_classification": "jsonl",
+}
 
 
 def data(task: str, folder: Path, tokenizer: Path, **options: Any) -> Any:

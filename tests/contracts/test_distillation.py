@@ -72,7 +72,13 @@ def test_resume_is_exact(case, train, trained, tmp_path):
     torch.rand(17)
     train(case, tmp_path / "resumed", ckpt_path=tmp_path / "killed/step=3.ckpt")
     expected, got = (load_checkpoint(root / f"step={STEPS}.ckpt") for root in (whole, tmp_path / "resumed"))
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "SentenceTexts" if case in EMBEDS else "TextClassification"):
+    for part in (
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "lit_compress",
+        "SentenceTexts" if case in EMBEDS else "TextClassification",
+    ):
         assert differences(expected[part], got[part]) == []
 
 

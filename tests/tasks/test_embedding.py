@@ -28,6 +28,9 @@ needs_sentence_transformers = pytest.mark.skipif(
 )
 
 
+PROMPTS = {"query": "the ", "document": ""}
+
+
 def batch(texts, **targets):
     return Batch({}, targets, {"texts": texts})
 
@@ -51,7 +54,7 @@ def sentence_folder(folder, tiny_model, pooling="mean", normalize=True, **files)
         "modules.json": modules,
         "1_Pooling/config.json": {"embedding_dimension": 32, "pooling_mode": pooling, "include_prompt": True},
         "sentence_bert_config.json": {"max_seq_length": 24, "do_lower_case": False},
-        "config_sentence_transformers.json": {"prompts": {"query": "the ", "document": ""}, "default_prompt_name": None},
+        "config_sentence_transformers.json": {"prompts": PROMPTS, "default_prompt_name": None},
     } | files
     for name, value in content.items():
         (folder / name).write_text(json.dumps(value))
@@ -134,7 +137,7 @@ def test_a_folder_of_sentence_transformers_is_known(sentence_model, tmp_path):
     assert task_class_of(config) is EmbeddingTask
     settings = settings_of(config)
     assert (settings.pooling, settings.normalize, settings.max_length) == ("mean", True, 24)
-    assert settings.prompts == {"query": "the ", "document": ""}
+    assert settings.prompts == PROMPTS
     model = load_model(str(sentence_model), EmbeddingTask(), "model")
     written = tmp_path / "written"
     model.save_pretrained(written)
@@ -152,9 +155,7 @@ def test_a_plain_encoder_is_none(tiny_model):
     assert "data.pooling: missing" in error_of(load_model, str(tiny_model), EmbeddingTask(), "model")
 
 
-@pytest.mark.parametrize(
-    ("pooling", "normalize"), [("mean", True), ("cls", True), ("max", False), ("mean", False)]
-)
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", True), ("cls", True), ("max", False), ("mean", False)])
 def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normalize, tmp_path, tiny_model):
     folder = sentence_folder(tmp_path / "model", tiny_model, pooling, normalize)
     model = load_model(str(folder), EmbeddingTask(pooling="max", normalize=not normalize), "model").eval()
@@ -181,7 +182,8 @@ def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normal
          "its pooling is mean and max"),
         ({"1_Pooling/config.json": {}}, "its pooling is not named"),
         ({"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}}, "include_prompt"),
-        ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../other"}]}, "no name of a folder"),
+        ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../other"}]},
+         "no name of a folder"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(files, said, tmp_path, tiny_model):
@@ -302,7 +304,7 @@ def test_every_format_gives_the_vectors_of_the_model(to, sentence_model, texts_f
     assert before.shape == after.shape == (3, 32)
     lowest = float((before * after).sum(1).min())
     assert lowest > (0.95 if to == "packed" else 1 - 1e-5)
-    assert settings_of(AutoConfig.from_pretrained(tmp_path / "out")).prompts == {"query": "the ", "document": ""}
+    assert settings_of(AutoConfig.from_pretrained(tmp_path / "out")).prompts == PROMPTS
 
 
 def test_integers_are_compared_by_their_vectors(sentence_model, texts_file, tmp_path, capsys):
@@ -368,7 +370,7 @@ def test_sentence_transformers_reads_an_export(to, sentence_model, texts_file, t
     main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'out'}", f"--to={to}"])
     loaded = SentenceTransformer(str(tmp_path / "out"), device="cpu")
     assert loaded.max_seq_length == 24
-    assert loaded.prompts == {"query": "the ", "document": ""}
+    assert loaded.prompts == PROMPTS
     theirs = loaded.encode(texts_file.read_text().splitlines())
     ours = np.load(predicted(tmp_path / "out", texts_file, tmp_path / "v.npy"))
     assert np.abs(theirs - ours).max() < 1e-5
