@@ -201,7 +201,7 @@ def predict(
     part_rows: int = 10_000,
     overwrite: bool = False,
 ) -> None:
-    """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
+    """Predict every row of a file with an exported model: a .csv, .jsonl or .parquet, or of vectors an .npy.
 
     Args:
         file: what the data module reads, labels not needed.

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +96,10 @@ class SentencePairs(TextData):
     def loss(self) -> Literal["cosine", "ranking"] | None:
         """What there is to learn from, see :class:`~lit_compress.tasks.EmbeddingTask`."""
         return "cosine" if self.label_column is not None else "ranking"
+
+    @classmethod
+    def predicted_columns(cls, options: Mapping[str, Any]) -> list[str]:
+        return super().predicted_columns({"text_columns": ["anchor"]} | dict(options))[:1]
 
     def columns_of(self, split: str) -> list[str]:
         """The columns of a split whose texts are read."""
@@ -251,6 +255,10 @@ class SentenceTexts(SentencePairs):
     @property
     def loss(self) -> Literal["cosine", "ranking"] | None:
         return None
+
+    @classmethod
+    def predicted_columns(cls, options: Mapping[str, Any]) -> list[str]:
+        return [options.get("text_column") or "text"]
 
     def columns_of(self, split: str) -> list[str]:
         return [self.text_column] if split in ("train", "predict") else self.text_columns

@@ -1,7 +1,7 @@
 """What the data modules share: sources, splits, caching, batches, ranks, and continuing in the middle of an epoch."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -225,6 +225,12 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """
         first = int(np.searchsorted(self.predict_rows(), self.predict_from))
         return first - first % self.eval_batch_size
+
+    @classmethod
+    def predicted_columns(cls, options: Mapping[str, Any]) -> list[str]:
+        """Columns of texts that a prediction reads, from the options of a data module."""
+        columns = options.get("text_columns") or options.get("text_column") or "text"
+        return [columns] if isinstance(columns, str) else list(columns)
 
     def predict_rows(self) -> np.ndarray:
         """The row of the file ``(examples,)`` that each example to predict comes from, in ascending order."""

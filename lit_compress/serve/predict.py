@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from pydoc import locate
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import yaml
 from lightning.fabric.utilities import move_data_to_device
 
 from lit_compress.console import say
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of, text_data, text_data_of, use_labels
 from lit_compress.models.load import load_config, load_model
@@ -62,9 +64,10 @@ def predict(
 
 def _show(text: str, run: str | None, model: str | None, data: dict[str, Any], **options: Any) -> None:
     """Predict one text and print what a file would have of it."""
-    columns = {**(_of_run(Path(run))[1] if run is not None else {}), **data}
-    columns = columns.get("text_columns") or columns.get("text_column") or ["text"]
-    names = [columns] if isinstance(columns, str) else list(columns)
+    kind, options_of_run = _of_run(Path(run)) if run is not None else ("", {})
+    module = locate(kind)
+    reader = module if isinstance(module, type) and issubclass(module, TextData) else TextData
+    names = reader.predicted_columns({**options_of_run, **data})
     if len(names) != 1:
         raise UserError(f"--text: the model reads {len(names)} texts, {', '.join(names)}; give --file")
     with TemporaryDirectory() as folder:

@@ -389,3 +389,13 @@ def test_what_sentence_transformers_saves_is_read(pooling, tmp_path, tiny_model)
     with torch.no_grad():
         found = model(**inputs).sentence_embedding.numpy()
     assert np.abs(loaded.encode(["a good film"]) - found).max() < 1e-5
+
+
+def test_one_text_of_a_run_on_pairs(tmp_path, tiny_model, sentence_model, capsys):
+    from contracts.training import fit
+
+    datamodule = tasks.data("embedding", tmp_path / "data", tiny_model)
+    fit(student(sentence_model, datamodule), datamodule, [], tmp_path, max_epochs=1)
+    capsys.readouterr()
+    main(["predict", f"--run={tmp_path / 'run'}", "--text=a good film"])
+    assert len(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["embedding"]) == 32
