@@ -12,10 +12,20 @@ from transformers.utils.hub import cached_file
 from lit_compress.errors import UserError, first_line
 from lit_compress.functional.pooling import POOLINGS
 
-__all__ = ["SENTENCE_KEY", "SentenceSettings", "has_settings", "keep_settings", "settings_of", "write_settings"]
+__all__ = [
+    "CROSS_ENCODER_KEY",
+    "SENTENCE_KEY",
+    "SentenceSettings",
+    "has_settings",
+    "keep_settings",
+    "settings_of",
+    "write_settings",
+]
 
 # Entry of a model's configuration.
 SENTENCE_KEY = "sentence_embedding"
+# Entry in which a CrossEncoder of sentence-transformers keeps what becomes of its logits.
+CROSS_ENCODER_KEY = "sentence_transformers"
 _MODULES, _LENGTH, _PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 # In the order in which they are run; the last may be missing.
 _KNOWN = ("Transformer", "Pooling", "Normalize")

@@ -146,13 +146,13 @@ class SentencePairs(TextData):
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         columns, label = self.columns_of(split), self.scored(split)
-        ranked = self.loss == "ranking" and split != "predict"
+        ids = self.ids_of(split)
         low, high = self.score_range or (0.0, 1.0)
         names = self.tokenizer.model_input_names
 
         def encode(rows: dict[str, list[Any]]) -> dict[str, Any]:
             texts = [[self._text(text, column) for text in rows[column]] for column in columns]
-            read: list[Any] = [self.tokenizer(each, truncation=True, max_length=self.max_length) for each in texts]
+            read: list[Any] = self.tokenized(texts)
             lengths = [[len(ids) for ids in ids_of] for ids_of in zip(*(one["input_ids"] for one in read), strict=True)]
             # The texts of an example one after the other, as its row.
             encoded: dict[str, Any] = {
@@ -165,12 +165,19 @@ class SentencePairs(TextData):
             encoded |= {"text_lengths": lengths, "length": [max(row) for row in lengths]}
             if label is not None:
                 encoded["labels"] = [(float(value) - low) / (high - low) for value in rows[label]]
-            if ranked:
-                encoded |= {"query": [*map(_id, texts[0])], "document": [*map(_id, texts[1])]}
-            return encoded
+            return encoded | {name: [*map(_id, texts[place])] for place, name in enumerate(ids)}
 
-        settings = [columns, label, ranked, self.max_length, self.score_range, self.prompts, "sentences-1"]
+        settings = [columns, label, ids, self.max_length, self.score_range, self.prompts, type(self).__name__]
+        settings.append("sentences-2")
         return cached_map(table, encode, self.tokenizer, settings, f"Tokenising {split}")
+
+    def ids_of(self, split: str) -> tuple[str, ...]:
+        """Names of targets that tell the texts of the first columns of a split apart."""
+        return ("query", "document") if self.loss == "ranking" and split != "predict" else ()
+
+    def tokenized(self, texts: list[list[str]]) -> list[Any]:
+        """What the model reads of each example, from the texts of each column: each text by itself."""
+        return [self.tokenizer(each, truncation=True, max_length=self.max_length) for each in texts]
 
     def pad(self, rows: dict[str, list[Any]]) -> dict[str, Tensor]:
         """Inputs ``(texts * examples, tokens)``: the first text of all examples, the second of all, and so on."""

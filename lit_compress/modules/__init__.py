@@ -5,6 +5,7 @@ from lit_compress.modules.embedding_distillation import EmbeddingDistillation, S
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.feature_distillation import AttentionDistillation, HiddenDistillation, RelationDistillation
 from lit_compress.modules.learning_rate import Phase, Rewind
+from lit_compress.modules.margin_distillation import MarginDistillation
 from lit_compress.modules.optim import Optimization
 from lit_compress.modules.pruned_student import L1Penalty, LitPrunedStudent, Penalty, ScorePenalty
 from lit_compress.modules.student import LitStudent
@@ -21,6 +22,7 @@ __all__ = [
     "LitStudent",
     "LitTeacher",
     "LogitDistillation",
+    "MarginDistillation",
     "Optimization",
     "Penalty",
     "Phase",

@@ -15,6 +15,7 @@ from lit_compress.tasks.multi_label import MultiLabelTask
 from lit_compress.tasks.outcomes import Outcomes
 from lit_compress.tasks.question_answering import QuestionAnsweringTask
 from lit_compress.tasks.regression import RegressionTask
+from lit_compress.tasks.reranking import RerankingTask
 from lit_compress.tasks.task import Task
 from lit_compress.tasks.token_classification import TokenClassificationTask
 
@@ -30,6 +31,7 @@ __all__ = [
     "PretrainingTask",
     "QuestionAnsweringTask",
     "RegressionTask",
+    "RerankingTask",
     "Task",
     "TokenClassificationTask",
     "make_task",
@@ -40,6 +42,7 @@ __all__ = [
 TASKS: tuple[type[Task], ...] = (
     ClassificationTask,
     MultiLabelTask,
+    RerankingTask,  # before a regression, which reads any single output
     RegressionTask,
     TokenClassificationTask,
     QuestionAnsweringTask,

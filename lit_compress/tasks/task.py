@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs
-from lit_compress.sentence_settings import SENTENCE_KEY
+from lit_compress.sentence_settings import CROSS_ENCODER_KEY, SENTENCE_KEY
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes
 
@@ -86,7 +86,8 @@ class Task(KeepsInitArgs):
         """Set what the head needs in the configuration that a model is about to be loaded with."""
         # Also where it is None: the source may have been a classifier.
         config.problem_type = self.problem_type  # type: ignore[assignment]  (one of Transformers' three)
-        vars(config).pop(SENTENCE_KEY, None)  # likewise, or a model of vectors
+        for key in (SENTENCE_KEY, CROSS_ENCODER_KEY):  # likewise, or a model of vectors, or a reranker
+            vars(config).pop(key, None)
 
     def check_head(self, model: PreTrainedModel, key: str) -> None:
         """Raise a ``UserError`` that begins with the key when the head of a model is not what the task needs."""

@@ -11,6 +11,7 @@ from lit_compress.data import (
     MaskedLanguageModeling,
     MultiLabelClassification,
     QuestionAnswering,
+    RankedPairs,
     SentencePairs,
     SentenceTexts,
     TokenClassification,
@@ -26,6 +27,8 @@ TASKS = [
     "multi_label_classification",
     "pretraining",
     "question_answering",
+    "reranking",
+    "reranking_lists",
     "token_classification",
 ]
 
@@ -114,6 +117,19 @@ def answered(path: Path, rows: int = 40, seed: int = 0) -> Path:
     return path
 
 
+def documents(path: Path, rows: int = 40, seed: int = 0) -> Path:
+    """Queries with four documents each, of which a score says how many words they share."""
+    draw = random.Random(seed)
+    lines = ["query\tdocument\tlabel"]
+    for row in range(rows):
+        if row % 4 == 0:
+            query = draw.sample(WORDS, k=3)
+        shared = (row % 4, draw.randrange(4))[row % 4 == 0]
+        lines.append(f"{' '.join(query)}\t{' '.join([*query[:shared], draw.choice(NAMES)])}\t{shared}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def texts(path: Path, rows: int = 64, seed: int = 0) -> Path:
     """A text a line, and blank ones."""
     draw = random.Random(seed)
@@ -133,6 +149,8 @@ SUFFIXES = {
     "embedding": "tsv",
     "embedding_ranking": "jsonl",
     "question_answering": "json",
+    "reranking": "tsv",
+    "reranking_lists": "jsonl",
     "multi_label_classification": "jsonl",
 }
 
@@ -142,6 +160,7 @@ def data(task: str, folder: Path, tokenizer: Path, **options: Any) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     scored = {"text_columns": ["sentence1", "sentence2"], "label_column": "score", "score_range": (0, 5)}
     ranked = {"text_columns": ["anchor", "positive", "negative"], "pooling": "mean", "normalize": False}
+    listed = {"text_columns": ["anchor", "positive", "negative"]}
     kind, make, defaults = {
         "embedding": (SentencePairs, pairs, {"max_length": 16, "pooling": "mean"} | scored),
         "embedding_ranking": (SentencePairs, answered, {"max_length": 16} | ranked),
@@ -149,6 +168,8 @@ def data(task: str, folder: Path, tokenizer: Path, **options: Any) -> Any:
         "multi_label_classification": (MultiLabelClassification, labelled, {"max_length": 16}),
         "pretraining": (MaskedLanguageModeling, corpus, {"max_length": 24, "packing": "segment_pairs"}),
         "question_answering": (QuestionAnswering, squad, {"max_length": 24, "doc_stride": 8}),
+        "reranking": (RankedPairs, documents, {"max_length": 24, "score_range": (0, 3)}),
+        "reranking_lists": (RankedPairs, answered, {"max_length": 24, "label_column": None} | listed),
         "token_classification": (TokenClassification, conll, {"max_length": 16}),
     }[task]
     files = {}

@@ -22,6 +22,8 @@ ARCHITECTURES = {
     "multi_label_classification": "BertForSequenceClassification",
     "pretraining": "BertForPreTraining",
     "question_answering": "BertForQuestionAnswering",
+    "reranking": "BertForSequenceClassification",
+    "reranking_lists": "BertForSequenceClassification",
     "token_classification": "BertForTokenClassification",
 }
 METRICS = {
@@ -31,6 +33,8 @@ METRICS = {
     "multi_label_classification": {"loss", "f1_micro", "f1_macro", "exact_match"},
     "pretraining": {"loss", "perplexity", "accuracy", "next_sentence"},
     "question_answering": {"loss", "exact_match", "f1"},
+    "reranking": {"loss", "ndcg_at_10", "mrr_at_10", "recall_at_10"},
+    "reranking_lists": {"loss", "ndcg_at_10", "mrr_at_10", "recall_at_10"},
     "token_classification": {"loss", "accuracy", "precision", "recall", "f1"},
 }
 
@@ -191,6 +195,9 @@ def test_the_command_line_from_fit_to_report(task, files, tiny_model, tmp_path, 
         names = ("text_columns", "label_column", "score_range", "pooling", "normalize")
         options |= {name: getattr(datamodule, name) for name in names}
         options["score_range"] = options["score_range"] and [*options["score_range"]]
+    if task.startswith("reranking"):
+        options |= {"text_columns": datamodule.text_columns, "label_column": datamodule.label_column}
+        options["score_range"] = datamodule.score_range and [*datamodule.score_range]
     if task == "pretraining":
         options["packing"] = "segment_pairs"
     config = {

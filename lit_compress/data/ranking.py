@@ -1,0 +1,88 @@
+"""Queries with documents that are more or less relevant to them, read together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from lit_compress.data.sentences import SentencePairs
+from lit_compress.errors import UserError
+from lit_compress.tasks import RerankingTask, Task
+
+__all__ = ["RankedPairs"]
+
+
+class RankedPairs(SentencePairs):
+    """Queries and documents for rerankers (cross-encoders): a document and its score, or a relevant one and others.
+
+    Args:
+        train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``).
+        val_file: to validate on; without it ``val_fraction`` of the training rows is held out.
+        text_columns: query and document, with a score; or without one query, relevant document, and one or more that
+            are not relevant.
+        label_column: score of the document; None learns that the first document is better than the others.
+        score_range: lowest and highest score, which become 0 and 1; from the middle on a document counts as relevant.
+        columns: column names of files without a header.
+        delimiter: as in :class:`TextClassification`.
+        options: see :class:`TextOptions`.
+
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        *,
+        text_columns: Sequence[str] = ("query", "document"),
+        label_column: str | None = "label",
+        score_range: tuple[float, float] | None = None,
+        columns: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        **options: Any,
+    ) -> None:
+        if label_column is None and len(text_columns) < 3:
+            raise UserError(
+                f"data.text_columns: {list(text_columns)} must be query, relevant document and one or more others; for "
+                "documents with a score give data.label_column"
+            )
+        super().__init__(
+            train_file,
+            val_file,
+            text_columns=text_columns,
+            label_column=label_column,
+            score_range=score_range or (None if label_column is None else (0.0, 1.0)),
+            columns=columns,
+            delimiter=delimiter,
+            pair=True,
+            **options,
+        )
+
+    @property
+    def task(self) -> Task:
+        kind: Literal["pointwise", "listwise"] = "listwise" if self.label_column is None else "pointwise"
+        return RerankingTask(kind)
+
+    @classmethod
+    def predicted_columns(cls, options: Mapping[str, Any]) -> list[str]:
+        columns: Sequence[str] = options.get("text_columns") or ("query", "document")
+        return list(columns)[:2]
+
+    def columns_of(self, split: str) -> list[str]:
+        return self.text_columns[:2] if split == "predict" else self.text_columns
+
+    def ids_of(self, split: str) -> tuple[str, ...]:
+        return () if split == "predict" else ("query",)
+
+    def tokenized(self, texts: list[list[str]]) -> list[Any]:
+        """What the model reads of each example: the query with each document."""
+        query, *documents = texts
+        return [self.tokenizer(query, each, truncation=True, max_length=self.max_length) for each in documents]
+
+    def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
+        table: Any = self.table("val")
+        encoded: Any = self._dataset("val")
+        for row, seen in zip(table or (), encoded or (), strict=True):
+            start = 0
+            query, *documents = (self._text(row[column], column) for column in self.columns_of("val"))
+            for document, length in zip(documents, seen["text_lengths"], strict=True):
+                call = {"text": query, "text_pair": document, "truncation": True, "max_length": self.max_length}
+                yield call, {name: ids[start : start + length] for name, ids in self.inputs_of(seen).items()}
+                start += length
