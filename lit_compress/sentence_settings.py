@@ -57,6 +57,12 @@ class SentenceSettings:
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
             raise UserError(f"pooling: {self.pooling!r} must be one of {', '.join(POOLINGS)}")
+        whole = self.max_length is None or (type(self.max_length) is int and self.max_length > 0)
+        if not whole or not isinstance(self.normalize, bool) or not isinstance(self.prompts, dict):
+            raise UserError(
+                f"{SENTENCE_KEY}: max_length {self.max_length!r}, normalize {self.normalize!r} and prompts "
+                f"{self.prompts!r} must be a number of tokens, true or false, and texts by name"
+            )
 
 
 def has_settings(config: PretrainedConfig) -> bool:
@@ -84,6 +90,8 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
     if modules is None:
         return None
     source = str(config.name_or_path)
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise UserError(f"{source!r}: its {_MODULES} is no list of modules")
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if names not in ([*_KNOWN], [*_KNOWN[:2]]):
         raise UserError(
@@ -183,6 +191,9 @@ def _read(config: PretrainedConfig, name: str) -> Any:
             return None
         path = Path(found) if found else Path(source) / name
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{source!r}: its {name} cannot be read: {first_line(error)}") from error
+    if name != _MODULES and not isinstance(content, dict | None):
+        raise UserError(f"{source!r}: its {name} is no mapping")
+    return content

@@ -31,6 +31,7 @@ CORE = (
         "extras.py",
         "files.py",
         "hub.py",
+        "sentence_settings.py",
         "sources.py",
         "version.py",
     ),

@@ -21,6 +21,7 @@ from lit_compress.models.load import load_model
 from lit_compress.modules import EmbeddingDistillation, LitStudent, LitTeacher
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.sentence_settings import settings_of, write_settings
+from lit_compress.strategies import StructuredPruning
 from lit_compress.tasks import Batch, EmbeddingTask, task_class_of
 
 needs_sentence_transformers = pytest.mark.skipif(
@@ -181,6 +182,9 @@ def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normal
         ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}},
          "its pooling is mean and max"),
         ({"1_Pooling/config.json": {}}, "its pooling is not named"),
+        ({"1_Pooling/config.json": []}, "is no mapping"),
+        ({"modules.json": {"type": "Transformer"}}, "is no list of modules"),
+        ({"sentence_bert_config.json": {"max_seq_length": "long"}}, "max_length 'long'"),
         ({"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}}, "include_prompt"),
         ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../other"}]},
          "no name of a folder"),
@@ -399,3 +403,32 @@ def test_one_text_of_a_run_on_pairs(tmp_path, tiny_model, sentence_model, capsys
     capsys.readouterr()
     main(["predict", f"--run={tmp_path / 'run'}", "--text=a good film"])
     assert len(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["embedding"]) == 32
+
+
+@needs_sentence_transformers
+def test_sentence_transformers_reads_a_student_of_other_shapes(tmp_path, tiny_model, sentence_model, texts_file):
+    from contracts.training import fit
+    from sentence_transformers import SentenceTransformer
+
+    datamodule = tasks.data("embedding", tmp_path / "data", tiny_model)
+    strategy = StructuredPruning(heads=1, neurons=24, pruning_steps=2, end="50%")
+    fit(student(sentence_model, datamodule), datamodule, [strategy], tmp_path, max_epochs=1)
+    folder = tmp_path / "run" / "model"
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts_file.read_text().splitlines())
+    ours = np.load(predicted(folder, texts_file, tmp_path / "v.npy"))
+    assert np.abs(theirs - ours).max() < 1e-5
+
+
+def test_formats_side_by_side(tmp_path, tiny_model, sentence_model):
+    """Each format measured by its vectors: PyTorch's, and what runtimes give from two outputs."""
+    from contracts.training import fit
+
+    datamodule = tasks.data("embedding", tmp_path / "data", tiny_model)
+    fit(student(sentence_model, datamodule), datamodule, [], tmp_path, max_epochs=1)
+    options = ["--to=[hf,onnx,openvino]", "--repetitions=1", "--batch_sizes=[1]", f"--dense={sentence_model}"]
+    main(["formats", f"--run={tmp_path / 'run'}", f"--output={tmp_path / 'out'}", *options])
+    results = json.loads((tmp_path / "out" / "formats.json").read_text())
+    assert results["score"] == "spearman"
+    scores = {case["model"]: case["metrics"]["spearman"] for case in results["cases"]}
+    assert scores["onnx"] == pytest.approx(scores["hf"], abs=1e-3)
+    assert scores["openvino"] == pytest.approx(scores["hf"], abs=1e-3)
