@@ -31,9 +31,11 @@ from triton.compiler import ASTSource
 from lit_compress.ops import launch, measured
 from lit_compress.ops.kernels import quantized_linear
 from lit_compress.ops.kernels.attention import attention_varlen_kernel
+from lit_compress.ops.kernels.gate_quantize import gate_quantize_kernel
 from lit_compress.ops.kernels.gather_rows import gather_rows_kernel
 from lit_compress.ops.kernels.layernorm_quantize import layernorm_quantize_kernel
 from lit_compress.ops.kernels.quantize_rows import quantize_rows_kernel
+from lit_compress.ops.kernels.rotate_rows import rotate_rows_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 EPILOGUES = ("residual", "requantize")
@@ -122,6 +124,7 @@ def jobs(epilogues: str) -> Iterator[Job]:
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
             for relative in ("", "bias", "window") if head_dim == 64 else ("",):
                 yield attend(target, head_dim, shape, relative)
+        yield rotate(target)
         yield movement(target, gather_rows_kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
 
 
@@ -218,6 +221,15 @@ def rows(dtype: str, target: int) -> Iterator[Job]:
             types={"x": pointer("bf16"), **ends},
             **common,
         )
+        if columns == 3072:
+            types = {"x": pointer("bf16"), **ends, "out_scale": pointer("fp32")}
+            constants = {"BLOCK": shape.block, "ACTIVATION": "gelu"}
+            yield Job(
+                name=f"gate_quantize {columns}",
+                kernel=gate_quantize_kernel,
+                types=types,
+                **(common | {"constants": constants}),
+            )
         if columns == 768:
             inputs = {name: pointer("bf16") for name in ("x", "residual", "weight", "bias", "y")}
             types = {**inputs, **ends, "eps": ("fp32", False)}
@@ -256,6 +268,20 @@ def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -
             "BLOCK_N": shape.block_n,
         },
         options={"num_warps": shape.warps, "num_stages": shape.stages},
+    )
+
+
+def rotate(target: int) -> Job:
+    """Rotary positions of heads of 64."""
+    names = ("qkv", "cos", "sin", "out")
+    return Job(
+        name="rotate_rows 64",
+        target=target,
+        dtype="bf16",
+        kernel=rotate_rows_kernel,
+        types={name: pointer("bf16") for name in names} | {"width": ("i32", True)},
+        constants={"HEAD": 64, "BLOCK": 1024},
+        options={},
     )
 
 

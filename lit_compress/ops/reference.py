@@ -18,11 +18,13 @@ __all__ = [
     "attention_varlen",
     "dense_values",
     "dynamic_linear",
+    "gate_quantize",
     "gather_rows",
     "largest",
     "layernorm_quantize",
     "quantize_rows",
     "quantized_linear",
+    "rotate_rows",
     "round_to",
 ]
 
@@ -72,12 +74,21 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return round_to(x * scale.reciprocal().unsqueeze(1), dtype), scale
 
 
+def gate_quantize(x: Tensor, activation: str, dtype: torch.dtype, out_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See :func:`lit_compress.ops.gate_quantize`."""
+    numbers, gates = x.float().chunk(2, dim=1)
+    y = activate(numbers, activation) * gates
+    if out_scale is None:
+        return quantize_rows(y, dtype)
+    return round_to(y * out_scale.reciprocal(), dtype), out_scale.expand(x.shape[0]).clone()
+
+
 def layernorm_quantize(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`lit_compress.ops.layernorm_quantize`."""
     total = x.float() if residual is None else x.float() + residual.float()
-    y = F.layer_norm(total, (x.shape[1],), weight.float(), bias.float(), eps)
+    y = F.layer_norm(total, (x.shape[1],), weight.float(), None if bias is None else bias.float(), eps)
     return y.to(x.dtype), *quantize_rows(y, dtype)
 
 
@@ -176,6 +187,16 @@ def added_scores(positions: Tensor, bias: Tensor | None, window: int | None) -> 
         reach = bias.shape[1] // 2
         added = bias.float()[:, distance.clamp(-reach, reach) + reach].movedim(0, -3)
     return added if window is None else added.masked_fill((distance.abs() > window).unsqueeze(-3), -torch.inf)
+
+
+def rotate_rows(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """See :func:`lit_compress.ops.rotate_rows`."""
+    x = qkv.reshape(qkv.shape[0], 3, heads, -1)
+    turned = x[:, :2].float()
+    first, second = turned.chunk(2, dim=-1)
+    cos, sin = cos.float()[:, None, None], sin.float()[:, None, None]
+    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned.to(qkv.dtype), x[:, 2:]], dim=1).reshape(qkv.shape)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from lit_compress.models import layer_linears
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.storage.buffers import DTYPES
 
-SERVED = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
+SERVED = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "modernbert"]
 MASKS = {
     "none": None,
     "full": [[1] * 6] * 3,

@@ -86,6 +86,26 @@ def calls():
             found.attention_varlen,
             (torch.randn(6, 96).bfloat16(), lengths, 4, 2, 0.25, None, INT8, None, None, 1),
         ),
+        "layernorm_quantize without bias": (
+            ops.layernorm_quantize,
+            found.layernorm_quantize,
+            (x, None, torch.ones(32), None, 1e-5, INT8),
+        ),
+        "gate_quantize": (
+            ops.gate_quantize,
+            found.gate_quantize,
+            (torch.randn(5, 24).bfloat16(), "gelu", INT8, None),
+        ),
+        "gate_quantize with a scale": (
+            ops.gate_quantize,
+            found.gate_quantize,
+            (torch.randn(5, 24), "relu", FP8, torch.full((1,), 0.01)),
+        ),
+        "rotate_rows": (
+            ops.rotate_rows,
+            found.rotate_rows,
+            (torch.randn(7, 96).bfloat16(), torch.randn(7, 16), torch.randn(7, 16), 2),
+        ),
         "gather_rows": (
             ops.gather_rows,
             found.gather_rows,
@@ -276,6 +296,8 @@ def test_padding_there_and_back():
         (lambda: attend(bias=torch.zeros(2, 5)), r"\(2, 5\); for 1 heads it must be \(1, 2 \* reach \+ 1\)"),
         (lambda: attend(bias=torch.zeros(1, 4)), r"\(1, 4\)"),
         (lambda: attend(window=-1), "window: -1"),
+        (lambda: ops.gate_quantize(torch.ones(1, 3), "gelu", INT8), "3 columns"),
+        (lambda: ops.rotate_rows(torch.ones(2, 48), torch.ones(2, 8), torch.ones(2, 8), 1), r"shapes \(2, 8\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):
