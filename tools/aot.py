@@ -122,7 +122,7 @@ def jobs(epilogues: str) -> Iterator[Job]:
             yield from unusual_products(dtype, target)
     for target in (90, 80):
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
-            for relative in ("", "bias", "window") if head_dim == 64 else ("",):
+            for relative in ("", "bias", "window", "relative") if head_dim == 64 else ("",):
                 yield attend(target, head_dim, shape, relative)
         yield rotate(target)
         yield movement(target, gather_rows_kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
@@ -242,7 +242,8 @@ def rows(dtype: str, target: int) -> Iterator[Job]:
 
 
 def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -> Job:
-    """Attention in bf16, to int8; with a bias by distance, as in MPNet, or in a window, as in ModernBERT."""
+    """Attention in bf16, to int8; with a bias by distance (MPNet), a window (ModernBERT), or disentangled (DeBERTa)."""
+    tables = ("by_query", "by_key")
     return Job(
         name=f"attention_varlen {head_dim} {shape.block_m}x{shape.block_n} {relative}".rstrip(),
         target=target,
@@ -255,11 +256,14 @@ def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -
             "out_scale": pointer("fp32"),
             "bias": pointer("fp32") if relative == "bias" else None,
             "positions": pointer("i32") if relative else None,
+            "columns": pointer("i32") if relative == "relative" else None,
+            **{name: pointer("bf16") if relative == "relative" else None for name in tables},
             "tokens": ("i32", False),
             "heads": ("i32", False),
             "log2_scale": ("fp32", False),
             "reach": ("i32", False),
             "window": ("i32", False) if relative == "window" else None,
+            "found": ("i32", True),
         },
         constants={
             "HEAD": head_dim,

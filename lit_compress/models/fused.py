@@ -4,7 +4,7 @@ Fusing changes the classes of the encoder and of its layers and nothing else: ev
 that files, hooks and everything around the encoder (embeddings, pooler, head) stay what Transformers made them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from lit_compress.models.fused_deberta import FusedDebertaEncoder, deberta_steps, why_not_deberta
 from lit_compress.models.fused_encoder import FusedEncoder, FusedLayer
 from lit_compress.models.fused_layer import LayerSteps
-from lit_compress.models.fused_modernbert import FusedModernBert, rotation_and_window
+from lit_compress.models.fused_modernbert import FusedModernBert, modernbert_steps
 from lit_compress.models.fused_mpnet import FusedMPNetEncoder, why_no_buckets
 from lit_compress.models.layout import LAYOUTS, Layout, encoder_layers, family_of
 from lit_compress.nn.packed import PackedLinear
@@ -35,8 +36,17 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
 }
 
-# Family -> what comes before the class of its encoder, where that is not built like BERT's.
-_ENCODERS: Mapping[str, type[FusedEncoder]] = {"mpnet": FusedMPNetEncoder, "modernbert": FusedModernBert}
+# Family -> what comes before the class of its encoder, and the steps of a layer, where they are not those of BERT.
+_ENCODERS: Mapping[str, type[FusedEncoder]] = {
+    "mpnet": FusedMPNetEncoder,
+    "modernbert": FusedModernBert,
+    "deberta-v2": FusedDebertaEncoder,
+}
+_STEPS: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "modernbert": modernbert_steps,
+    "deberta-v2": deberta_steps,
+}
+_WHY_NOT: Mapping[str, Callable[[Any], str | None]] = {"mpnet": why_no_buckets, "deberta-v2": why_not_deberta}
 
 
 def fuse(model: PreTrainedModel) -> PreTrainedModel:
@@ -107,7 +117,7 @@ def why_never_fused(model: PreTrainedModel) -> str | None:
         return "a decoder looks at earlier tokens only, or at another sequence"
     if getattr(config, LAYOUTS[family].activation_key) not in _ACTIVATIONS:
         return f"no kernel computes the activation {getattr(config, LAYOUTS[family].activation_key)!r}"
-    if family == "mpnet" and (reason := why_no_buckets(config)) is not None:
+    if family in _WHY_NOT and (reason := _WHY_NOT[family](config)) is not None:
         return reason
     if any(hasattr(module, "_hf_hook") for module in model.base_model.modules()):
         return "it is spread over several devices, or moved there layer by layer"
@@ -123,7 +133,7 @@ def _why_layer_plain(layout: Layout, layer: nn.Module) -> str | None:
     if len({linear.dtype for linear in projections}) > 1:
         return "query, key and value are packed in different dtypes"
     for name in (layout.attention_norm, layout.feed_forward_norm):
-        absent = layout.norms_first and name == layout.attention_norm and type(modules.get(name)) is nn.Identity
+        absent = layout.norms_first and name == layout.attention_norm and type(modules.get(name or "")) is nn.Identity
         if type(modules.get(name or "")) is not nn.LayerNorm and not absent:
             return f"{name} is no plain LayerNorm"
     sizes = [linear.out_features for linear in projections]
@@ -147,14 +157,15 @@ def _fuse_layer(model: PreTrainedModel, layout: Layout, layer: nn.Module) -> Non
     *projections, out, up, down = (modules[name] for name in _linear_names(layout))
     size = getattr(modules[layout.attention], layout.head_size)
     qkv, norm = join(projections), modules[layout.attention_norm or ""]
-    rotation, window = rotation_and_window(layer, model.config) if family_of(model) == "modernbert" else (None, None)
+    steps: dict[str, Any] = {"scale": size**-0.5}
+    if family_of(model) in _STEPS:
+        steps |= _STEPS[family_of(model)](layer, model.config)
     layer.__class__ = _with(FusedLayer, type(layer))
     # Inside a tuple and a dataclass nothing is a module of the layer a second time.
     layer.projections = tuple(projections)  # type: ignore[assignment]
     layer.steps = LayerSteps(  # type: ignore[assignment]
         qkv=qkv,
         heads=qkv.out_features // (3 * size),
-        scale=size**-0.5,
         out=out,
         attention_norm=norm if isinstance(norm, nn.LayerNorm) else None,
         up=up,
@@ -162,8 +173,7 @@ def _fuse_layer(model: PreTrainedModel, layout: Layout, layer: nn.Module) -> Non
         down=down,
         feed_forward_norm=modules[layout.feed_forward_norm or ""],
         norms_first=layout.norms_first,
-        rotation=rotation,
-        window=window,
+        **steps,
     )
     layer.register_load_state_dict_post_hook(_renew)
 

@@ -47,12 +47,16 @@ class Distances(NamedTuple):
         bias: likewise; None in a family without.
         rotations: cosines and sines of :func:`lit_compress.ops.rotate_rows`, by the name that a layer knows; none in a
             family without.
+        columns: of :func:`lit_compress.ops.attention_relative`; None in a family without.
+        table: floats ``(rows, width)``, embeddings of distances, for the layers that multiply with positions; likewise.
 
     """
 
     positions: Tensor | None = None
     bias: Tensor | None = None
     rotations: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
+    columns: Tensor | None = None
+    table: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,6 +76,8 @@ class LayerSteps:
         norms_first: whether norms are before each part, as in ModernBERT; ``up`` then makes neurons and their gates.
         rotation: which of the batch's rotations turns queries and keys; None turns nothing.
         window: of :func:`lit_compress.ops.attention_varlen`.
+        relative: ``"c2p"`` where queries are multiplied with the keys of positions, ``"p2c"`` where keys are with their
+            queries, both made by ``qkv``; see :func:`lit_compress.ops.attention_relative`.
 
     """
 
@@ -87,6 +93,7 @@ class LayerSteps:
     norms_first: bool = False
     rotation: str | None = None
     window: int | None = None
+    relative: tuple[str, ...] = ()
 
     @property
     def reads(self) -> PackedLinear | None:
@@ -146,6 +153,8 @@ def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
     """
     # With a pass for the residual, or one that finds the rows' scales.
     count = 7 + (choices["out"] == "dense" or steps.out.input_scale is None) + (steps.rotation is not None)
+    if steps.relative:  # the table of positions, its product, and those with it
+        count += 1 + (choices["qkv"] != "dense") + len(steps.relative)
     if steps.norms_first:
         # One pass for activation, gate and rounding; three for activation, gate and the residual.
         count += 3 if choices["down"] == "dense" else 1
@@ -161,22 +170,39 @@ def _attended(
     qkv, choice = _product(steps.qkv, rows, by["qkv"], _floats(rows).dtype), by["out"]
     if steps.rotation is not None:
         qkv = _operators(by["qkv"]).rotate_rows(qkv, *distances.rotations[steps.rotation], steps.heads)
-    if choice == "dense" and sequences.order is None and distances.bias is None and steps.window is None:
+    if choice == "dense" and sequences.order is None and _all_alike(steps, distances):
         return Rows(_whole_attention(steps, qkv, sequences))
-    scale = None if choice == "dense" else steps.out.input_scale
-    context = _operators(choice).attention_varlen(
-        qkv,
-        sequences.starts,
-        sequences.longest,
-        steps.heads,
-        steps.scale,
-        scale,
-        steps.out.dtype,
-        distances.bias,
-        distances.positions,
-        steps.window,
-    )
+    scale, operators = None if choice == "dense" else steps.out.input_scale, _operators(choice)
+    among = (qkv, sequences.starts, sequences.longest, steps.heads, steps.scale)
+    if steps.relative:
+        by_query, by_key = _by_position(steps, qkv, distances.table, by["qkv"])
+        context = operators.attention_relative(
+            *among, distances.columns, by_query, by_key, distances.positions, scale, steps.out.dtype
+        )
+    else:
+        context = operators.attention_varlen(
+            *among, scale, steps.out.dtype, distances.bias, distances.positions, steps.window
+        )
     return _rounded(steps.out, context, choice) if scale is None else Rows(None, context, scale)
+
+
+def _all_alike(steps: LayerSteps, distances: Distances) -> bool:
+    """Whether the distance of two tokens means nothing to their score."""
+    return distances.bias is None and steps.window is None and not steps.relative
+
+
+def _by_position(
+    steps: LayerSteps, qkv: Tensor, table: Tensor | None, choice: Choice
+) -> tuple[Tensor | None, Tensor | None]:
+    """Queries times the keys of positions, and keys times their queries, each ``(heads, tokens, positions)``."""
+    assert table is not None
+    positions = _product(steps.qkv, _rounded(steps.qkv, table, choice), choice, table.dtype)
+    queries, keys, _ = qkv.unflatten(1, (3, steps.heads, -1)).permute(1, 2, 0, 3)
+    their_queries, their_keys, _ = positions.unflatten(1, (3, steps.heads, -1)).permute(1, 2, 3, 0)
+    return (
+        queries @ their_keys if "c2p" in steps.relative else None,
+        keys @ their_queries if "p2c" in steps.relative else None,
+    )
 
 
 def _whole_attention(steps: LayerSteps, qkv: Tensor, sequences: Sequences) -> Tensor:

@@ -13,7 +13,7 @@ from lit_compress.models.fused_encoder import FusedEncoder
 from lit_compress.models.fused_layer import Distances
 from lit_compress.ops.padding import find_sequences, pad, unpad
 
-__all__ = ["FusedModernBert", "rotation_and_window"]
+__all__ = ["FusedModernBert", "modernbert_steps"]
 
 _LOCAL = "sliding_attention"
 
@@ -91,6 +91,7 @@ class FusedModernBert(FusedEncoder):
         return found if kwargs.get("return_dict", getattr(self.config, "return_dict", True)) else found.to_tuple()
 
 
-def rotation_and_window(layer: Any, config: Any) -> tuple[str, int | None]:
-    """Which rotation a layer of ModernBERT uses, and how far its queries look to either side."""
-    return layer.attention_type, config.sliding_window if layer.attention_type == _LOCAL else None
+def modernbert_steps(layer: Any, config: Any) -> dict[str, Any]:
+    """What the steps of ModernBERT's layers are besides those of BERT's."""
+    kind = layer.attention_type
+    return {"rotation": kind, "window": config.sliding_window if kind == _LOCAL else None}

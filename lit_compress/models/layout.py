@@ -255,12 +255,11 @@ LAYOUTS: dict[str, Layout] = {
         head_linears=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         feed_forward_in="intermediate.dense",
         feed_forward_out="output.dense",
+        attention_norm="attention.output.LayerNorm",
+        feed_forward_norm="output.LayerNorm",
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES, "encoder.rel_embeddings"),
         pooler=None,
-        unsupported={
-            "fused": "DeBERTa multiplies queries and keys with relative positions, too, and adds that to its scores"
-        },
     ),
 }
 

@@ -15,6 +15,7 @@ __all__ = [
     "MIN_SCALE",
     "activate",
     "added_scores",
+    "attention_relative",
     "attention_varlen",
     "dense_values",
     "dynamic_linear",
@@ -165,6 +166,38 @@ def attention_varlen(
         q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
         score = q @ k.transpose(1, 2) * scale + added_scores(places[start:end], bias, window)
         out[start:end] = (torch.softmax(score, -1) @ v).transpose(0, 1).reshape(end - start, width)
+    return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
+
+
+def attention_relative(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    scale: float,
+    columns: Tensor,
+    by_query: Tensor | None,
+    by_key: Tensor | None,
+    positions: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    dtype: torch.dtype = torch.int8,
+) -> Tensor:
+    """See :func:`lit_compress.ops.attention_relative`."""
+    tokens, width = qkv.shape[0], qkv.shape[1] // 3
+    out = torch.zeros(tokens, width, dtype=torch.float32, device=qkv.device)
+    places = torch.arange(tokens, device=qkv.device) if positions is None else positions.long()
+    reach = columns.shape[0] // 2
+    for start, end in pairwise(cu_seqlens.tolist()):
+        q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
+        mine = places[start:end]
+        column = columns.long()[(mine - mine.unsqueeze(1)).clamp(-reach, reach) + reach].expand(heads, -1, -1)
+        score = q @ k.transpose(1, 2)
+        if by_query is not None:
+            score = score + by_query[:, start:end].float().gather(2, column)
+        if by_key is not None:
+            score = score + by_key[:, start:end].float().gather(2, column.transpose(1, 2)).transpose(1, 2)
+        context = torch.softmax(score * scale, -1) @ v
+        out[start:end] = context.transpose(0, 1).reshape(end - start, width)
     return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
 
 

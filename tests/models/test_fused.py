@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import torch
-from models.families import FAMILIES, build
-from models.packing import MASKS, SERVED, dequantized, inputs, packed, real, relative_error, wide
+from models.families import FAMILIES
+from models.packing import MASKS, SERVED, build, dequantized, inputs, packed, real, relative_error, wide
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertModel
 
 from lit_compress.errors import UserError
@@ -17,6 +17,7 @@ from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.ops.dispatch import forced
 
+DIFFERENT = ["bert", "mpnet", "modernbert", "deberta-v2"]  # with one of each kind of encoder
 INT8 = 2e-2  # relative error of hidden states whose inputs are rounded to 8 bit in three small layers
 
 
@@ -43,7 +44,7 @@ def test_with_dense_products_it_is_the_dequantized_model(family, mask):
 
 
 @pytest.mark.parametrize("choice", ["kernel", "reference"])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 def test_with_8_bit_products_it_is_that_model_but_for_rounding(family, choice):
     model = packed(build(family, AutoModel, initializer_range=0.3))
     expected = hidden(dequantized(model), "holes")
@@ -134,7 +135,7 @@ def test_queries_keys_and_values_in_different_formats():
         assert relative_error(hidden(fuse(model)), expected) < INT8
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_plain_layers_between_fused_ones(family):
     dense = wide(family, num_hidden_layers=4, auto=AutoModel)
     down = layout_of(dense).feed_forward_out
@@ -151,7 +152,7 @@ def test_plain_layers_between_fused_ones(family):
     assert len(states) == 5
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 def test_hidden_states(family):
     model = packed(build(family, AutoModel, initializer_range=0.3))
     with torch.no_grad():
@@ -254,7 +255,7 @@ def test_weights_are_in_memory_once(family):
         assert layer.steps.qkv.w_scale.dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
 def test_pickled_models_are_fused_ones(family, auto):
     model = fuse(packed(build(family, auto, initializer_range=0.3)))
@@ -270,7 +271,7 @@ def test_pickled_models_are_fused_ones(family, auto):
         assert torch.allclose(real(plain(**inputs())[0]), real(expected), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["distilbert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 def test_fusing_twice_changes_nothing_and_unfusing_undoes_it(family):
     plain = packed(build(family))
     model = fuse(fuse(copy.deepcopy(plain)))
@@ -307,7 +308,7 @@ def test_a_copy_is_independent():
         assert not torch.equal(copied(**inputs()).logits, model(**inputs()).logits)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, family):
     model = fuse(packed(wide(family, auto=AutoModel)))
@@ -317,7 +318,7 @@ def test_half_precision(dtype, family):
     assert relative_error(got.float(), expected) < 0.05
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_training_takes_the_path_with_gradients_and_dropout(family):
     dropout = {"mlp_dropout": 0.3} if family == "modernbert" else {}
     model = fuse(packed(build(family, initializer_range=0.3, **dropout)))
@@ -330,7 +331,7 @@ def test_training_takes_the_path_with_gradients_and_dropout(family):
     assert len(fused_layers(model)) == 3
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_a_token_that_is_no_number_spoils_its_sequence_only(family):
     model = fuse(packed(wide(family, auto=AutoModel)))
     embedded = model.get_input_embeddings()(inputs()["input_ids"]).detach().clone()
@@ -344,7 +345,7 @@ def test_a_token_that_is_no_number_spoils_its_sequence_only(family):
     assert torch.allclose(clean[[0, 2]], got[[0, 2]], atol=0.5)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize(("choice", "mask"), [("dense", "none"), ("dense", "holes"), ("kernel", "right")])
 def test_a_compiled_graph_is_whole(choice, mask, family):
     torch.compiler.reset()
@@ -355,7 +356,7 @@ def test_a_compiled_graph_is_whole(choice, mask, family):
         assert torch.allclose(hidden(compiled, mask), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet", "modernbert"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_a_graph_with_a_row_budget(family):
     torch.compiler.reset()
     model = fuse(packed(build(family, AutoModel, num_hidden_layers=1, initializer_range=0.3)))

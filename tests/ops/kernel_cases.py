@@ -463,61 +463,6 @@ def test_attention_keeps_a_broken_sequence_to_itself():
     assert (ops.attention_varlen(qkv, lengths, 10, 1, 0.25, torch.ones(1, device=DEVICE))[10:20] == 0).all()
 
 
-@both_types
-@pytest.mark.parametrize("static", [False, True], ids=["scales of rows", "one scale"])
-@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
-@pytest.mark.parametrize("columns", [1, 24, 1152])
-def test_gated_rows(columns, activation, static, dtype):
-    x = draw(4, 2 * columns)
-    x[1, columns] = torch.nan
-    scale = torch.tensor([0.02], device=DEVICE) if static else None
-
-    q, scales = ops.gate_quantize(x, activation, dtype, scale)
-
-    numbers, gates = x.double().chunk(2, 1)
-    exact = ACTIVATIONS[activation](numbers) * gates
-    whole = [0, 2, 3]
-    steps = exact[whole].abs().amax(1) / LARGEST[dtype]
-    expected = torch.full_like(steps, 0.02) if static else steps
-    torch.testing.assert_close(scales[whole].double(), expected, rtol=1e-5, atol=1e-30)
-    assert_on_grid(q[whole], exact[whole] / scales[whole].double().unsqueeze(1), dtype)
-    assert q[1, 0].float() == 0
-    assert scales[1].isnan() != static
-
-
-@pytest.mark.parametrize("source", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize(("heads", "head_dim"), [(1, 2), (3, 6), (2, 64), (12, 64)])
-def test_rotated_rows(heads, head_dim, source):
-    qkv, angle = draw(5, 3 * heads * head_dim, dtype=source), draw(5, head_dim)
-    cos, sin = angle.cos().to(source), angle.sin().to(source)
-
-    y = ops.rotate_rows(qkv, cos, sin, heads)
-
-    expected = qkv.double().reshape(5, 3, heads, head_dim).clone()
-    for d in range(head_dim):
-        other = d + head_dim // 2 if d < head_dim // 2 else d - head_dim // 2
-        sign = -1 if d < head_dim // 2 else 1
-        turned = qkv.double().reshape(5, 3, heads, head_dim)[:, :2]
-        expected[:, :2, :, d] = (
-            turned[..., d] * cos.double()[:, d, None, None] + sign * turned[..., other] * sin.double()[:, d, None, None]
-        )
-    tolerance = 1e-6 if source == torch.float32 else 2e-3
-    torch.testing.assert_close(y.double(), expected.reshape(qkv.shape), rtol=tolerance, atol=tolerance)
-    assert torch.equal(y[:, 2 * heads * head_dim :], qkv[:, 2 * heads * head_dim :])
-
-
-def test_rotation_leaves_broken_rows_alone():
-    qkv, angles = draw(3, 48), draw(3, 16)
-    whole = ops.rotate_rows(qkv, angles.cos(), angles.sin(), 1)
-    qkv[1, :16] = torch.nan
-
-    y = ops.rotate_rows(qkv, angles.cos(), angles.sin(), 1)
-
-    assert y[1, :16].isnan().all()
-    assert torch.equal(y[[0, 2]], whole[[0, 2]])
-    assert torch.equal(y[1, 16:], whole[1, 16:])
-
-
 def test_padding_there_and_back():
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 1], [1, 1, 1, 1]], device=DEVICE)
     hidden = draw(4, 4, 1100)
