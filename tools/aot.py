@@ -263,7 +263,7 @@ def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -
             "log2_scale": ("fp32", False),
             "reach": ("i32", False),
             "window": ("i32", False) if relative == "window" else None,
-            "found": ("i32", True),
+            "found": ("i32", False),
         },
         constants={
             "HEAD": head_dim,

@@ -235,7 +235,7 @@ def test_other_activations_stay_plain():
 
 
 def test_training_is_that_of_the_plain_model():
-    model = packed(encoder())
+    model = packed(encoder(attn_implementation="eager"))
     fused = fuse(copy.deepcopy(model)).train()
     model.train()
     for each in (model, fused):
@@ -243,6 +243,9 @@ def test_training_is_that_of_the_plain_model():
     ours, theirs = (each.embeddings.tok_embeddings.weight.grad for each in (fused, model))
     assert theirs.abs().sum() > 0
     assert torch.equal(ours, theirs)
+    # Transformers finds what its class can be asked for.
+    assert len(fused(**inputs(), output_hidden_states=True).hidden_states) == 5
+    assert len(fused(**inputs(), output_attentions=True).attentions) == 4
 
 
 HEADS = [AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoModelForMaskedLM]
