@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
 
 from lit_compress.errors import UserError
 from lit_compress.models.fused_encoder import FusedEncoder
@@ -32,12 +31,12 @@ class FusedDebertaEncoder(FusedEncoder):
         super().start(config)
         if not self.relative_attention:
             return
-        reach: Any = self.max_relative_positions
-        buckets: Any = self.position_buckets
-        distances = torch.arange(reach, -reach - 1, -1)  # of query and key, as Transformers counts
-        found = make_log_bucket_position(distances, buckets, reach) if buckets > 0 else distances
-        span = buckets if buckets > 0 else reach
-        columns = (found.int() + span).clamp(0, 2 * span - 1)
+        theirs: Any = self
+        reach: int = theirs.max_relative_positions
+        span = theirs.position_buckets if theirs.position_buckets > 0 else reach
+        # Of queries and keys: the first column has keys before the query, the first row those behind it.
+        places = theirs.get_rel_pos(torch.empty(reach + 1, 0)).squeeze(0)
+        columns = (torch.cat([places[1:, 0].flip(0), places[0]]).int() + span).clamp(0, 2 * span - 1)
         # Found once: a buffer that moves with the model and is in no file.
         self.register_buffer("columns", columns.to(next(self.parameters()).device), persistent=False)
         self.rows = columns.tolist()

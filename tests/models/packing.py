@@ -71,4 +71,4 @@ def real(hidden, mask="right"):
 
 def relative_error(got, expected):
     """Root of the summed squares of the difference, relative to what was expected."""
-    return float((got - expected).norm() / expected.norm())
+    return float((got - expected).detach().norm() / expected.detach().norm())

@@ -39,6 +39,7 @@ def states(model, given):
 @pytest.mark.parametrize(
     "settings",
     [
+        {"position_buckets": 256, "max_relative_positions": -1, "position_biased_input": False, "type_vocab_size": 0},
         {"position_buckets": 16},
         {"position_buckets": 16, "max_relative_positions": 40},
         {"position_buckets": -1, "max_relative_positions": 30},
@@ -48,7 +49,7 @@ def states(model, given):
         {"relative_attention": False},
         {"pos_att_type": None},
     ],
-    ids=["buckets", "few", "no buckets", "c2p", "p2c", "no norm", "absolute", "neither"],
+    ids=["as v3", "buckets", "few", "no buckets", "c2p", "p2c", "no norm", "absolute", "neither"],
 )
 def test_relative_positions(settings, length):
     model = packed(encoder(**settings))
