@@ -191,6 +191,23 @@ def once(jobs: Sequence[Job]) -> list[Job]:
 
 def left_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]:
     """What is to be done of one recipe on one data set: trainings without a row, and those that they begin with."""
+    jobs = jobs_of(settings, name, dataset, seed)
+    known = {tuple(line[key] for key in KEY) for line in read_rows(RESULTS)}
+    missing = [job for job in jobs if _has_row(job) and not _is_known(job, settings, known)]
+    if not missing:
+        return []
+    needed: list[Job] = []
+    if needs := settings.plan["recipes"][name].get("needs"):
+        others = jobs_of(settings, needs["recipe"], needs["data"], seed)
+        last = next(index for index, job in enumerate(others) if job.stage == needs["stage"])
+        needed = [job for job in others[: last + 1] if not _is_finished(job)]
+    # What comes before the last one that is missing may be what it begins with.
+    own = jobs[: jobs.index(missing[-1]) + 1]
+    return [*needed, *(job for job in own if job in missing or not _is_finished(job))]
+
+
+def jobs_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]:
+    """All trainings of one recipe on one data set, each with its file, in the order in which they are done."""
     plan, base = settings.plan, settings.base
     groups: dict[Path, dict[str, Any]] = defaultdict(dict)
     stages = replaced(stages_of(plan, name, dataset), _words(settings, seed))
@@ -210,12 +227,7 @@ def left_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]
             jobs.append(Job(recipe=name, dataset=dataset, data=place.parts[0], seed=seed, stage=stage, file=file))
     if "family" in plan["recipes"][name]:
         jobs.append(Job(recipe=name, dataset=dataset, data=dataset, seed=seed, stage=FAMILY, file=None))
-    known = {tuple(line[key] for key in KEY) for line in read_rows(RESULTS)}
-    missing = [job for job in jobs if _has_row(job) and not _is_known(job, settings, known)]
-    if not missing:
-        return []
-    # What comes before the last one that is missing may be what it begins with.
-    return [job for job in jobs[: jobs.index(missing[-1]) + 1] if job in missing or not _is_finished(job)]
+    return jobs
 
 
 def _has_row(job: Job) -> bool:

@@ -3,6 +3,7 @@
 import gzip
 import inspect
 import json
+import re
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -152,6 +153,21 @@ def test_rosita_has_augmented_texts():
     augmented = {name for name, given in stages.items() if "augmentation" in given["data"]["init_args"]}
     assert augmented == {"full", "depth", "width"}
     assert stages["full"]["data"]["init_args"]["augmentation"]["init_args"]["copies"] == 3
+
+
+@pytest.mark.parametrize(("model", "name"), [("mpnet", "rosita_s3"), ("mpnet", "prune_ofa"), ("minilm", "prune_ofa")])
+def test_what_is_needed_of_another_recipe_comes_first(model, name, tmp_path):
+    jobs = reproduce.left_of(settings_of(model, tmp_path), name, "rte", seed=-1)
+    assert (jobs[0].recipe, jobs[0].data, jobs[0].stage) == ("sparse_bert", "wikitext2", "mlm")
+    assert {job.recipe for job in jobs[1:]} == {name}
+
+
+def test_every_run_that_another_recipe_names_is_one_that_it_needs():
+    for plan in PLANS.values():
+        for entry in plan["recipes"].values():
+            named = "runs:wikitext2/{seed}/sparse_bert" in yaml.safe_dump(entry)
+            if named or re.search(r"rosita/s\d", entry["recipe"]):
+                assert entry["needs"]["recipe"] == "sparse_bert"
 
 
 def test_a_model_without_a_plan_is_one_line():
