@@ -9,6 +9,7 @@ again, and a training that was stopped goes on. A dense model is fine-tuned once
 teacher of all recipes. MiniLM's recipes are in reproduce.yaml, those of another model in reproduce_<model>.yaml.
 """
 
+import json
 import os
 import signal
 import statistics
@@ -28,10 +29,10 @@ import yaml
 from jsonargparse import auto_cli
 
 from lit_compress.errors import UserError
-from lit_compress.recipe import Stage, load_recipe, recipe
-from lit_compress.report.compare import compare
+from lit_compress.recipe import load_recipe, recipe, run_stage
 from lit_compress.report.headline import own_name, reference
 from lit_compress.report.machine import machine
+from lit_compress.report.measure import report
 from lit_compress.report.size import sparsity_of
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
@@ -338,13 +339,15 @@ def _folder(job: Job, settings: Settings) -> Path:
 def _stage(job: Job, settings: Settings) -> list[dict[str, Any]]:
     """Train a stage of a recipe unless it is finished, and measure it where it has a row."""
     assert job.file is not None
-    stages: dict[str, Stage] = load_recipe(job.file)
-    recipe(str(job.file), only=job.stage)
+    stage = load_recipe(job.file)[job.stage]
+    stage.check()
+    stage.write()
+    if stage.state != "finished":
+        run_stage(stage)
     if not _has_row(job):
         return []
-    finished = {name: (each.folder, each.dense) for name, each in stages.items() if each.state == "finished"}
-    result = compare(finished, stages[job.stage].folder.parent)[job.stage]
-    return [row(job, settings, result)]
+    report(str(stage.folder), stage.dense, batch_sizes=settings.plan.get("batch_sizes", [1, 32]))
+    return [row(job, settings, json.loads((stage.folder / "report" / "report.json").read_text()))]
 
 
 def _family(job: Job, settings: Settings) -> list[dict[str, Any]]:

@@ -180,17 +180,24 @@ def table(tmp_path, monkeypatch):
     """An empty table, and recipes that are done at once; the stages that were trained."""
     trained = []
 
-    def train(file, only):
-        stage = load_recipe(file)[only]
-        trained.append(f"{Path(file).stem} {only}")
-        if only == "broken":
+    def train(stage):
+        trained.append(stage.name)
+        if stage.name == "broken":
             raise UserError("it broke")
         (stage.folder / "model").mkdir(parents=True)
         (stage.folder / "model" / "config.json").write_text("{}")
 
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results.csv")
-    monkeypatch.setattr(reproduce, "recipe", train)
-    monkeypatch.setattr(reproduce, "compare", lambda finished, folder: dict.fromkeys(finished, REPORT))
+
+    def measure(run, dense, batch_sizes):
+        folder = Path(run) / "report"
+        folder.mkdir()
+        times = {str(batch): 4.0 / batch for batch in batch_sizes}
+        models = {name: entry | {"latency_ms": times} for name, entry in REPORT["models"].items()}
+        (folder / "report.json").write_text(json.dumps(REPORT | {"models": models}))
+
+    monkeypatch.setattr(reproduce, "run_stage", train)
+    monkeypatch.setattr(reproduce, "report", measure)
     return SimpleNamespace(trained=trained, path=tmp_path / "results.csv")
 
 
@@ -199,8 +206,8 @@ SIZES = {
 }
 REPORT = {
     "models": {
-        "dense": {"accuracy": {"accuracy": 0.8}, "latency_ms": {"1": 4.0, "32": 9.0}, "size": SIZES},
-        "compressed": {"accuracy": {"accuracy": 0.6}, "latency_ms": {"1": 2.0, "32": 3.0}, "size": SIZES},
+        "dense": {"accuracy": {"accuracy": 0.8}, "size": SIZES},
+        "compressed": {"accuracy": {"accuracy": 0.6}, "size": SIZES},
     },
     "machine": {"device": reproduce.machine()["device"], "threads": "1 of 2", "torch": "2"},
     "majority": {"answer": "1", "share": 0.65},
@@ -225,7 +232,7 @@ def run(tmp_path, made, monkeypatch, **options):
 
 def test_a_row_is_written_for_each_stage_once(table, tmp_path, monkeypatch):
     run(tmp_path, tiny_plan(), monkeypatch, seeds=[1, 2])
-    assert table.trained == ["teacher teacher", "layers top"] * 2
+    assert table.trained == ["teacher", "top"] * 2
     rows = reproduce_table.read_rows(table.path)
     assert [(row["recipe"], row["stage"], row["seed"]) for row in rows] == [
         ("dense", "teacher", "1"),
@@ -237,6 +244,7 @@ def test_a_row_is_written_for_each_stage_once(table, tmp_path, monkeypatch):
         ("minilm", "eager", "0.65", "")
     }
     assert all(row["minutes"] and row["device"] for row in rows)
+    assert all(row["speedup_batch_1"] and row["speedup_batch_32"] for row in rows)
     before = len(table.trained)
     run(tmp_path, tiny_plan(), monkeypatch, seeds=[1, 2])
     assert len(table.trained) == before
@@ -262,6 +270,14 @@ def test_cuts_are_runs_and_rows_of_their_own(table, tmp_path, monkeypatch):
         "devices": 1,
         "precision": "bf16-mixed",
     }
+
+
+def test_a_plan_says_whose_speed_is_measured_and_what_is_not_measured_is_trained_alone(table, tmp_path, monkeypatch):
+    run(tmp_path, tiny_plan() | {"batch_sizes": [1]}, monkeypatch, only=["layers"])
+    (row,) = reproduce_table.read_rows(table.path)
+    assert table.trained == ["teacher", "top"]
+    assert (row["stage"], row["speedup_batch_1"], row["speedup_batch_32"]) == ("top", "1.0", "")
+    assert not (tmp_path / "runs" / "mine" / "seed42" / "teacher" / "report").exists()
 
 
 def test_what_fails_stops_nothing_else(table, tmp_path, monkeypatch, capsys):
@@ -297,7 +313,7 @@ def test_rows_of_another_device_say_nothing(table, tmp_path, monkeypatch, capsys
 
 
 def test_what_runs_is_interrupted_when_the_time_is_over(table, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(reproduce, "recipe", lambda *_, **__: time.sleep(60))
+    monkeypatch.setattr(reproduce, "run_stage", lambda _: time.sleep(60))
     begun = time.monotonic()
     run(tmp_path, tiny_plan(), monkeypatch, minutes=1 / 60)
     assert time.monotonic() - begun < 30
