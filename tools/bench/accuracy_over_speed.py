@@ -69,7 +69,8 @@ def accuracy_over_speed(
             f"{str(results)!r} has no row of {model!r}{among} with a score, the dense model's score and a speed; "
             f"run python -m tools.reproduce --model {model}"
         )
-    draw(points, f"{model}: {', '.join(sorted({line['data'] for line in lines}))}", output)
+    names = sorted({line["data"] for line in lines if line["dense"] and line["metric"] != "perplexity"})
+    draw(points, f"{model}: {', '.join(names)}" if len(names) < 6 else f"{model}: {len(names)} data sets", output)
     return points
 
 
