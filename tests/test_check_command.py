@@ -150,7 +150,7 @@ def test_a_packed_model_does_not_learn(checked, folder, tmp_path, config):
     ("family", "said"),
     [
         ("xlnet", "no pruning of weights"),
-        ("mpnet", "no StructuredPruning of heads"),
+        ("mpnet", "no QuantAwareTraining of attention"),
         ("deberta-v2", "no QuantAwareTraining of attention"),
         ("albert", "no GradualLayerDropping"),
         ("albert", "are not fused"),

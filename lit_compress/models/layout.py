@@ -21,7 +21,7 @@ __all__ = [
     "layout_of",
 ]
 
-Ability = Literal["layers", "first_layer", "heads", "neurons", "attention_masks", "fused"]
+Ability = Literal["layers", "first_layer", "heads", "uneven_heads", "neurons", "attention_masks", "fused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Layout:
         word_embeddings: the table of word embeddings, inside ``model.base_model``.
         embeddings: every embedding table, inside ``model.base_model``; a model may lack some.
         pooler: the linear of the pooler, inside ``model.base_model``; a model may lack it.
+        head_table: a table with a column per head, inside ``model.base_model``, that every layer adds to its scores.
         layers_key: configuration key of the number of layers.
         heads_key: configuration key of the number of heads.
         width_key: configuration key of the number of feed-forward neurons.
@@ -77,6 +78,7 @@ class Layout:
     word_embeddings: str
     embeddings: tuple[str, ...]
     pooler: str | None
+    head_table: str | None = None
     layers_key: str = "num_hidden_layers"
     heads_key: str = "num_attention_heads"
     width_key: str = "intermediate_size"
@@ -215,9 +217,10 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES[:2], "encoder.relative_attention_bias"),
         pooler="pooler.dense",
+        head_table="encoder.relative_attention_bias",
         unsupported={
-            "heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
-            "layers cannot lose different heads",
+            "uneven_heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
+            "they can only lose the same heads",
         },
     ),
     "modernbert": Layout(
