@@ -94,7 +94,8 @@ class _Distilled:
         seen = {name: value for name, value in inputs.items() if "label" not in name}
         targets = {name: value for name, value in inputs.items() if "label" in name}
         with read_projections(student_in(self.trainer.model), self.layers[0]) as projections:
-            loss, output = self.theirs(model, dict(inputs) | self.options, return_outputs=True, **more)
+            answered: Any = self.theirs(model, dict(inputs) | self.options, return_outputs=True, **more)
+        loss, output = answered
         if projections:
             output.projections = projections
         with read_projections(self.teacher.model, self.layers[1]) as projections:

@@ -250,16 +250,17 @@ def test_a_teacher_of_other_labels_is_refused(make, tiny_teacher):
 
 
 def test_a_sentence_transformer_is_trained_with_its_own_trainer(tiny_model, tmp_path):
-    st = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     from datasets import Dataset as Table
-    from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+
+    losses: Any = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
 
     model = st.SentenceTransformer(str(tiny_model), device="cpu")
     rows = {"sentence1": ["a good film", "a dull plot"] * 8, "sentence2": ["a great film", "bad acting"] * 8}
     table = Table.from_dict(rows | {"score": [0.9, 0.2] * 8})
     options = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "max_steps": 8}
     args = st.SentenceTransformerTrainingArguments(str(tmp_path / "run"), **options)
-    trainer = st.SentenceTransformerTrainer(model, args, train_dataset=table, loss=CosineSimilarityLoss(model))
+    trainer = st.SentenceTransformerTrainer(model, args, train_dataset=table, loss=losses.CosineSimilarityLoss(model))
     add_strategies(trainer, [MagnitudePruning(0.75, end="50%"), QuantAwareTraining(start="60%")])
     trainer.train()
     expected = model.encode(["a good film"])
