@@ -150,10 +150,11 @@ def test_a_packed_model_does_not_learn(checked, folder, tmp_path, config):
     ("family", "said"),
     [
         ("xlnet", "no pruning of weights"),
-        ("mpnet", "no StructuredPruning of heads"),
+        ("mpnet", "no QuantAwareTraining of attention"),
         ("deberta-v2", "no QuantAwareTraining of attention"),
         ("albert", "no GradualLayerDropping"),
-        ("modernbert", "are not fused"),
+        ("albert", "are not fused"),
+        ("deberta-v2", "a convolution after the first layer"),
     ],
 )
 def test_what_a_family_does_not_allow(family, said, checked, tmp_path, tiny_model):

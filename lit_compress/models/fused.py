@@ -4,7 +4,7 @@ Fusing changes the classes of the encoder and of its layers and nothing else: ev
 that files, hooks and everything around the encoder (embeddings, pooler, head) stay what Transformers made them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_compress.models.attention import UNPADDED
+from lit_compress.models.fused_deberta import FusedDebertaEncoder, deberta_steps, why_not_deberta
 from lit_compress.models.fused_encoder import FusedEncoder, FusedLayer
 from lit_compress.models.fused_layer import LayerSteps
-from lit_compress.models.fused_mpnet import FusedMPNetEncoder, add_buckets, remove_buckets, why_no_buckets
+from lit_compress.models.fused_modernbert import FusedModernBert, modernbert_steps
+from lit_compress.models.fused_mpnet import FusedMPNetEncoder, why_no_buckets
 from lit_compress.models.layout import LAYOUTS, Layout, encoder_layers, family_of
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.packed_join import join
@@ -35,6 +36,18 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_python_tanh": "gelu_tanh",
 }
 
+# Family -> what comes before the class of its encoder, and the steps of a layer, where they are not those of BERT.
+_ENCODERS: Mapping[str, type[FusedEncoder]] = {
+    "mpnet": FusedMPNetEncoder,
+    "modernbert": FusedModernBert,
+    "deberta-v2": FusedDebertaEncoder,
+}
+_STEPS: Mapping[str, Callable[[Any, Any], dict[str, Any]]] = {
+    "modernbert": modernbert_steps,
+    "deberta-v2": deberta_steps,
+}
+_WHY_NOT: Mapping[str, Callable[[Any], str | None]] = {"mpnet": why_no_buckets, "deberta-v2": why_not_deberta}
+
 
 def fuse(model: PreTrainedModel) -> PreTrainedModel:
     """Let the layers whose linears are packed run on unpadded tokens, in place; the others stay as they are.
@@ -53,15 +66,9 @@ def fuse(model: PreTrainedModel) -> PreTrainedModel:
         if not isinstance(layer, FusedLayer) and _why_layer_plain(layout, layer) is None:
             _fuse_layer(model, layout, layer)
     encoder = model.base_model.get_submodule(layout.layers.rpartition(".")[0])
-    config: Any = model.config
     if any(fused_layers(model)) and not isinstance(encoder, FusedEncoder):
-        encoder.__class__ = _with(FusedMPNetEncoder if config.model_type == "mpnet" else FusedEncoder, type(encoder))
-        encoder.fused_config = config
-        encoder.row_budget = None  # type: ignore[assignment]
-        encoder.plain_attention = config._attn_implementation  # type: ignore[assignment]
-        config._attn_implementation = UNPADDED
-        if isinstance(encoder, FusedMPNetEncoder):
-            add_buckets(encoder)
+        encoder.__class__ = _with(_ENCODERS.get(family_of(model), FusedEncoder), type(encoder))
+        encoder.start(model.config)  # type: ignore[operator]
     return model
 
 
@@ -77,10 +84,8 @@ def unfuse(model: PreTrainedModel) -> PreTrainedModel:
             module.__class__ = type(module).__bases__[1]
             del module.steps, module.projections
         elif isinstance(module, FusedEncoder):
+            module.stop()
             module.__class__ = type(module).__bases__[1]
-            model.config._attn_implementation = module.plain_attention  # type: ignore[assignment]
-            del module.fused_config, module.plain_attention, module.row_budget
-            remove_buckets(module)
     return model
 
 
@@ -112,7 +117,7 @@ def why_never_fused(model: PreTrainedModel) -> str | None:
         return "a decoder looks at earlier tokens only, or at another sequence"
     if getattr(config, LAYOUTS[family].activation_key) not in _ACTIVATIONS:
         return f"no kernel computes the activation {getattr(config, LAYOUTS[family].activation_key)!r}"
-    if family == "mpnet" and (reason := why_no_buckets(config)) is not None:
+    if family in _WHY_NOT and (reason := _WHY_NOT[family](config)) is not None:
         return reason
     if any(hasattr(module, "_hf_hook") for module in model.base_model.modules()):
         return "it is spread over several devices, or moved there layer by layer"
@@ -124,41 +129,51 @@ def _why_layer_plain(layout: Layout, layer: nn.Module) -> str | None:
     for name in _linear_names(layout):
         if not isinstance(modules.get(name), PackedLinear):
             return f"{name} is no packed linear but a {type(modules.get(name)).__name__}"
-    projections: Any = [modules[name] for name in _linear_names(layout)[:3]]
+    projections: Any = [modules[name] for name in _linear_names(layout)[:-3]]
     if len({linear.dtype for linear in projections}) > 1:
         return "query, key and value are packed in different dtypes"
     for name in (layout.attention_norm, layout.feed_forward_norm):
-        if type(modules.get(name or "")) is not nn.LayerNorm:
+        absent = layout.norms_first and name == layout.attention_norm and type(modules.get(name or "")) is nn.Identity
+        if type(modules.get(name or "")) is not nn.LayerNorm and not absent:
             return f"{name} is no plain LayerNorm"
+    sizes = [linear.out_features for linear in projections]
     size = getattr(modules[layout.attention], layout.head_size)
-    if any(linear.out_features % size for linear in projections) or len({x.out_features for x in projections}) > 1:
+    if len(set(sizes)) > 1 or sum(sizes) % (3 * size):
         return f"query, key and value are no equal numbers of heads of {size}"
     return None
 
 
 def _linear_names(layout: Layout) -> list[str]:
-    """Query, key, value, and the linears after them, in the order in which they run."""
-    names = (layout.query, layout.key, layout.value, layout.attention_output)
-    return [name or "" for name in (*names, layout.feed_forward_in, layout.feed_forward_out)]
+    """Query, key and value, or the linear of all three, and the three after them, in the order in which they run."""
+    together = layout.query_key_value
+    projections = [layout.query, layout.key, layout.value] if together is None else [together]
+    return [
+        name or "" for name in (*projections, layout.attention_output, layout.feed_forward_in, layout.feed_forward_out)
+    ]
 
 
 def _fuse_layer(model: PreTrainedModel, layout: Layout, layer: nn.Module) -> None:
     modules: dict[str, Any] = dict(layer.named_modules())
-    query, key, value, out, up, down = (modules[name] for name in _linear_names(layout))
+    *projections, out, up, down = (modules[name] for name in _linear_names(layout))
     size = getattr(modules[layout.attention], layout.head_size)
+    qkv, norm = join(projections), modules[layout.attention_norm or ""]
+    steps: dict[str, Any] = {"scale": size**-0.5}
+    if family_of(model) in _STEPS:
+        steps |= _STEPS[family_of(model)](layer, model.config)
     layer.__class__ = _with(FusedLayer, type(layer))
     # Inside a tuple and a dataclass nothing is a module of the layer a second time.
-    layer.projections = (query, key, value)  # type: ignore[assignment]
+    layer.projections = tuple(projections)  # type: ignore[assignment]
     layer.steps = LayerSteps(  # type: ignore[assignment]
-        qkv=join([query, key, value]),
-        heads=query.out_features // size,
-        scale=size**-0.5,
+        qkv=qkv,
+        heads=qkv.out_features // (3 * size),
         out=out,
-        attention_norm=modules[layout.attention_norm or ""],
+        attention_norm=norm if isinstance(norm, nn.LayerNorm) else None,
         up=up,
         activation=_ACTIVATIONS[getattr(model.config, layout.activation_key)],
         down=down,
         feed_forward_norm=modules[layout.feed_forward_norm or ""],
+        norms_first=layout.norms_first,
+        **steps,
     )
     layer.register_load_state_dict_post_hook(_renew)
 
@@ -174,4 +189,18 @@ def _renew(layer: nn.Module, _: Any) -> None:
 @cache
 def _with(ours: type[nn.Module], theirs: type[nn.Module]) -> type[nn.Module]:
     """A class that is both; what ``isinstance`` said of ``theirs`` it says of this one."""
-    return type(f"{ours.__name__}_{theirs.__name__}", (ours, theirs), {"__module__": __name__})
+    name, module = f"{ours.__name__}_{theirs.__name__}", __name__
+    if issubclass(theirs, PreTrainedModel):
+        # By these files say which model they hold, and Transformers finds which of its outputs can be asked for.
+        name, module = theirs.__name__, theirs.__module__
+    return type(name, (ours, theirs), {"__module__": module, "__reduce_ex__": _reduced})
+
+
+def _reduced(module: nn.Module, _: Any) -> tuple[Any, ...]:
+    """As pickle would do it if it found the class, which nobody wrote."""
+    return _empty, type(module).__bases__, module.__getstate__()
+
+
+def _empty(ours: type[nn.Module], theirs: type[nn.Module]) -> nn.Module:
+    made = _with(ours, theirs)
+    return made.__new__(made)

@@ -1,11 +1,14 @@
 """What stands in the place of an encoder and of its layers: the same modules, run on unpadded tokens."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self, cast
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from lit_compress.errors import UserError
+from lit_compress.models.attention import UNPADDED
 from lit_compress.models.fused_layer import Distances, LayerSteps, Rows, rows_for, run_layer
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.packed_join import share
@@ -31,7 +34,7 @@ class FusedLayer(nn.Module):
         sequences: Sequences,
         following: PackedLinear | None,
         padded: bool,
-        distances: Distances | None = None,
+        distances: Distances,
     ) -> tuple[Tensor | None, Rows]:
         rows = run_layer(self.steps, rows, sequences, following, distances)
         assert rows.y is not None
@@ -44,6 +47,10 @@ class FusedLayer(nn.Module):
         share(self.steps.qkv, self.projections)
         return self
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        share(self.steps.qkv, self.projections)  # pickle knows no views
+
 
 class FusedEncoder(nn.Module):
     """Comes before an encoder's own class, which is used in training.
@@ -55,8 +62,21 @@ class FusedEncoder(nn.Module):
     """
 
     layer: nn.ModuleList
-    row_budget: int | None
+    row_budget: int | None = None
     fused_config: Any
+    plain_attention: str
+
+    def start(self, config: Any) -> None:
+        """Make ready what :meth:`forward` needs, once the class is this one."""
+        self.fused_config = config
+        self.plain_attention = config._attn_implementation
+        config._attn_implementation = UNPADDED
+
+    def stop(self) -> None:
+        """Undo :meth:`start`."""
+        self.fused_config._attn_implementation = self.plain_attention
+        del self.fused_config, self.plain_attention
+        self.__dict__.pop("row_budget", None)
 
     def forward(
         self,
@@ -73,16 +93,26 @@ class FusedEncoder(nn.Module):
             return super().forward(hidden_states, attention_mask, **kwargs)  # type: ignore[misc]
         if encoder_hidden_states is not None or past_key_values is not None:
             raise UserError("past_key_values, encoder_hidden_states: a fused encoder has neither; give neither")
-        if kwargs.get("output_attentions", getattr(self.fused_config, "output_attentions", False)):
+        wanted = self._wanted(kwargs, self.fused_config)
+        batch, length = hidden_states.shape[:2]
+        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.row_budget)
+        plain = partial(self._plain, mask=attention_mask)
+        states, last = self._layers(hidden_states, sequences, self._distances(sequences), wanted, plain)
+        return self._output([*states, pad(last, sequences)], **kwargs)
+
+    def _wanted(self, options: Mapping[str, Any], config: Any) -> bool:
+        """Whether the hidden states of all layers are wanted.
+
+        Raises:
+            UserError: the probabilities of attention are.
+
+        """
+        if options.get("output_attentions", getattr(config, "output_attentions", False)):
             raise UserError(
                 "output_attentions: a fused encoder never holds the probabilities of its attention; "
                 "call lit_compress.models.fused.unfuse(model) first"
             )
-        wanted = kwargs.get("output_hidden_states", getattr(self.fused_config, "output_hidden_states", False))
-        batch, length = hidden_states.shape[:2]
-        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.row_budget)
-        states = self._layers(hidden_states, attention_mask, sequences, padded=wanted not in (None, False))
-        return self._output(states, **kwargs)
+        return options.get("output_hidden_states", getattr(config, "output_hidden_states", False)) not in (None, False)
 
     def _output(self, states: list[Tensor | None], **_: Any) -> Any:
         # Transformers' hooks collect hidden states from the layers.
@@ -92,14 +122,21 @@ class FusedEncoder(nn.Module):
         """What a layer that is not fused makes of padded hidden states."""
         return layer(hidden, mask)
 
-    def _distances(self, sequences: Sequences) -> Distances | None:
-        """What the distance of two tokens means to attention; None where it means nothing."""
-        return None
+    def _distances(self, sequences: Sequences) -> Distances:
+        """What positions mean to attention."""
+        return Distances()
 
-    def _layers(self, hidden: Tensor, mask: Tensor | None, sequences: Sequences, padded: bool) -> list[Tensor | None]:
-        """Hidden states before the first layer and after each; the last ones padded, others where they had to be."""
-        layers, distances = list(self.layer), self._distances(sequences)
-        first = [layer.steps.qkv if isinstance(layer, FusedLayer) else None for layer in layers]
+    def _layers(
+        self,
+        hidden: Tensor,
+        sequences: Sequences,
+        distances: Distances,
+        padded: bool,
+        plain: Callable[[nn.Module, Tensor], Tensor],
+    ) -> tuple[list[Tensor | None], Tensor]:
+        """Hidden states before each layer, padded where they had to be, and the rows behind the last one."""
+        layers = list(self.layer)
+        first = [layer.steps.reads if isinstance(layer, FusedLayer) else None for layer in layers]
         rows = rows_for(first[0], unpad(hidden, sequences))
         states: list[Tensor | None] = [hidden]
         for layer, following in zip(layers, [*first[1:], None], strict=True):
@@ -109,8 +146,8 @@ class FusedEncoder(nn.Module):
                     states[-1], rows=rows, sequences=sequences, following=following, padded=padded, distances=distances
                 )
             else:
-                whole = self._plain(layer, pad(rows.y, sequences) if states[-1] is None else states[-1], mask)
+                whole = plain(layer, pad(rows.y, sequences) if states[-1] is None else states[-1])
                 rows = rows_for(following, unpad(whole, sequences))
             states.append(whole)
         assert rows.y is not None
-        return [*states[:-1], pad(rows.y, sequences)]
+        return states[:-1], rows.y

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import NamedTuple
 
 import torch
@@ -40,16 +40,23 @@ class Rows(NamedTuple):
 
 
 class Distances(NamedTuple):
-    """What the distance of two tokens means to attention, in all layers alike.
+    """What positions mean to attention, in all layers of a batch alike.
 
     Attributes:
-        bias: as of :func:`lit_compress.ops.attention_varlen`.
-        positions: likewise.
+        positions: as of :func:`lit_compress.ops.attention_varlen`.
+        bias: likewise; None in a family without.
+        rotations: cosines and sines of :func:`lit_compress.ops.rotate_rows`, by the name that a layer knows; none in a
+            family without.
+        columns: of :func:`lit_compress.ops.attention_relative`; None in a family without.
+        table: floats ``(rows, width)``, embeddings of distances, for the layers that multiply with positions; likewise.
 
     """
 
-    bias: Tensor
-    positions: Tensor | None
+    positions: Tensor | None = None
+    bias: Tensor | None = None
+    rotations: Mapping[str, tuple[Tensor, Tensor]] = MappingProxyType({})
+    columns: Tensor | None = None
+    table: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,11 +68,16 @@ class LayerSteps:
         heads: their number.
         scale: of the scores.
         out: product after attention.
-        attention_norm: norm of the layer's input plus that.
+        attention_norm: norm of the layer's input plus that. With ``norms_first`` of the input itself, or None.
         up: first product of the feed-forward part.
         activation: after it.
         down: second product.
-        feed_forward_norm: norm of what went into ``up`` plus that.
+        feed_forward_norm: norm of what went into ``up`` plus that. With ``norms_first`` of what goes into ``up``.
+        norms_first: whether norms are before each part, as in ModernBERT; ``up`` then makes neurons and their gates.
+        rotation: which of the batch's rotations turns queries and keys; None turns nothing.
+        window: of :func:`lit_compress.ops.attention_varlen`.
+        relative: ``"c2p"`` where queries are multiplied with the keys of positions, ``"p2c"`` where keys are with their
+            queries, both made by ``qkv``; see :func:`lit_compress.ops.attention_relative`.
 
     """
 
@@ -73,11 +85,20 @@ class LayerSteps:
     heads: int
     scale: float
     out: PackedLinear
-    attention_norm: nn.LayerNorm
+    attention_norm: nn.LayerNorm | None
     up: PackedLinear
     activation: Activation
     down: PackedLinear
     feed_forward_norm: nn.LayerNorm
+    norms_first: bool = False
+    rotation: str | None = None
+    window: int | None = None
+    relative: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> PackedLinear | None:
+        """The product that the layer's input is rounded for; None when a norm reads its floats."""
+        return None if self.norms_first else self.qkv
 
 
 def run_layer(
@@ -85,22 +106,27 @@ def run_layer(
     rows: Rows,
     sequences: Sequences,
     following: PackedLinear | None,
-    distances: Distances | None = None,
+    distances: Distances,
 ) -> Rows:
-    """A layer's output, in the form that the first product of the following layer reads.
+    """A layer's output, in the form that the following layer reads.
 
     Args:
         steps: of this layer.
-        rows: its input, ``(rows, width)``, in the form that ``steps.qkv`` reads.
+        rows: its input, ``(rows, width)``, in the form that ``steps.reads`` reads.
         sequences: where the rows come from.
-        following: first product of the next layer; None when something else reads the output.
-        distances: relative positions; None for a family without.
+        following: what the next layer's steps say that they read; None when something else reads the output.
+        distances: what positions mean.
 
     """
     x = _floats(rows)
     by = choices_of(steps, x.shape[0], x.device)
-    qkv = _product(steps.qkv, rows, by["qkv"], x.dtype)
-    y = _product(steps.out, _attended(steps, qkv, sequences, by["out"], distances), by["out"], x.dtype, residual=x)
+    if steps.norms_first:
+        rows = _normalized(steps.attention_norm, x, steps.qkv, by["qkv"])
+        x = _product(steps.out, _attended(steps, rows, sequences, by, distances), by["out"], x.dtype, residual=x)
+        rows = _normalized(steps.feed_forward_norm, x, steps.up, by["up"])
+        y = _product(steps.down, _gated(steps, rows, by), by["down"], x.dtype, residual=x)
+        return rows_for(following, y)
+    y = _product(steps.out, _attended(steps, rows, sequences, by, distances), by["out"], x.dtype, residual=x)
     rows = _normalized(steps.attention_norm, y, steps.up, by["up"])
     x = _floats(rows)
     y = _product(steps.down, _hidden(steps, rows, by), by["down"], x.dtype, residual=x)
@@ -125,30 +151,58 @@ def launches(steps: LayerSteps, choices: Mapping[str, Choice]) -> int:
         choices: what computes each of :data:`PRODUCTS`.
 
     """
-    count = 7 + (choices["up"] == "dense")  # with a pass for the activation
-    for name, known in (("out", steps.out.input_scale), ("down", _scale_of_hidden(steps, choices["up"]))):
-        # A pass for the residual, or one that finds the rows' scales.
-        count += choices[name] == "dense" or known is None
-    return count
+    # With a pass for the residual, or one that finds the rows' scales.
+    count = 7 + (choices["out"] == "dense" or steps.out.input_scale is None) + (steps.rotation is not None)
+    if steps.relative:  # the table of positions, its product, and those with it
+        count += 1 + (choices["qkv"] != "dense") + len(steps.relative)
+    if steps.norms_first:
+        # One pass for activation, gate and rounding; three for activation, gate and the residual.
+        count += 3 if choices["down"] == "dense" else 1
+        return count - (steps.attention_norm is None and choices["qkv"] == "dense")
+    count += choices["up"] == "dense"  # a pass for the activation
+    return count + (choices["down"] == "dense" or _scale_of_hidden(steps, choices["up"]) is None)
 
 
 def _attended(
-    steps: LayerSteps, qkv: Tensor, sequences: Sequences, choice: Choice, distances: Distances | None
+    steps: LayerSteps, rows: Rows, sequences: Sequences, by: Mapping[str, Choice], distances: Distances
 ) -> Rows:
-    if choice == "dense" and sequences.order is None and distances is None:
+    """Attention of what ``steps.qkv`` makes of ``rows``, in the form that ``steps.out`` reads."""
+    qkv, choice = _product(steps.qkv, rows, by["qkv"], _floats(rows).dtype), by["out"]
+    if steps.rotation is not None:
+        qkv = _operators(by["qkv"]).rotate_rows(qkv, *distances.rotations[steps.rotation], steps.heads)
+    if choice == "dense" and sequences.order is None and _all_alike(steps, distances):
         return Rows(_whole_attention(steps, qkv, sequences))
-    scale = None if choice == "dense" else steps.out.input_scale
-    context = _operators(choice).attention_varlen(
-        qkv,
-        sequences.starts,
-        sequences.longest,
-        steps.heads,
-        steps.scale,
-        scale,
-        steps.out.dtype,
-        *(distances or ()),
-    )
+    scale, operators = None if choice == "dense" else steps.out.input_scale, _operators(choice)
+    among = (qkv, sequences.starts, sequences.longest, steps.heads, steps.scale)
+    if steps.relative:
+        by_query, by_key = _by_position(steps, qkv, distances.table, by["qkv"])
+        context = operators.attention_relative(
+            *among, distances.columns, by_query, by_key, distances.positions, scale, steps.out.dtype
+        )
+    else:
+        context = operators.attention_varlen(
+            *among, scale, steps.out.dtype, distances.bias, distances.positions, steps.window
+        )
     return _rounded(steps.out, context, choice) if scale is None else Rows(None, context, scale)
+
+
+def _all_alike(steps: LayerSteps, distances: Distances) -> bool:
+    """Whether the distance of two tokens means nothing to their score."""
+    return distances.bias is None and steps.window is None and not steps.relative
+
+
+def _by_position(
+    steps: LayerSteps, qkv: Tensor, table: Tensor | None, choice: Choice
+) -> tuple[Tensor | None, Tensor | None]:
+    """Queries times the keys of positions, and keys times their queries, each ``(heads, tokens, positions)``."""
+    assert table is not None
+    positions = _product(steps.qkv, _rounded(steps.qkv, table, choice), choice, table.dtype)
+    queries, keys, _ = qkv.unflatten(1, (3, steps.heads, -1)).permute(1, 2, 0, 3)
+    their_queries, their_keys, _ = positions.unflatten(1, (3, steps.heads, -1)).permute(1, 2, 3, 0)
+    return (
+        queries @ their_keys if "c2p" in steps.relative else None,
+        keys @ their_queries if "p2c" in steps.relative else None,
+    )
 
 
 def _whole_attention(steps: LayerSteps, qkv: Tensor, sequences: Sequences) -> Tensor:
@@ -163,6 +217,14 @@ def _hidden(steps: LayerSteps, rows: Rows, by: Mapping[str, Choice]) -> Rows:
     scale = None if by["down"] == "dense" else _scale_of_hidden(steps, by["up"])
     hidden = _product(steps.up, rows, by["up"], _floats(rows).dtype, steps.activation, out_scale=scale)
     return _rounded(steps.down, hidden, by["down"]) if scale is None else Rows(None, hidden, scale)
+
+
+def _gated(steps: LayerSteps, rows: Rows, by: Mapping[str, Choice]) -> Rows:
+    y, choice = _product(steps.up, rows, by["up"], _floats(rows).dtype), by["down"]
+    if choice == "dense":
+        numbers, gates = y.chunk(2, dim=1)
+        return Rows(activate(numbers, steps.activation).mul_(gates))
+    return Rows(None, *_operators(choice).gate_quantize(y, steps.activation, steps.down.dtype, steps.down.input_scale))
 
 
 def _scale_of_hidden(steps: LayerSteps, up: Choice) -> Tensor | None:
@@ -200,7 +262,9 @@ def _product(
     )
 
 
-def _normalized(norm: nn.LayerNorm, x: Tensor, linear: PackedLinear | None, choice: Choice) -> Rows:
+def _normalized(norm: nn.LayerNorm | None, x: Tensor, linear: PackedLinear | None, choice: Choice) -> Rows:
+    if norm is None:
+        return _rounded(linear, x, choice)
     if linear is None or choice == "dense":
         return Rows(norm(x))
     return Rows(*_operators(choice).layernorm_quantize(x, None, norm.weight, norm.bias, norm.eps, linear.dtype))

@@ -11,7 +11,7 @@ from lit_compress.models.fused_encoder import FusedEncoder
 from lit_compress.models.fused_layer import Distances
 from lit_compress.ops.padding import Sequences
 
-__all__ = ["FusedMPNetEncoder", "add_buckets", "remove_buckets", "why_no_buckets"]
+__all__ = ["FusedMPNetEncoder", "why_no_buckets"]
 
 # Transformers' MPNet calls its own bucketing with these, whatever the configuration says.
 _BUCKETS, _FARTHEST = 32, 128
@@ -27,6 +27,17 @@ class FusedMPNetEncoder(FusedEncoder):
 
     buckets: Tensor
     relative_attention_bias: nn.Module
+
+    def start(self, config: Any) -> None:
+        super().start(config)
+        distances = torch.arange(-_FARTHEST, _FARTHEST + 1)
+        buckets = self.relative_position_bucket(distances, _BUCKETS, _FARTHEST)  # type: ignore[operator]
+        # Found once: a buffer that moves with the model and is in no file.
+        self.register_buffer("buckets", buckets.to(next(self.parameters()).device), persistent=False)
+
+    def stop(self) -> None:
+        super().stop()
+        del self.buckets
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
         if self.training:
@@ -44,30 +55,13 @@ class FusedMPNetEncoder(FusedEncoder):
         return layer(hidden, _added(mask, hidden), bias)[0]
 
     def _distances(self, sequences: Sequences) -> Distances:
-        return Distances(self.relative_attention_bias(self.buckets).T.float().contiguous(), sequences.positions())
-
-
-def add_buckets(encoder: FusedMPNetEncoder) -> None:
-    """Find the rows of the table once; a buffer that moves with the model and is in no file."""
-    distances = torch.arange(-_FARTHEST, _FARTHEST + 1)
-    buckets = encoder.relative_position_bucket(distances, _BUCKETS, _FARTHEST)  # type: ignore[operator]
-    encoder.register_buffer("buckets", buckets.to(_device(encoder)), persistent=False)  # type: ignore[operator]
-
-
-def remove_buckets(encoder: FusedEncoder) -> None:
-    """Undo :func:`add_buckets`; nothing where there are none."""
-    encoder._buffers.pop("buckets", None)  # type: ignore[attr-defined]
-    encoder._non_persistent_buffers_set.discard("buckets")  # type: ignore[attr-defined]
+        return Distances(sequences.positions(), self.relative_attention_bias(self.buckets).T.float().contiguous())
 
 
 def why_no_buckets(config: PretrainedConfig) -> str | None:
     """Why a table of relative positions cannot be served; None when it can."""
     rows = getattr(config, "relative_attention_num_buckets", _BUCKETS)
     return None if rows >= _BUCKETS else f"relative_attention_num_buckets is {rows}, and MPNet reads {_BUCKETS} rows"
-
-
-def _device(module: Any) -> torch.device:
-    return next(module.parameters()).device
 
 
 def _added(mask: Tensor | None, hidden: Tensor) -> Tensor | None:

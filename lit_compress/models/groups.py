@@ -1,6 +1,6 @@
 """Attention heads and feed-forward neurons: which linears they are made of, and how to take some away."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_compress.errors import UserError
 from lit_compress.models.layout import Layout, encoder_layers, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.nn.slicing import keep_inputs, keep_outputs
+from lit_compress.nn.slicing import keep_columns, keep_inputs, keep_outputs
 
 __all__ = [
     "KINDS",
@@ -19,6 +19,7 @@ __all__ = [
     "column_mask",
     "permute_groups",
     "removable_groups",
+    "remove_from_layers",
     "remove_groups",
     "remove_heads",
     "remove_neurons",
@@ -41,6 +42,7 @@ class Groups:
         attention: name of the module that counts the heads.
         count: number of heads or neurons.
         size: features of each; 1 for neurons.
+        table: name of a table with a column for each of them, which all layers read: they have the same ones.
 
     """
 
@@ -50,6 +52,7 @@ class Groups:
     attention: str
     count: int
     size: int
+    table: str | None = None
 
 
 def removable_groups(model: nn.Module, kind: Kind, key: str = "model.pretrained") -> list[Groups]:
@@ -67,10 +70,13 @@ def removable_groups(model: nn.Module, kind: Kind, key: str = "model.pretrained"
     layout = layout_of(model, key)
     layout.require(kind, key)
     names = {id(module): name for name, module in model.named_modules()}
-    return [_groups_of_layer(layout, layer, names[id(layer)], kind) for layer in encoder_layers(model)]
+    table = None
+    if kind == "heads" and layout.head_table is not None:
+        table = names[id(getattr(model, "base_model", model).get_submodule(layout.head_table))]
+    return [_groups_of_layer(layout, layer, names[id(layer)], kind, table) for layer in encoder_layers(model)]
 
 
-def _groups_of_layer(layout: Layout, layer: nn.Module, prefix: str, kind: Kind) -> Groups:
+def _groups_of_layer(layout: Layout, layer: nn.Module, prefix: str, kind: Kind, table: str | None) -> Groups:
     attention: Any = layer.get_submodule(layout.attention)
     if kind == "heads":
         consumer, size = layout.attention_output, getattr(attention, layout.head_size)
@@ -86,6 +92,7 @@ def _groups_of_layer(layout: Layout, layer: nn.Module, prefix: str, kind: Kind) 
         attention=f"{prefix}.{layout.attention}",
         count=_linear(layer, consumer).in_features // size,
         size=size,
+        table=table,
     )
 
 
@@ -114,7 +121,39 @@ def remove_groups(model: nn.Module, groups: Groups, kept: Tensor) -> None:
         groups: one entry of :func:`removable_groups`.
         kept: bool ``(count,)``; at least one is True.
 
+    Raises:
+        UserError: all layers of this family have the same heads, and there are more of them.
+
     """
+    remove_from_layers(model, [(groups, kept)])
+
+
+def remove_from_layers(
+    model: nn.Module, selection: Sequence[tuple[Groups, Tensor]], key: str = "model.pretrained"
+) -> None:
+    """:func:`remove_groups` of several layers, one after the other; where they share a table, it loses its columns.
+
+    Args:
+        model: plain, or in its training form.
+        selection: entries of :func:`removable_groups`, each once, with what is kept of them.
+        key: config key named in the error.
+
+    Raises:
+        UserError: what layers with the same heads lose is not the same, or not lost by all of them.
+
+    """
+    tied = [(groups.table, kept) for groups, kept in selection if groups.table is not None]
+    if any(not torch.equal(kept, tied[0][1]) for _, kept in tied) or len(tied) not in (0, len(encoder_layers(model))):
+        layout_of(model).require("uneven_heads", key)
+    for groups, kept in selection:
+        _remove(model, groups, kept)
+    for name, kept in tied[:1]:
+        table = model.get_submodule(name)
+        assert isinstance(table, nn.Embedding)
+        keep_columns(table, kept.nonzero().reshape(-1))
+
+
+def _remove(model: nn.Module, groups: Groups, kept: Tensor) -> None:
     consumer = _linear(model, groups.consumer)
     keep_inputs(consumer, column_mask(groups, kept).nonzero().reshape(-1))
     for name in groups.producers:
@@ -138,10 +177,11 @@ def permute_groups(model: nn.Module, groups: Groups, order: Tensor) -> None:
 
     Args:
         model: plain, or in its training form.
-        groups: one entry of :func:`removable_groups`.
+        groups: one entry of :func:`removable_groups`, of no table.
         order: int64 ``(count,)``, which one comes at each place.
 
     """
+    assert groups.table is None
     inputs = (order.unsqueeze(1) * groups.size + torch.arange(groups.size, device=order.device)).flatten()
     consumer = _linear(model, groups.consumer)
     _reorder([consumer.weight, *_beside(consumer)], inputs, dim=1)
@@ -168,14 +208,23 @@ def _reorder(tensors: Iterable[Tensor | None], index: Tensor, dim: int) -> None:
             tensor.copy_(tensor.index_select(dim, index.to(tensor.device)))
 
 
-def remove_heads(model: nn.Module, layer: int, kept: Tensor) -> None:
-    """Keep some attention heads of a layer, bool ``(heads,)``; see :func:`remove_groups`."""
-    remove_groups(model, removable_groups(model, "heads")[layer], kept)
+def remove_heads(model: nn.Module, layer: int | None, kept: Tensor) -> None:
+    """Keep some attention heads of a layer, bool ``(heads,)``; see :func:`remove_groups`.
+
+    With None for the layer, every layer keeps these: MPNet's have the same heads and cannot lose others.
+    """
+    _remove_kind(model, "heads", layer, kept)
 
 
-def remove_neurons(model: nn.Module, layer: int, kept: Tensor) -> None:
-    """Keep some feed-forward neurons of a layer, bool ``(neurons,)``; see :func:`remove_groups`."""
-    remove_groups(model, removable_groups(model, "neurons")[layer], kept)
+def remove_neurons(model: nn.Module, layer: int | None, kept: Tensor) -> None:
+    """Keep some feed-forward neurons of a layer, bool ``(neurons,)``, or with None of every layer."""
+    _remove_kind(model, "neurons", layer, kept)
+
+
+def _remove_kind(model: nn.Module, kind: Kind, layer: int | None, kept: Tensor) -> None:
+    every = removable_groups(model, kind)
+    chosen = every if layer is None else [every[layer]]
+    remove_from_layers(model, [(groups, kept) for groups in chosen], f"remove_{kind}")
 
 
 def remove_pruned(model: nn.Module) -> None:
@@ -185,12 +234,15 @@ def remove_pruned(model: nn.Module) -> None:
         for name, module in model.named_modules()
         if isinstance(module, CompressibleLinear) and module.kept_groups is not None
     }
-    for groups in _all_groups(model) if marked else ():
-        consumer = marked.get(groups.consumer)
-        if consumer is not None and consumer.kept_groups is not None:
-            remove_groups(model, groups, consumer.kept_groups)
-            for name in (groups.consumer, *groups.producers):
-                _drop_full_mask(model.get_submodule(name))
+    selection = [
+        (groups, kept)
+        for groups in (_all_groups(model) if marked else ())
+        if (consumer := marked.get(groups.consumer)) is not None and (kept := consumer.kept_groups) is not None
+    ]
+    remove_from_layers(model, selection)
+    for groups, _ in selection:
+        for name in (groups.consumer, *groups.producers):
+            _drop_full_mask(model.get_submodule(name))
 
 
 def _drop_full_mask(layer: nn.Module) -> None:

@@ -21,7 +21,7 @@ __all__ = [
     "layout_of",
 ]
 
-Ability = Literal["layers", "first_layer", "heads", "neurons", "attention_masks", "fused"]
+Ability = Literal["layers", "first_layer", "heads", "uneven_heads", "neurons", "attention_masks", "fused"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,11 @@ class Layout:
         attention_norm: inside a layer, the norm of the input plus what attention adds to it; None where a layer is
             built otherwise.
         feed_forward_norm: likewise of what the feed-forward part adds.
+        norms_first: whether these norms are before each part instead, of its input.
         word_embeddings: the table of word embeddings, inside ``model.base_model``.
         embeddings: every embedding table, inside ``model.base_model``; a model may lack some.
         pooler: the linear of the pooler, inside ``model.base_model``; a model may lack it.
+        head_table: a table with a column per head, inside ``model.base_model``, that every layer adds to its scores.
         layers_key: configuration key of the number of layers.
         heads_key: configuration key of the number of heads.
         width_key: configuration key of the number of feed-forward neurons.
@@ -72,9 +74,11 @@ class Layout:
     feed_forward_out: str
     attention_norm: str | None = None
     feed_forward_norm: str | None = None
+    norms_first: bool = False
     word_embeddings: str
     embeddings: tuple[str, ...]
     pooler: str | None
+    head_table: str | None = None
     layers_key: str = "num_hidden_layers"
     heads_key: str = "num_attention_heads"
     width_key: str = "intermediate_size"
@@ -213,9 +217,10 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES[:2], "encoder.relative_attention_bias"),
         pooler="pooler.dense",
+        head_table="encoder.relative_attention_bias",
         unsupported={
-            "heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
-            "layers cannot lose different heads",
+            "uneven_heads": "MPNet adds one table of relative positions, with a column per head, in all layers alike: "
+            "they can only lose the same heads",
         },
     ),
     "modernbert": Layout(
@@ -228,15 +233,18 @@ LAYOUTS: dict[str, Layout] = {
         attention_output="attn.Wo",
         feed_forward_in="mlp.Wi",
         feed_forward_out="mlp.Wo",
+        attention_norm="attn_norm",
+        feed_forward_norm="mlp_norm",
+        norms_first=True,
         word_embeddings="embeddings.tok_embeddings",
         embeddings=("embeddings.tok_embeddings",),
         pooler=None,
+        activation_key="hidden_activation",
         fused_head_linears=("attn.Wqkv",),
         head_count=None,
         head_size="head_dim",
         unsupported={
             "first_layer": "ModernBERT's first layer is the only one without a norm before its attention",
-            "fused": "ModernBERT normalises before each part and rotates queries and keys",
         },
     ),
     "deberta-v2": Layout(
@@ -250,12 +258,11 @@ LAYOUTS: dict[str, Layout] = {
         head_linears=("attention.self.pos_key_proj", "attention.self.pos_query_proj"),
         feed_forward_in="intermediate.dense",
         feed_forward_out="output.dense",
+        attention_norm="attention.output.LayerNorm",
+        feed_forward_norm="output.LayerNorm",
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES, "encoder.rel_embeddings"),
         pooler=None,
-        unsupported={
-            "fused": "DeBERTa multiplies queries and keys with relative positions, too, and adds that to its scores"
-        },
     ),
 }
 

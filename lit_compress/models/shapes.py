@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.models.groups import KINDS, Groups, Kind, removable_groups, remove_groups
+from lit_compress.models.groups import KINDS, Groups, Kind, removable_groups, remove_from_layers
 from lit_compress.models.layout import layout_of
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 from lit_compress.nn.packed import PackedLinear
@@ -56,10 +56,13 @@ def apply_shapes(model: PreTrainedModel, shapes: Any) -> None:
         if kind in shapes:
             groups = removable_groups(model, kind, _WHERE)
             _check_widths(kind, shapes[kind], groups)
-            for block, width in zip(groups, shapes[kind], strict=True):
-                if width < block.count:
-                    # On the CPU also while Transformers builds a skeleton without values.
-                    remove_groups(model, block, torch.arange(block.count, device="cpu") < width)
+            # On the CPU also while Transformers builds a skeleton without values.
+            selection = [
+                (block, torch.arange(block.count, device="cpu") < width)
+                for block, width in zip(groups, shapes[kind], strict=True)
+                if width < block.count
+            ]
+            remove_from_layers(model, selection, f"{_WHERE}: {kind}")
     _apply_ranks(model, shapes.get("ranks", {}))
 
 

@@ -64,7 +64,7 @@ def _format(linears: Sequence[PackedLinear]) -> PackedLayout:
 
 def _padded(format: PackedLayout, linears: Sequence[PackedLinear]) -> bool:
     """Whether rows that fill up a tile of one linear would stand in the midst of the outputs of all."""
-    return format in TILES and any(linear.out_features % TILES[format][0] for linear in linears)
+    return format in TILES and any(linear.out_features % TILES[format][0] for linear in linears[:-1])
 
 
 def _stacked(linears: Sequence[PackedLinear]) -> dict[str, Tensor | None]:

@@ -1,4 +1,4 @@
-"""Physically smaller linears: some outputs or inputs of a layer are kept, the rest is gone."""
+"""Physically smaller linears and tables: some of their outputs or inputs are kept, the rest is gone."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.quantizers import FakeQuantizer
 
-__all__ = ["keep_inputs", "keep_outputs"]
+__all__ = ["keep_columns", "keep_inputs", "keep_outputs"]
 
 
 @torch.no_grad()
@@ -41,6 +41,27 @@ def keep_inputs(linear: nn.Linear, index: Tensor) -> None:
     """
     _select_weight(linear, 1, index.to(linear.weight.device))
     linear.in_features = len(index)
+
+
+@torch.no_grad()
+def keep_columns(table: nn.Embedding, index: Tensor) -> None:
+    """Keep only some columns of an embedding table, in place; what is left keeps the scales that it had.
+
+    Args:
+        table: plain, compressible or factorised.
+        index: int64 ``(kept,)``, the columns that stay, in their new order.
+
+    """
+    quantizer = getattr(table, "weight_quantizer", None)
+    if quantizer is not None:
+        quantizer.observe(table.weight)
+        quantizer.observing = False  # a range of fewer columns would round them otherwise
+    projection = getattr(table, "projection", None)
+    if isinstance(projection, nn.Linear):
+        keep_outputs(projection, index)
+    else:
+        table.weight = _selected(table.weight, 1, index.to(table.weight.device))
+    table.embedding_dim = len(index)
 
 
 def _select_weight(linear: nn.Linear, dim: int, index: Tensor) -> None:

@@ -15,14 +15,17 @@ __all__ = [
     "MIN_SCALE",
     "activate",
     "added_scores",
+    "attention_relative",
     "attention_varlen",
     "dense_values",
     "dynamic_linear",
+    "gate_quantize",
     "gather_rows",
     "largest",
     "layernorm_quantize",
     "quantize_rows",
     "quantized_linear",
+    "rotate_rows",
     "round_to",
 ]
 
@@ -72,12 +75,21 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return round_to(x * scale.reciprocal().unsqueeze(1), dtype), scale
 
 
+def gate_quantize(x: Tensor, activation: str, dtype: torch.dtype, out_scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """See :func:`lit_compress.ops.gate_quantize`."""
+    numbers, gates = x.float().chunk(2, dim=1)
+    y = activate(numbers, activation) * gates
+    if out_scale is None:
+        return quantize_rows(y, dtype)
+    return round_to(y * out_scale.reciprocal(), dtype), out_scale.expand(x.shape[0]).clone()
+
+
 def layernorm_quantize(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`lit_compress.ops.layernorm_quantize`."""
     total = x.float() if residual is None else x.float() + residual.float()
-    y = F.layer_norm(total, (x.shape[1],), weight.float(), bias.float(), eps)
+    y = F.layer_norm(total, (x.shape[1],), weight.float(), None if bias is None else bias.float(), eps)
     return y.to(x.dtype), *quantize_rows(y, dtype)
 
 
@@ -157,6 +169,38 @@ def attention_varlen(
     return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
 
 
+def attention_relative(
+    qkv: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    heads: int,
+    scale: float,
+    columns: Tensor,
+    by_query: Tensor | None,
+    by_key: Tensor | None,
+    positions: Tensor | None = None,
+    out_scale: Tensor | None = None,
+    dtype: torch.dtype = torch.int8,
+) -> Tensor:
+    """See :func:`lit_compress.ops.attention_relative`."""
+    tokens, width = qkv.shape[0], qkv.shape[1] // 3
+    out = torch.zeros(tokens, width, dtype=torch.float32, device=qkv.device)
+    places = torch.arange(tokens, device=qkv.device) if positions is None else positions.long()
+    reach = columns.shape[0] // 2
+    for start, end in pairwise(cu_seqlens.tolist()):
+        q, k, v = qkv[start:end].float().reshape(end - start, 3, heads, width // heads).permute(1, 2, 0, 3)
+        mine = places[start:end]
+        column = columns.long()[(mine - mine.unsqueeze(1)).clamp(-reach, reach) + reach].expand(heads, -1, -1)
+        score = q @ k.transpose(1, 2)
+        if by_query is not None:
+            score = score + by_query[:, start:end].float().gather(2, column)
+        if by_key is not None:
+            score = score + by_key[:, start:end].float().gather(2, column.transpose(1, 2)).transpose(1, 2)
+        context = torch.softmax(score * scale, -1) @ v
+        out[start:end] = context.transpose(0, 1).reshape(end - start, width)
+    return out.to(qkv.dtype) if out_scale is None else round_to(out * out_scale.reciprocal(), dtype)
+
+
 def added_scores(positions: Tensor, bias: Tensor | None, window: int | None) -> Tensor:
     """What the distance of two tokens adds to their score: the bias, and minus infinity outside the window.
 
@@ -176,6 +220,16 @@ def added_scores(positions: Tensor, bias: Tensor | None, window: int | None) -> 
         reach = bias.shape[1] // 2
         added = bias.float()[:, distance.clamp(-reach, reach) + reach].movedim(0, -3)
     return added if window is None else added.masked_fill((distance.abs() > window).unsqueeze(-3), -torch.inf)
+
+
+def rotate_rows(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
+    """See :func:`lit_compress.ops.rotate_rows`."""
+    x = qkv.reshape(qkv.shape[0], 3, heads, -1)
+    turned = x[:, :2].float()
+    first, second = turned.chunk(2, dim=-1)
+    cos, sin = cos.float()[:, None, None], sin.float()[:, None, None]
+    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned.to(qkv.dtype), x[:, 2:]], dim=1).reshape(qkv.shape)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -75,7 +75,12 @@ def measure_losses(model: PreTrainedModel, batches: Iterable[Batch], task: Task)
         else:
             known = widths[removal.kind][removal.layer]
             known[removal.left] = max(loss, *known.values())
-    return Losses(heads=tuple(widths["heads"]), neurons=tuple(widths["neurons"]), layers=tuple(layers))
+    return Losses(
+        heads=tuple(widths["heads"]),
+        neurons=tuple(widths["neurons"]),
+        layers=tuple(layers),
+        same_heads="uneven_heads" in layout_of(model).unsupported,
+    )
 
 
 def _full_widths(model: PreTrainedModel, kind: Kind) -> list[int]:
@@ -133,7 +138,11 @@ def _importance(
         for total, gradient in zip(totals.values(), gradients, strict=True):
             total += gradient.abs()
     scores = {name: taylor(weight, totals[name]) for name, weight in weights.items()}
-    return {one.consumer: group_scores(one, [scores[name] for name in scored_linears(one)]) for one in groups}
+    of_groups = {one.consumer: group_scores(one, [scores[name] for name in scored_linears(one)]) for one in groups}
+    if tied := [one.consumer for one in groups if one.table is not None]:
+        # Layers that lose the same heads lose those that are least important to all of them together.
+        of_groups |= dict.fromkeys(tied, torch.stack([of_groups[name] for name in tied]).sum(0))
+    return of_groups
 
 
 @torch.no_grad()

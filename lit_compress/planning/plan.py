@@ -1,7 +1,7 @@
 """The structure with the least estimated loss that is as fast as asked, from tables of losses and of times alone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -41,12 +41,14 @@ class Losses:
             0.0, down to the fewest that are allowed; between two numbers it is interpolated.
         neurons: likewise.
         layers: what is lost without each layer as a whole; infinite where it cannot go.
+        same_heads: whether all layers that are left have the same number of heads.
 
     """
 
     heads: tuple[Mapping[int, float], ...]
     neurons: tuple[Mapping[int, float], ...]
     layers: tuple[float, ...]
+    same_heads: bool = False
 
     @property
     def dense(self) -> Structure:
@@ -71,6 +73,7 @@ class Losses:
             "heads": [{str(count): loss for count, loss in each.items()} for each in self.heads],
             "neurons": [{str(count): loss for count, loss in each.items()} for each in self.neurons],
             "layers": [None if math.isinf(loss) else loss for loss in self.layers],
+            "same_heads": self.same_heads,
         }
 
     @classmethod
@@ -81,7 +84,7 @@ class Losses:
             for kind in ("heads", "neurons")
         )
         layers = tuple(math.inf if loss is None else loss for loss in content["layers"])
-        return cls(heads=heads, neurons=neurons, layers=layers)
+        return cls(heads=heads, neurons=neurons, layers=layers, same_heads=content.get("same_heads", False))
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,7 @@ def plan(
     within = within or losses.dense
     rank = within.rank if rank is None else rank
     whole = Structure(layers=within.layers, rank=rank)
-    layers = _choices(losses, table, within, neuron_multiple)
-    quick = Structure(layers=_fastest(layers), rank=rank)
+    quick = fastest(losses, table, within, neuron_multiple, rank)
     if (limit := table.seconds(quick)) > seconds:
         raise ValueError(f"{seconds:.4g} seconds are less than the {limit:.4g} that the fastest structure takes")
     # Times that are rounded up may leave out what just fits; of the fastest and the whole it is known.
@@ -145,12 +147,13 @@ def plan(
         seconds = table.seconds(whole)
     step = table.seconds(losses.dense) / _STEPS
     budget = math.floor((seconds - table.seconds(whole) + sum(table.layer(shape) for shape in whole.shapes)) / step)
-    for steps in (budget, budget - 1):
-        found = _least_loss(layers, step, steps)
-        # A sum of floating-point numbers may be a last digit above a budget that it meets.
-        if found is not None and table.seconds(Structure(layers=found, rank=rank)) <= seconds:
-            fitting.append(Structure(layers=found, rank=rank))
-            break
+    for layers in _choices(losses, table, within, neuron_multiple):
+        for steps in (budget, budget - 1):
+            found = _least_loss(layers, step, steps)
+            # A sum of floating-point numbers may be a last digit above a budget that it meets.
+            if found is not None and table.seconds(Structure(layers=found, rank=rank)) <= seconds:
+                fitting.append(Structure(layers=found, rank=rank))
+                break
     return min(fitting, key=lambda structure: (losses.of(structure), table.seconds(structure)))
 
 
@@ -163,11 +166,26 @@ def fastest(
 ) -> Structure:
     """The structure that takes the least time; arguments are those of :func:`plan`."""
     within = within or losses.dense
-    layers = _fastest(_choices(losses, table, within, neuron_multiple))
-    return Structure(layers=layers, rank=within.rank if rank is None else rank)
+    rank = within.rank if rank is None else rank
+    found = [
+        Structure(layers=_fastest(layers), rank=rank) for layers in _choices(losses, table, within, neuron_multiple)
+    ]
+    return min(found, key=lambda structure: (table.seconds(structure), losses.of(structure)))
 
 
-def _choices(losses: Losses, table: Times, within: Structure, neuron_multiple: int) -> list[_Layer]:
+def _choices(losses: Losses, table: Times, within: Structure, neuron_multiple: int) -> Iterator[list[_Layer]]:
+    """What may become of the layers; where all have the same number of heads, for one number after the other."""
+    if not losses.same_heads:
+        yield _choices_of(losses, table, within, neuron_multiple, None)
+        return
+    least = max(min(*known, most.heads) for known, most in zip(losses.heads, within.layers, strict=True) if most)
+    for heads in range(least, min(shape.heads for shape in within.shapes) + 1):
+        yield _choices_of(losses, table, within, neuron_multiple, heads)
+
+
+def _choices_of(
+    losses: Losses, table: Times, within: Structure, neuron_multiple: int, same_heads: int | None
+) -> list[_Layer]:
     seconds_of = cache(table.layer)
     found: list[_Layer] = []
     for index, most in enumerate(within.layers):
@@ -175,10 +193,10 @@ def _choices(losses: Losses, table: Times, within: Structure, neuron_multiple: i
             found.append(_Layer([], [], [], 0.0))
             continue
         heads, neurons = (
-            [(count, interpolated(known[index], count)) for count in _counts(known[index], left, multiple)]
-            for known, left, multiple in (
-                (losses.heads, most.heads, 1),
-                (losses.neurons, most.neurons, neuron_multiple),
+            [(count, interpolated(known[index], count)) for count in counts]
+            for known, counts in (
+                (losses.heads, [same_heads] if same_heads else _counts(losses.heads[index], most.heads, 1)),
+                (losses.neurons, _counts(losses.neurons[index], most.neurons, neuron_multiple)),
             )
         )
         options = sorted(

@@ -18,7 +18,7 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.export.command import format_writer
 from lit_compress.models.compress import quantize_
 from lit_compress.models.folded import from_student
-from lit_compress.models.groups import KINDS, removable_groups, remove_groups
+from lit_compress.models.groups import KINDS, removable_groups, remove_from_layers
 from lit_compress.models.layout import LAYOUTS, Layout, layer_linears, layout_of
 from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import update_config
@@ -169,9 +169,12 @@ def _keep_first(model: PreTrainedModel, kind: Any, counts: list[int]) -> None:
     layout = layout_of(model)
     if layout.shared:
         raise UserError(f"{kind} cannot be removed from single layers: {layout.unsupported['layers']}")
-    for count, groups in zip(counts, removable_groups(model, kind), strict=True):
-        if count < groups.count:
-            remove_groups(model, groups, torch.arange(groups.count) < count)
+    selection = [
+        (groups, torch.arange(groups.count) < count)
+        for count, groups in zip(counts, removable_groups(model, kind), strict=True)
+        if count < groups.count
+    ]
+    remove_from_layers(model, selection, kind)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lit_compress.functional.patterns import BalancedBlocks, Pattern, Scope, par
 from lit_compress.functional.permutation import neuron_order
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear
 from lit_compress.models.groups import KINDS, Groups, Kind, permute_groups, removable_groups
+from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.strategies.distributed_weights import full_tensor, full_weight, write_weight
 from lit_compress.strategies.importance import Function, Importance, Magnitude, Sample
@@ -136,6 +137,7 @@ class Pruning(Scheduled):
         units = self._units(pl_module)
         if isinstance(units, GroupUnits):
             units.add_groups()
+            self._check_tied(units)
             self._check_widths(units, stage)
         self.importance.prepare(units)
         if stage != "fit":
@@ -311,6 +313,23 @@ class Pruning(Scheduled):
                 f"{owner}.permute_neurons: the order is found before training, from weights alone, which "
                 f"{type(self.importance).__name__} does not score; leave it out, or use Magnitude"
             )
+
+    def _check_tied(self, units: GroupUnits) -> None:
+        """Refuse what says that layers with the same heads are to lose others."""
+        owner = type(self).__name__
+        for kind, groups in units.groups.items():
+            if groups[0].table is None:
+                continue
+            key, value = self.amount_option(kind)
+            wrong = None
+            if len(set(units.final[kind])) > 1:
+                wrong = f"{key}: {value} says different numbers"
+            elif len(groups) < len(encoder_layers(units.student)):
+                wrong = f"targets: {self.targets or self.ignore} leave out layers"
+            elif self.scope == "global" and len(units.groups) == 1:
+                wrong = f"scope: global has no effect on {kind}"
+            if wrong is not None:
+                layout_of(units.student).require("uneven_heads", f"{owner}.{wrong}")
 
     def _check_widths(self, units: GroupUnits, stage: str) -> None:
         owner = type(self).__name__

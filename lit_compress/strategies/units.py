@@ -117,7 +117,8 @@ class GroupUnits:
         student: the model.
         groups: of each kind that is pruned, those of each layer.
         final: of each kind, how many of those of each layer stay in the end.
-        scope: whether every layer keeps its number, or all layers together their sum.
+        scope: whether every layer keeps its number, or all layers together their sum; layers with the same heads keep
+            theirs either way.
         regrowth: what may come back.
 
     """
@@ -167,7 +168,9 @@ class GroupUnits:
             kept = [self._kept(one) | (self.regrowth != "none") for one in groups]
             limited = [scores[g.consumer].masked_fill(~k, -torch.inf) for g, k in zip(groups, kept, strict=True)]
             widths = [width_at(share, g.count, final) for g, final in zip(groups, self.final[kind], strict=True)]
-            if self.scope == "global":
+            if groups[0].table is not None:  # what is least important to all layers together goes from all
+                chosen = [masks.group_mask(torch.stack(limited).sum(0), widths[0])] * len(groups)
+            elif self.scope == "global":
                 chosen = masks.global_group_masks(limited, sum(widths))
             else:
                 chosen = [masks.group_mask(score, width) for score, width in zip(limited, widths, strict=True)]

@@ -40,9 +40,9 @@ TABS = "sentence\tlabel\na good film\tx\nNA\ty\nnull\tNA\nnan\tnull\n\tx\n"
         ("a.txt", TABS),
         ("a.tsv", TABS.replace("\n", "\r\n")),
         ("a.tsv", b"\xef\xbb\xbf" + TABS.encode()),
-        ("a.tsv.gz", gzip.compress(TABS.encode())),
+        ("a.tsv.gz", gzip.compress(TABS.encode(), mtime=0)),
         ("a.csv", TABS.replace("\t", ",")),
-        ("a.csv.gz", gzip.compress(TABS.replace("\t", ",").encode())),
+        ("a.csv.gz", gzip.compress(TABS.replace("\t", ",").encode(), mtime=0)),
         (
             "a.jsonl",
             '{"sentence":"a good film","label":"x"}\n{"sentence":"NA","label":"y"}\n{"sentence":"null","label":"NA"}\n'

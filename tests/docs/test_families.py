@@ -25,6 +25,7 @@ def test_a_row_says_what_the_family_can(row):
     unsupported = LAYOUTS[family.strip("`")].unsupported
     assert masks.startswith("yes") == ("attention_masks" not in unsupported)
     assert heads.startswith("yes") == ("heads" not in unsupported)
+    assert ("(7)" in heads) == ("uneven_heads" in unsupported)
     assert neurons.startswith("yes") == ("neurons" not in unsupported)
     assert layers.startswith("yes") == ("layers" not in unsupported)
     assert ("(2)" in layers) == ("first_layer" in unsupported)

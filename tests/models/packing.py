@@ -3,14 +3,16 @@
 import copy
 
 import torch
-from models.families import build
+from models import families
 from torch import nn
 
 from lit_compress.models import layer_linears
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.storage.buffers import DTYPES
 
-SERVED = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet"]
+SERVED = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "modernbert", "deberta-v2"]
+# As DeBERTa-v3 has it.
+_SETTINGS = {"deberta-v2": {"share_att_key": True, "conv_kernel_size": 0}}
 MASKS = {
     "none": None,
     "full": [[1] * 6] * 3,
@@ -18,6 +20,11 @@ MASKS = {
     "left": [[0, 0, 1, 1, 1, 1], [1] * 6, [0, 0, 0, 0, 0, 1]],
     "holes": [[1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 0], [1, 1, 0, 0, 0, 1]],
 }
+
+
+def build(family, *auto, **settings):
+    """As of families.py, but such that it can be fused."""
+    return families.build(family, *auto, **(_SETTINGS.get(family, {}) | settings))
 
 
 def packed(model, format="dense", dtype="int8", names=None):
@@ -43,10 +50,10 @@ def dequantized(model):
     return model
 
 
-def wide(family="bert", **settings):
+def wide(family="bert", *auto, **settings):
     """A model wide enough for tall blocks, with weights large enough that rounding them shows."""
     sizes = {"hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 256, "num_hidden_layers": 2}
-    return build(family, **(sizes | {"initializer_range": 0.1} | settings))
+    return build(family, *auto, **(sizes | {"initializer_range": 0.1} | settings))
 
 
 def inputs(mask="right"):
@@ -64,4 +71,4 @@ def real(hidden, mask="right"):
 
 def relative_error(got, expected):
     """Root of the summed squares of the difference, relative to what was expected."""
-    return float((got - expected).norm() / expected.norm())
+    return float((got - expected).detach().norm() / expected.detach().norm())

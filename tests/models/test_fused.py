@@ -1,9 +1,11 @@
 import copy
+import io
+import pickle
 
 import pytest
 import torch
-from models.families import FAMILIES, build
-from models.packing import MASKS, SERVED, dequantized, inputs, packed, real, relative_error, wide
+from models.families import FAMILIES
+from models.packing import MASKS, SERVED, build, dequantized, inputs, packed, real, relative_error, wide
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertModel
 
 from lit_compress.errors import UserError
@@ -15,6 +17,7 @@ from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.ops.dispatch import forced
 
+DIFFERENT = ["bert", "mpnet", "modernbert", "deberta-v2"]  # with one of each kind of encoder
 INT8 = 2e-2  # relative error of hidden states whose inputs are rounded to 8 bit in three small layers
 
 
@@ -41,7 +44,7 @@ def test_with_dense_products_it_is_the_dequantized_model(family, mask):
 
 
 @pytest.mark.parametrize("choice", ["kernel", "reference"])
-@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 def test_with_8_bit_products_it_is_that_model_but_for_rounding(family, choice):
     model = packed(build(family, AutoModel, initializer_range=0.3))
     expected = hidden(dequantized(model), "holes")
@@ -132,22 +135,24 @@ def test_queries_keys_and_values_in_different_formats():
         assert relative_error(hidden(fuse(model)), expected) < INT8
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_plain_layers_between_fused_ones(family):
     dense = wide(family, num_hidden_layers=4, auto=AutoModel)
-    names = [name for name in layer_linears(dense) if ".1." not in name and not name.endswith("3.output.dense")]
+    down = layout_of(dense).feed_forward_out
+    names = [name for name in layer_linears(dense) if ".1." not in name and not name.endswith(f"3.{down}")]
     model = packed(dense, names=names)
     expected = hidden(dequantized(model), "holes")
     assert [reason is None for reason in unfused_reasons(fuse(model))] == [True, False, True, False]
-    assert f"{layout_of(model).query} is no packed linear but a Linear" in unfused_reasons(model)[1]
-    assert "output.dense is no packed linear" in unfused_reasons(model)[3]
+    query = layout_of(model).query or layout_of(model).query_key_value
+    assert f"{query} is no packed linear but a Linear" in unfused_reasons(model)[1]
+    assert f"{down} is no packed linear" in unfused_reasons(model)[3]
     assert relative_error(real(hidden(model, "holes"), "holes"), real(expected, "holes")) < INT8
     with torch.no_grad():
         states = model(**inputs(), output_hidden_states=True).hidden_states
     assert len(states) == 5
 
 
-@pytest.mark.parametrize("family", ["bert", "distilbert", "mpnet"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 def test_hidden_states(family):
     model = packed(build(family, AutoModel, initializer_range=0.3))
     with torch.no_grad():
@@ -230,20 +235,43 @@ def test_names_and_values_stay():
     assert [name for name, _ in model.named_modules()] == modules
 
 
-def test_weights_are_in_memory_once():
-    model = fuse(packed(wide(), "dense"))
+def shared(model):
+    """Whether every layer's joined values are those of its linears, and not a second time in memory."""
     for layer in fused_layers(model):
         owner = layer.steps.qkv.values.untyped_storage().data_ptr()
-        assert {linear.values.untyped_storage().data_ptr() for linear in layer.projections} == {owner}
+        if {linear.values.untyped_storage().data_ptr() for linear in layer.projections} != {owner}:
+            return False
+    return bool(fused_layers(model))
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_weights_are_in_memory_once(family):
+    model = fuse(packed(wide(family), "dense"))
+    assert shared(model)
     copied = copy.deepcopy(model).to(torch.float64)
+    assert shared(copied)
     for layer in fused_layers(copied):
-        owner = layer.steps.qkv.values.untyped_storage().data_ptr()
-        assert {linear.values.untyped_storage().data_ptr() for linear in layer.projections} == {owner}
         assert layer.steps.qkv.values.dtype == torch.int8
         assert layer.steps.qkv.w_scale.dtype == torch.float32
 
 
-@pytest.mark.parametrize("family", ["distilbert", "mpnet"])
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForMaskedLM])
+def test_pickled_models_are_fused_ones(family, auto):
+    model = fuse(packed(build(family, auto, initializer_range=0.3)))
+    expected = model(**inputs())[0]
+    kept = io.BytesIO()
+    torch.save(model, kept)
+    for other in (pickle.loads(pickle.dumps(model)), torch.load(io.BytesIO(kept.getvalue()), weights_only=False)):
+        assert shared(other)
+        assert type(other) is type(model)
+        assert torch.equal(other(**inputs())[0], expected)
+        plain = unfuse(other)
+        assert not fused_layers(plain)
+        assert torch.allclose(real(plain(**inputs())[0]), real(expected), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*DIFFERENT, "distilbert"])
 def test_fusing_twice_changes_nothing_and_unfusing_undoes_it(family):
     plain = packed(build(family))
     model = fuse(fuse(copy.deepcopy(plain)))
@@ -280,18 +308,20 @@ def test_a_copy_is_independent():
         assert not torch.equal(copied(**inputs()).logits, model(**inputs()).logits)
 
 
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    model = fuse(packed(wide(auto=AutoModel)))
+def test_half_precision(dtype, family):
+    model = fuse(packed(wide(family, auto=AutoModel)))
     expected = hidden(model)
     got = hidden(model.to(dtype))
     assert got.dtype == dtype
     assert relative_error(got.float(), expected) < 0.05
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_training_takes_the_path_with_gradients_and_dropout(family):
-    model = fuse(packed(build(family, initializer_range=0.3)))
+    dropout = {"mlp_dropout": 0.3} if family == "modernbert" else {}
+    model = fuse(packed(build(family, initializer_range=0.3, **dropout)))
     table = model.get_input_embeddings().weight
     model.train()
     assert not torch.equal(model(**inputs()).logits, model(**inputs()).logits)
@@ -301,9 +331,10 @@ def test_training_takes_the_path_with_gradients_and_dropout(family):
     assert len(fused_layers(model)) == 3
 
 
-def test_a_token_that_is_no_number_spoils_its_sequence_only():
-    model = fuse(packed(wide(auto=AutoModel)))
-    embedded = model.embeddings.word_embeddings(inputs()["input_ids"]).detach().clone()
+@pytest.mark.parametrize("family", DIFFERENT)
+def test_a_token_that_is_no_number_spoils_its_sequence_only(family):
+    model = fuse(packed(wide(family, auto=AutoModel)))
+    embedded = model.get_input_embeddings()(inputs()["input_ids"]).detach().clone()
     clean = model(inputs_embeds=embedded, attention_mask=inputs()["attention_mask"]).last_hidden_state
     embedded[1, 0] = float("nan")
     for choice in ("dense", "kernel"):
@@ -314,7 +345,7 @@ def test_a_token_that_is_no_number_spoils_its_sequence_only():
     assert torch.allclose(clean[[0, 2]], got[[0, 2]], atol=0.5)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize(("choice", "mask"), [("dense", "none"), ("dense", "holes"), ("kernel", "right")])
 def test_a_compiled_graph_is_whole(choice, mask, family):
     torch.compiler.reset()
@@ -325,7 +356,7 @@ def test_a_compiled_graph_is_whole(choice, mask, family):
         assert torch.allclose(hidden(compiled, mask), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert", "mpnet"])
+@pytest.mark.parametrize("family", DIFFERENT)
 def test_a_graph_with_a_row_budget(family):
     torch.compiler.reset()
     model = fuse(packed(build(family, AutoModel, num_hidden_layers=1, initializer_range=0.3)))

@@ -19,9 +19,12 @@ from transformers import (
 from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.models import load_classifier, remove_heads, remove_neurons
-from lit_compress.models.groups import column_mask, permute_groups, removable_groups, remove_groups
-from lit_compress.models.shapes import describe_shapes
+from lit_compress.models.groups import column_mask, permute_groups, removable_groups, remove_from_layers, remove_groups
+from lit_compress.models.shapes import apply_shapes, describe_shapes
 from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
+from lit_compress.nn.embedding import CompressibleEmbedding
+from lit_compress.nn.factorized import FactorizedEmbedding
+from lit_compress.nn.quantizers import TableQuantizer
 
 SMALL = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
 WIDE = SMALL | {"intermediate_size": 24, "max_position_embeddings": 40}
@@ -39,10 +42,8 @@ FAMILIES = {
     "albert": lambda: AlbertConfig(**WIDE, embedding_size=16),
     "modernbert": lambda: ModernBertConfig(**WIDE, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2),
 }
-NEURONS_ONLY = {
-    "mpnet": lambda: MPNetConfig(**WIDE),
-    "xlnet": lambda: XLNetConfig(**XLNET),
-}
+SAME_HEADS = {"mpnet": lambda: MPNetConfig(**WIDE)}
+NEURONS_ONLY = SAME_HEADS | {"xlnet": lambda: XLNetConfig(**XLNET)}
 KEPT = {
     "heads": [torch.tensor([True, False, True, False]), torch.tensor([False, False, False, True])],
     "neurons": [torch.arange(24) % 3 > 0, torch.arange(24) % 5 == 0],
@@ -118,12 +119,65 @@ def test_even_widths_are_stock(name, tmp_path):
     assert torch.allclose(logits(again), logits(model), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NEURONS_ONLY)
-def test_families_whose_heads_cannot_go_say_so(name):
-    model = random_model(NEURONS_ONLY[name]())
-    with pytest.raises(UserError, match=r"StructuredPruning\.heads: (MPNet|XLNet)") as caught:
+def test_families_whose_heads_cannot_go_say_so():
+    model = random_model(NEURONS_ONLY["xlnet"]())
+    with pytest.raises(UserError, match=r"StructuredPruning\.heads: XLNet") as caught:
         removable_groups(model, "heads", "StructuredPruning.heads")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_layers_that_share_a_table_lose_the_same_heads(quantized, tmp_path):
+    model = random_model(SAME_HEADS["mpnet"]())
+    if quantized:
+        table = CompressibleEmbedding.from_embedding(model.mpnet.encoder.relative_attention_bias)
+        model.mpnet.encoder.relative_attention_bias = table
+        table.weight.data[:, 1] *= 3  # the range of the whole is that of what goes
+        table.weight_quantizer = TableQuantizer(32)
+    kept, dense, smaller = KEPT["heads"][0], logits(model), copy.deepcopy(model)
+    for groups in removable_groups(model, "heads"):
+        silenced(model, groups, kept)
+    remove_heads(smaller, None, kept)
+    expected = logits(model)
+    assert (expected - dense).abs().max() > 1e-2
+    assert torch.allclose(logits(smaller), expected, atol=1e-5)
+    assert describe_shapes(smaller) == {"heads": [2, 2]}
+    folded = fold(smaller)
+    folded.save_pretrained(tmp_path)
+    again, info = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert again.mpnet.encoder.relative_attention_bias.weight.shape == (32, 2)
+    assert torch.allclose(logits(again), expected, atol=1e-5)
+
+
+def test_a_factorised_table_loses_its_columns_too():
+    model = random_model(SAME_HEADS["mpnet"]())
+    encoder = model.mpnet.encoder
+    encoder.relative_attention_bias = FactorizedEmbedding.from_embedding(encoder.relative_attention_bias, 3)
+    smaller = copy.deepcopy(model)
+    for groups in removable_groups(model, "heads"):
+        silenced(model, groups, KEPT["heads"][0])
+    remove_heads(smaller, None, KEPT["heads"][0])
+    assert torch.allclose(logits(smaller), logits(model), atol=1e-5)
+    assert smaller.mpnet.encoder.relative_attention_bias.embedding_dim == 2
+
+
+def test_other_heads_of_layers_that_share_a_table_are_refused_and_nothing_goes():
+    model = random_model(SAME_HEADS["mpnet"]())
+    before = logits(model)
+    first, second = removable_groups(model, "heads")
+    one, other = KEPT["heads"]
+    reason = "MPNet adds one table of relative positions, .*: they can only lose the same heads$"
+    with pytest.raises(UserError, match=f"^remove_heads: {reason}"):
+        remove_heads(model, 0, one)
+    for selection in ([(first, one)], [(first, one), (second, other)]):
+        with pytest.raises(UserError, match=f"^some.key: {reason}"):
+            remove_from_layers(model, selection, "some.key")
+    shapes = {"heads": [3, 2]}
+    with pytest.raises(UserError, match=rf"^config.json: quantization_config.shapes: heads: {reason}"):
+        apply_shapes(model, shapes)
+    assert torch.equal(logits(model), before)
+    assert describe_shapes(model) == {}
 
 
 def test_both_kinds_in_any_order():

@@ -8,9 +8,9 @@ from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.packed_join import join, share
 
 
-def linears(formats, rows, inputs=128, dtype=torch.int8, biases=(True, True, True)):
+def linears(formats, rows, inputs=128, dtype=torch.int8, biases=None):
     made = []
-    for format, count, bias in zip(formats, rows, biases, strict=True):
+    for format, count, bias in zip(formats, rows, biases or [True] * len(rows), strict=True):
         linear = nn.Linear(inputs, count, bias=bias)
         linear.weight.data[:, 32:64] = 0  # a block, in every layout
         if format == "two_four":
@@ -29,6 +29,8 @@ CASES = {
     "dense of odd sizes": (["dense"] * 3, [7, 3, 5], True),
     "tall blocks": (["tall_blocks"] * 3, [128, 256, 128], True),
     "tall blocks that are filled up": (["tall_blocks"] * 3, [64, 64, 128], False),
+    "tall blocks of which the last are filled up": (["tall_blocks"] * 3, [128, 128, 64], True),
+    "one that is filled up": (["tall_blocks"], [192], True),
     "blocks": (["blocks"] * 3, [64, 64, 64], True),
     "stored small": (["bitmap", "two_four", "dense"], [8, 8, 8], True),
     "some in tiles": (["dense", "tall_blocks", "dense"], [128, 128, 128], False),

@@ -124,6 +124,7 @@ def test_attention_runs_on_tensor_cores(kernels):
 
 def test_every_kernel_has_its_own_name_in_a_profile(kernels):
     operators = {"quantized_linear", "quantize_rows", "layernorm_quantize", "attention_varlen", "gather_rows"}
+    operators |= {"gate_quantize", "rotate_rows"}
 
     assert {kernel["symbol"] for kernel in kernels} == {f"{operator}_kernel" for operator in operators}
     named = [kernel for kernel in kernels if not kernel["name"].startswith("unusual")]

@@ -1,4 +1,4 @@
-"""Runs the cases of kernel_cases.py on a GPU."""
+"""Runs the cases of kernel_cases.py and encoder_cases.py on a GPU."""
 
 import pytest
 import torch
@@ -9,4 +9,5 @@ pytestmark = [
 ]
 
 if torch.cuda.is_available():
+    from ops.encoder_cases import *  # noqa: F403
     from ops.kernel_cases import *  # noqa: F403

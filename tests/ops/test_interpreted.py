@@ -1,4 +1,4 @@
-"""Runs the cases of kernel_cases.py in Triton's interpreter."""
+"""Runs the cases of kernel_cases.py and encoder_cases.py in Triton's interpreter."""
 
 import importlib.util
 import os
@@ -19,8 +19,8 @@ def test_kernels_in_the_interpreter():
     if release("triton") < (3, 7) and release("numpy") >= (2, 4):
         pytest.skip("the interpreter of Triton 3.6 needs NumPy below 2.4: pip install 'numpy<2.4'")
     # In a process of its own: Triton decides when a kernel is defined whether it is interpreted.
-    cases = Path(__file__).with_name("kernel_cases.py")
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", str(cases)]
+    cases = [str(Path(__file__).with_name(name)) for name in ("kernel_cases.py", "encoder_cases.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *cases]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
 
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

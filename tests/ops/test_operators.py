@@ -25,6 +25,11 @@ def attend(**options):
     return ops.attention_varlen(torch.ones(1, 48), torch.tensor([0, 1]).int(), 1, 1, 1.0, **options)
 
 
+def relate(**options):
+    given = {"columns": torch.zeros(3).int(), "by_query": torch.ones(1, 1, 3)} | options
+    return ops.attention_relative(torch.ones(1, 48), torch.tensor([0, 1]).int(), 1, 1, 1.0, **given)
+
+
 def tiles(outputs=128, inputs=64):
     """Two tall blocks, both of zeros but for one row, in a chunk of four."""
     values = torch.zeros(1, 128, 128, dtype=torch.int8)
@@ -37,6 +42,7 @@ def calls():
     """Name to (public function, its torch operator, arguments)."""
     x, lengths = torch.randn(6, 32), torch.tensor([0, 2, 6], dtype=torch.int32)
     positions = torch.tensor([0, 3, 0, 1, 2, 5, 0], dtype=torch.int32)
+    near = (lengths, 4, 2, 0.25, torch.tensor([2, 1, 0], dtype=torch.int32))
     q, scale = ops.quantize_rows(x, INT8)
     values, w_scale = weight()
     found = torch.ops.lit_compress
@@ -85,6 +91,36 @@ def calls():
             ops.attention_varlen,
             found.attention_varlen,
             (torch.randn(6, 96).bfloat16(), lengths, 4, 2, 0.25, None, INT8, None, None, 1),
+        ),
+        "attention_relative": (
+            ops.attention_relative,
+            found.attention_relative,
+            (torch.randn(7, 96), *near, torch.randn(2, 7, 3), torch.randn(2, 7, 3), positions, None, INT8),
+        ),
+        "attention_relative of queries to 8 bit": (
+            ops.attention_relative,
+            found.attention_relative,
+            (torch.randn(6, 96).bfloat16(), *near, torch.randn(2, 6, 3), None, None, torch.ones(1), FP8),
+        ),
+        "layernorm_quantize without bias": (
+            ops.layernorm_quantize,
+            found.layernorm_quantize,
+            (x, None, torch.ones(32), None, 1e-5, INT8),
+        ),
+        "gate_quantize": (
+            ops.gate_quantize,
+            found.gate_quantize,
+            (torch.randn(5, 24).bfloat16(), "gelu", INT8, None),
+        ),
+        "gate_quantize with a scale": (
+            ops.gate_quantize,
+            found.gate_quantize,
+            (torch.randn(5, 24), "relu", FP8, torch.full((1,), 0.01)),
+        ),
+        "rotate_rows": (
+            ops.rotate_rows,
+            found.rotate_rows,
+            (torch.randn(7, 96).bfloat16(), torch.randn(7, 16), torch.randn(7, 16), 2),
         ),
         "gather_rows": (
             ops.gather_rows,
@@ -276,6 +312,10 @@ def test_padding_there_and_back():
         (lambda: attend(bias=torch.zeros(2, 5)), r"\(2, 5\); for 1 heads it must be \(1, 2 \* reach \+ 1\)"),
         (lambda: attend(bias=torch.zeros(1, 4)), r"\(1, 4\)"),
         (lambda: attend(window=-1), "window: -1"),
+        (lambda: relate(columns=torch.zeros(4).int()), r"columns: shape \(4,\)"),
+        (lambda: relate(by_key=torch.ones(1, 2, 3)), r"shapes \[\(1, 1, 3\), \(1, 2, 3\)\] for 1 heads and 1 tokens"),
+        (lambda: ops.gate_quantize(torch.ones(1, 3), "gelu", INT8), "3 columns"),
+        (lambda: ops.rotate_rows(torch.ones(2, 48), torch.ones(2, 8), torch.ones(2, 8), 1), r"shapes \(2, 8\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):

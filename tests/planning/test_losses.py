@@ -97,6 +97,27 @@ def test_every_family_loses_what_it_can_do_without(family):
     assert fixed or max(max(known.values()) for known in losses.neurons) > 0
 
 
+def test_layers_with_the_same_heads_keep_those_that_are_most_important_to_all():
+    model, batches = model_of("mpnet", num_attention_heads=4, hidden_size=32), rows()
+    losses = measure_losses(model, batches, TASK)
+    assert losses.same_heads
+    assert not measure_losses(model_of(), rows(1), TASK).same_heads
+    total = 0
+    for batch in batches:
+        model.zero_grad()
+        F.cross_entropy(model(**batch.inputs).logits, batch.targets["labels"]).backward()
+        total = total + torch.stack([layer.attention.attn.o.weight.grad.abs() for layer in model.mpnet.encoder.layer])
+    outputs = [layer.attention.attn.o for layer in model.mpnet.encoder.layer]
+    importance = sum(
+        head_scores((o.weight * gradient).abs().detach(), 4) for o, gradient in zip(outputs, total, strict=True)
+    )
+    columns = (importance == importance.max()).repeat_interleave(8)
+    for layer, known in enumerate(losses.heads):
+        pruned = deepcopy(model)
+        pruned.mpnet.encoder.layer[layer].attention.attn.o.weight.data[:, ~columns] = 0
+        assert known[1] == pytest.approx(max(divergence(model, pruned, batches), known[2]), rel=1e-3)
+
+
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_every_task_is_measured(task, tmp_path, tiny_model):
     data = tasks.data(task, tmp_path, tiny_model)

@@ -47,6 +47,7 @@ def cases(draw):
         heads=tuple(losses_of(heads) for _ in range(count)),
         neurons=tuple(losses_of(neurons) for _ in range(count)),
         layers=tuple(draw(numbers | st.just(math.inf)) for _ in range(count)),
+        same_heads=draw(st.booleans()),
     )
     times = st.floats(0.125, 1, width=16)
     table = Table(falling(draw, heads[::-1], times), falling(draw, neurons[::-1], times), draw(numbers))
@@ -64,7 +65,8 @@ def every_structure(losses, within):
         else [None]
         for heads, neurons, gone, most in zip(losses.heads, losses.neurons, losses.layers, within.layers, strict=True)
     ]
-    return [Structure(layers=layers) for layers in product(*options) if any(layers)]
+    found = [Structure(layers=layers) for layers in product(*options) if any(layers)]
+    return [each for each in found if not losses.same_heads or len({shape.heads for shape in each.shapes}) == 1]
 
 
 @given(cases(), st.floats(0, 1.2))
@@ -145,6 +147,22 @@ def test_layers_are_uneven_and_some_vanish():
     assert neurons == sorted(neurons, reverse=True)  # what matters more is left wider
 
 
+def test_layers_with_the_same_heads_are_planned_at_once():
+    stay = (math.inf,) * 12
+    losses = bert(same_heads=True, layers=stay)
+    begun = time.process_time()
+    planned = plan(losses, BERT, BERT.seconds(losses.dense) / 3)
+    assert time.process_time() - begun < 4
+    (heads,) = {shape.heads for shape in planned.shapes}
+    assert 0 < heads < 12
+    assert len({shape.neurons for shape in planned.shapes}) > 1
+    # Never better than without that, and what fits inside it is planned with as many or fewer.
+    uneven = plan(bert(layers=stay), BERT, BERT.seconds(losses.dense) / 3)
+    assert losses.of(uneven) < losses.of(planned)
+    smaller = plan(losses, BERT, BERT.seconds(losses.dense) / 5, within=planned)
+    assert {shape.heads for shape in smaller.shapes} <= set(range(1, heads + 1))
+
+
 def test_all_the_time_leaves_all():
     losses = bert()
     assert plan(losses, BERT, BERT.seconds(losses.dense)) == losses.dense
@@ -185,7 +203,9 @@ def test_the_rank_of_the_embedding_is_given_and_takes_its_time():
 
 
 def test_losses_come_back_from_json():
-    losses = bert(2, layers=(math.inf, 0.5))
+    losses = bert(2, layers=(math.inf, 0.5), same_heads=True)
     content = json.loads(json.dumps(losses.to_json(), allow_nan=False))
     assert Losses.from_json(content) == losses
     assert Losses.from_json(content | {"ranks": {}}) == losses  # which it once had, and nothing read
+    del content["same_heads"]  # which it once did not have
+    assert not Losses.from_json(content).same_heads

@@ -9,6 +9,7 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     ModernBertConfig,
+    MPNetConfig,
     RobertaConfig,
     XLNetConfig,
 )
@@ -96,6 +97,16 @@ def test_a_family_that_keeps_its_heads_loses_layers(config):
     assert dense_structure(model.config).layers == (shape, shape)
     with pytest.raises(UserError, match=r"XLNet.s attention has no linears|ALBERT stores one layer"):
         random_model(config, Structure(layers=(LayerShape(1, shape.neurons),) * 3))
+
+
+def test_a_family_with_the_same_heads_in_all_layers():
+    config = MPNetConfig(**SIZES)
+    even = Structure(layers=(LayerShape(2, 48), None, LayerShape(2, 16)), rank=8)
+    model = random_model(config, even)
+    assert shape_of(model) == [(2, 48), (2, 16)]
+    model(input_ids=torch.arange(6).reshape(2, 3))
+    with pytest.raises(UserError, match=r"heads: MPNet adds one table .* only lose the same heads"):
+        random_model(config, UNEVEN)
 
 
 @pytest.mark.parametrize("target", ENGINES)

@@ -136,10 +136,9 @@ def export_all(model: str, folder: Path) -> list[str]:
 def shrink(model: PreTrainedModel, layers: int, heads: int, neurons: int) -> PreTrainedModel:
     """Keep the first layers, heads and neurons, in place."""
     drop_layers(model, range(layers))
-    for layer in range(layers):
-        for kind, count, remove in (("heads", heads, remove_heads), ("neurons", neurons, remove_neurons)):
-            total = removable_groups(model, kind)[layer].count  # type: ignore[arg-type]
-            remove(model, layer, torch.arange(total) < count)
+    for kind, count, remove in (("heads", heads, remove_heads), ("neurons", neurons, remove_neurons)):
+        total = removable_groups(model, kind)[0].count  # type: ignore[arg-type]
+        remove(model, None, torch.arange(total) < count)
     update_config(model)
     return model
 

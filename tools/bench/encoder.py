@@ -43,7 +43,7 @@ from lit_compress.export import pack
 from lit_compress.export.ranges import PERCENTILE, calibrate, layers_of_static_inputs
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
 from lit_compress.models.fused import FusedEncoder, fuse
-from lit_compress.models.groups import removable_groups
+from lit_compress.models.groups import KINDS, removable_groups
 from lit_compress.models.pack import Ranges
 from lit_compress.ops.dispatch import forced
 from tools.bench.baselines import Batch, Forward, candidates, captured, faults, forward, kernel_names, torchao_models
@@ -262,11 +262,9 @@ def make_variants(dense: PreTrainedModel, dtype: Literal["int8", "fp8"], device:
     """The folded models and their packed twins; bf16 on a GPU."""
     blocks, narrow = copy.deepcopy(dense), copy.deepcopy(dense)
     keep_every_sixth_block(blocks)
-    for layer, (heads, neurons) in enumerate(
-        zip(removable_groups(dense, "heads"), removable_groups(dense, "neurons"), strict=True)
-    ):
-        remove_heads(narrow, layer, torch.arange(heads.count) < max(heads.count // 2, 1))
-        remove_neurons(narrow, layer, torch.arange(neurons.count) < max(neurons.count // 4, 1))
+    heads, neurons = (removable_groups(dense, kind)[0].count for kind in KINDS)
+    remove_heads(narrow, None, torch.arange(heads) < max(heads // 2, 1))
+    remove_neurons(narrow, None, torch.arange(neurons) < max(neurons // 4, 1))
     shallow = copy.deepcopy(narrow)
     drop_layers(shallow, range(0, dense.config.num_hidden_layers, 2))
     folded = dict(zip(ENCODERS, (dense, blocks, narrow, shallow), strict=True)) | {DYNAMIC: dense}

@@ -22,8 +22,11 @@ def attention_varlen(
     bias: Tensor | None = None,
     positions: Tensor | None = None,
     window: int | None = None,
+    columns: Tensor | None = None,
+    by_query: Tensor | None = None,
+    by_key: Tensor | None = None,
 ) -> Tensor:
-    """See :func:`lit_compress.ops.attention_varlen`."""
+    """See :func:`lit_compress.ops.attention_varlen`; the last three: :func:`lit_compress.ops.attention_relative`."""
     qkv = qkv.contiguous()
     tokens, width = qkv.shape[0], qkv.shape[1] // 3
     head_dim = width // heads
@@ -31,6 +34,9 @@ def attention_varlen(
     if not tokens:
         return out
     launch = attention_launch(max_seqlen, head_dim, qkv.element_size(), qkv.device)
+    found = by_query if by_key is None else by_key
+    by_distance = columns if bias is None else bias
+    reach = 0 if by_distance is None else by_distance.shape[-1] // 2
     # One more sequence than there are: rows that belong to none.
     grid = (triton.cdiv(max(max_seqlen, 1), launch.block_m), heads, cu_seqlens.shape[0])
     with torch.cuda.device_of(qkv):
@@ -38,7 +44,10 @@ def attention_varlen(
             qkv, cu_seqlens.contiguous(), out, out_scale,
             None if bias is None else bias.float().contiguous(),
             None if positions is None else positions.contiguous(),
-            tokens, heads, scale * 1.4426950408889634, 0 if bias is None else bias.shape[1] // 2, window,
+            None if columns is None else columns.contiguous(),
+            None if by_query is None else by_query.contiguous(),
+            None if by_key is None else by_key.contiguous(),
+            tokens, heads, scale * 1.4426950408889634, reach, window, 0 if found is None else found.shape[2],
             head_dim, launch.block_d, launch.block_m, launch.block_n,
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
@@ -47,7 +56,8 @@ def attention_varlen(
 
 @triton.jit(do_not_specialize=["tokens"])
 def attention_varlen_kernel(
-    qkv, cu_seqlens, out, out_scale, bias, positions, tokens, heads, log2_scale, reach, window,
+    qkv, cu_seqlens, out, out_scale, bias, positions, columns, by_query, by_key,
+    tokens, heads, log2_scale, reach, window, found,
     HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """``BLOCK_M`` queries of a head of a sequence."""
@@ -85,8 +95,14 @@ def attention_varlen_kernel(
                 v = tl.load(at + 2 * width, mask=mask, other=0.0)
                 score = tl.dot(q, tl.trans(k), input_precision=precision) * log2_scale
                 seen = n[None, :] < length
-                if bias is not None or window is not None:
+                if bias is not None or window is not None or columns is not None:
                     distance = _places(positions, start, n, length)[None, :] - place_m[:, None]
+                    if columns is not None:
+                        column = tl.load(columns + tl.minimum(tl.maximum(distance, -reach), reach) + reach)
+                        skipped = (head.to(tl.int64) * tokens + start) * found
+                        inside = seen & (m[:, None] < length)
+                        score += _selected(by_query, skipped + m[:, None] * found + column, inside) * log2_scale
+                        score += _selected(by_key, skipped + n[None, :] * found + column, inside) * log2_scale
                     score, seen = _by_distance(score, seen, distance, bias, head, reach, window)
                 score = tl.where(seen, score, float("-inf"))
                 higher = tl.maximum(top, tl.max(score, 1))
@@ -123,6 +139,15 @@ def _places(positions, start, rows, length):
     if positions is not None:
         places = tl.load(positions + start + rows, mask=rows < length, other=0)
     return places
+
+
+@triton.jit
+def _selected(table, at, inside):
+    """Numbers of a table; nothing of none."""
+    found = 0.0
+    if table is not None:
+        found = tl.load(table + at, mask=inside, other=0.0).to(tl.float32)
+    return found
 
 
 @triton.jit

@@ -12,11 +12,12 @@ __all__ = ["layernorm_quantize"]
 
 
 def layernorm_quantize(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`lit_compress.ops.layernorm_quantize`."""
     x = x.contiguous()
     residual = None if residual is None else residual.contiguous()
+    bias = None if bias is None else bias.contiguous()
     rows, columns = x.shape
     y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     q = torch.empty(rows, columns, dtype=dtype, device=x.device)
@@ -25,7 +26,7 @@ def layernorm_quantize(
         shape = row_launch(columns)
         with torch.cuda.device_of(x):
             layernorm_quantize_kernel[(rows,)](
-                x, residual, weight.contiguous(), bias.contiguous(), y, q, scale, columns, eps, shape.block,
+                x, residual, weight.contiguous(), bias, y, q, scale, columns, eps, shape.block,
                 num_warps=shape.warps,
             )  # fmt: skip
     return y, q, scale
@@ -44,8 +45,9 @@ def layernorm_quantize_kernel(x, residual, weight, bias, y, q, scale, columns, e
     centered = tl.where(inside, total - tl.sum(total, 0) / columns, 0.0)
     deviation = tl.sqrt_rn(tl.sum(centered * centered, 0) / columns + eps)
     gain = tl.load(weight + lane, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(bias + lane, mask=inside, other=0.0).to(tl.float32)
-    normal = centered * tl.div_rn(1.0, deviation) * gain + shift
+    normal = centered * tl.div_rn(1.0, deviation) * gain
+    if bias is not None:
+        normal += tl.load(bias + lane, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + row * columns + lane, normal.to(y.dtype.element_ty), mask=inside)
     step, inverse = row_scale(normal, q.dtype.element_ty)
     tl.store(q + row * columns + lane, round_to(normal * inverse, q.dtype.element_ty), mask=inside)

@@ -1,0 +1,138 @@
+"""One picture of tools/results.csv: how much of the dense model's score is kept, over the speed that was measured.
+
+    python -m tools.bench.accuracy_over_speed --model mpnet --output docs/pictures/accuracy-over-speed.png
+
+A point is a stage of a recipe on one data set, the mean over its seeds; a hollow one is no better than one answer given
+to every row. Speeds of eager PyTorch are to the dense model there, those of a family to dense fp32 in its own runtime.
+"""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from lit_compress.errors import UserError
+from tools.reproduce_table import read_rows
+
+__all__ = ["Point", "accuracy_over_speed", "points_of"]
+
+RESULTS = Path(__file__).parents[1] / "results.csv"
+_MARKERS = "os^vD<>PXph*8d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A stage on a data set.
+
+    Args:
+        method: recipe, and the runtime where that is not eager PyTorch.
+        speedup: times the speed of the dense model.
+        kept: share of the dense model's score.
+        constant: whether one answer to everything is as good.
+
+    """
+
+    method: str
+    speedup: float
+    kept: float
+    constant: bool
+
+
+def accuracy_over_speed(
+    output: Path,
+    model: str = "minilm",
+    datasets: Sequence[str] = (),
+    results: Path = RESULTS,
+) -> list[Point]:
+    """Draw every method of one model.
+
+    Args:
+        output: picture to write, .png or .svg.
+        model: as in the column of that name.
+        datasets: those that count; all by default.
+        results: the table.
+
+    Raises:
+        UserError: there is no row to draw.
+
+    """
+    lines = [
+        line for line in read_rows(results) if line["model"] == model and (not datasets or line["data"] in datasets)
+    ]
+    points = points_of(lines)
+    if not points:
+        among = f" of {', '.join(datasets)}" if datasets else ""
+        raise UserError(
+            f"{str(results)!r} has no row of {model!r}{among} with a score, the dense model's score and a speed; "
+            f"run python -m tools.reproduce --model {model}"
+        )
+    names = sorted({line["data"] for line in lines if line["dense"] and line["metric"] != "perplexity"})
+    draw(points, f"{model}: {', '.join(names)}" if len(names) < 6 else f"{model}: {len(names)} data sets", output)
+    return points
+
+
+def points_of(lines: Sequence[Mapping[str, str]]) -> list[Point]:
+    """A point for each stage, data set and cut that has a dense model; means over seeds."""
+    groups: dict[tuple[str, ...], list[Mapping[str, str]]] = defaultdict(list)
+    for line in lines:
+        # Of perplexity less is more.
+        if line["dense"] and float(line["dense"]) and line["speedup_batch_1"] and line["metric"] != "perplexity":
+            key = ("recipe", "runtime", "data", "stage", "limit", "max_steps")
+            groups[tuple(line[name] for name in key)].append(line)
+    found = []
+    for (recipe, runtime, *_), group in groups.items():
+        value, dense, speed = (
+            statistics.mean(float(line[name]) for line in group) for name in ("value", "dense", "speedup_batch_1")
+        )
+        majority = group[0]["majority"]
+        found.append(
+            Point(
+                method=recipe if runtime == "eager" else f"{recipe} ({runtime})",
+                speedup=speed,
+                kept=value / dense,
+                constant=bool(majority) and value <= float(majority),
+            )
+        )
+    return found
+
+
+def draw(points: Sequence[Point], title: str, output: Path) -> None:
+    """A marker and a color for each method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for number, method in enumerate(dict.fromkeys(point.method for point in points)):
+        own = [point for point in points if point.method == method]
+        color = f"C{number % 10}"
+        axes.scatter(
+            [point.speedup for point in own],
+            [100 * point.kept for point in own],
+            marker=_MARKERS[number % len(_MARKERS)],
+            facecolors=["none" if point.constant else color for point in own],
+            edgecolors=color,
+            label=method,
+        )
+    axes.axhline(100, color="0.8", zorder=0)
+    axes.axvline(1, color="0.8", zorder=0)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.set_xlabel("measured speed, dense model 1x")
+    axes.set_ylabel("score kept, %")
+    axes.set_title(title)
+    axes.legend(fontsize="small")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=150)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli(accuracy_over_speed, as_positional=False)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

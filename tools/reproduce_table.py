@@ -1,0 +1,131 @@
+"""Rows of results.csv, and the tables of docs/results.md that are made of them."""
+
+import csv
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_compress.files import atomic_file
+from lit_compress.tasks import MaskedWordsTask, QuestionAnsweringTask, Task
+from tools.reproduce_plan import MASKED_WORDS, MINILM
+
+__all__ = ["FIELDS", "KEY", "add_rows", "read_rows", "write_table"]
+
+# Whose scores are no shares of 1.
+TASKS: dict[str, type[Task]] = {MASKED_WORDS: MaskedWordsTask, "QuestionAnswering": QuestionAnsweringTask}
+# What tells one row from another.
+KEY = ("model", "recipe", "data", "stage", "seed", "limit", "max_steps")
+FIELDS = (
+    *("recipe", "stage", "data", "seed", "metric", "value", "dense", "encoder_sparsity", "encoder_compression"),
+    *("model_compression", "parameters", "speedup_batch_1", "speedup_batch_32", "machine", "date", "commit", "command"),
+    *("model", "device", "runtime", "majority", "limit", "max_steps", "minutes"),
+)
+
+
+def add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows into the CSV at once; an earlier row of the same run is replaced."""
+    if not rows:
+        return
+    made = [{field: str(line.get(field, "")) for field in FIELDS} for line in rows]
+    keys = {tuple(line[key] for key in KEY) for line in made}
+    kept = [old for old in read_rows(path) if tuple(old[key] for key in KEY) not in keys]
+    # Stages keep the order in which they were measured.
+    everything = sorted([*kept, *made], key=lambda r: (r["model"], r["recipe"], r["data"], int(r["seed"])))
+    with atomic_file(path) as staging, staging.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(everything)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All lines of the CSV; none when there is no file yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table(results: Path, page: Path, plan: dict[str, Any], model: str = MINILM) -> None:
+    """Rewrite the part of a page between the two marks of a model from the CSV, means over seeds."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for line in read_rows(results):
+        if line["model"] == model:
+            given = {"rows": line["limit"], "steps": line["max_steps"]}
+            cuts = ", ".join(f"{int(count):,} {what}" for what, count in given.items() if count)
+            stage = f"{line['stage']} ({cuts})" if cuts else line["stage"]
+            groups[line["recipe"], line["data"], stage].append(line)
+    name = "reproduce" if model == MINILM else f"reproduce {model}"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = page.read_text()
+    head, rest = text.split(begin)
+    _, tail = rest.split(end)
+    page.write_text(f"{head}{begin}\n{_table(groups, plan)}{end}{tail}")
+
+
+def _value(lines: Sequence[Mapping[str, str]]) -> str:
+    """The mean and the spread over the seeds; said when one answer to everything would do as well."""
+    values, majority = [float(line["value"]) for line in lines], lines[0].get("majority")
+    if majority and statistics.mean(values) <= float(majority):
+        return f"{_spread(values)}, **no better than one answer to all, {float(majority):.4f}**"
+    return _spread(values)
+
+
+def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[str, Any]) -> str:
+    columns = (
+        "data",
+        "stage",
+        "metric",
+        "value",
+        "dense",
+        "of dense",
+        "points lost",
+        "parameters",
+        "sparsity",
+        "encoder",
+        "model",
+        "speed",
+        "seeds",
+    )
+    out = []
+    for name, entry in plan["recipes"].items():
+        own = {key: lines for key, lines in groups.items() if key[0] == name}
+        out += [f"### {entry['title']}", "", " ".join(entry["claim"].split()), ""]
+        if not own:
+            out += ["Not measured.", ""]
+            continue
+        out += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        for (_, dataset, stage), lines in own.items():
+            value = statistics.mean(float(line["value"]) for line in lines)
+            dense = statistics.mean(float(line["dense"] or line["value"]) for line in lines)
+            task = TASKS.get(plan["data"][dataset]["data"]["class_path"], Task)()
+            points = task.points(lines[0]["metric"]) if lines[0]["dense"] else None
+            cells = (
+                dataset,
+                stage,
+                lines[0]["metric"],
+                _value(lines),
+                f"{dense:.4f}" if lines[0]["dense"] else "",
+                f"{value / dense:.1%}" if points and dense else "",
+                f"{points * (dense - value):.2f}" if points else "",
+                _number(lines[0]["parameters"], lambda count: f"{count / 1e6:.1f} M"),
+                _number(lines[0]["encoder_sparsity"], "{:.0%}".format),
+                _number(lines[0]["encoder_compression"], "{:.1f}x".format),
+                _number(lines[0]["model_compression"], "{:.1f}x".format),
+                f"{statistics.median(float(line['speedup_batch_1']) for line in lines):.2f}x",
+                ", ".join(line["seed"] for line in lines),
+            )
+            out.append("| " + " | ".join(cells) + " |")
+        first = next(iter(own.values()))[0]
+        out += ["", f"`{first['command']}` on {first['machine']}.", ""]
+    return "\n".join(out)
+
+
+def _number(text: str, write: Callable[[float], str]) -> str:
+    return write(float(text)) if text else ""
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
