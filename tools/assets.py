@@ -112,7 +112,7 @@ def join(slices: Path, output: Path) -> None:
 
     """
     record = _record(slices)
-    if record is None or record["slice_bytes"] is None:
+    if record is None or record.get("slice_bytes") is None:
         raise UserError(f"--slices: {str(slices)!r} is no folder that --slices made: it has no {_RECORD} that says so")
     asked = {key: value for key, value in record.items() if key != "files"} | {"slice_bytes": None}
     if _is_there(output, asked):
@@ -215,9 +215,10 @@ def _is_there(output: Path, asked: Mapping[str, Any]) -> bool:
 
 def _record(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / _RECORD).read_text())
+        found = json.loads((folder / _RECORD).read_text())
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
 
 
 def _write_record(folder: Path, content: Mapping[str, Any]) -> None:

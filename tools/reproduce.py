@@ -17,11 +17,12 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Timer
 from typing import Any
 
@@ -60,6 +61,7 @@ class Settings:
         limit: training rows at most; None takes those of the plan.
         max_steps: optimizer steps of a training at most.
         gpu: train on a GPU, in bf16 where nothing is quantized.
+        files: folder of the recipes as they are run; None is that of the runs.
 
     """
 
@@ -71,6 +73,7 @@ class Settings:
     limit: int | None = None
     max_steps: int | None = None
     gpu: bool = False
+    files: Path | None = None
 
     @property
     def base(self) -> Path:
@@ -157,15 +160,19 @@ def main(
         for dataset in entry["data"]
         if (not only or name in only) and (not datasets or dataset in datasets)
     ]
+    _check_names("only", only, settings.plan["recipes"])
+    _check_names("datasets", datasets, {name for each in settings.plan["recipes"].values() for name in each["data"]})
+    if plan or dry_run:
+        with TemporaryDirectory() as folder:  # nothing is run, so nothing is written
+            settings = replace(settings, files=Path(folder))
+            jobs = once([job for each in chosen for job in left_of(settings, *each)])
+            if plan:
+                print("\n".join(plan_lines(jobs, settings)))
+            for job in jobs if dry_run else ():
+                if job.file is not None:
+                    recipe(str(job.file), only=job.stage, dry_run=True)
+        return
     jobs = once([job for each in chosen for job in left_of(settings, *each)])
-    if plan:
-        print("\n".join(plan_lines(jobs, settings)))
-        return
-    for job in jobs if dry_run else ():
-        if job.file is not None:
-            recipe(str(job.file), only=job.stage, dry_run=True)
-    if dry_run:
-        return
     _check_model(settings)
     failed = _run_all(jobs, settings, minutes)
     if table:
@@ -178,6 +185,12 @@ def _check_model(settings: Settings) -> None:
     source = replaced(settings.plan.get("pretrained", ""), _words(settings, 0))
     if source and not Path(source).is_dir():
         raise SystemExit(f"--assets: no {source!r}; make it: python -m tools.assets {settings.model} --output {source}")
+
+
+def _check_names(option: str, given: Sequence[str], allowed: Iterable[str]) -> None:
+    """Raise a ``SystemExit`` when a name is none of those in the plan."""
+    if wrong := sorted({*given} - {*allowed}):
+        raise SystemExit(f"--{option}: {wrong[0]!r} is none of {', '.join(sorted(allowed))}")
 
 
 def once(jobs: Sequence[Job]) -> list[Job]:
@@ -221,14 +234,25 @@ def jobs_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]
         folder = base / place.parts[0] / f"seed{seed}" / Path(*place.parts[1:])
         file = folder.parent / f"{place.name}.yaml" if place.parts[1:] else folder / f"{TEACHER}.yaml"
         content = {"run": str(folder), "stages": replaced(group, made)}
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(content, sort_keys=False))
+        if settings.files is not None:
+            file = settings.files / file.relative_to(base)
+        _write_recipe(file, content)
         for stage in group:
             made[f"stage:{stage}"] = str(folder / stage / "model")
             jobs.append(Job(recipe=name, dataset=dataset, data=place.parts[0], seed=seed, stage=stage, file=file))
     if "family" in plan["recipes"][name]:
         jobs.append(Job(recipe=name, dataset=dataset, data=dataset, seed=seed, stage=FAMILY, file=None))
     return jobs
+
+
+def _write_recipe(file: Path, content: dict[str, Any]) -> None:
+    """Write a recipe, in the place of an earlier one of the same runs and of nothing else."""
+    if file.exists():
+        known = yaml.safe_load(file.read_text())
+        if not isinstance(known, dict) or known.get("run") != content["run"]:
+            raise SystemExit(f"--runs: {str(file)!r} is there and no recipe of this program; choose another folder")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
 
 
 def _has_row(job: Job) -> bool:
@@ -280,8 +304,10 @@ def _run_all(jobs: Sequence[Job], settings: Settings, minutes: float | None) -> 
     known = estimates(settings) if jobs else {}
     for number, job in enumerate(jobs, 1):
         left = None if minutes is None else minutes - (time.monotonic() - begun) / 60
-        expected = known.get(_kind(job, settings))
-        if left is not None and (left <= 0 or (expected or 0) > left):
+        expected, done = known.get(_kind(job, settings)), _minutes_before(job, settings)
+        # What was begun goes on, and what no call has time enough for is begun by one that does nothing else.
+        begins = done > 0 or (number == 1 and minutes is not None and (expected or 0) > minutes)
+        if left is not None and (left <= 0 or ((expected or 0) - done > left and not begins)):
             what = "unknown" if expected is None else f"{expected:.0f} minutes"
             print(f"not begun, {max(left, 0):.0f} minutes are left: {job} ({what})")
             continue
@@ -320,7 +346,7 @@ def _run(job: Job, settings: Settings) -> None:
         write_pubmedqa(settings.data, settings.runs / "made")
     folder = _folder(job, settings)
     clock, begun = folder.with_name(f"{folder.name}.minutes"), time.monotonic()
-    before = float(clock.read_text()) if clock.is_file() else 0.0
+    before = _minutes_before(job, settings)
     try:
         rows = _family(job, settings) if job.file is None else _stage(job, settings)
     finally:
@@ -328,6 +354,13 @@ def _run(job: Job, settings: Settings) -> None:
         clock.parent.mkdir(parents=True, exist_ok=True)
         clock.write_text(f"{taken:.3f}\n")
     add_rows(RESULTS, [line | {"minutes": f"{taken:.1f}"} for line in rows])
+
+
+def _minutes_before(job: Job, settings: Settings) -> float:
+    """What an unfinished job has taken so far."""
+    folder = _folder(job, settings)
+    clock = folder.with_name(f"{folder.name}.minutes")
+    return float(clock.read_text()) if clock.is_file() else 0.0
 
 
 def _folder(job: Job, settings: Settings) -> Path:

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from types import MethodType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from lit_compress.errors import UserError
-from lit_compress.integrations.hf_trainer import TERMS, student_in
+from lit_compress.integrations.hf_trainer import TERMS, check_untouched, student_in
 from lit_compress.models.attention import visible_attention
 from lit_compress.models.projections import read_projections
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
@@ -41,6 +41,9 @@ def add_teacher(
             "teacher: the model is no Hugging Face model but has one in it, and its outputs are none that terms know; "
             "use a distillation loss of sentence-transformers"
         )
+    check_untouched(trainer, "teacher")
+    if teacher is student:
+        raise UserError("teacher: it is the model that is trained; load it a second time")
     if trainer.optimizer is not None:
         raise UserError("teacher: the Trainer has an optimizer already; call add_teacher before train()")
     if hasattr(student, TERMS):
@@ -62,6 +65,9 @@ def add_teacher(
             visible_attention(student, "model")
             visible_attention(teacher, "teacher")
     module = named_terms(terms, "distillation")
+    # Losses of many models take the number of a step's labels and leave it unused; means of batches, which the Trainer
+    # then divides by the number of batches, are what terms are, too.
+    trainer.model_accepts_loss_kwargs = False
     # A part of the model, so that learned projections are trained, moved and saved in checkpoints with it.
     setattr(student, TERMS, module.to(student.device))
     _Distilled(trainer, FrozenTeacher(teacher), terms, label_weight(list(terms.values()))).install()
@@ -104,15 +110,15 @@ class _Distilled:
             answer.projections = projections
         batch = Batch(seen, targets, {})
         total = self.share * loss
-        scale = self._share_of_a_step(more.get("num_items_in_batch"))
+        scale = self._share_of_a_step()
         for term in self.terms.values():
             total = total + scale * term.weight * term(output, answer, batch)
         return (total, output) if return_outputs else total
 
-    def _share_of_a_step(self, items: Tensor | int | None) -> float:
+    def _share_of_a_step(self) -> float:
         """What a batch's terms count in an optimizer step, where the Trainer does not divide the loss afterwards."""
         trainer = self.trainer
         scaled = getattr(trainer, "loss_is_scaled_for_ga", None)  # said by a subclass, in newer versions
         if scaled is None:
-            scaled = (trainer.model_accepts_loss_kwargs and items is not None) or trainer.compute_loss_func is not None
+            scaled = trainer.compute_loss_func is not None
         return 1.0 / trainer.current_gradient_accumulation_steps if scaled else 1.0

@@ -20,9 +20,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from lit_compress.errors import UserError
 from lit_compress.models.hf_folder import save_folder
+from lit_compress.nn.surgery import compressible_layers
 from lit_compress.strategies.strategy import Strategy
 
-__all__ = ["TERMS", "StrategyCallback", "add_strategies", "save_compressed", "student_in"]
+__all__ = ["TERMS", "StrategyCallback", "add_strategies", "check_untouched", "save_compressed", "student_in"]
 
 # Submodule of a student with the parameters of its distillation terms; no part of what is saved in the end.
 TERMS = "distillation_terms"
@@ -49,6 +50,7 @@ def add_strategies(trainer: Trainer, strategies: Sequence[Strategy]) -> "Strateg
         raise UserError(f"strategies: {other!r} is no strategy; give instances, such as MagnitudePruning(0.8)")
     if any(isinstance(each, StrategyCallback) for each in trainer.callback_handler.callbacks):
         raise UserError("strategies: this Trainer has some already; give all in one call, before training")
+    check_untouched(trainer, "strategies")
     if trainer.optimizer is not None:
         raise UserError(
             "strategies: the Trainer has an optimizer already, which would not know of the new parameters; call "
@@ -92,6 +94,14 @@ def save_compressed(trainer: Trainer, output: str | Path, overwrite: bool = Fals
             setattr(student, TERMS, terms)
 
 
+def check_untouched(trainer: Trainer, what: str) -> None:
+    """Raise a ``UserError`` when a Trainer makes its model itself, which would replace the one that is changed."""
+    if trainer.model_init is not None:
+        raise UserError(
+            f"{what}: the Trainer has a model_init, and makes another model for each training; give it model= instead"
+        )
+
+
 def student_in(model: nn.Module | None) -> PreTrainedModel:
     """The Hugging Face model that is trained: the model itself, or the one inside a SentenceTransformer.
 
@@ -100,7 +110,7 @@ def student_in(model: nn.Module | None) -> PreTrainedModel:
 
     """
     if model is None:
-        raise UserError("strategies: the Trainer has no model yet (model_init); give it one with model=")
+        raise UserError("strategies: the Trainer has no model; give it one with model=")
     if any("peft" in type(part).__module__.split(".") for part in model.modules()) or getattr(
         model, "_hf_peft_config_loaded", False
     ):
@@ -125,11 +135,19 @@ class StrategyCallback(TrainerCallback):
         self._trainer = trainer
         self._student = student_in(trainer.model)
         self._run, self._module = _Run(trainer, self), _Module(trainer, self._student)
+        self._end = 0  # optimizer step from which on everything is compressed
 
     def install(self) -> None:
-        """Install the structure of every strategy."""
+        """Install the structure of every strategy.
+
+        Raises:
+            UserError: a strategy cannot work on this model or in so many steps.
+
+        """
         for strategy in self.strategies:
             strategy.setup(self._run, self._module, "fit")  # type: ignore[arg-type]
+        if name := next((name for name, _ in compressible_layers(self._student) if name.startswith(f"{TERMS}.")), None):
+            raise UserError(f"strategies: targets match {name!r}, a part of the loss; add '{TERMS}.*' to ignore")
 
     def unfinished(self) -> list[dict[str, Any]]:
         """What strategies have not reached at this step."""
@@ -142,10 +160,16 @@ class StrategyCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the first step, or the first after a checkpoint."""
+        self._end = max(
+            (each.end(self._run) for each in self.strategies if isinstance(each, Strategy)),  # type: ignore[arg-type]
+            default=0,
+        )
+        self._forget_early_best(state)
         self._call("on_train_start")
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before each optimizer step."""
+        self._forget_early_best(state)
         self._call("on_train_batch_start", None, 0)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -162,6 +186,11 @@ class StrategyCallback(TrainerCallback):
         if logs is not None and masked and "loss" in logs:
             pruned = sum(int((~part.weight_mask).sum()) for part in masked)  # type: ignore[operator]
             logs["sparsity"] = pruned / sum(part.weight_mask.numel() for part in masked)  # type: ignore[operator, union-attr]
+
+    def _forget_early_best(self, state: Any) -> None:
+        # Scores fall while weights go: the best model would be one from before it was compressed.
+        if state.best_model_checkpoint is not None and (state.best_global_step or 0) < self._end:
+            state.best_metric = state.best_model_checkpoint = state.best_global_step = None
 
     def _call(self, hook: str, *given: Any) -> None:
         for strategy in self.strategies:
@@ -181,7 +210,7 @@ class _Run:
 
     def __init__(self, trainer: Trainer, callback: StrategyCallback) -> None:
         self._trainer, self._callback = trainer, callback
-        self._loader: DataLoader | None = None
+        self._loaders: list[DataLoader] = []
         self.strategy = SimpleNamespace(batch_to_device=trainer._prepare_inputs, root_device=trainer.args.device)
         self.precision_plugin = SimpleNamespace(train_step_context=self._autocast)
 
@@ -224,15 +253,13 @@ class _Run:
     @property
     def train_dataloader(self) -> DataLoader:
         """The training examples as the Trainer collates them, in an order of their own."""
-        if self._loader is None:
-            theirs = self._trainer.get_train_dataloader()
-            self._loader = DataLoader(
-                theirs.dataset,
-                batch_size=self._trainer.args.train_batch_size,
-                collate_fn=theirs.collate_fn,
-                generator=torch.Generator(),
-            )
-        return self._loader
+        theirs = self._theirs()
+        return DataLoader(
+            theirs.dataset,
+            batch_size=self._trainer.args.train_batch_size,
+            collate_fn=theirs.collate_fn,
+            generator=torch.Generator(),
+        )
 
     @property
     def estimated_stepping_batches(self) -> int:
@@ -246,12 +273,18 @@ class _Run:
 
     def _steps(self) -> tuple[int, float]:
         """As the Trainer counts them."""
-        args, loader = self._trainer.args, self._trainer.get_train_dataloader()
+        args, loader = self._trainer.args, self._theirs()
         try:
             epoch: float = max(math.ceil(len(loader) / args.gradient_accumulation_steps), 1)
         except TypeError:  # no length
             epoch = math.inf
         return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch), epoch
+
+    def _theirs(self) -> DataLoader:
+        """The Trainer's own loader, made once: Accelerate keeps each that it was ever given."""
+        if not self._loaders:
+            self._loaders.append(self._trainer.get_train_dataloader())
+        return self._loaders[0]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # compute_loss of the Trainer enters its own

@@ -224,6 +224,11 @@ def remove_neurons(model: nn.Module, layer: int | None, kept: Tensor) -> None:
 def _remove_kind(model: nn.Module, kind: Kind, layer: int | None, kept: Tensor) -> None:
     every = removable_groups(model, kind)
     chosen = every if layer is None else [every[layer]]
+    for groups in chosen:
+        if len(kept) != groups.count or not bool(kept.any()):
+            raise UserError(
+                f"remove_{kind}: {kept.tolist()} must say of {groups.count} {kind} which stay, and of one or more so"
+            )
     remove_from_layers(model, [(groups, kept) for groups in chosen], f"remove_{kind}")
 
 

@@ -1,5 +1,6 @@
 """Strategies and teachers in the Hugging Face Trainer: the same masks and numbers, checkpoints, folders."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -167,26 +168,28 @@ def test_an_evaluation_has_no_terms_and_a_training_has(make, tiny_teacher):
     assert near < far
 
 
-@pytest.mark.parametrize("items", [True, False], ids=["loss of the whole step", "loss of each batch"])
-def test_accumulated_batches_count_like_one_large_batch(items, make, tiny_teacher):
+def test_accumulated_batches_count_like_one_large_batch(make, tiny_teacher):
+    """The labels' loss and the terms, each of them."""
     losses = {}
     for name, options in {
         "large": {"per_device_train_batch_size": 8},
-        "small": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        "small": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4},
     }.items():
-        trainer = make(name, max_steps=1, train_sampling_strategy="sequential", logging_steps=1, **options)
-        trainer.model.config.hidden_dropout_prob = 0.0
+        trainer = make(name, max_steps=1, train_sampling_strategy="sequential", optim="sgd", **options)
         for part in trainer.model.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
-        trainer.model_accepts_loss_kwargs = items
         teacher = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
         with torch.no_grad():
             teacher.classifier.weight.mul_(-3)
-        add_teacher(trainer, teacher, {"kd": LogitDistillation(1.0), "hidden": HiddenDistillation(1.0)})
+            for layer in teacher.bert.encoder.layer:
+                layer.output.dense.weight.mul_(2)
+        add_teacher(trainer, teacher, {"kd": LogitDistillation(0.5), "hidden": HiddenDistillation(1.0)})
+        before = state(trainer)
         trainer.train()
-        losses[name] = state(trainer)
-    assert all(torch.allclose(losses["small"][key], value, atol=2e-5) for key, value in losses["large"].items())
+        losses[name] = {key: value - before[key] for key, value in state(trainer).items()}
+    assert max(value.abs().max() for value in losses["large"].values()) > 1e-5
+    assert all(torch.allclose(losses["small"][key], value, atol=1e-7) for key, value in losses["large"].items())
 
 
 def test_terms_that_look_inside_and_learn(make, tiny_teacher, tmp_path):
@@ -211,6 +214,8 @@ def test_terms_that_look_inside_and_learn(make, tiny_teacher, tmp_path):
         ("class", "is no strategy; give instances"),
         ("twice", "this Trainer has some already"),
         ("optimizer", "the Trainer has an optimizer already"),
+        ("model_init", "the Trainer has a model_init"),
+        ("a term", "distillation_terms.hidden.projection"),
         ("window", "comes after training ends at step 24"),
         ("targets", "MagnitudePruning.targets"),
     ],
@@ -226,12 +231,62 @@ def test_what_cannot_be_is_said_before_anything_is_trained(problem, words, make)
         add_strategies(trainer, [MagnitudePruning(0.5)])
     elif problem == "optimizer":
         trainer.create_optimizer()
+    elif problem == "model_init":
+        trainer.model_init = lambda: trainer.model
+    elif problem == "a term":
+        teacher = copy.deepcopy(trainer.model)
+        add_teacher(trainer, teacher, {"hidden": HiddenDistillation(projection=True)})
+        strategies = [MagnitudePruning(0.5, targets=["*"])]
     elif problem == "window":
         strategies = [MagnitudePruning(0.5, end="100 steps")]
     elif problem == "targets":
         strategies = [MagnitudePruning(0.5, targets=["nothing.*"])]
     with pytest.raises(UserError, match=words):
         add_strategies(trainer, strategies)
+
+
+def test_a_model_is_no_teacher_of_itself(make):
+    trainer = make()
+    with pytest.raises(UserError, match="load it a second time"):
+        add_teacher(trainer, trainer.model)
+    trainer.model_init = lambda: trainer.model
+    with pytest.raises(UserError, match="teacher: the Trainer has a model_init"):
+        add_teacher(trainer, copy.deepcopy(trainer.model))
+
+
+def test_the_best_model_is_one_that_is_compressed(make, tmp_path):
+    """Scores fall while weights go: the best of all would be the first."""
+    values = iter(range(10, 0, -1))
+    options = {"load_best_model_at_end": True, "metric_for_best_model": "score", "greater_is_better": True}
+    trainer = make(eval_strategy="steps", eval_steps=4, **options | {"save_steps": 4})
+    trainer.compute_metrics = lambda _: {"score": next(values)}
+    add_strategies(trainer, [MagnitudePruning(0.75, end="50%"), QuantAwareTraining(start="60%")])
+    trainer.train()
+    assert trainer.state.best_global_step == 16  # quantization begins at step 14
+    assert sparsity(trainer.model) == pytest.approx(0.75, abs=0.005)
+    folder = save_compressed(trainer, tmp_path / "out")
+    assert "not finished" not in (folder / "README.md").read_text()
+
+
+def test_a_run_that_is_resumed_at_its_end_is_quantized(make, tmp_path):
+    def strategies():
+        return [MagnitudePruning(0.75, end="50%"), QuantAwareTraining(start="60%")]
+
+    whole, again = make("whole"), make("again", max_steps=24)
+    add_strategies(whole, strategies())
+    whole.train()
+    add_strategies(again, strategies())
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-24"))
+    first, second = (save_compressed(trainer, tmp_path / name) for trainer, name in ((whole, "a"), (again, "b")))
+    assert (first / "compression.json").read_text() == (second / "compression.json").read_text()
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_loaders_do_not_pile_up(make):
+    trainer = make()
+    add_strategies(trainer, [MagnitudePruning(0.75, end="50%"), QuantAwareTraining(start="60%")])
+    trainer.train()
+    assert len(trainer.accelerator._dataloaders) <= 3
 
 
 def test_adapters_are_refused(make):

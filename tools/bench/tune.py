@@ -5,10 +5,9 @@ moment it is measured; a second call goes on where the first one stopped. ``LIT_
 and rows that are copied to ``lit_compress/ops`` ship.
 
 Candidates come from a small grid and from the rule. Those that do not fit shared memory are left out, and so is
-whatever spills registers once it is
-compiled ahead of time, in several processes. Each product is timed with what follows it in an encoder: GELU and
-rounding to 8 bit behind ``up``, a bias behind ``qkv``, bias and residual elsewhere; the bf16 product likewise. In fp8
-``qkv`` is timed in cuBLASLt, too.
+whatever spills registers once it is compiled ahead of time, in several processes. Each product is timed with what
+follows it in an encoder: GELU and rounding to 8 bit behind ``up``, a bias behind ``qkv``, bias and residual elsewhere;
+the bf16 product likewise. In fp8 ``qkv`` is timed in cuBLASLt, too.
 
 Without a GPU, ``--dry_run true`` compiles and says what would be timed, for an H100.
 """
