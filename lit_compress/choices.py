@@ -9,7 +9,13 @@ EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
 Format = Literal["hf", "packed", "sparse", "onnx", "onnx-int8", "openvino", "openvino-int8", "compressed-tensors"]
 Half = Literal["fp16", "bf16"]
 GuessedTask = Literal[
-    "classification", "regression", "multi-label", "token-classification", "question-answering", "pretraining"
+    "classification",
+    "regression",
+    "multi-label",
+    "token-classification",
+    "question-answering",
+    "pretraining",
+    "embedding",
 ]
 LayoutChoice = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 Precision = Literal["int8", "fp8"]

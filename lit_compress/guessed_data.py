@@ -50,6 +50,7 @@ _MODULES: dict[str, str] = {
     "token-classification": "TokenClassification",
     "question-answering": "QuestionAnswering",
     "pretraining": "MaskedLanguageModeling",
+    "embedding": "SentencePairs",
 }
 
 
@@ -340,13 +341,19 @@ def _texts(guess: Guess, table: Dataset) -> Iterator[list[str]]:
         yield row[names[0]] if isinstance(row[names[0]], list) else [str(row[name]) for name in names]
 
 
-def _word_counts(guess: Guess, table: Dataset) -> Iterator[int]:
+def _inputs(guess: Guess, table: Dataset) -> Iterator[list[str]]:
+    """The texts of each input: all of a row together, or for vectors each by itself."""
     for texts in _texts(guess, table):
+        yield from [[text] for text in texts] if guess.task == "embedding" else [texts]
+
+
+def _word_counts(guess: Guess, table: Dataset) -> Iterator[int]:
+    for texts in _inputs(guess, table):
         yield round(_WORD * sum(len(text.split()) for text in texts)) + 3
 
 
 def _token_counts(data: TextData, guess: Guess, table: Dataset) -> Iterator[int]:
     words = guess.task == "token-classification"
-    for texts in _texts(guess, table):
+    for texts in _inputs(guess, table):
         given: list[Any] = [texts] if words else texts
         yield len(data.tokenizer(*given, is_split_into_words=words, truncation=False)["input_ids"])

@@ -76,6 +76,7 @@ class Job:
             seed=self.request.seed,
             learning_rate=_SMALL_RATE if config.hidden_size < _SMALL else _RATE,
             label_map=self.request.label_map,
+            embeds=self.guessed.guess.task == "embedding",
         )
 
     def model(self, source: str) -> PreTrainedModel:
@@ -115,9 +116,9 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
         )
     task = data.task
     has_head = task.has_head(config)
-    if has_head:
+    if has_head and task.outputs is not None:
         label_order(config, task.labels, request.label_map, request.model, "--model")
-    else:
+    elif not has_head:
         config.architectures = None  # the head that it has is another, which may take longer than all layers
     job = Job(request=request, folder=folder, guessed=guessed, config=config, has_head=has_head)
     check_length(config, job.shape[1], f"--model {request.model!r}", "--shape")

@@ -24,6 +24,7 @@ class Training:
         seed: of each.
         learning_rate: of a dense model; a pruned one takes three times as much.
         label_map: names of the model's classes -> labels of the data, where they differ.
+        embeds: whether the model makes vectors of texts, and no logits.
 
     """
 
@@ -31,6 +32,7 @@ class Training:
     seed: int
     learning_rate: float
     label_map: Mapping[str, str | int] | None = None
+    embeds: bool = False
 
 
 def teacher_stage(training: Training, model: str, steps: int) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def int8_stage(training: Training, teacher: str, steps: int) -> dict[str, Any]:
         steps: of the optimizer, few.
 
     """
-    model = _student(training.learning_rate / 5, teacher, teacher, None)
+    model = _student(training, training.learning_rate / 5, teacher, teacher, None)
     return _stage(training, model, [_quantization(0.0, 0.5, steps)], steps)
 
 
@@ -84,7 +86,8 @@ def member_stage(
     strategies = _cuts(before, structure, steps)
     if int8:
         strategies.append(_quantization(_QUANTIZE, _FREEZE, steps))
-    return _stage(training, _student(3 * training.learning_rate, source, teacher, layers), strategies, steps)
+    model = _student(training, 3 * training.learning_rate, source, teacher, layers)
+    return _stage(training, model, strategies, steps)
 
 
 def momentum(steps: float) -> float:
@@ -129,10 +132,14 @@ def _quantization(start: float, freeze: float, steps: int) -> dict[str, Any]:
     return {"class_path": "QuantAwareTraining", "init_args": options}
 
 
-def _student(learning_rate: float, source: str, teacher: str, layers: dict[int, int] | None) -> dict[str, Any]:
-    distillation: dict[str, Any] = {
-        "kd": {"class_path": "LogitDistillation", "init_args": {"hardness": 0.9, "temperature": 2.0}}
-    }
+def _student(
+    training: Training, learning_rate: float, source: str, teacher: str, layers: dict[int, int] | None
+) -> dict[str, Any]:
+    distillation: dict[str, Any] = (
+        {"kd": {"class_path": "EmbeddingDistillation"}}
+        if training.embeds
+        else {"kd": {"class_path": "LogitDistillation", "init_args": {"hardness": 0.9, "temperature": 2.0}}}
+    )
     if layers is not None:
         distillation["hidden"] = {"class_path": "HiddenDistillation", "init_args": {"layer_map": layers}}
     options = {

@@ -183,15 +183,14 @@ def guess_task(
         needed = "question, context and answers" if task == "question-answering" else "lists of words and lists of tags"
         raise UserError(f"--task: {task} needs columns with {needed}; it has {list(columns)}")
     label, doubts = (label_column, []) if label_column else _label_column(columns, text_columns or ())
+    if task == "embedding":
+        return _embedding(columns, text_columns, label, asked=label_column is not None)
     texts, why, more = _text_columns(columns, text_columns, label)
     doubts += more
     if task == "pretraining":
         return _pretraining(texts, why, doubts)
-    flags = [name for name in columns if name not in texts and _is_flag(columns[name])]
-    if label_column is None and len(flags) > 1 and (task == "multi-label" or label is None or label in flags):
-        named = label is not None and label.lower() in _LABELS
-        if task == "multi-label" or not named:
-            return _flags(texts, why, flags, doubts)
+    if flags := _flag_columns(columns, task, texts, label, label_column):
+        return _flags(texts, why, flags, doubts)
     if label is None:
         if task is not None:
             raise UserError(f"--label_column: missing; none of {list(columns)} looks like the label of a {task}")
@@ -250,10 +249,46 @@ def _labelled(
     return Guess(task="classification", options=options, why=why, doubts=tuple(doubts))
 
 
+def _embedding(columns: Columns, given: Sequence[str] | None, label: str | None, asked: bool) -> Guess:
+    """Two texts and their score, or without one two texts that belong together and others that do not."""
+    if label is not None and not (len({*columns[label]}) > 1 and all(_is_number(value) for value in columns[label])):
+        if asked:
+            raise UserError(f"--label_column: {label!r} holds no numbers that differ, and an embedding needs scores")
+        label = None  # what looks like a label is no score of pairs
+    texts, why, _ = _text_columns(columns, given, label)
+    if len(texts) < 2:
+        raise UserError(
+            f"--text_columns: {texts} is one column of texts, and an embedding is measured on two: give --text_columns "
+            "of a pair, with --label_column, its score, where there is one"
+        )
+    if label is None:
+        why["text_columns"] = "texts of a row belong together; no column holds scores"
+        return Guess(task="embedding", options={"text_columns": texts}, why=why)
+    numbers = [float(value) for value in columns[label]]
+    low, high = min(numbers), max(numbers)
+    why["label_column"] = f"holds numbers from {low:g} to {high:g}"
+    options: dict[str, Any] = {"text_columns": texts, "label_column": label}
+    if low < -1 or high > 1:  # no cosines
+        options["score_range"] = [min(math.floor(low), 0), math.ceil(high)]
+    return Guess(task="embedding", options=options, why=why)
+
+
 def _pretraining(texts: list[str], why: dict[str, str], doubts: list[str]) -> Guess:
     why = {"text_column": why["text_columns"]} if "text_columns" in why else {}
     doubts = [*doubts, "No column looks like a label; if there is one, give --label_column"]
     return Guess(task="pretraining", options={"text_column": texts[0]}, why=why, doubts=tuple(doubts))
+
+
+def _flag_columns(
+    columns: Columns, task: GuessedTask | None, texts: list[str], label: str | None, label_column: str | None
+) -> list[str]:
+    """Columns of 0 and 1 that are labels of their own; none where another column is the label."""
+    flags = [name for name in columns if name not in texts and _is_flag(columns[name])]
+    if label_column is not None or len(flags) < 2:
+        return []
+    named = label is not None and label.lower() in _LABELS
+    open_to_flags = (label is None or label in flags) and not named
+    return flags if task == "multi-label" or open_to_flags else []
 
 
 def _flags(texts: list[str], why: dict[str, str], flags: list[str], doubts: list[str]) -> Guess:

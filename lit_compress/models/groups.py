@@ -143,7 +143,8 @@ def remove_from_layers(
 
     """
     tied = [(groups.table, kept) for groups, kept in selection if groups.table is not None]
-    if any(not torch.equal(kept, tied[0][1]) for _, kept in tied) or len(tied) not in (0, len(encoder_layers(model))):
+    uneven = any(not torch.equal(kept, tied[0][1]) for _, kept in tied)
+    if tied and (uneven or len(tied) != len(encoder_layers(model))):
         layout_of(model).require("uneven_heads", key)
     for groups, kept in selection:
         _remove(model, groups, kept)

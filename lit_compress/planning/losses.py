@@ -20,10 +20,11 @@ from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.models.shrink import depth
 from lit_compress.models.similarity import evaluating
 from lit_compress.modules.distillation import LogitDistillation
+from lit_compress.modules.embedding_distillation import EmbeddingDistillation
 from lit_compress.planning.plan import Losses
 from lit_compress.progress import counted
 from lit_compress.strategies.units import group_scores, scored_linears
-from lit_compress.tasks import Batch, Task
+from lit_compress.tasks import Batch, EmbeddingTask, Task
 
 __all__ = ["measure_losses"]
 
@@ -47,7 +48,8 @@ def measure_losses(model: PreTrainedModel, batches: Iterable[Batch], task: Task)
     Of each layer only its most important heads stay (a half, a quarter, one), or its most important neurons (a half, a
     quarter, and so on to a thirty-second), or the whole layer is skipped. Importance is weight times gradient of the
     task, as in :class:`~lit_compress.StructuredPruning`. What is measured is the divergence ``KL(dense || pruned)`` of
-    what the head says, for a regression the squared difference: it needs no labels and is 0 for the model itself.
+    what the head says, for a regression the squared difference, for vectors one minus the cosine: it needs no labels
+    and is 0 for the model itself.
 
     With fewer of its parts a layer never loses less. Nothing of the model changes; the same batches give the same
     losses.
@@ -148,7 +150,9 @@ def _importance(
 @torch.no_grad()
 def _measure(model: PreTrainedModel, rows: Sequence[Batch], task: Task, removals: Sequence[_Removal]) -> list[float]:
     """The mean divergence from the model itself after each removal."""
-    divergence = LogitDistillation(hardness=1.0, temperature=1.0)
+    divergence = (
+        EmbeddingDistillation() if isinstance(task, EmbeddingTask) else LogitDistillation(hardness=1.0, temperature=1.0)
+    )
     divergence.prepare(model.config, [model.config])
     layers = list(encoder_layers(model))
     totals, count = [0.0] * len(removals), 0
