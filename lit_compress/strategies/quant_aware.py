@@ -144,13 +144,11 @@ class QuantAwareTraining(Strategy):
             owners += [quantizers for _, quantizers in attention_quantizers(student)]
         self._quantizers = [child for owner in owners for child in owner.children() if isinstance(child, FakeQuantizer)]
         self._window = self._steps(trainer)
-        # Also where no batch follows: a run that is resumed at its end is evaluated and saved.
-        self._switch_for_step(trainer)
+        if trainer.global_step > self._window[0]:
+            # Also where no batch follows: a run that is resumed at its end is evaluated and saved.
+            _switch(self._quantizers, enabled=True, observing=False)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._switch_for_step(trainer)
-
-    def _switch_for_step(self, trainer: Trainer) -> None:
         (start, freeze), step = self._window, trainer.global_step
         _switch(self._quantizers, enabled=step >= start, observing=start <= step < freeze)
 

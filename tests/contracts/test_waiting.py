@@ -32,7 +32,8 @@ def test_a_step_with_a_strategy_waits_for_nothing(case, waits, sparse_model, tin
     assert_nothing_waited(waits)
 
 
-@pytest.mark.parametrize("case", TERMS)
+# Those of vectors have data of their own; the next test has them.
+@pytest.mark.parametrize("case", [case for case in TERMS if case != "embeddings"])
 def test_a_step_with_a_teacher_waits_for_nothing(case, waits, tiny_teacher, wide_teacher, tiny_data, tmp_path):
     module = LitStudent(str(tiny_teacher), str(wide_teacher), distillation=TERMS[case](), labels=["0", "1"])
     strategies = [build("magnitude"), build("qat-everything")]
