@@ -12,13 +12,11 @@ from datasets import ClassLabel, Dataset, List
 
 import lit_compress.data
 from lit_compress.choices import GuessedTask
-from lit_compress.data.guess import (
-    Guess,
-    guess_answers,
+from lit_compress.data.guess import Guess, guess_answers, guess_task
+from lit_compress.data.guess_file import (
     guess_delimiter,
     guess_encoding,
     guess_length,
-    guess_task,
     has_header,
     is_column_file,
     percentile,

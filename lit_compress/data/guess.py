@@ -1,9 +1,8 @@
-"""What a file of examples is probably for: its encoding, delimiter and header, its task, columns and lengths.
+"""What a table of examples is probably for: its task, and which columns it reads.
 
-Functions of bytes, rows and columns alone. What is a guess and no certainty is said in :attr:`Guess.doubts`.
+Functions of columns alone. What is a guess and no certainty is said in :attr:`Guess.doubts`.
 """
 
-import csv
 import math
 import re
 from collections import Counter
@@ -12,21 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_compress.choices import GuessedTask
+from lit_compress.data.guess_file import is_number
 from lit_compress.errors import UserError
-from lit_compress.functional.entities import is_entity_tag
 
-__all__ = [
-    "Guess",
-    "guess_answers",
-    "guess_delimiter",
-    "guess_encoding",
-    "guess_length",
-    "guess_task",
-    "has_header",
-    "is_column_file",
-    "percentile",
-    "split_rows",
-]
+__all__ = ["Guess", "guess_answers", "guess_task"]
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -61,96 +49,6 @@ class Guess:
     options: dict[str, Any] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
-
-
-def guess_encoding(content: bytes) -> str:
-    r"""The encoding of a text.
-
-    Example:
-        >>> [guess_encoding(text) for text in ("Käse".encode(), "Käse".encode("latin-1"), b"\x93so\x94")]
-        ['utf-8-sig', 'latin-1', 'cp1252']
-
-    """
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    try:
-        content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # Cut in the middle of a last character, where only the beginning of a file was read.
-        if error.end >= len(content) and error.start >= len(content) - 3:
-            return "utf-8-sig"
-        # Printable there, and control characters in latin-1.
-        return "cp1252" if re.search(rb"[\x80-\x9f]", content) else "latin-1"
-    return "utf-8-sig"
-
-
-def guess_delimiter(lines: Sequence[str], default: str, quoting: bool) -> str | None:
-    r"""What is between the fields of a table's first lines.
-
-    Args:
-        lines: complete ones, the header first.
-        default: taken when it divides every line into as many fields.
-        quoting: whether fields may stand in quotation marks.
-
-    Returns:
-        None where nothing divides the lines into as many fields.
-
-    Example:
-        >>> guess_delimiter(["text;label", "good, really;1"], ",", quoting=True)
-        ';'
-
-    """
-    for sign in dict.fromkeys((default, "\t", ";", "|", ",")):
-        if len({len(row) for row in split_rows(lines, sign, quoting)} - {0}) == 1 and sign in lines[0]:
-            return sign
-    return default if default in lines[0] else None
-
-
-def split_rows(lines: Sequence[str], delimiter: str, quoting: bool) -> list[list[str]]:
-    """Fields of lines."""
-    return list(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE))
-
-
-def has_header(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first row names the columns: no number, no sentence, and nothing that stands in its column again.
-
-    Example:
-        >>> has_header([["text", "label"], ["a good film", "1"]]), has_header([["1", "a good film"], ["0", "bad"]])
-        (True, False)
-
-    """
-    first, rest = rows[0], rows[1:]
-    again = any(name in {row[place] for row in rest if len(row) > place} for place, name in enumerate(first))
-    return not again and all(name.strip() and not _is_number(name) and len(name.split()) <= 4 for name in first)
-
-
-def is_column_file(lines: Sequence[str]) -> bool:
-    """Whether lines are words with tags: as many fields in each, a tag of an entity at the end, sentences apart."""
-    rows = [line.split() for line in lines if not line.startswith("-DOCSTART-")]
-    words = [row for row in rows if row]
-    same = len({len(row) for row in words}) == 1
-    return same and len(words[0]) > 1 and len(words) < len(rows) and all(is_entity_tag(row[-1]) for row in words)
-
-
-def guess_length(lengths: Sequence[int], most: int = 512) -> int:
-    """A longest input that leaves 99 % of the texts whole: a multiple of 8, at least 16.
-
-    Args:
-        lengths: in tokens, special tokens included.
-        most: never more than this.
-
-    Example:
-        >>> guess_length([10, 20, 61]), guess_length([3]), guess_length([900])
-        (64, 16, 512)
-
-    """
-    return min(max(16, -(-percentile(lengths, 99) // 8) * 8), most)
-
-
-def percentile(values: Sequence[int], share: int) -> int:
-    """The smallest value that ``share`` % of the values do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(-(-share * len(ordered) // 100) - 1, 0)]
 
 
 def guess_task(
@@ -228,7 +126,7 @@ def _labelled(
             )
         return Guess(task="multi-label", options=options, why=why, doubts=tuple(doubts))
     distinct = Counter(map(str, names))
-    numbers = all(_is_number(name) for name in distinct)
+    numbers = all(is_number(name) for name in distinct)
     whole = numbers and all(float(name).is_integer() for name in distinct)
     if task == "regression" or (task is None and numbers and (not whole or len(distinct) > _FEW)):
         if task is None and whole:
@@ -251,7 +149,7 @@ def _labelled(
 
 def _embedding(columns: Columns, given: Sequence[str] | None, label: str | None, asked: bool) -> Guess:
     """Two texts and their score, or without one two texts that belong together and others that do not."""
-    if label is not None and not (len({*columns[label]}) > 1 and all(_is_number(value) for value in columns[label])):
+    if label is not None and not (len({*columns[label]}) > 1 and all(is_number(value) for value in columns[label])):
         if asked:
             raise UserError(f"--label_column: {label!r} holds no numbers that differ, and an embedding needs scores")
         label = None  # what looks like a label is no score of pairs
@@ -328,7 +226,7 @@ def _label_column(columns: Columns, texts: Sequence[str]) -> tuple[str | None, l
         return lists[0], []
     sizes = {name: len({*map(str, columns[name])}) for name in free if _may_be_label(name, columns[name])}
     few = {name: size for name, size in sizes.items() if 1 < size <= max(len(columns[name]) // 2, 2)}
-    numbers = [name for name in sizes if all(_is_number(value) for value in columns[name])]
+    numbers = [name for name in sizes if all(is_number(value) for value in columns[name])]
     candidates = sorted(few, key=lambda name: (few[name], name not in numbers)) or numbers[-1:]
     if not candidates:
         return None, []
@@ -396,15 +294,8 @@ def _is_flag(values: Sequence[Any]) -> bool:
 
 
 def _is_text(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str) for value in values) and not all(_is_number(value) for value in values)
+    return all(isinstance(value, str) for value in values) and not all(is_number(value) for value in values)
 
 
 def _mean_words(values: Sequence[Any]) -> float:
     return sum(len(str(value).split()) for value in values) / max(len(values), 1)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False

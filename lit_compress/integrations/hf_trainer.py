@@ -8,12 +8,12 @@ checkpoints, so ``trainer.train(resume_from_checkpoint=...)`` goes on exactly wh
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -46,7 +46,7 @@ def add_strategies(trainer: Trainer, strategies: Sequence[Strategy]) -> "Strateg
     """
     if not strategies:
         raise UserError("strategies: none are given; give one or more, such as MagnitudePruning(0.8)")
-    if other := next((each for each in strategies if not isinstance(each, Callback)), None):
+    if other := next((each for each in strategies if not isinstance(each, Strategy)), None):
         raise UserError(f"strategies: {other!r} is no strategy; give instances, such as MagnitudePruning(0.8)")
     if any(isinstance(each, StrategyCallback) for each in trainer.callback_handler.callbacks):
         raise UserError("strategies: this Trainer has some already; give all in one call, before training")
@@ -151,19 +151,12 @@ class StrategyCallback(TrainerCallback):
 
     def unfinished(self) -> list[dict[str, Any]]:
         """What strategies have not reached at this step."""
-        found = (
-            strategy.unfinished(self._run, self._module)  # type: ignore[arg-type]
-            for strategy in self.strategies
-            if isinstance(strategy, Strategy)
-        )
+        found = (strategy.unfinished(self._run, self._module) for strategy in self.strategies)  # type: ignore[arg-type]
         return [entry for entry in found if entry is not None]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Before the first step, or the first after a checkpoint."""
-        self._end = max(
-            (each.end(self._run) for each in self.strategies if isinstance(each, Strategy)),  # type: ignore[arg-type]
-            default=0,
-        )
+        self._end = max(strategy.end(self._run) for strategy in self.strategies)  # type: ignore[arg-type]
         self._forget_early_best(state)
         self._call("on_train_start")
 
@@ -203,14 +196,10 @@ class _Run:
     accumulate_grad_batches = 1
     is_last_batch = False
     limit_train_batches = 1.0
-    sanity_checking = False
     datamodule = None
-    logger = None
-    ckpt_path = None
 
     def __init__(self, trainer: Trainer, callback: StrategyCallback) -> None:
         self._trainer, self._callback = trainer, callback
-        self._loaders: list[DataLoader] = []
         self.strategy = SimpleNamespace(batch_to_device=trainer._prepare_inputs, root_device=trainer.args.device)
         self.precision_plugin = SimpleNamespace(train_step_context=self._autocast)
 
@@ -253,7 +242,7 @@ class _Run:
     @property
     def train_dataloader(self) -> DataLoader:
         """The training examples as the Trainer collates them, in an order of their own."""
-        theirs = self._theirs()
+        theirs = self._theirs
         return DataLoader(
             theirs.dataset,
             batch_size=self._trainer.args.train_batch_size,
@@ -273,18 +262,17 @@ class _Run:
 
     def _steps(self) -> tuple[int, float]:
         """As the Trainer counts them."""
-        args, loader = self._trainer.args, self._theirs()
+        args, loader = self._trainer.args, self._theirs
         try:
             epoch: float = max(math.ceil(len(loader) / args.gradient_accumulation_steps), 1)
         except TypeError:  # no length
             epoch = math.inf
         return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch), epoch
 
+    @cached_property
     def _theirs(self) -> DataLoader:
         """The Trainer's own loader, made once: Accelerate keeps each that it was ever given."""
-        if not self._loaders:
-            self._loaders.append(self._trainer.get_train_dataloader())
-        return self._loaders[0]
+        return self._trainer.get_train_dataloader()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()  # compute_loss of the Trainer enters its own

@@ -16,7 +16,7 @@ from lit_compress.init_args import KeepsInitArgs
 from lit_compress.tasks import IGNORED, Batch, MultiLabelTask
 from lit_compress.tasks.batch import count_of, rows_where
 
-__all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms"]
+__all__ = ["Distillation", "LogitDistillation", "label_weight", "logit_heads", "named_terms", "projection_to"]
 
 _LOSSES = {"kl": logit_kl, "soft_cross_entropy": soft_cross_entropy}
 _TOKENS = ("all", "attended", "masked")
@@ -72,6 +72,21 @@ class Distillation(KeepsInitArgs, nn.Module):
     def average(self, student: Any, teachers: Sequence[Any], batch: Batch) -> Tensor:
         """The term for several teachers: the mean over them, unless a subclass knows better."""
         return torch.stack([self(student, teacher, batch) for teacher in teachers]).mean()
+
+
+def projection_to(student: Any, teachers: Sequence[Any]) -> nn.Linear:
+    """A learned matrix from the student's width to that of the teachers, from the configurations of all.
+
+    Raises:
+        UserError: the teachers differ.
+
+    """
+    widths = {teacher.hidden_size for teacher in teachers}
+    if len(widths) > 1:
+        raise UserError(
+            f"distillation projection: the teachers are {sorted(widths)} wide; give the term one with `teacher`"
+        )
+    return nn.Linear(student.hidden_size, widths.pop(), bias=False)
 
 
 class LogitDistillation(Distillation):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from lit_compress.errors import UserError
 from lit_compress.functional.distill import similarity_kl
-from lit_compress.modules.distillation import Distillation
+from lit_compress.modules.distillation import Distillation, projection_to
 from lit_compress.tasks import Batch
 
 __all__ = ["EmbeddingDistillation", "SimilarityDistillation"]
@@ -43,19 +43,14 @@ class EmbeddingDistillation(Distillation):
         self.projection: nn.Linear | None = None
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
-        widths = {teacher.hidden_size for teacher in teachers}
-        if self.project and len(widths) > 1:
+        if self.project:
+            self.projection = projection_to(student, teachers)
+            return
+        if width := next((each.hidden_size for each in teachers if each.hidden_size != student.hidden_size), None):
             raise UserError(
-                f"distillation projection: the teachers are {sorted(widths)} wide; give the term one with `teacher`"
+                f"distillation embedding: the student is {student.hidden_size} wide and the teacher {width}; "
+                "set projection to true, or take SimilarityDistillation"
             )
-        for width in widths:
-            if self.project:
-                self.projection = nn.Linear(student.hidden_size, width, bias=False)
-            elif width != student.hidden_size:
-                raise UserError(
-                    f"distillation embedding: the student is {student.hidden_size} wide and the teacher {width}; "
-                    "set projection to true, or take SimilarityDistillation"
-                )
 
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         ours, theirs = _vector(student, "student"), _vector(teacher, "teacher").detach()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lit_compress.errors import UserError
 from lit_compress.functional.distill import attention_kl, attention_mse, hidden_mse, relation_kl
 from lit_compress.functional.layer_maps import LAYER_MAPS
-from lit_compress.modules.distillation import Distillation
+from lit_compress.modules.distillation import Distillation, projection_to
 from lit_compress.tasks import Batch
 
 __all__ = ["AttentionDistillation", "HiddenDistillation", "RelationDistillation"]
@@ -59,16 +59,11 @@ class HiddenDistillation(Distillation):
         self.projection: nn.Linear | None = None
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
-        widths = {teacher.hidden_size for teacher in teachers}
-        if self.project and len(widths) > 1:
-            raise UserError(
-                f"distillation projection: the teachers are {sorted(widths)} wide; give the term one with `teacher`"
-            )
-        for width in widths:
-            if self.project:
-                self.projection = nn.Linear(student.hidden_size, width, bias=False)
-            else:
-                _check_widths(student.hidden_size, width)
+        if self.project:
+            self.projection = projection_to(student, teachers)
+        else:
+            for teacher in teachers:
+                _check_widths(student.hidden_size, teacher.hidden_size)
 
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         pairs = _pairs(self.layer_map, len(student.hidden_states) - 1, len(teacher.hidden_states) - 1)

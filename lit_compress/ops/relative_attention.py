@@ -1,5 +1,7 @@
 """Disentangled attention within sequences of different lengths: scores that the distance of two tokens adds to."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -99,17 +101,6 @@ def _attention_relative(
 
 
 @_attention_relative.register_fake
-def _(
-    qkv: Tensor,
-    cu_seqlens: Tensor,
-    max_seqlen: int,
-    heads: int,
-    scale: float,
-    columns: Tensor,
-    by_query: Tensor | None,
-    by_key: Tensor | None,
-    positions: Tensor | None,
-    out_scale: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def _(qkv: Tensor, *given: Any) -> Tensor:
+    *_, out_scale, dtype = given
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] // 3, dtype=qkv.dtype if out_scale is None else dtype)

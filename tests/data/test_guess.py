@@ -2,11 +2,11 @@
 
 import pytest
 
-from lit_compress.data.guess import (
+from lit_compress.data.guess import guess_task
+from lit_compress.data.guess_file import (
     guess_delimiter,
     guess_encoding,
     guess_length,
-    guess_task,
     has_header,
     is_column_file,
     percentile,

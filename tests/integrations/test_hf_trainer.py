@@ -19,6 +19,7 @@ from lit_compress.errors import UserError
 from lit_compress.integrations import add_strategies, add_teacher, save_compressed
 from lit_compress.modules import HiddenDistillation, LogitDistillation, RelationDistillation
 from lit_compress.strategies import (
+    CompressionMonitor,
     GradualLayerDropping,
     LayerDropping,
     LowRankEmbedding,
@@ -212,6 +213,7 @@ def test_terms_that_look_inside_and_learn(make, tiny_teacher, tmp_path):
     [
         ("none", "strategies: none are given"),
         ("class", "is no strategy; give instances"),
+        ("callback", "is no strategy; give instances"),
         ("twice", "this Trainer has some already"),
         ("optimizer", "the Trainer has an optimizer already"),
         ("model_init", "the Trainer has a model_init"),
@@ -227,6 +229,8 @@ def test_what_cannot_be_is_said_before_anything_is_trained(problem, words, make)
         strategies = []
     elif problem == "class":
         strategies = [MagnitudePruning]
+    elif problem == "callback":
+        strategies = [CompressionMonitor()]
     elif problem == "twice":
         add_strategies(trainer, [MagnitudePruning(0.5)])
     elif problem == "optimizer":
@@ -308,7 +312,9 @@ def test_a_sentence_transformer_is_trained_with_its_own_trainer(tiny_model, tmp_
     st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     from datasets import Dataset as Table
 
-    losses: Any = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    losses: Any = pytest.importorskip(
+        "sentence_transformers.sentence_transformer.losses", reason="sentence-transformers is older than 6"
+    )
 
     model = st.SentenceTransformer(str(tiny_model), device="cpu")
     rows = {"sentence1": ["a good film", "a dull plot"] * 8, "sentence2": ["a great film", "bad acting"] * 8}

@@ -16,7 +16,7 @@ import lit_compress.data
 from lit_compress.data.options import TextOptions
 from lit_compress.errors import UserError
 from lit_compress.recipe import load_recipe
-from tools import reproduce, reproduce_plan, reproduce_table
+from tools import reproduce, reproduce_jobs, reproduce_plan, reproduce_table
 from tools.bench.accuracy_over_speed import accuracy_over_speed, points_of
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
@@ -34,12 +34,12 @@ ALL = [
 
 def settings_of(model, tmp_path, **options):
     folders = {"data": Path("sets"), "assets": Path("assets"), "runs": tmp_path / "runs"}
-    return reproduce.Settings(**({"plan": PLANS[model], "model": model} | folders | options))
+    return reproduce_jobs.Settings(**({"plan": PLANS[model], "model": model} | folders | options))
 
 
 @pytest.mark.parametrize(("model", "name", "dataset"), ALL)
 def test_every_recipe_resolves_on_every_data_set(model, name, dataset, tmp_path):
-    jobs = reproduce.left_of(settings_of(model, tmp_path), name, dataset, seed=-1)
+    jobs = reproduce_jobs.left_of(settings_of(model, tmp_path), name, dataset, seed=-1)
     assert jobs
     for job in jobs:
         if job.file is not None:
@@ -49,7 +49,7 @@ def test_every_recipe_resolves_on_every_data_set(model, name, dataset, tmp_path)
             assert "stage:" not in text
             assert not any(word in text for word in ("{seed}", "runs:w", "data:g", "assets:", "made:"))
             if model != "minilm":
-                assert not any(word in text for word in reproduce.PRETRAINED)
+                assert not any(word in text for word in reproduce_jobs.PRETRAINED)
 
 
 @pytest.mark.parametrize("dataset", PLAN["data"])
@@ -60,7 +60,7 @@ def test_every_option_of_a_data_set_exists(dataset):
 
 
 def test_the_dense_model_is_shared_by_all_recipes_of_a_data_set():
-    dense = [reproduce.stages_of(PLAN, name, data)["teacher"] for name, data in PAIRS if data == "mrpc"]
+    dense = [reproduce_plan.stages_of(PLAN, name, data)["teacher"] for name, data in PAIRS if data == "mrpc"]
     assert len(dense) > 3
     assert all(settings["trainer"] == dense[0]["trainer"] for settings in dense)
     assert all(settings["data"] == dense[0]["data"] for settings in dense)
@@ -68,9 +68,9 @@ def test_the_dense_model_is_shared_by_all_recipes_of_a_data_set():
 
 def test_masked_words_are_learned_once_for_all_tasks():
     tasks = [data for name, data in PAIRS if name == "sparse_bert"]
-    prunes = [reproduce.stages_of(PLAN, "sparse_bert", data)["prune"] for data in tasks]
+    prunes = [reproduce_plan.stages_of(PLAN, "sparse_bert", data)["prune"] for data in tasks]
     assert all(settings == prunes[0] for settings in prunes)
-    places = {reproduce.place_of("prune", prunes[0], "sparse_bert", PLAN, data) for data in tasks}
+    places = {reproduce_plan.place_of("prune", prunes[0], "sparse_bert", PLAN, data) for data in tasks}
     assert places == {Path("wikitext2/sparse_bert")}
 
 
@@ -82,7 +82,7 @@ def plan(changes):
 
 
 def test_changes_of_a_data_set_come_after_those_of_the_recipe():
-    stages = reproduce.stages_of(plan({"top": {"trainer": {"precision": 64}}, "half": None}), "layers", "mine")
+    stages = reproduce_plan.stages_of(plan({"top": {"trainer": {"precision": 64}}, "half": None}), "layers", "mine")
     assert stages["top"]["trainer"] == {"max_epochs": 7, "precision": 64}
     assert stages["top"]["data"] == {"class_path": "TextClassification"}
     assert "half" not in stages
@@ -90,13 +90,13 @@ def test_changes_of_a_data_set_come_after_those_of_the_recipe():
 
 def test_a_change_of_a_stage_that_does_not_exist_is_an_error():
     with pytest.raises(KeyError):
-        reproduce.stages_of(plan({"topmost": {"trainer": {"max_epochs": 1}}}), "layers", "mine")
+        reproduce_plan.stages_of(plan({"topmost": {"trainer": {"max_epochs": 1}}}), "layers", "mine")
 
 
 def test_words_are_replaced_at_any_depth_and_only_where_they_are():
     settings = {"a": ["data:x/{seed}", {"b": "stage:one"}], "c": "stage:two", "d": 3}
     words = {"data:": "/folder/", "{seed}": "seed1", "stage:one": "/model"}
-    assert reproduce.replaced(settings, words) == {
+    assert reproduce_plan.replaced(settings, words) == {
         "a": ["/folder/x/seed1", {"b": "/model"}],
         "c": "stage:two",
         "d": 3,
@@ -130,7 +130,7 @@ def test_points_are_those_of_the_metric(data, metric, value, dense, cells):
 
 def test_a_stage_can_be_like_another():
     changes = {"other": {"from": "top", "trainer": {"max_epochs": 5}}, "top": None}
-    stages = reproduce.stages_of(plan(changes), "layers", "mine")
+    stages = reproduce_plan.stages_of(plan(changes), "layers", "mine")
     assert "top" not in stages
     assert stages["other"]["trainer"]["max_epochs"] == 5
     assert stages["other"]["compression"][0]["class_path"] == "LayerDropping"
@@ -139,17 +139,17 @@ def test_a_stage_can_be_like_another():
 def test_rates_are_lowered_but_not_those_of_the_dense_model_or_of_scores():
     dense = [PLANS[model] for model in PLANS]
     (_, own), (_, theirs) = [
-        (plan, reproduce.stages_of(plan, "movement", "mrpc")["movement"]["model"]["init_args"]["optimization"])
+        (plan, reproduce_plan.stages_of(plan, "movement", "mrpc")["movement"]["model"]["init_args"]["optimization"])
         for plan in dense
     ]
     assert theirs["learning_rate"] == pytest.approx(own["learning_rate"] * 0.5)
     assert theirs["score_learning_rate"] == own["score_learning_rate"]
-    teacher = reproduce.stages_of(PLANS["mpnet"], "movement", "mrpc")["teacher"]
+    teacher = reproduce_plan.stages_of(PLANS["mpnet"], "movement", "mrpc")["teacher"]
     assert teacher["model"]["init_args"]["optimization"]["learning_rate"] == 3e-5
 
 
 def test_rosita_has_augmented_texts():
-    stages = reproduce.stages_of(PLANS["mpnet"], "rosita_s4", "rte")
+    stages = reproduce_plan.stages_of(PLANS["mpnet"], "rosita_s4", "rte")
     augmented = {name for name, given in stages.items() if "augmentation" in given["data"]["init_args"]}
     assert augmented == {"full", "depth", "width"}
     assert stages["full"]["data"]["init_args"]["augmentation"]["init_args"]["copies"] == 3
@@ -157,7 +157,7 @@ def test_rosita_has_augmented_texts():
 
 @pytest.mark.parametrize(("model", "name"), [("mpnet", "rosita_s3"), ("mpnet", "prune_ofa"), ("minilm", "prune_ofa")])
 def test_what_is_needed_of_another_recipe_comes_first(model, name, tmp_path):
-    jobs = reproduce.left_of(settings_of(model, tmp_path), name, "rte", seed=-1)
+    jobs = reproduce_jobs.left_of(settings_of(model, tmp_path), name, "rte", seed=-1)
     assert (jobs[0].recipe, jobs[0].data, jobs[0].stage) == ("sparse_bert", "wikitext2", "mlm")
     assert {job.recipe for job in jobs[1:]} == {name}
 
