@@ -171,9 +171,9 @@ def _run(words: list[str]) -> None:
         _show(_TRAINING_HELP.format(command=command, about=about, examples=examples))
     with named_extras():
         if command == "fit":
-            from lit_compress import first_look
+            from lit_compress import early_checks
 
-            first_look.check_files(words[1:])
+            early_checks.check_files(words[1:])
         from lit_compress import lightning_cli
     lightning_cli.run(["--help" if word == "--help-all" else word for word in words])
 

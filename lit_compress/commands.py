@@ -184,7 +184,7 @@ def trim_vocabulary(
 
     """
     options = locals()
-    from lit_compress.export.trim import trim_vocabulary as work
+    from lit_compress.export.trim_vocabulary import trim_vocabulary as work
 
     work(**options)
 

@@ -20,7 +20,7 @@ from lit_compress.report.model_check import Finding, megabytes, model_findings
 from lit_compress.report.size import Size, size_of
 from lit_compress.strategies.pruning import Pruning
 from lit_compress.strategies.strategy import Strategy, student_of
-from lit_compress.training.claim import check_new
+from lit_compress.training.run_lock import check_new
 from lit_compress.training_steps import training_steps
 from lit_compress.usage_errors import user_error
 

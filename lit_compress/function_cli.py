@@ -43,7 +43,7 @@ def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     if overrides is not None:
         options["overrides"] = overrides
     if name not in _WITHOUT_MODELS and not (name == "recipe" and options["dry_run"]):
-        from lit_compress.quiet import quieten
+        from lit_compress.log_filters import quieten
 
         quieten()
     function(**options)

@@ -22,7 +22,7 @@ from lit_compress.data.guess_file import (
     percentile,
     split_rows,
 )
-from lit_compress.data.text import load_table, load_tokenizer
+from lit_compress.data.tables import load_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import text_data

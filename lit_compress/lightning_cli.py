@@ -20,18 +20,18 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.console import say
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.log_filters import quieten
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
 from lit_compress.old_names import read_old_names
-from lit_compress.quiet import quieten
 from lit_compress.serve.callback import WritePredictions
 from lit_compress.serve.prediction_file import check_predictions
 from lit_compress.shipped_configs import config_path
 from lit_compress.sources import resolve_source
 from lit_compress.strategies.strategy import Strategy
 from lit_compress.training.fit import FittedRun, checkpoint_of, start, train
-from lit_compress.training.record import is_written
-from lit_compress.training.stopping import Stopped
+from lit_compress.training.run_record import is_written
+from lit_compress.training.signals import Stopped
 from lit_compress.training.trainer import DEFAULTS, make_trainer
 from lit_compress.training.trainer_options import check_seed, refused
 from lit_compress.usage_errors import is_configured, option_names, refuse, split, user_error

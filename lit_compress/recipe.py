@@ -96,7 +96,7 @@ class Stage:
             UserError: what is in the folder or in the file is no part of a fit that can begin again.
 
         """
-        from lit_compress.training.claim import check_new, has_begun
+        from lit_compress.training.run_lock import check_new, has_begun
 
         check_file(self.file, begins(_MARK), key="--run")
         if self.state == "new":

@@ -131,7 +131,7 @@ def column_names(
     """The columns of a table, from its beginning.
 
     Args:
-        source: as of :func:`lit_compress.data.text.load_table`, like all others.
+        source: as of :func:`lit_compress.data.tables.load_table`, like all others.
         key: config key named in errors.
         columns: names of a file without a header.
         encoding: of text.

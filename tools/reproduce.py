@@ -30,10 +30,10 @@ from jsonargparse import auto_cli
 
 from lit_compress.errors import UserError
 from lit_compress.recipe import load_recipe, recipe, run_stage
-from lit_compress.report.headline import own_name, reference
 from lit_compress.report.machine import machine
 from lit_compress.report.measure import report
 from lit_compress.report.size import sparsity_of
+from lit_compress.report.summary import own_name, reference
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
 from tools.reproduce_jobs import DENSE, FAMILY, Job, Settings, data_of, filled, has_row, left_of, once

@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import yaml
 
 from lit_compress.auto.job import Job, begin, keep, kept
+from lit_compress.auto.measure import verify
 from lit_compress.auto.plans import (
     INT8,
     Cases,
@@ -24,8 +25,7 @@ from lit_compress.auto.plans import (
 )
 from lit_compress.auto.request import PLAN, SPEEDUPS, Request
 from lit_compress.auto.stages import TEACHER, int8_stage, member_stage, teacher_stage
-from lit_compress.auto.times import START, Steps, steps_of, training_seconds
-from lit_compress.auto.verify import verify
+from lit_compress.auto.time_budget import START, Steps, steps_of, training_seconds
 from lit_compress.choices import GuessedTask, Target
 from lit_compress.console import say
 from lit_compress.errors import UserError

@@ -9,17 +9,17 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from lit_compress.auto.page import lead, speed_axis, table
+from lit_compress.auto.family_report import lead, speed_axis, table
 from lit_compress.auto.request import is_family
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
-from lit_compress.report.card import cell, section
 from lit_compress.report.compare import check_comparison, named_runs
 from lit_compress.report.drawing import bare, chart, svg
-from lit_compress.report.page import render
-from lit_compress.report.screen import screen_table
+from lit_compress.report.html_page import render
+from lit_compress.report.markdown import cell, section
 from lit_compress.report.section import Section, Table
+from lit_compress.report.terminal import screen_table
 
 __all__ = ["compare_families"]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from lit_compress.auto.page import check_page
+from lit_compress.auto.family_report import check_page
 from lit_compress.auto.plans import INT8, member_name
 from lit_compress.auto.request import Request, keep_request
 from lit_compress.auto.stages import TEACHER, Training

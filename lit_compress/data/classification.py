@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, List
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_compress.data.augmentation import MaskedWordReplacement
-from lit_compress.data.text import tokenize
+from lit_compress.data.tables import tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, ClassificationTask, RegressionTask, Task

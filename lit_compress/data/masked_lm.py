@@ -15,7 +15,7 @@ from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.documents import group_documents, pack_sentences, segment_pairs, split_sentences
 from lit_compress.data.masking import mask_tokens
 from lit_compress.data.streaming import StreamedBatches, StreamLoader
-from lit_compress.data.text import cached_map
+from lit_compress.data.tables import cached_map
 from lit_compress.data.text_data import TextData, run_seed
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source

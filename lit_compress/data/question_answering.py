@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, List, Value
 
-from lit_compress.data.text import cached_map, generate_table
+from lit_compress.data.tables import cached_map, generate_table
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, QuestionAnsweringTask, Task

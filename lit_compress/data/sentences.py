@@ -12,7 +12,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from torch import Tensor
 
-from lit_compress.data.text import cached_map
+from lit_compress.data.tables import cached_map
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_compress.data.batches import FixedBatches, LengthGroupedBatches, ResumableDataLoader
 from lit_compress.data.options import TextOptions
-from lit_compress.data.text import load_saved, load_table, load_tokenizer
+from lit_compress.data.tables import load_saved, load_table, load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.hub import check_hub
 from lit_compress.init_args import KeepsInitArgs

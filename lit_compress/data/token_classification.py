@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
 from lit_compress.data.classification import label_order
-from lit_compress.data.text import cached_map, generate_table, load_tokenizer
+from lit_compress.data.tables import cached_map, generate_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.functional.entities import is_entity_tag, write_tags

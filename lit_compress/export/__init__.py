@@ -4,7 +4,7 @@ from lit_compress.export.checkpoint import find_checkpoint, last_checkpoint, loa
 from lit_compress.export.command import write
 from lit_compress.export.pack import save_packed
 from lit_compress.export.source import from_source
-from lit_compress.export.trim import trim_vocabulary
+from lit_compress.export.trim_vocabulary import trim_vocabulary
 from lit_compress.models.fold import fold
 from lit_compress.models.folded import Folded, from_student
 from lit_compress.models.hf_folder import save_folder

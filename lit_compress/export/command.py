@@ -11,16 +11,16 @@ from lightning.pytorch import LightningDataModule
 
 from lit_compress.choices import Dtype, Format, Half
 from lit_compress.console import say
-from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
+from lit_compress.data.tokenizer_check import check_tokenizer
 from lit_compress.errors import UserError, first_line
+from lit_compress.export.activation_ranges import calibrated, missing_ranges
 from lit_compress.export.check import Examples
 from lit_compress.export.checkpoint import best_checkpoint
 from lit_compress.export.examples import examples_of_data, examples_of_file
-from lit_compress.export.half import HalfOptions
+from lit_compress.export.half_precision import HalfOptions
 from lit_compress.export.onnx import IntegerOptions
 from lit_compress.export.pack import best_precision, packed_lines
-from lit_compress.export.ranges import calibrated, missing_ranges
 from lit_compress.export.run_folder import reads_texts, run_config, validation_data
 from lit_compress.export.source import from_source
 from lit_compress.files import atomic_folder, check_folder
@@ -46,7 +46,7 @@ _WRITERS: dict[str, tuple[str, str]] = {
     "openvino-int8": ("export.openvino", "write_openvino_int8"),
     "compressed-tensors": ("export.compressed_tensors", "write_compressed_tensors"),
 }
-_HALF_WRITERS = {"hf": ("export.half", "write_hf_half"), "onnx": ("export.half", "write_onnx_half")}
+_HALF_WRITERS = {"hf": ("export.half_precision", "write_hf_half"), "onnx": ("export.half_precision", "write_onnx_half")}
 _CALIBRATION_BATCHES = 16  # of the run's validation data, where nothing is said
 # The first is what each writes by default.
 _DTYPES = {"hf": ("fp32", "fp16", "bf16"), "onnx": ("fp32", "fp16"), "packed": ("int8", "fp8")}

@@ -19,9 +19,9 @@ from lit_compress.export.onnx import (
 )
 from lit_compress.export.onnx_graph import trace, with_layers
 from lit_compress.extras import optional
-from lit_compress.models.card_head import FOLDER
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import write_beside
+from lit_compress.models.model_card import FOLDER
 
 __all__ = ["runner", "write_openvino", "write_openvino_int8"]
 

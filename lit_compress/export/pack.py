@@ -8,13 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.errors import UserError
-from lit_compress.export.ranges import layers_of_static_inputs
+from lit_compress.export.activation_ranges import layers_of_static_inputs
 from lit_compress.files import atomic_folder
-from lit_compress.models.card_head import card_head, code_of_transformers
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import save_checked, write_manifest
 from lit_compress.models.layout import layer_linears
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
+from lit_compress.models.model_card import card_head, code_of_transformers
 from lit_compress.models.pack import LayoutChoice, Ranges, pack_in_place, ranges_of
 from lit_compress.models.packed import packed_linears
 from lit_compress.nn.manifest import Manifest

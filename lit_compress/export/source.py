@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, load_checkpoint, student_from_checkpoint
 from lit_compress.export.run_folder import run_tokenizer

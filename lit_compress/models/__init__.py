@@ -2,10 +2,11 @@
 
 from lit_compress.models.attention import attention_modules
 from lit_compress.models.compress import prune_, quantize_
+from lit_compress.models.drop_layers import drop_layers, kept_layers
 from lit_compress.models.fold import fold
 from lit_compress.models.fused import fuse, unfuse
 from lit_compress.models.fused_report import describe_fused
-from lit_compress.models.groups import remove_heads, remove_neurons
+from lit_compress.models.heads_and_neurons import remove_heads, remove_neurons
 from lit_compress.models.hf_quantizer import (  # registers them with Transformers
     LitCompressConfig,
     LitCompressQuantizer,
@@ -21,7 +22,6 @@ from lit_compress.models.layout import (
 )
 from lit_compress.models.load import check_compatible, load_classifier, load_model
 from lit_compress.models.pack import pack
-from lit_compress.models.shrink import drop_layers, kept_layers
 
 __all__ = [
     "LayerParts",

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_compress.models.groups import remove_pruned
+from lit_compress.models.drop_layers import drop_closed_layers
+from lit_compress.models.heads_and_neurons import remove_pruned
 from lit_compress.models.manifest_file import manifest_with_scales, quantized_weights
 from lit_compress.models.shapes import update_config
-from lit_compress.models.shrink import drop_closed_layers
 from lit_compress.nn.attention import restore_attention
 from lit_compress.nn.factorized import factorized_embeddings
 from lit_compress.nn.gates import gated_layers

@@ -9,11 +9,11 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.files import atomic_folder
-from lit_compress.models.card_head import card_head, code_of_transformers
 from lit_compress.models.folded import Folded, from_student
-from lit_compress.models.groups import KINDS
+from lit_compress.models.heads_and_neurons import KINDS
 from lit_compress.models.labels import label_names
 from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED, check_unfinished, unfinished_lines
+from lit_compress.models.model_card import card_head, code_of_transformers
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
 from lit_compress.sentence_settings import write_settings

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.models.groups import KINDS, Groups, Kind, removable_groups, remove_from_layers
+from lit_compress.models.heads_and_neurons import KINDS, Groups, Kind, removable_groups, remove_from_layers
 from lit_compress.models.layout import layout_of
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 from lit_compress.nn.packed import PackedLinear

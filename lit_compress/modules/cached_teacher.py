@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_compress.data.batches import LengthGroupedBatches
-from lit_compress.data.logit_store import LogitStore, model_digest, rows_digest
+from lit_compress.data.logit_cache import LogitStore, model_digest, rows_digest
 from lit_compress.errors import UserError
 from lit_compress.modules.distillation import logit_heads
 from lit_compress.nn.teacher import FrozenTeacher

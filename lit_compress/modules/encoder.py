@@ -19,21 +19,21 @@ from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
 from lit_compress.models.attention import knows_padding, never_ask_for_padding, waited_for
+from lit_compress.models.drop_layers import kept_layers, restore_layers
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
 from lit_compress.models.hf_folder import save_folder
 from lit_compress.models.labels import label_names
 from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
-from lit_compress.models.shrink import kept_layers, restore_layers
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.mean_loss import MeanLoss
+from lit_compress.modules.nonfinite import Broken, LossWatch, all_or_nan
 from lit_compress.modules.optim import Optimization
-from lit_compress.modules.watch import Broken, LossWatch, all_or_nan
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
-from lit_compress.data.logit_store import LogitStore
+from lit_compress.data.logit_cache import LogitStore
 from lit_compress.errors import UserError
 from lit_compress.models.attention import visible_attention
 from lit_compress.models.load import check_compatible, check_same_vocabulary, load_config, load_model

@@ -186,7 +186,7 @@ def _(
 
 def _product(of: LinearArguments) -> Tensor:
     """By our kernel, or by the library where that was measured to be faster."""
-    from lit_compress.ops.library_product import is_faster, library_product
+    from lit_compress.ops.cublaslt import is_faster, library_product
 
     if is_faster(of):
         return library_product(of)

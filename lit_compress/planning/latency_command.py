@@ -12,7 +12,7 @@ from lit_compress.choices import Target
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_folder, check_folder
-from lit_compress.models.groups import KINDS
+from lit_compress.models.heads_and_neurons import KINDS
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
 from lit_compress.planning.latency import LatencyTable

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from lit_compress.functional.importance import taylor
 from lit_compress.functional.masks import group_mask
-from lit_compress.models.groups import KINDS, Groups, Kind, column_mask, removable_groups
+from lit_compress.models.drop_layers import depth
+from lit_compress.models.heads_and_neurons import KINDS, Groups, Kind, column_mask, removable_groups
+from lit_compress.models.layer_similarity import evaluating
 from lit_compress.models.layout import encoder_layers, layout_of
-from lit_compress.models.shrink import depth
-from lit_compress.models.similarity import evaluating
 from lit_compress.modules.distillation import LogitDistillation
 from lit_compress.modules.embedding_distillation import EmbeddingDistillation
 from lit_compress.planning.plan import Losses

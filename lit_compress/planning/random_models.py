@@ -17,12 +17,12 @@ from lit_compress.choices import EngineName, Target
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.command import format_writer
 from lit_compress.models.compress import quantize_
+from lit_compress.models.drop_layers import drop_layers
 from lit_compress.models.folded import from_student
-from lit_compress.models.groups import KINDS, removable_groups, remove_from_layers
+from lit_compress.models.heads_and_neurons import KINDS, removable_groups, remove_from_layers
 from lit_compress.models.layout import LAYOUTS, Layout, layer_linears, layout_of
 from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import update_config
-from lit_compress.models.shrink import drop_layers
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.planning.structure import LayerShape, Structure
 

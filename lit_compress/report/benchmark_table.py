@@ -11,7 +11,7 @@ from rich.console import Console
 from lit_compress.console import say
 from lit_compress.files import atomic_file, begins, check_file
 from lit_compress.report.phrasing import speed
-from lit_compress.report.screen import screen_table
+from lit_compress.report.terminal import screen_table
 
 __all__ = ["NOTES", "check_results", "fastest_form", "markdown", "print_results", "save_results", "tables"]
 

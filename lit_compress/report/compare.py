@@ -13,18 +13,18 @@ from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.manifest_file import unfinished_lines
-from lit_compress.report.card import cell, section, table
 from lit_compress.report.drawing import svg
-from lit_compress.report.headline import own_name, reference
+from lit_compress.report.html_page import render
+from lit_compress.report.markdown import cell, section, table
 from lit_compress.report.measure import SCHEMA, has_dense, measure_run
 from lit_compress.report.model_card import update_model_card
-from lit_compress.report.page import render
 from lit_compress.report.pareto import Group, groups_of, pareto_figure
 from lit_compress.report.phrasing import metric_title, number, points_of, ratio, settings_text, speed, verdict_of
 from lit_compress.report.save import save_report
-from lit_compress.report.screen import screen_table
 from lit_compress.report.section import Section, Table
 from lit_compress.report.size import sparsity_of
+from lit_compress.report.summary import own_name, reference
+from lit_compress.report.terminal import screen_table
 from lit_compress.sources import resolve_package
 
 __all__ = ["check_comparison", "compare", "compare_runs", "comparison_tables", "named_runs"]

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lit_compress.report.drawing import ACCENT, INK, MUTED, bare, chart
-from lit_compress.report.headline import own_name
+from lit_compress.report.summary import own_name
 from lit_compress.tasks import ClassificationTask, Outcomes, Task
 
 __all__ = ["confusion", "confusion_figure"]

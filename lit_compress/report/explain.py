@@ -14,7 +14,7 @@ from lit_compress.models.fused_report import describe_fused
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.ops.dispatch import WITHOUT_KERNELS
 from lit_compress.ops.product_times import device_named
-from lit_compress.report.screen import screen_table
+from lit_compress.report.terminal import screen_table
 from lit_compress.sources import check_safetensors, resolve_source
 
 __all__ = ["explain", "explanation", "print_explanation"]

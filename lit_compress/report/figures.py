@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from lit_compress.report.confusion import confusion_figure
 from lit_compress.report.curves import curves_figure
 from lit_compress.report.drawing import ACCENT, BAD, DENSE, GOOD, INK, MUTED, PAPER, bare, chart
-from lit_compress.report.headline import own_name, reference, title_of
 from lit_compress.report.phrasing import bytes_text, direction, metric_title, points_of, ratio
+from lit_compress.report.summary import own_name, reference, title_of
 
 __all__ = ["FIGURES", "figures"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from lit_compress.report.rounds import undisturbed_rounds
+from lit_compress.report.timing_rounds import undisturbed_rounds
 
 __all__ = ["latencies", "median_latency"]
 

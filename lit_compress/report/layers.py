@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
 from lit_compress.functional.masks import sparsity
-from lit_compress.models.groups import KINDS, removable_groups
+from lit_compress.models.heads_and_neurons import KINDS, removable_groups
 from lit_compress.models.layout import embedding_tables, layer_linears
 from lit_compress.nn.factorized import factorized_embeddings
 from lit_compress.report.size import tensor_size

@@ -23,14 +23,14 @@ from lit_compress.nn.quantizers import FakeQuantizer
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.bootstrap import compare_outcomes
 from lit_compress.report.calibration import calibration
-from lit_compress.report.card import print_table
-from lit_compress.report.changed import changed_answers
+from lit_compress.report.changed_predictions import changed_answers
 from lit_compress.report.confusion import confusion
 from lit_compress.report.curves import training_curves
 from lit_compress.report.exported import exports_in
 from lit_compress.report.latency import latencies
 from lit_compress.report.layers import describe_layers
 from lit_compress.report.machine import command_line, machine
+from lit_compress.report.markdown import print_table
 from lit_compress.report.model_card import update_model_card
 from lit_compress.report.save import save_report
 from lit_compress.report.size import model_size

@@ -11,9 +11,9 @@ from huggingface_hub import EvalResult, ModelCard
 
 from lit_compress.errors import UserError, first_line
 from lit_compress.files import atomic_file
-from lit_compress.report.card import section, table
-from lit_compress.report.headline import own_name
+from lit_compress.report.markdown import section, table
 from lit_compress.report.sections import again, cost, done, gain, where
+from lit_compress.report.summary import own_name
 
 __all__ = ["update_model_card", "with_results"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError, first_line
 from lit_compress.extras import MissingPackage, optional
 from lit_compress.models.folder import model_outline

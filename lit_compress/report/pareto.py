@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, PAPER, bare, chart
-from lit_compress.report.headline import own_name
 from lit_compress.report.phrasing import points_of
+from lit_compress.report.summary import own_name
 
 __all__ = ["Group", "groups_of", "pareto_figure", "pareto_front"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from lit_compress.files import atomic_folder
-from lit_compress.report.card import markdown
 from lit_compress.report.drawing import pixels, png, svg
 from lit_compress.report.figures import figures
-from lit_compress.report.page import page
+from lit_compress.report.html_page import page
+from lit_compress.report.markdown import markdown
 from lit_compress.report.tensorboard import write_events
 
 __all__ = ["save_report"]

@@ -6,12 +6,12 @@ from itertools import groupby
 from typing import Any
 
 from lit_compress.report.bootstrap import FEW_CHANGES
-from lit_compress.report.changed import changed
+from lit_compress.report.changed_predictions import changed
 from lit_compress.report.curves import training
 from lit_compress.report.exported import exported
-from lit_compress.report.headline import Results, basis, cautions, own_name, reference, title_of, verdict_lines
 from lit_compress.report.phrasing import amount, bytes_text, metric_title, number, points_of, ratio, settings_text
 from lit_compress.report.section import Section, Table
+from lit_compress.report.summary import Results, basis, cautions, own_name, reference, title_of, verdict_lines
 
 __all__ = ["again", "cost", "done", "gain", "sections", "where"]
 

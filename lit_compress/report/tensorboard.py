@@ -2,7 +2,7 @@
 
 The events lie in the report's folder, so that a new report replaces them. TensorBoard shows that folder as a run of its
 own, ``<run>/report``; the table of hyper-parameters finds its metrics there because the fit says so in
-:func:`lit_compress.report.experiment.experiment`.
+:func:`lit_compress.report.hyperparameters.experiment`.
 """
 
 from collections.abc import Mapping
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_compress.report.card import cell
-from lit_compress.report.headline import cautions, own_name, verdict_lines
+from lit_compress.report.markdown import cell
 from lit_compress.report.size import sparsity_of
+from lit_compress.report.summary import cautions, own_name, verdict_lines
 
 __all__ = ["final_metrics", "write_events"]
 

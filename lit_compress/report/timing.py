@@ -19,7 +19,7 @@ from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
 from lit_compress.report.machine import instruction_sets
-from lit_compress.report.rounds import undisturbed_rounds
+from lit_compress.report.timing_rounds import undisturbed_rounds
 from lit_compress.serve.engines import (
     ENGINES,
     EngineName,
@@ -214,7 +214,7 @@ def measure(
 ) -> None:
     """Time every case at every shape; calls are interleaved, each after others that are not measured.
 
-    Rounds that something else disturbed are made again, see :mod:`~lit_compress.report.rounds`. Every case gets
+    Rounds that something else disturbed are made again, see :mod:`~lit_compress.report.timing_rounds`. Every case gets
     ``results["times"]``: for each shape milliseconds of every call that counts, median, 90th percentile and rows per
     second.
 

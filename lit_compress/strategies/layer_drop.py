@@ -17,9 +17,9 @@ from lit_compress.functional.layer_selection import (
     keep_highest,
     weight_score,
 )
+from lit_compress.models.drop_layers import depth, drop_layers, kept_layers
+from lit_compress.models.layer_similarity import similarity_sums
 from lit_compress.models.layout import encoder_layers, layout_of
-from lit_compress.models.shrink import depth, drop_layers, kept_layers
-from lit_compress.models.similarity import similarity_sums
 from lit_compress.nn.gates import gated_layers
 from lit_compress.strategies.strategy import Strategy, amount_of, check_amount, student_of, tell_if_little
 from lit_compress.tasks.batch import rows_of

@@ -13,7 +13,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.patterns import BalancedBlocks, Pattern, Scope, parse_pattern, wrong_option
 from lit_compress.functional.permutation import neuron_order
 from lit_compress.functional.schedules import Constant, Cosine, Cubic, Linear
-from lit_compress.models.groups import KINDS, Groups, Kind, permute_groups, removable_groups
+from lit_compress.models.heads_and_neurons import KINDS, Groups, Kind, permute_groups, removable_groups
 from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.strategies.distributed_weights import full_tensor, full_weight, write_weight

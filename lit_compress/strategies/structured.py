@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lit_compress.errors import UserError
-from lit_compress.models.groups import Groups, Kind
+from lit_compress.models.heads_and_neurons import Groups, Kind
 from lit_compress.strategies.importance import Magnitude, Taylor
 from lit_compress.strategies.pruning import Pruning
 from lit_compress.strategies.strategy import amount_of, check_amount

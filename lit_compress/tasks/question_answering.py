@@ -13,7 +13,7 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 from transformers import AutoModelForQuestionAnswering, PretrainedConfig
 
-from lit_compress.functional.answers import answer_scores, best_threshold, words_of
+from lit_compress.functional.answer_scores import answer_scores, best_threshold, words_of
 from lit_compress.functional.spans import best_spans
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, divide
@@ -147,7 +147,7 @@ class AnswerScore(Metric):
     gather) with its best span, and the best of a question's windows is its answer. Where a question may have no answer
     that is the prediction when the least score of "none" among the windows is above the best span's. There are then
     also ``best_f1`` and ``best_exact``, those with the best threshold, and ``best_f1_threshold``, which that is for F1;
-    :func:`~lit_compress.functional.answers.best_threshold`.
+    :func:`~lit_compress.functional.answer_scores.best_threshold`.
 
     Args:
         n_best: starts and ends that are combined to spans.

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import PREVIOUS
-from lit_compress.training.claim import Claim
+from lit_compress.training.run_lock import Claim
 from lit_compress.training_steps import stepped
 
 __all__ = ["LastCheckpoint", "WholeCheckpoints"]

@@ -25,10 +25,10 @@ from lit_compress.init_args import settings_of
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.packed import check_trainable
 from lit_compress.modules.encoder import LitEncoder
-from lit_compress.training.claim import Claim, claim, discard
-from lit_compress.training.record import RunRecord, is_written
 from lit_compress.training.resume import check_length, check_resumed
-from lit_compress.training.stopping import StopOnSignal, Stopped, is_requeued
+from lit_compress.training.run_lock import Claim, claim, discard
+from lit_compress.training.run_record import RunRecord, is_written
+from lit_compress.training.signals import StopOnSignal, Stopped, is_requeued
 from lit_compress.training.trainer import DEFAULTS, make_trainer
 from lit_compress.training.trainer_options import check_callbacks, check_seed, told_in_one_line
 

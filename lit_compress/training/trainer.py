@@ -15,7 +15,7 @@ from lit_compress.progress import progress_bar
 from lit_compress.strategies.after_compression import after_compression
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.training.checkpoints import LastCheckpoint, WholeCheckpoints
-from lit_compress.training.claim import Claim
+from lit_compress.training.run_lock import Claim
 from lit_compress.training.trainer_options import checked_trainer
 
 __all__ = ["DEFAULTS", "make_trainer"]

@@ -34,7 +34,7 @@ def _rows(repetitions: int) -> str:
 @pytest.fixture(scope="module", autouse=True)
 def _few_steps():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lit_compress.auto.times._LEAST", 6)
+        patch.setattr("lit_compress.auto.time_budget._LEAST", 6)
         yield
 
 
@@ -96,7 +96,7 @@ def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, d
 
 def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, capsys, monkeypatch):
     silenced = []
-    monkeypatch.setattr("lit_compress.quiet.quieten", lambda: silenced.append(True))  # bars of other libraries
+    monkeypatch.setattr("lit_compress.log_filters.quieten", lambda: silenced.append(True))  # bars of other libraries
     files = [f"--train={family}/train.csv", f"--val={family}/val.csv", f"--run={tmp_path}/plan"]
     main(["compress", f"--model={deep_model}", *files, "--speedup=1.3", "--threads=1", "--shape=4x32", "--dry-run"])
     said = capsys.readouterr().out

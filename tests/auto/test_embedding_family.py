@@ -45,7 +45,7 @@ def model(tiny_model, tmp_path_factory):
 
 
 def test_a_family_of_a_sentence_encoder(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_compress.auto.times._LEAST", 6)
+    monkeypatch.setattr("lit_compress.auto.time_budget._LEAST", 6)
     monkeypatch.chdir(tmp_path)
     Path("train.tsv").write_text(pairs(12))
     Path("val.tsv").write_text(pairs(6))

@@ -11,7 +11,7 @@ import torch
 import yaml
 from contracts.training import data_config, differences, student_config
 
-from lit_compress.data.logit_store import LogitStore
+from lit_compress.data.logit_cache import LogitStore
 from lit_compress.export import load_checkpoint
 
 REPOSITORY = Path(__file__).parent.parent.parent

@@ -10,7 +10,7 @@ from contracts.training import student_config
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.cli import main
-from lit_compress.models.groups import KINDS, removable_groups
+from lit_compress.models.heads_and_neurons import KINDS, removable_groups
 
 
 def member(folder, teacher, tiny_data, pretrained, layer_map, keep, heads, neurons):

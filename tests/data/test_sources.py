@@ -13,7 +13,7 @@ from sentencepiece import SentencePieceTrainer
 from torch.nn import functional as F
 
 from lit_compress.data import LengthGroupedBatches, MultiLabelClassification, TextClassification, TokenClassification
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
 
 TEXTS = ["good film", "bad film", "a great story", "the plot was awful", "a good story", "the film was dull"]

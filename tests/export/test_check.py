@@ -28,7 +28,7 @@ import lit_compress.export.examples
 import lit_compress.export.onnx
 from lit_compress.cli import main
 from lit_compress.data import MaskedLanguageModeling, TextClassification
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
 from lit_compress.export.check import (

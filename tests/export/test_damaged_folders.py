@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
 from lit_compress.models.folder import load_whole_model
-from lit_compress.models.groups import removable_groups, remove_groups
+from lit_compress.models.heads_and_neurons import removable_groups, remove_groups
 from lit_compress.models.shapes import update_config
 
 

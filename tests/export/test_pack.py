@@ -18,20 +18,20 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from lit_compress.errors import UserError
 from lit_compress.export import fold, from_source, pack, save_folder, save_packed, write
+from lit_compress.export.activation_ranges import Ranges
 from lit_compress.export.command import export
 from lit_compress.export.pack import packed_bytes
-from lit_compress.export.ranges import Ranges
 from lit_compress.functional import nm_mask, unstructured_mask
 from lit_compress.functional.masks import expand_blocks
 from lit_compress.models import layer_linears
+from lit_compress.models.drop_layers import drop_layers
 from lit_compress.models.folder import load_whole_model
 from lit_compress.models.fused import unfuse
-from lit_compress.models.groups import remove_heads, remove_neurons
+from lit_compress.models.heads_and_neurons import remove_heads, remove_neurons
 from lit_compress.models.hf_quantizer import LitCompressConfig, LitCompressQuantizer
 from lit_compress.models.pack import choose_layout
 from lit_compress.models.packed import packed_linears, packed_of
 from lit_compress.models.shapes import update_config
-from lit_compress.models.shrink import drop_layers
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.ops.dispatch import forced

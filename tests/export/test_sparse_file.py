@@ -15,7 +15,7 @@ from transformers import (
 from transformers.quantizers import auto
 
 from lit_compress.export import fold, from_source, from_student, write
-from lit_compress.models.groups import removable_groups, remove_groups
+from lit_compress.models.heads_and_neurons import removable_groups, remove_groups
 from lit_compress.models.shapes import update_config
 from lit_compress.nn.factorized import FactorizedEmbedding
 

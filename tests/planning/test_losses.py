@@ -8,9 +8,9 @@ from models.families import FAMILIES, build
 from torch.nn import functional as F
 
 from lit_compress.functional import head_scores, logit_kl, neuron_scores
-from lit_compress.models.groups import removable_groups, remove_groups
+from lit_compress.models.drop_layers import drop_layers
+from lit_compress.models.heads_and_neurons import removable_groups, remove_groups
 from lit_compress.models.layout import LAYOUTS
-from lit_compress.models.shrink import drop_layers
 from lit_compress.planning.losses import measure_losses
 from lit_compress.planning.plan import Losses
 from lit_compress.planning.structure import LayerShape

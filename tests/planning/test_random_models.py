@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lit_compress.errors import UserError
-from lit_compress.models.groups import removable_groups
+from lit_compress.models.heads_and_neurons import removable_groups
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.planning import random_models
 from lit_compress.planning.random_models import (

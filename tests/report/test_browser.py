@@ -12,8 +12,8 @@ from report.browser import browser, needs_chromium
 from report.results import results
 from torch.utils.tensorboard import SummaryWriter
 
-from lit_compress.report.experiment import experiment
 from lit_compress.report.figures import FIGURES
+from lit_compress.report.hyperparameters import experiment
 from lit_compress.report.save import save_report
 
 pytestmark = needs_chromium

@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification
 from lit_compress import commands
 from lit_compress.cli import main
 from lit_compress.report.accuracy import evaluate_units
-from lit_compress.report.card import rows
 from lit_compress.report.figures import FIGURES
+from lit_compress.report.markdown import rows
 from lit_compress.report.measure import measure_run, report
 
 

@@ -4,7 +4,7 @@ from report.results import HOSTILE, results
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from lit_compress.report.experiment import experiment
+from lit_compress.report.hyperparameters import experiment
 from lit_compress.report.tensorboard import final_metrics, write_events
 
 PICTURES = {"size": np.zeros((4, 6, 3), np.uint8), "latency": np.full((5, 5, 3), 200, np.uint8)}

@@ -12,7 +12,7 @@ from contracts.training import STEPS, data, fit, student
 from lightning.pytorch import Callback
 from models.families import build
 
-from lit_compress.models.groups import removable_groups
+from lit_compress.models.heads_and_neurons import removable_groups
 from lit_compress.modules import LitStudent, ScorePenalty
 from lit_compress.nn import compressible_layers, make_compressible
 from lit_compress.strategies import Activations, Fisher, Function, MagnitudePruning, Movement, Pruning, Taylor

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from lit_compress import cli
-from lit_compress.export.ranges import layers_of_static_inputs
+from lit_compress.export.activation_ranges import layers_of_static_inputs
 from lit_compress.models.packed import packed_linears
 from lit_compress.nn import CompressibleLinear
 from lit_compress.planning import measure_latency

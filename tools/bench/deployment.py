@@ -31,12 +31,12 @@ import torch
 from jsonargparse import auto_cli
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.export.command import write
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
 from lit_compress.models.folded import Folded
-from lit_compress.models.groups import removable_groups
+from lit_compress.models.heads_and_neurons import removable_groups
 from lit_compress.models.shapes import update_config
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.report.timing import Case, cases_of, measure

@@ -40,10 +40,10 @@ from transformers import AutoModel, PreTrainedModel
 
 from lit_compress.errors import first_line
 from lit_compress.export import pack
-from lit_compress.export.ranges import PERCENTILE, calibrate, layers_of_static_inputs
+from lit_compress.export.activation_ranges import PERCENTILE, calibrate, layers_of_static_inputs
 from lit_compress.models import drop_layers, layer_linears, remove_heads, remove_neurons
 from lit_compress.models.fused import FusedEncoder, fuse
-from lit_compress.models.groups import KINDS, removable_groups
+from lit_compress.models.heads_and_neurons import KINDS, removable_groups
 from lit_compress.models.pack import Ranges
 from lit_compress.ops.dispatch import forced
 from tools.bench.baselines import Batch, Forward, candidates, captured, faults, forward, kernel_names, torchao_models

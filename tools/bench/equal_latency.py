@@ -22,10 +22,10 @@ from jsonargparse import auto_cli
 
 from lit_compress.auto.compress import train_stages
 from lit_compress.auto.job import begin
+from lit_compress.auto.measure import verify
 from lit_compress.auto.plans import Planned
 from lit_compress.auto.request import Request
 from lit_compress.auto.stages import member_stage
-from lit_compress.auto.verify import verify
 from lit_compress.errors import UserError
 from lit_compress.planning.latency import LatencyTable
 from lit_compress.planning.random_models import dense_structure

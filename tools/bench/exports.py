@@ -24,7 +24,7 @@ import torch
 from jsonargparse import auto_cli
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.export.command import Format, write
 from lit_compress.export.graph_form import round_tables, round_weights
 from lit_compress.models.folded import Folded

@@ -24,7 +24,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from lit_compress.data import TextClassification
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.models import load_classifier
 from lit_compress.modules import LitEncoder, LitStudent, LitTeacher
 from lit_compress.nn import FrozenTeacher

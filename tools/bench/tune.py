@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from triton.runtime.errors import OutOfResources
 
 from lit_compress.ops import launch, measured
-from lit_compress.ops.library_product import library_product
+from lit_compress.ops.cublaslt import library_product
 from lit_compress.ops.linear import LinearArguments
 from tools import aot
 from tools.bench import kernels as bench

@@ -7,7 +7,7 @@ from torch import Tensor
 from lit_compress.errors import UserError
 from lit_compress.functional.movement import threshold_mask
 from lit_compress.functional.patterns import Pattern
-from lit_compress.models.groups import Kind
+from lit_compress.models.heads_and_neurons import Kind
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.strategies.distributed_weights import full_tensor
 from lit_compress.strategies.importance.importance import Importance, Sample

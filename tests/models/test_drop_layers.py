@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, A
 from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.models import drop_layers, encoder_layers, kept_layers, layout_of
-from lit_compress.models.shrink import depth, restore_layers
+from lit_compress.models.drop_layers import depth, restore_layers
 from lit_compress.nn.gates import add_layer_gate, gated_layers, layer_gate
 
 

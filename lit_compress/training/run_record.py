@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_compress.data.same_tokens import check_tokenizer
 from lit_compress.data.text_data import TextData
+from lit_compress.data.tokenizer_check import check_tokenizer
 from lit_compress.export.run_folder import TOKENIZER
 from lit_compress.files import atomic_file, atomic_folder, begins
-from lit_compress.report.experiment import experiment
+from lit_compress.report.hyperparameters import experiment
 
 __all__ = ["RunRecord", "flat_settings", "is_written"]
 

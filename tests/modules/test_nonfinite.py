@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_compress.errors import UserError
 from lit_compress.modules import Distillation, LitStudent, Optimization, encoder
-from lit_compress.modules.watch import LossWatch, all_or_nan
+from lit_compress.modules.nonfinite import LossWatch, all_or_nan
 from lit_compress.tasks import IGNORED, Batch
 from lit_compress.tasks.batch import count_of, counted, tied
 

@@ -18,15 +18,15 @@ from lightning.pytorch import Callback
 from lit_compress import LitStudent, TextClassification, fit
 from lit_compress.cli import main
 from lit_compress.files import atomic_folder
-from lit_compress.training import claim as module
+from lit_compress.training import run_lock as module
 from lit_compress.training.checkpoints import WholeCheckpoints
-from lit_compress.training.claim import claim, discard
+from lit_compress.training.run_lock import claim, discard
 
 HOLD = """
 import sys
 from pathlib import Path
 
-from lit_compress.training import claim as module
+from lit_compress.training import run_lock as module
 
 module._LEASE, module._SIGN = 3.0, 0.5
 run = Path(sys.argv[1])

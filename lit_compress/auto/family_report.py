@@ -12,13 +12,13 @@ from rich.console import Console
 
 from lit_compress.console import say
 from lit_compress.files import atomic_file, begins, check_file
-from lit_compress.report.card import cell, section
 from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, bare, chart, svg
-from lit_compress.report.page import render
+from lit_compress.report.html_page import render
+from lit_compress.report.markdown import cell, section
 from lit_compress.report.pareto import pareto_front
 from lit_compress.report.phrasing import number
-from lit_compress.report.screen import screen_table
 from lit_compress.report.section import Section, Table
+from lit_compress.report.terminal import screen_table
 
 __all__ = ["check_page", "save_page", "speed_axis", "table"]
 

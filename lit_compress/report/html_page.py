@@ -6,9 +6,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from lit_compress.report.headline import basis, cautions, highlights, verdict_lines
 from lit_compress.report.section import Section
 from lit_compress.report.sections import sections
+from lit_compress.report.summary import basis, cautions, highlights, verdict_lines
 
 __all__ = ["page", "render"]
 

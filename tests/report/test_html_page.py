@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from report.results import HOSTILE, IMAGE, MATH, NEW, results
 
-from lit_compress.report.card import cell, markdown
 from lit_compress.report.drawing import pixels, svg
 from lit_compress.report.figures import FIGURES, figures
-from lit_compress.report.headline import highlights
+from lit_compress.report.html_page import page
+from lit_compress.report.markdown import cell, markdown
 from lit_compress.report.model_card import with_results
-from lit_compress.report.page import page
 from lit_compress.report.sections import sections
+from lit_compress.report.summary import highlights
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 

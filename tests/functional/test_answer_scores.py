@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lit_compress.functional.answers import answer_scores, best_threshold
+from lit_compress.functional.answer_scores import answer_scores, best_threshold
 
 
 @pytest.mark.parametrize(

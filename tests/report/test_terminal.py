@@ -1,7 +1,7 @@
 import pytest
 from rich.console import Console
 
-from lit_compress.report.screen import screen_table
+from lit_compress.report.terminal import screen_table
 
 HEADER = ("name", "encoder sparsity", "what it says", "ms")
 ROWS = [

@@ -2,7 +2,7 @@ from itertools import count
 
 import pytest
 
-from lit_compress.report.rounds import undisturbed, undisturbed_rounds
+from lit_compress.report.timing_rounds import undisturbed, undisturbed_rounds
 
 
 def played(rounds):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_compress.console import say
-from lit_compress.data.text import load_tokenizer
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.data.vocabulary import kept_ids, trimmed
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.source import from_source

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from lit_compress.report.card import markdown, print_table, rows
+from lit_compress.report.markdown import markdown, print_table, rows
 
 
 def size(parameters, nonzeros, dense, values, index):

@@ -15,7 +15,7 @@ from filelock import OwnerRecord, SoftFileLease, Timeout
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import TOKENIZER
 from lit_compress.files import begins, check_file, check_folder
-from lit_compress.training.record import is_written
+from lit_compress.training.run_record import is_written
 
 __all__ = ["LOCK", "Claim", "check_new", "claim", "discard", "has_begun"]
 

@@ -13,7 +13,7 @@ from contracts.training import differences, student_config
 
 from lit_compress.cli import main
 from lit_compress.export import load_checkpoint
-from lit_compress.training.stopping import StopOnSignal
+from lit_compress.training.signals import StopOnSignal
 
 # Sends signals to its own process in a hook, at a batch of the run.
 SENDER = """

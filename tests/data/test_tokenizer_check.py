@@ -22,7 +22,7 @@ from transformers import (
 
 from lit_compress.cli import main
 from lit_compress.data import MaskedLanguageModeling, QuestionAnswering, TextClassification, TokenClassification
-from lit_compress.data.same_tokens import check_tokenizer
+from lit_compress.data.tokenizer_check import check_tokenizer
 from lit_compress.errors import UserError
 
 NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}

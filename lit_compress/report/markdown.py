@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_compress.report.figures import FIGURES
-from lit_compress.report.headline import basis, cautions, reference, verdict_lines
 from lit_compress.report.phrasing import metric_title, ratio
 from lit_compress.report.section import Section
 from lit_compress.report.sections import sections
+from lit_compress.report.summary import basis, cautions, reference, verdict_lines
 
 __all__ = ["cell", "markdown", "print_table", "rows", "section", "table"]
 

@@ -9,7 +9,7 @@ from contracts.training import student_config
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.cli import main
-from lit_compress.models.card_head import base_metadata, card_head
+from lit_compress.models.model_card import base_metadata, card_head
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 import lit_compress.data
-from lit_compress import first_look
-from lit_compress.data.text import load_table
+from lit_compress import early_checks
+from lit_compress.data.tables import load_table
+from lit_compress.early_checks import check_files
 from lit_compress.errors import UserError
-from lit_compress.first_look import check_files
 
 ROOT = Path(__file__).parents[1]
 TABLE = "text,label\na film,1\na story,0\n"
@@ -184,8 +184,8 @@ def test_the_columns_are_those_of_the_classes():
     # Of these the columns depend on the split, which they say themselves.
     by_split = {"RankedPairs", "SentencePairs", "SentenceTexts"}
     modules = {name for name in lit_compress.data.__all__ if "train_file" in parameters(name)}
-    assert {*first_look.COLUMNS} == modules - by_split
-    for name, columns in first_look.COLUMNS.items():
+    assert {*early_checks.COLUMNS} == modules - by_split
+    for name, columns in early_checks.COLUMNS.items():
         assert {option: parameters(name).get(option, ("text",)) for option in columns} == columns
 
 

@@ -3,7 +3,7 @@ import gzip
 import pytest
 from datasets import Dataset
 
-from lit_compress.data.text import load_table, load_tokenizer, tokenize
+from lit_compress.data.tables import load_table, load_tokenizer, tokenize
 from lit_compress.errors import UserError
 
 KEY = "data.train_file"

@@ -3,7 +3,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from lit_compress.data.logit_store import LogitStore, model_digest, rows_digest
+from lit_compress.data.logit_cache import LogitStore, model_digest, rows_digest
 from lit_compress.errors import UserError
 
 

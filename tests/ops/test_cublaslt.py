@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lit_compress.ops import dispatch, library_product, linear, measured, reference
+from lit_compress.ops import cublaslt, dispatch, linear, measured, reference
 from lit_compress.ops.linear import LinearArguments
 from lit_compress.ops.rows import quantize_rows
 
@@ -26,7 +26,7 @@ def product(rows=32, outputs=48, inputs=64, dtype=FP8, per_row=True, **changed):
 def faster(tmp_path, monkeypatch):
     """As if a GPU were here on which the library takes 10 us, and our kernel so many."""
     monkeypatch.setenv(measured.VARIABLE, str(tmp_path))
-    monkeypatch.setattr(library_product, "device_name", lambda kind, index: GPU)
+    monkeypatch.setattr(cublaslt, "device_name", lambda kind, index: GPU)
 
     def write(kernel_us, **more):
         shape = {"device": GPU, "format": "dense", "dtype": "fp8", "outputs": 48, "inputs": 64, "rows": 32}
@@ -35,7 +35,7 @@ def faster(tmp_path, monkeypatch):
         forget()
 
     def forget():
-        for cached in (measured._rows, measured._times, library_product._is_faster, dispatch._decide):
+        for cached in (measured._rows, measured._times, cublaslt._is_faster, dispatch._decide):
             cached.cache_clear()
 
     yield write
@@ -46,16 +46,14 @@ def faster(tmp_path, monkeypatch):
 @pytest.mark.parametrize("changed", [{}, {"per_row": False}, {"bias": None}, {"rows": 1}], ids=str)
 def test_the_library_computes_what_the_kernel_does(changed):
     of = product(**changed)
-    torch.testing.assert_close(
-        library_product.library_product(of), reference.quantized_linear(*of), rtol=2**-7, atol=2**-7
-    )
+    torch.testing.assert_close(cublaslt.library_product(of), reference.quantized_linear(*of), rtol=2**-7, atol=2**-7)
 
 
 def test_a_row_that_is_not_finite_spoils_no_other():
     of = product()
     q_scale = of.q_scale.clone()
     q_scale[3] = torch.nan
-    y = library_product.library_product(of._replace(q_scale=q_scale))
+    y = cublaslt.library_product(of._replace(q_scale=q_scale))
     assert y[3].isnan().all()
     assert y[:3].isfinite().all()
     assert y[4:].isfinite().all()
@@ -63,12 +61,12 @@ def test_a_row_that_is_not_finite_spoils_no_other():
 
 def test_it_is_taken_where_it_was_faster(faster):
     faster(20.0, library_us=10.0)
-    assert library_product.is_faster(product())
-    assert not library_product.is_faster(product(rows=33))
+    assert cublaslt.is_faster(product())
+    assert not cublaslt.is_faster(product(rows=33))
     faster(9.0, library_us=10.0)
-    assert not library_product.is_faster(product())
+    assert not cublaslt.is_faster(product())
     faster(20.0)
-    assert not library_product.is_faster(product())
+    assert not cublaslt.is_faster(product())
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_it_is_taken_where_it_was_faster(faster):
 )  # fmt: skip
 def test_it_is_not_taken_where_something_follows_or_it_cannot(changed, faster):
     faster(20.0, library_us=10.0)
-    assert not library_product.is_faster(product(**changed))
+    assert not cublaslt.is_faster(product(**changed))
 
 
 def test_operators_ask_for_it(faster, monkeypatch):
@@ -88,4 +86,4 @@ def test_operators_ask_for_it(faster, monkeypatch):
     faster(20.0, library_us=10.0)
     of = product()
     taken = linear.quantized_linear(*of)
-    torch.testing.assert_close(taken, library_product.library_product(of), rtol=0, atol=0)
+    torch.testing.assert_close(taken, cublaslt.library_product(of), rtol=0, atol=0)

@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from lit_compress.data.text_data import TextData
-from lit_compress.report.headline import own_name
 from lit_compress.report.section import Section, Table
+from lit_compress.report.summary import own_name
 from lit_compress.tasks import Outcomes
 
 __all__ = ["changed", "changed_answers"]

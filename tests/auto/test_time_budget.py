@@ -1,7 +1,7 @@
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from lit_compress.auto.times import START, steps_of, training_seconds
+from lit_compress.auto.time_budget import START, steps_of, training_seconds
 
 SECONDS = {"teacher": 0.1, "int8": 0.2, "member": 0.2}
 KINDS = {"int8": "int8", "4x": "member", "8x": "member"}

@@ -4,7 +4,7 @@ import pytest
 from auto.family import family
 
 from lit_compress.auto.choose import choose, loss_of
-from lit_compress.auto.page import save_page, table
+from lit_compress.auto.family_report import save_page, table
 from lit_compress.errors import UserError
 
 

@@ -19,7 +19,13 @@ from transformers import (
 from lit_compress.errors import UserError
 from lit_compress.export import fold
 from lit_compress.models import load_classifier, remove_heads, remove_neurons
-from lit_compress.models.groups import column_mask, permute_groups, removable_groups, remove_from_layers, remove_groups
+from lit_compress.models.heads_and_neurons import (
+    column_mask,
+    permute_groups,
+    removable_groups,
+    remove_from_layers,
+    remove_groups,
+)
 from lit_compress.models.shapes import apply_shapes, describe_shapes
 from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
 from lit_compress.nn.embedding import CompressibleEmbedding

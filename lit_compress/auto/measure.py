@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_compress.auto.choose import choose, loss_of
+from lit_compress.auto.family_report import save_page
 from lit_compress.auto.job import DENSE, Job
-from lit_compress.auto.page import save_page
 from lit_compress.auto.plans import Planned, describe
 from lit_compress.data.text_data import TextData
 from lit_compress.export.command import export

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from lit_compress.errors import UserError
-from lit_compress.export.ranges import calibrate, layers_of_static_inputs
+from lit_compress.export.activation_ranges import calibrate, layers_of_static_inputs
 from lit_compress.models.manifest_file import manifest_with_scales
 from lit_compress.models.pack import Ranges, ranges_of
 from lit_compress.strategies import QuantAwareTraining

@@ -10,8 +10,8 @@ from report.results import HOSTILE, results
 from torch.nn.functional import one_hot
 
 from lit_compress.report.accuracy import Recorder
-from lit_compress.report.card import markdown
-from lit_compress.report.changed import changed, changed_answers
+from lit_compress.report.changed_predictions import changed, changed_answers
+from lit_compress.report.markdown import markdown
 from lit_compress.report.model_card import with_results
 from lit_compress.tasks import IGNORED
 

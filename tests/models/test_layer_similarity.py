@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from lit_compress.models import layout_of
-from lit_compress.models.similarity import similarity_sums
+from lit_compress.models.layer_similarity import similarity_sums
 
 
 def measure(model, *batches):

@@ -13,13 +13,13 @@ from models.families import FAMILIES, batch, build
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
-import lit_compress.export.half
+import lit_compress.export.half_precision
 import lit_compress.export.onnx
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
 from lit_compress.export.command import export
-from lit_compress.export.half import HalfOptions, write_hf_half, write_onnx_half
+from lit_compress.export.half_precision import HalfOptions, write_hf_half, write_onnx_half
 from lit_compress.strategies import MagnitudePruning
 
 FP16 = partial(write_hf_half, options=HalfOptions(dtype="fp16"))
@@ -73,17 +73,17 @@ def test_a_run_is_compared_on_its_validation_data(to, finished, tmp_path, capsys
 
 @pytest.mark.parametrize("to", ["hf", "onnx"])
 def test_a_model_that_computes_something_else_is_refused(to, finished, tmp_path, monkeypatch):
-    rounded = lit_compress.export.half._round
+    rounded = lit_compress.export.half_precision._round
 
     def wrong(model, dtype):
         rounded(model, dtype)
         with torch.no_grad():
             model.classifier.weight.mul_(-1)
 
-    monkeypatch.setattr(lit_compress.export.half, "_round", wrong)
+    monkeypatch.setattr(lit_compress.export.half_precision, "_round", wrong)
     with pytest.raises(UserError, match="differs from PyTorch"):
         export(run=str(finished), to=to, dtype="fp16", output=str(tmp_path / "out"))
-    for module in (lit_compress.export.half, lit_compress.export.onnx):
+    for module in (lit_compress.export.half_precision, lit_compress.export.onnx):
         monkeypatch.setattr(module, "check_structure", lambda *given, **options: None)
     with pytest.raises(UserError, match="The difference begins in the head; export in fp32"):
         export(run=str(finished), to=to, dtype="fp16", strict=True, output=str(tmp_path / "out"))
