@@ -29,16 +29,18 @@ from typing import Any
 from jsonargparse import auto_cli
 
 from lit_compress.errors import UserError
+from lit_compress.export.run_folder import run_config
 from lit_compress.recipe import load_recipe, recipe, run_stage
 from lit_compress.report.machine import machine
-from lit_compress.report.measure import report
+from lit_compress.report.measure import dense_of, report
 from lit_compress.report.size import sparsity_of
 from lit_compress.report.summary import own_name, reference
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
 from tools.reproduce_jobs import DENSE, FAMILY, Job, Settings, data_of, filled, has_row, left_of, once
-from tools.reproduce_plan import MINILM, TEACHER, plan_of
+from tools.reproduce_plan import MASKED_WORDS, MINILM, TEACHER, plan_of
 from tools.reproduce_table import add_rows, read_rows, write_table
+from tools.served import served
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tools" / "results.csv"
@@ -56,7 +58,9 @@ def main(
     limit: int | None = None,
     max_steps: int | None = None,
     minutes: float | None = None,
+    stages: Sequence[str] = (),
     gpu: bool = False,
+    bf16: bool = False,
     table: bool = True,
     plan: bool = False,
     dry_run: bool = False,
@@ -74,7 +78,9 @@ def main(
         limit: train on so many rows at most, which is said in the row.
         max_steps: train for so many optimizer steps at most, likewise.
         minutes: stop after so long; what takes longer by its earlier rows is not begun, and the next call goes on.
+        stages: names of a recipe's stages; all by default. Those that they begin with are done, too.
         gpu: train on a GPU, in bf16 where nothing is quantized.
+        bf16: the same on a processor, whose bf16 instructions make it about 1.8 times as fast.
         table: rewrite the table in docs/results.md.
         plan: print what is left, and how long it takes by rows of this device.
         dry_run: print the stages as they are run.
@@ -88,7 +94,9 @@ def main(
         runs=runs,
         limit=limit,
         max_steps=max_steps,
+        stages=tuple(stages),
         gpu=gpu,
+        bf16=bf16,
     )
     chosen = [
         (name, dataset, seed)
@@ -213,7 +221,12 @@ def _stage(job: Job, settings: Settings) -> list[dict[str, Any]]:
     if not has_row(job):
         return []
     report(str(stage.folder), stage.dense, batch_sizes=settings.plan.get("batch_sizes", [1, 32]))
-    return [row(job, settings, json.loads((stage.folder / "report" / "report.json").read_text()))]
+    found = row(job, settings, json.loads((stage.folder / "report" / "report.json").read_text()))
+    if settings.plan["data"][job.data]["data"]["class_path"] == MASKED_WORDS:
+        return [found]  # goes on to a task, and is deployed there
+    dense, _ = dense_of(run_config(str(stage.folder), {}), stage.dense)
+    tokens = settings.plan["data"][job.data]["data"]["init_args"]["max_length"]
+    return [found | served(stage.folder, Path(dense or stage.folder / "model"), found["metric"], tokens)]
 
 
 def _family(job: Job, settings: Settings) -> list[dict[str, Any]]:
@@ -316,6 +329,7 @@ def majority_of(metric: str, result: Mapping[str, Any]) -> float | str:
 def _common(job: Job, settings: Settings) -> dict[str, Any]:
     cuts = {"--model": settings.model if settings.model != MINILM else None, "--limit": settings.limit}
     cuts |= {"--max_steps": settings.max_steps, "--gpu": "true" if settings.gpu else None}
+    cuts |= {"--bf16": "true" if settings.bf16 else None}
     given = "".join(f" {key} {value}" for key, value in cuts.items() if value)
     return {
         "model": settings.model,

@@ -1,7 +1,7 @@
 """The trainings of a plan: which there are, each with the recipe that it is run by, and which are left to be done."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ class Settings:
         runs: folder of the runs.
         limit: training rows at most; None takes those of the plan.
         max_steps: optimizer steps of a training at most.
+        stages: names of those that get rows; none for all.
         gpu: train on a GPU, in bf16 where nothing is quantized.
+        bf16: train in bf16 where nothing is quantized.
         files: folder of the recipes as they are run; None is that of the runs.
 
     """
@@ -55,7 +57,9 @@ class Settings:
     runs: Path
     limit: int | None = None
     max_steps: int | None = None
+    stages: tuple[str, ...] = ()
     gpu: bool = False
+    bf16: bool = False
     files: Path | None = None
 
     @property
@@ -77,6 +81,7 @@ class Job:
         seed: of the training.
         stage: of the recipe; of a family, all of it.
         file: the recipe as it is run; None for a family.
+        begins_with: stages whose models it begins with or learns from.
 
     """
 
@@ -86,6 +91,7 @@ class Job:
     seed: int
     stage: str
     file: Path | None
+    begins_with: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return f"{self.recipe} {self.data} {self.stage} seed {self.seed}"
@@ -116,7 +122,13 @@ def left_of(
     """
     jobs = jobs_of(settings, name, dataset, seed)
     known = {tuple(line[key] for key in KEY) for line in rows}
-    missing = [job for job in jobs if has_row(job) and not _is_known(job, settings, known)]
+    missing = [
+        job
+        for job in jobs
+        if has_row(job)
+        and (not settings.stages or job.stage in settings.stages)
+        and not _is_known(job, settings, known)
+    ]
     if not missing:
         return []
     needed: list[Job] = []
@@ -124,9 +136,11 @@ def left_of(
         others = jobs_of(settings, needs["recipe"], needs["data"], seed)
         last = next(index for index, job in enumerate(others) if job.stage == needs["stage"])
         needed = [job for job in others[: last + 1] if not _is_finished(job)]
-    # What comes before the last one that is missing may be what it begins with.
-    own = jobs[: jobs.index(missing[-1]) + 1]
-    return [*needed, *(job for job in own if job in missing or not _is_finished(job))]
+    wanted = {job.stage for job in missing}
+    for job in reversed(jobs):  # a stage begins with earlier ones
+        if job.stage in wanted:
+            wanted |= job.begins_with
+    return [*needed, *(job for job in jobs if job in missing or (job.stage in wanted and not _is_finished(job)))]
 
 
 def jobs_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]:
@@ -134,6 +148,7 @@ def jobs_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]
     plan, base = settings.plan, settings.base
     groups: dict[Path, dict[str, Any]] = defaultdict(dict)
     stages = filled(stages_of(plan, name, dataset), settings, seed)
+    begins_with = {stage: frozenset(_stages_in(given)) for stage, given in stages.items()}
     for stage, given in stages.items():
         cut = _cut(given, settings) | {"seed_everything": seed}
         groups[place_of(stage, given, name, plan, dataset)][stage] = cut
@@ -148,10 +163,39 @@ def jobs_of(settings: Settings, name: str, dataset: str, seed: int) -> list[Job]
         _write_recipe(file, content)
         for stage in group:
             made[f"stage:{stage}"] = str(folder / stage / "model")
-            jobs.append(Job(recipe=name, dataset=dataset, data=place.parts[0], seed=seed, stage=stage, file=file))
+            jobs.append(
+                Job(
+                    recipe=name,
+                    dataset=dataset,
+                    data=place.parts[0],
+                    seed=seed,
+                    stage=stage,
+                    file=file,
+                    begins_with=begins_with[stage],
+                )
+            )
     if "family" in plan["recipes"][name]:
-        jobs.append(Job(recipe=name, dataset=dataset, data=dataset, seed=seed, stage=FAMILY, file=None))
+        jobs.append(
+            Job(
+                recipe=name,
+                dataset=dataset,
+                data=dataset,
+                seed=seed,
+                stage=FAMILY,
+                file=None,
+                begins_with=frozenset({TEACHER}),
+            )
+        )
     return jobs
+
+
+def _stages_in(value: Any) -> Iterator[str]:
+    """Names of the stages that settings refer to."""
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _stages_in(inner)
+    elif isinstance(value, str) and value.startswith("stage:"):
+        yield value.removeprefix("stage:")
 
 
 def _write_recipe(file: Path, content: dict[str, Any]) -> None:
@@ -214,6 +258,8 @@ def _cut(stage: dict[str, Any], settings: Settings) -> dict[str, Any]:
         known = stage.get("trainer", {}).get("max_steps", -1)
         changes["trainer"]["max_steps"] = settings.max_steps if known < 0 else min(known, settings.max_steps)
     if settings.gpu:
+        changes["trainer"] |= {"accelerator": "gpu", "devices": 1}
+    if settings.gpu or settings.bf16:
         integers = any(each["class_path"] == "QuantAwareTraining" for each in stage.get("compression") or ())
-        changes["trainer"] |= {"accelerator": "gpu", "devices": 1, "precision": "32-true" if integers else "bf16-mixed"}
+        changes["trainer"]["precision"] = "32-true" if integers else "bf16-mixed"
     return merged(stage, changes)

@@ -21,6 +21,7 @@ FIELDS = (
     *("recipe", "stage", "data", "seed", "metric", "value", "dense", "encoder_sparsity", "encoder_compression"),
     *("model_compression", "parameters", "speedup_batch_1", "speedup_batch_32", "machine", "date", "commit", "command"),
     *("model", "device", "runtime", "majority", "limit", "max_steps", "minutes"),
+    *("int8_value", "int8_speedup", "int8_bytes"),
 )
 
 
@@ -85,7 +86,10 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
         "sparsity",
         "encoder",
         "model",
-        "speed",
+        "speed, eager",
+        "int8",
+        "int8 of dense",
+        "int8 speed",
         "seeds",
     )
     out = []
@@ -101,6 +105,7 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
             dense = statistics.mean(float(line["dense"] or line["value"]) for line in lines)
             task = TASKS.get(plan["data"][dataset]["data"]["class_path"], Task)()
             points = task.points(lines[0]["metric"]) if lines[0]["dense"] else None
+            int8 = _mean(lines, "int8_value")
             cells = (
                 dataset,
                 stage,
@@ -113,13 +118,22 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
                 _number(lines[0]["encoder_sparsity"], "{:.0%}".format),
                 _number(lines[0]["encoder_compression"], "{:.1f}x".format),
                 _number(lines[0]["model_compression"], "{:.1f}x".format),
-                f"{statistics.median(float(line['speedup_batch_1']) for line in lines):.2f}x",
+                _number(_mean(lines, "speedup_batch_1"), "{:.2f}x".format),
+                _number(int8, "{:.4f}".format),
+                f"{float(int8) / dense:.1%}" if int8 and points and dense else "",
+                _number(_mean(lines, "int8_speedup"), "{:.2f}x".format),
                 ", ".join(line["seed"] for line in lines),
             )
             out.append("| " + " | ".join(cells) + " |")
         first = next(iter(own.values()))[0]
         out += ["", f"`{first['command']}` on {first['machine']}.", ""]
     return "\n".join(out)
+
+
+def _mean(lines: Sequence[Mapping[str, str]], column: str) -> str:
+    """The mean over the seeds that have it; empty where none has."""
+    found = [float(line[column]) for line in lines if line.get(column)]
+    return str(statistics.mean(found)) if found else ""
 
 
 def _number(text: str, write: Callable[[float], str]) -> str:

@@ -76,7 +76,7 @@ def test_masked_words_are_learned_once_for_all_tasks():
 
 def plan(changes):
     recipe = "configs/recipes/poor_mans_bert/small.yaml"
-    return {"data": {"mine": {"data": {"class_path": "TextClassification"}}},
+    return {"data": {"mine": {"data": {"class_path": "TextClassification", "init_args": {"max_length": 8}}}},
             "recipes": {"layers": {"recipe": recipe, "stages": {"top": {"trainer": {"max_epochs": 7}}},
                                    "data": {"mine": changes}}}}  # fmt: skip
 
@@ -84,7 +84,7 @@ def plan(changes):
 def test_changes_of_a_data_set_come_after_those_of_the_recipe():
     stages = reproduce_plan.stages_of(plan({"top": {"trainer": {"precision": 64}}, "half": None}), "layers", "mine")
     assert stages["top"]["trainer"] == {"max_epochs": 7, "precision": 64}
-    assert stages["top"]["data"] == {"class_path": "TextClassification"}
+    assert stages["top"]["data"] == {"class_path": "TextClassification", "init_args": {"max_length": 8}}
     assert "half" not in stages
 
 
@@ -198,6 +198,12 @@ def table(tmp_path, monkeypatch):
 
     monkeypatch.setattr(reproduce, "run_stage", train)
     monkeypatch.setattr(reproduce, "report", measure)
+    monkeypatch.setattr(reproduce, "run_config", lambda run, data: {"model": {"init_args": {}}})
+    monkeypatch.setattr(
+        reproduce,
+        "served",
+        lambda run, dense, metric, tokens: {"int8_value": 0.6, "int8_speedup": 2.5, "int8_bytes": 9},
+    )
     return SimpleNamespace(trained=trained, path=tmp_path / "results.csv")
 
 
@@ -217,7 +223,7 @@ REPORT = {
 
 def tiny_plan():
     made = plan({"top": {"trainer": {"max_epochs": 1}}, "half": None, "top_distilled": None, "half_distilled": None})
-    made["data"]["mine"]["data"]["init_args"] = {"train_file": "data:a.tsv", "limit": 500}
+    made["data"]["mine"]["data"]["init_args"] |= {"train_file": "data:a.tsv", "limit": 500}
     made["recipes"] = {
         "dense": {"recipe": made["recipes"]["layers"]["recipe"], "title": "D", "claim": "c", "data": {"mine": {}}}
     } | made["recipes"]
@@ -268,6 +274,21 @@ def test_cuts_are_runs_and_rows_of_their_own(table, tmp_path, monkeypatch):
         "max_steps": 4,
         "accelerator": "gpu",
         "devices": 1,
+        "precision": "bf16-mixed",
+    }
+
+
+def test_chosen_stages_bring_those_that_they_begin_with_and_no_other(table, tmp_path, monkeypatch):
+    made = tiny_plan()
+    own = {"model": {"init_args": {"pretrained": "stage:top"}}}
+    made["recipes"]["layers"]["stages"] |= {"other": {"from": "top"}, "last": {"from": "top"} | own}
+    run(tmp_path, made, monkeypatch, only=["layers"], stages=["last"], bf16=True)
+    assert table.trained == ["teacher", "top", "last"]
+    rows = reproduce_table.read_rows(table.path)
+    assert [row["stage"] for row in rows] == ["top", "last"]
+    assert "--bf16 true" in rows[0]["command"]
+    assert load_recipe(tmp_path / "runs" / "mine" / "seed42" / "layers.yaml")["last"].settings["trainer"] == {
+        "max_epochs": 7,
         "precision": "bf16-mixed",
     }
 
@@ -369,12 +390,8 @@ def test_the_rows_of_a_family(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     first, second = family_rows(tmp_path / "report.json", FAMILY)
     assert (first["stage"], second["stage"]) == ("int8", "8x")
-    assert (second["value"], second["dense"], second["speedup_batch_1"], second["model_compression"]) == (
-        0.8,
-        0.91,
-        8.3,
-        4,
-    )
+    assert (second["value"], second["dense"], second["model_compression"]) == (0.8, 0.91, 4)
+    assert (second["int8_value"], second["int8_speedup"], second["int8_bytes"]) == (0.8, 8.3, 10)
     assert second["runtime"] == "onnx-int8"
     with pytest.raises(KeyError):
         family_rows(tmp_path / "report.json", FAMILY | {"members": ["16x"]})
