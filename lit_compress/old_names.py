@@ -10,6 +10,7 @@ __all__ = ["OLD_OPTIONS", "read_old_names", "with_new_names"]
 
 # Class -> old name -> new name.
 OLD_OPTIONS = {
+    "LayerDropping": {"rows": "examples"},
     "LowRankEmbedding": {"prunings": "pruning_steps"},
     "MagnitudePruning": {"revive": "regrowth"},
     "StructuredPruning": {"prunings": "pruning_steps"},

@@ -89,15 +89,15 @@ def _save(results: Mapping[str, Results], folder: Path) -> None:
     title = f"Comparison of {folder}"
     made = _table(results)
     parts = [
-        Section(name="families", title="The families", lines=_NOTES, figures=("families",), tables=(made,)),
+        Section(name="families", title="Families", lines=_NOTES, figures=("families",), tables=(made,)),
         Section(
             name="recommended",
-            title="What is recommended",
+            title="Recommendation",
             lines=tuple(f"{name}: {lead(family)}" for name, family in results.items()),
         ),
         Section(
-            name="again",
-            title="How to repeat it",
+            name="reproduce",
+            title="How to reproduce it",
             lines=tuple(f"{name}: {_machine(family)}" for name, family in results.items()),
             code=tuple((name, family["command"]) for name, family in results.items()),
         ),

@@ -56,15 +56,24 @@ class FusedEncoder(nn.Module):
     """Comes before an encoder's own class, which is used in training.
 
     Attributes:
-        row_budget: rows that a captured or compiled graph computes, padding not counted; None computes all places of
-            the batch. A batch with more tokens gives NaN.
+        token_budget: unpadded tokens that a captured or compiled graph computes; None computes all places of the
+            batch. A batch with more unpadded tokens gives NaN. ``row_budget`` is its old name.
 
     """
 
     layer: nn.ModuleList
-    row_budget: int | None = None
+    token_budget: int | None = None
     fused_config: Any
     plain_attention: str
+
+    @property
+    def row_budget(self) -> int | None:
+        """The old name of ``token_budget``."""
+        return self.token_budget
+
+    @row_budget.setter
+    def row_budget(self, budget: int | None) -> None:
+        self.token_budget = budget
 
     def start(self, config: Any) -> None:
         """Make ready what :meth:`forward` needs, once the class is this one."""
@@ -76,7 +85,7 @@ class FusedEncoder(nn.Module):
         """Undo :meth:`start`."""
         self.fused_config._attn_implementation = self.plain_attention
         del self.fused_config, self.plain_attention
-        self.__dict__.pop("row_budget", None)
+        self.__dict__.pop("token_budget", None)
 
     def forward(
         self,
@@ -95,7 +104,7 @@ class FusedEncoder(nn.Module):
             raise UserError("past_key_values, encoder_hidden_states: a fused encoder has neither; give neither")
         wanted = self._wanted(kwargs, self.fused_config)
         batch, length = hidden_states.shape[:2]
-        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.row_budget)
+        sequences = find_sequences(attention_mask, batch, length, hidden_states.device, self.token_budget)
         plain = partial(self._plain, mask=attention_mask)
         states, last = self._layers(hidden_states, sequences, self._distances(sequences), wanted, plain)
         return self._output([*states, pad(last, sequences)], **kwargs)

@@ -40,7 +40,7 @@ class FusedModernBert(FusedEncoder):
         """Nothing: no code of Transformers builds a mask before this module runs, and in training it needs its own."""
 
     def stop(self) -> None:
-        self.__dict__.pop("row_budget", None)
+        self.__dict__.pop("token_budget", None)
 
     def forward(  # type: ignore[override]
         self,
@@ -76,7 +76,7 @@ class FusedModernBert(FusedEncoder):
             mask = make(config=self.config, inputs_embeds=hidden, attention_mask=attention_mask)
             return layer(hidden, attention_mask=mask, position_embeddings=places[layer.attention_type])
 
-        sequences = find_sequences(attention_mask, batch, length, hidden.device, self.row_budget)
+        sequences = find_sequences(attention_mask, batch, length, hidden.device, self.token_budget)
         rotations = {
             kind: (unpad(cos.expand(batch, -1, -1), sequences), unpad(sin.expand(batch, -1, -1), sequences))
             for kind, (cos, sin) in places.items()

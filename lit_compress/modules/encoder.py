@@ -113,7 +113,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         self._looks_at_each = False  # where a callback monitors a loss of the training
 
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self.task.needs_teacher and not any(True for _ in self._listened_to()):
+        if stage == "fit" and self.task.needs_teacher and not any(True for _ in self._teacher_models()):
             raise UserError(
                 "model.teacher: missing; the data has texts without labels, and only a teacher says what to learn"
             )
@@ -291,7 +291,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     def configure_model(self) -> None:
         """Wrap for speed once the structure stands: ``torch.compile``, or FSDP2 when the strategy made a mesh."""
         if self._trainer is not None and waited_for(self.trainer.strategy.root_device):
-            for model in (self.student, *self._listened_to()):
+            for model in (self.student, *self._teacher_models()):
                 never_ask_for_padding(model)
         if self.device_mesh is not None:
             mesh = self.device_mesh["data_parallel"]
@@ -301,7 +301,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         if self.compile_student:
             self.student.compile()
 
-    def _listened_to(self) -> Iterable[Any]:
+    def _teacher_models(self) -> Iterable[Any]:
         """Other Hugging Face models that a training step runs."""
         return ()
 

@@ -25,7 +25,7 @@ class Penalty(KeepsInitArgs, nn.Module):
 
     Attributes:
         of_scores: whether it pulls the scores of movement pruning down, which its soft method cannot do without; its
-            ``forward`` then also gets ``shares``, by layer how much its scores count at this step, from 0 to 1.
+            ``forward`` then also gets ``factors``: for each layer a factor of its penalty at this step, from 0 to 1.
 
     """
 
@@ -75,11 +75,11 @@ class ScorePenalty(Penalty):
     def __init__(self, weight: float = 400.0) -> None:
         super().__init__(weight)
 
-    def forward(self, student: nn.Module, shares: Mapping[str, float] = {}) -> Tensor:
+    def forward(self, student: nn.Module, factors: Mapping[str, float] = {}) -> Tensor:
         terms = [
-            shares[name] * score_penalty(layer.mask_scores)
+            factors[name] * score_penalty(layer.mask_scores)
             for name, layer in compressible_layers(student)
-            if layer.mask_scores is not None and name in shares
+            if layer.mask_scores is not None and name in factors
         ]
         if not terms:
             raise UserError(
@@ -118,14 +118,14 @@ class LitPrunedStudent(LitStudent):
         parts = super().losses(batch)
         for name, penalty in self.penalties.items():
             assert isinstance(penalty, Penalty)
-            parts[name] = penalty(self.student, self._score_shares()) if penalty.of_scores else penalty(self.student)
+            parts[name] = penalty(self.student, self._score_factors()) if penalty.of_scores else penalty(self.student)
             parts["loss"] = parts["loss"] + penalty.weight * parts[name]
         return parts
 
-    def _score_shares(self) -> dict[str, float]:
-        """What each strategy that learns scores says of its layers at this step."""
+    def _score_factors(self) -> dict[str, float]:
+        """Factors of the penalty at this step, by layer, from each strategy that learns scores."""
         callbacks: Any = self._trainer.callbacks if self._trainer is not None else ()  # type: ignore[attr-defined]
         found = [
-            callback.score_shares(self.trainer, self) for callback in callbacks if hasattr(callback, "score_shares")
+            callback.score_factors(self.trainer, self) for callback in callbacks if hasattr(callback, "score_factors")
         ]
-        return {name: share for shares in found for name, share in shares.items()}
+        return {name: factor for factors in found for name, factor in factors.items()}

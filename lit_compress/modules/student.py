@@ -78,7 +78,7 @@ class LitStudent(LitEncoder):
         if not sources and distillation:
             raise UserError(f"model.distillation: {list(distillation)} need a teacher; give model.teacher")
         terms = distillation or ({"kd": _default_term(task)} if sources else {})
-        _check_listening(terms, sources)
+        _check_teacher_names(terms, sources)
         _check_cache(terms, sources, teacher_cache, teacher_cache_dtype)
         configs = {name: load_config(source, keys[name]) for name, source in sources.items()}
         super().__init__(pretrained, labels, tokenizer, optimization, compile, task, label_map, gradient_checkpointing)
@@ -91,9 +91,9 @@ class LitStudent(LitEncoder):
         self.read_from |= {keys[name]: (source, configs[name]) for name, source in sources.items()}
         self.teachers = named_terms(held, "model.teachers")
         for term in terms.values():
-            heard = [name for name in sources if term.teacher in (None, name)]
-            term.prepare(self.student.config, [configs[name] for name in heard])
-            _open_up(term, self.student, {keys[name]: held[name].model for name in heard})
+            used = [name for name in sources if term.teacher in (None, name)]
+            term.prepare(self.student.config, [configs[name] for name in used])
+            _open_up(term, self.student, {keys[name]: held[name].model for name in used})
         self.distillation = named_terms(terms, "model.distillation")
         self.label_weight = label_weight(list(terms.values()))
         self.teacher_cache = teacher_cache
@@ -120,8 +120,8 @@ class LitStudent(LitEncoder):
         answers = {name: self._ask(name, batch) for name in self.teachers}
         for name, term in self.distillation.items():
             assert isinstance(term, Distillation)
-            heard = [answer for who, answer in answers.items() if term.teacher in (None, who)]
-            parts[name] = term(output, heard[0], batch) if len(heard) == 1 else term.average(output, heard, batch)
+            used = [output for who, output in answers.items() if term.teacher in (None, who)]
+            parts[name] = term(output, used[0], batch) if len(used) == 1 else term.average(output, used, batch)
             loss = loss + term.weight * parts[name]
         return parts | {"loss": loss}
 
@@ -148,7 +148,7 @@ class LitStudent(LitEncoder):
         answers = {name: self._look_up(name, batch) for name in self._answers}
         return batch._replace(meta=batch.meta | {_ANSWERS: answers})
 
-    def _listened_to(self) -> Iterable[Any]:
+    def _teacher_models(self) -> Iterable[Any]:
         return (held.model for held in self.teachers.values() if isinstance(held, FrozenTeacher))
 
     def configure_model(self) -> None:
@@ -216,7 +216,7 @@ def _layers(terms: Iterable[Distillation], side: int) -> set[int]:
     return {term.needs_projections[side] for term in terms if term.needs_projections is not None}
 
 
-def _check_listening(terms: dict[str, Distillation], sources: dict[str, str]) -> None:
+def _check_teacher_names(terms: dict[str, Distillation], sources: dict[str, str]) -> None:
     for name, term in terms.items():
         if term.teacher is not None and term.teacher not in sources:
             raise UserError(
@@ -225,7 +225,7 @@ def _check_listening(terms: dict[str, Distillation], sources: dict[str, str]) ->
             )
     for name in sources:
         if not any(term.teacher in (None, name) for term in terms.values()):
-            raise UserError(f"model.teachers.{name}: no term of model.distillation listens to it; leave it out")
+            raise UserError(f"model.teachers.{name}: no term of model.distillation uses it; leave it out")
 
 
 def _check_cache(terms: dict[str, Distillation], sources: dict[str, str], cache: str | None, dtype: CacheDtype) -> None:

@@ -23,7 +23,17 @@ NOTES = (
 )
 _CSV = (
     *("model", "source", "engine", "file_bytes", "memory_bytes", "difference", "batch_size", "length"),
-    *("median_ms", "p90_ms", "rows_per_second", "speedup", "repetitions", "threads", "device", "versions", "command"),
+    *(
+        "median_ms",
+        "p90_ms",
+        "texts_per_second",
+        "speedup",
+        "repetitions",
+        "threads",
+        "device",
+        "versions",
+        "command",
+    ),
 )
 
 
@@ -55,13 +65,13 @@ def tables(results: dict[str, Any]) -> list[tuple[str, list[tuple[str, ...]]]]:
     made = [("", about)]
     for shape in cases[0]["times"]:
         first = fastest_form(cases, shape)
-        rows: list[tuple[str, ...]] = [("model", "engine", "ms", "p90", "rows/s", "speed")]
+        rows: list[tuple[str, ...]] = [("model", "engine", "ms", "p90", "texts/s", "speed")]
         for case in cases:
             times = case["times"][shape]
             figures = (
                 f"{times['median_ms']:.2f}",
                 f"{times['p90_ms']:.2f}",
-                f"{times['rows_per_second']:.1f}",
+                f"{times['texts_per_second']:.1f}",
                 speed(first["times"][shape]["median_ms"], times["median_ms"]),
             )
             rows.append((case["model"], _engine(case), *figures))
@@ -137,7 +147,7 @@ def _lines(results: dict[str, Any]) -> list[dict[str, Any]]:
     for case in results["cases"]:
         for shape, times in case["times"].items():
             batch_size, length = shape.split("x")
-            figures = {name: times[name] for name in ("median_ms", "p90_ms", "rows_per_second")}
+            figures = {name: times[name] for name in ("median_ms", "p90_ms", "texts_per_second")}
             first = fastest_form(results["cases"], shape)["times"][shape]
             figures |= {"speedup": first["median_ms"] / times["median_ms"]}
             own = {"file_bytes": case["bytes"], "batch_size": batch_size, "length": length}

@@ -56,7 +56,7 @@ def changed(results: Mapping[str, Any]) -> Section | None:
     shown = "all of them" if found["count"] == len(found["rows"]) else f"{len(found['rows'])} of them, worst first"
     return Section(
         name="changed",
-        title="Which answers changed",
+        title="Changed predictions",
         lines=(f"{found['count']:,} of {results['comparison']['units']:,} {unit} are answered otherwise; {shown}:",),
         tables=(
             Table(

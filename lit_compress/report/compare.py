@@ -179,10 +179,10 @@ def _parts(
         tables = (*comparison_tables(own), _metrics(own))
         parts.append(Section(name=f"group-{index}", title=title, lines=lines, figures=tuple(figures), tables=tables))
     made = tuple(f"{name}: {_how(result)}" for name, result in results.items())
-    parts.append(Section(name="made", title="How each was made", lines=made))
+    parts.append(Section(name="made", title="How each run was made", lines=made))
     machines = {", ".join(f"{k} {v}" for k, v in result["machine"].items()) for result in results.values()}
     commands = tuple((name, result["command"]) for name, result in results.items())
-    parts.append(Section(name="again", title="How to repeat it", lines=tuple(sorted(machines)), code=commands))
+    parts.append(Section(name="reproduce", title="How to reproduce it", lines=tuple(sorted(machines)), code=commands))
     return parts, drawn
 
 

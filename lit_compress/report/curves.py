@@ -105,7 +105,7 @@ def training(results: Mapping[str, Any]) -> Section | None:
     if not curves:
         return None
     lines = tuple(f"{window['name']}: steps {window['start']:,} to {window['end']:,}" for window in curves["windows"])
-    return Section(name="training", title="How it was trained", lines=lines, figures=("curves",))
+    return Section(name="training", title="Training", lines=lines, figures=("curves",))
 
 
 @contextmanager

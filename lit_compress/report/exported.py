@@ -52,7 +52,7 @@ def exported(results: Mapping[str, Any]) -> Section | None:
     header = ("file or folder", "runs on", "weights on disk", f"smaller than {whose}", "at export")
     return Section(
         name="exports",
-        title="What was exported",
+        title="Exports",
         lines=("Files in the run folder as they are; nothing of them was measured anew.",),
         tables=(Table(header=header, rows=rows),),
     )

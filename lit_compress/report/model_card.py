@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard
 from lit_compress.errors import UserError, first_line
 from lit_compress.files import atomic_file
 from lit_compress.report.markdown import section, table
-from lit_compress.report.sections import again, cost, done, gain, where
+from lit_compress.report.sections import layers, metrics, reproduce, size_and_speed, slices
 from lit_compress.report.summary import own_name
 
 __all__ = ["update_model_card", "with_results"]
@@ -78,12 +78,12 @@ def _entries(results: Mapping[str, Any]) -> list[EvalResult]:
 
 def _section(results: Mapping[str, Any]) -> str:
     lines: list[str] = ["# Measured"]
-    parts = [cost(results), gain(results), done(results)]
-    for part in (*parts, where(results)):
+    parts = [metrics(results), size_and_speed(results), layers(results)]
+    for part in (*parts, slices(results)):
         if part is not None:
             lines += section(part)
     facts = [
-        (key, value) for key, value in again(results).tables[0].rows if key not in ("started from", "compared with")
+        (key, value) for key, value in reproduce(results).tables[0].rows if key not in ("started from", "compared with")
     ]
     lines += ["", "## Measured with", "", *table(("", ""), facts)]
     return "\n".join(lines)

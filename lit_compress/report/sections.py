@@ -13,18 +13,18 @@ from lit_compress.report.phrasing import amount, bytes_text, metric_title, numbe
 from lit_compress.report.section import Section, Table
 from lit_compress.report.summary import Results, basis, cautions, own_name, reference, title_of, verdict_lines
 
-__all__ = ["again", "cost", "done", "gain", "sections", "where"]
+__all__ = ["layers", "metrics", "reproduce", "sections", "size_and_speed", "slices"]
 
 
 def sections(results: Results) -> list[Section]:
     """Every part that has something to say, in reading order; none for results of before version 2."""
     if "comparison" not in results:
         return []
-    parts = (cost, gain, exported, done, training, where, changed, sureness, again)
+    parts = (metrics, size_and_speed, exported, layers, training, slices, changed, calibration, reproduce)
     return [section for part in parts if (section := part(results)) is not None]
 
 
-def cost(results: Results) -> Section:
+def metrics(results: Results) -> Section:
     """Metrics with intervals, and answers that changed."""
     comparison = results["comparison"]
     models = list(next(iter(comparison["metrics"].values()))["models"])
@@ -53,9 +53,9 @@ def cost(results: Results) -> Section:
             f"data.{option} {value:.4g} would be best for F1 on these {comparison['unit']}. best_f1 and best_exact are "
             "what the best threshold gives; it was chosen on the same answers, so they are a little high."
         )
-    title = "What it cost in accuracy" if compared else "How good it is"
+    title = "Metrics, compared with the dense model" if compared else "Metrics"
     return Section(
-        name="accuracy",
+        name="metrics",
         title=title,
         lines=tuple(lines),
         figures=("metrics",),
@@ -63,7 +63,7 @@ def cost(results: Results) -> Section:
     )
 
 
-def gain(results: Results) -> Section:
+def size_and_speed(results: Results) -> Section:
     """Bytes and milliseconds."""
     models, (whose, bytes_of) = results["models"], reference(results)
     rows: list[tuple[str, ...]] = []
@@ -89,8 +89,8 @@ def gain(results: Results) -> Section:
         ]
         rows.append((f"latency, batch {batch} × {results['data']['max_length']} tokens", *cells))
     return Section(
-        name="gain",
-        title="What it gained",
+        name="size-and-speed",
+        title="Size and speed",
         lines=(
             "Bytes are those of non-zeros in their stored type, with one bit per position where a matrix is stored "
             f"sparsely, and scales; in brackets how many times less than {whose}. The exported folder itself stores "
@@ -103,7 +103,7 @@ def gain(results: Results) -> Section:
     )
 
 
-def done(results: Results) -> Section:
+def layers(results: Results) -> Section:
     """Strategies, and what became of layers, matrices and tables."""
     settings = results["settings"]
     lines = [f"{entry['name']}: {settings_text(entry['settings'])}" for entry in settings["compression"]]
@@ -113,7 +113,7 @@ def done(results: Results) -> Section:
         lines.append(f"{kept} of {before} layers are left.")
     if results["attention"]:
         lines.append(f"Attention computes with quantized tensors in {len(results['attention'])} layers.")
-    layers = _merged(
+    rows = _merged(
         (
             "–" if row["layer"] is None else str(row["layer"]),
             _of(row["heads"], row["dense_heads"]),
@@ -145,21 +145,21 @@ def done(results: Results) -> Section:
         )
         for table in results["tables"]
     ]
-    made = [Table(header=("layer", "heads", "feed-forward neurons", "zeros", "weights", "inputs"), rows=layers)]
+    made = [Table(header=("layer", "heads", "feed-forward neurons", "zeros", "weights", "inputs"), rows=rows)]
     if tables:
         made.append(Table(header=("embedding table", "rows × width", "rank", "weights"), rows=tables))
     header = ("matrix", "shape", "zeros", "weights", "inputs", "values + index")
     made.append(Table(header=header, rows=matrices, summary=f"All {len(matrices)} matrices"))
     return Section(
         name="layers",
-        title="What was done to which layer",
+        title="Compression by layer",
         lines=tuple(lines) or ("Nothing was compressed.",),
         figures=("sparsity", "blocks"),
         tables=tuple(made),
     )
 
 
-def where(results: Results) -> Section | None:
+def slices(results: Results) -> Section | None:
     """Classes and slices."""
     comparison, name = results["comparison"], own_name(results)
     tables, count = [], 0
@@ -182,18 +182,18 @@ def where(results: Results) -> Section | None:
             f"Of {count} such intervals about {amount(count * (1 - comparison['confidence']))} leave out 0 by chance.",
         )
     return Section(
-        name="where", title="Where it lost", lines=lines, figures=("parts", "confusion"), tables=tuple(tables)
+        name="slices", title="Classes and slices", lines=lines, figures=("parts", "confusion"), tables=tuple(tables)
     )
 
 
-def sureness(results: Results) -> Section | None:
+def calibration(results: Results) -> Section | None:
     """Calibration."""
     if not results["calibration"]:
         return None
     rows = [(title_of(name), f"{100 * model['ece']:.2f}") for name, model in results["calibration"].items()]
     return Section(
         name="calibration",
-        title="How sure it is",
+        title="Calibration",
         lines=(
             "A model that is 80 % sure should be right in 80 % of such cases: the dashed line. Larger dots: more rows.",
         ),
@@ -202,7 +202,7 @@ def sureness(results: Results) -> Section | None:
     )
 
 
-def again(results: Results) -> Section:
+def reproduce(results: Results) -> Section:
     """Commands, configuration, machine."""
     settings = results["settings"]
     fit = shlex.join(["lit_compress", "fit", "--config", results["config"], "--run", "NEW_RUN"])
@@ -218,8 +218,8 @@ def again(results: Results) -> Section:
     ]
     comparison = results["comparison"]
     return Section(
-        name="again",
-        title="How to repeat it",
+        name="reproduce",
+        title="How to reproduce it",
         lines=(
             f"Intervals: paired bootstrap, {comparison['resamples']:,} resamples of {comparison['units']:,} "
             f"{comparison['unit']}, seed {comparison['seed']}, percentiles. Where fewer than {FEW_CHANGES} answers "

@@ -255,7 +255,7 @@ def _times(rows: int, seconds: Sequence[float]) -> dict[str, Any]:
     return {
         "median_ms": median,
         "p90_ms": float(np.percentile(times, 90)),
-        "rows_per_second": rows * 1e3 / median,
+        "texts_per_second": rows * 1e3 / median,
         "times_ms": times,
     }
 

@@ -28,7 +28,7 @@ __all__ = ["LayerDropping"]
 
 Measure = Literal["contribution", "aggregation", "variance"]
 
-_ROWS = 1000
+_EXAMPLES = 1000
 
 
 class LayerDropping(Strategy):
@@ -45,7 +45,7 @@ class LayerDropping(Strategy):
             weights have the lowest mean magnitude or variance.
         threshold: with ``contribution``, drop every layer whose mean cosine of input and output is above it.
         keep: 0-based indices of the layers to keep, whatever the rule.
-        rows: with ``contribution``, about how many rows of the validation data are looked at; 1000 when not given.
+        examples: with ``contribution``, about how many validation examples are used; 1000 when not given.
 
     """
 
@@ -64,7 +64,7 @@ class LayerDropping(Strategy):
         ] = "top",
         threshold: float | None = None,
         keep: Sequence[int] | None = None,
-        rows: int | None = None,
+        examples: int | None = None,
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -78,15 +78,15 @@ class LayerDropping(Strategy):
             check_amount(drop, f"{owner}.drop")
         if threshold is not None and not -1 < threshold < 1:
             raise UserError(f"{owner}.threshold: {threshold} must be between -1 and 1")
-        if rows is not None and rows < 1:
-            raise UserError(f"{owner}.rows: {rows} must be 1 or more")
+        if examples is not None and examples < 1:
+            raise UserError(f"{owner}.examples: {examples} must be 1 or more")
         if keep is not None and which != "top":
             raise UserError(f"{owner}.which: {which!r} has no effect on keep; leave one of them out")
-        for key, value in (("threshold", threshold), ("rows", rows)):
+        for key, value in (("threshold", threshold), ("examples", examples)):
             if value is not None and which != "contribution":
                 raise UserError(f"{owner}.{key}: {value} has no effect on which: {which}; leave it out")
         self.drop, self.which, self.threshold = drop, which, threshold
-        self.keep, self.rows = list(keep) if keep is not None else None, rows or _ROWS
+        self.keep, self.examples = list(keep) if keep is not None else None, examples or _EXAMPLES
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         owner = type(self).__name__
@@ -153,7 +153,7 @@ class LayerDropping(Strategy):
         if data is None:
             raise UserError(f"{type(self).__name__}.which: contribution needs a data module with validation data")
         home, device = student.device, trainer.strategy.root_device
-        batches = spread(data.val_dataloader(), self.rows / trainer.world_size)
+        batches = spread(data.val_dataloader(), self.examples / trainer.world_size)
         student.to(device)
         try:
             sums = similarity_sums(student, pl_module, (move_data_to_device(batch, device) for batch in batches))
@@ -164,10 +164,10 @@ class LayerDropping(Strategy):
         return (sums[:-1] / sums[-1]).tolist()
 
 
-def spread(loader: Any, rows: float) -> Iterator[Any]:
-    """Batches at equal distances in a loader, with about ``rows`` rows in all.
+def spread(loader: Any, examples: float) -> Iterator[Any]:
+    """Batches at equal distances in a loader, with about ``examples`` examples in all.
 
-    Evaluation data is sorted by length: its first batches have its longest rows and say little about the others.
+    Evaluation data is sorted by length: its first batches have the longest examples and say little about the others.
     """
     try:
         total = len(loader)
@@ -175,7 +175,7 @@ def spread(loader: Any, rows: float) -> Iterator[Any]:
         total = None
     batches = iter(loader)
     first = next(batches)
-    wanted = max(1, round(rows / rows_of(first)))
+    wanted = max(1, round(examples / rows_of(first)))
     yield first
     if total is None:
         yield from islice(batches, wanted - 1)

@@ -221,7 +221,7 @@ class Pruning(Scheduled):
         """How many of the heads or neurons of each layer stay in the end."""
         return [amount_of(1 - self.sparsity, one.count) if self.sparsity else one.count for one in groups]
 
-    def score_shares(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def score_factors(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """By layer, how much a penalty on its scores counts at this step: from 0 to 1, growing with the threshold."""
         if not self.importance.finds_sparsity:
             return {}

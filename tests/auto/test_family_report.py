@@ -11,7 +11,7 @@ from lit_compress.errors import UserError
 def test_the_table_compares_with_both_baselines():
     made = table(family())
     rows = {row[0]: row for row in made.rows}
-    assert made.header == ("", "accuracy", "loses", "x dense", "x eager", "ms", "rows/s", "file")
+    assert made.header == ("", "accuracy", "loses", "x dense", "x eager", "ms", "texts/s", "file")
     assert rows["dense"][3:6] == ("1.00", "2.00", "8.00")
     assert rows["4x"] == ("4x", "89.5 (87.5–91.5)", "0.5", "4.00", "8.00", "2.00", "800", "5.0 MB")
 

@@ -357,11 +357,11 @@ def test_a_compiled_graph_is_whole(choice, mask, family):
 
 
 @pytest.mark.parametrize("family", DIFFERENT)
-def test_a_graph_with_a_row_budget(family):
+def test_a_graph_with_a_token_budget(family):
     torch.compiler.reset()
     model = fuse(packed(build(family, AutoModel, num_hidden_layers=1, initializer_range=0.3)))
     expected = hidden(model)  # ten tokens that are no padding
     for budget, fits in ((10, True), (9, False)):
-        encoder_of(model).row_budget = budget
+        encoder_of(model).token_budget = budget
         got = hidden(torch.compile(model, fullgraph=True, backend="aot_eager"))
         assert torch.allclose(got, expected, atol=1e-4) if fits else got.isnan().all()

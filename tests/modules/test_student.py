@@ -227,7 +227,7 @@ def both(tiny_teacher, second_teacher, **terms):
     return LitStudent(str(tiny_teacher), teachers=sources, distillation=terms or None, labels=["0", "1"]).eval()
 
 
-def test_each_term_listens_to_its_teacher(tiny_teacher, second_teacher, batch):
+def test_each_term_uses_its_teacher(tiny_teacher, second_teacher, batch):
     terms = {name: LogitDistillation(0.3, teacher=name) for name in ("first", "second")}
     parts = both(tiny_teacher, second_teacher, **terms, all=LogitDistillation(0.3)).losses(batch)
     assert parts["first"].item() == pytest.approx(0, abs=1e-6)
@@ -263,7 +263,7 @@ def test_one_of_several_teachers_does_not_fit(tiny_teacher, altered):
     [
         ({"teacher": "x"}, ["model.teachers", "model.teacher, too"]),
         ({"distillation": {"kd": LogitDistillation(teacher="third")}}, ["kd", "'third'", "['first', 'second']"]),
-        ({"distillation": {"kd": LogitDistillation(teacher="first")}}, ["model.teachers.second", "listens"]),
+        ({"distillation": {"kd": LogitDistillation(teacher="first")}}, ["model.teachers.second", "uses it"]),
     ],
 )
 def test_teachers_that_nobody_could_hear(tiny_teacher, second_teacher, arguments, words):

@@ -49,7 +49,7 @@ def test_times_and_turns(monkeypatch):
     measure(cases, asks, [(2, 16)], warmup=4, repetitions=3)
     a, b = (one.results["times"]["2x16"] for one in cases)
     assert (a["median_ms"], b["median_ms"]) == pytest.approx((4.1, 1.0))
-    assert a["rows_per_second"] == pytest.approx(2 / 0.0041)
+    assert a["texts_per_second"] == pytest.approx(2 / 0.0041)
     assert b["p90_ms"] == pytest.approx(8.2)
     assert a["times_ms"] == pytest.approx([4, 4.1, 4.3])
     warm, turns = log[:2], log[2:]
@@ -221,7 +221,7 @@ def test_a_name_with_a_bar_stays_in_its_cell():
 
 
 def results() -> dict:
-    times = {"median_ms": 4.0, "p90_ms": 5.0, "rows_per_second": 250.0, "times_ms": [4.0]}
+    times = {"median_ms": 4.0, "p90_ms": 5.0, "texts_per_second": 250.0, "times_ms": [4.0]}
     first = {"model": "dense", "source": "d", "engine": "eager", "bytes": 4_000_000, "memory_bytes": 10_000_000}
     other = first | {"model": "small", "engine": "onnxruntime model", "memory_bytes": None, "difference": 0.001}
     faster = times | {"median_ms": 1.0}
@@ -269,7 +269,7 @@ def test_tables_fit_a_window_and_nothing_is_cut(width, capsys, monkeypatch):
     for one in given["cases"]:
         one |= {"bytes": 1_438_100_000, "memory_bytes": 12_345_000_000, "metrics": {"exact_match": 57.0119}}
         for times in one["times"].values():
-            times |= {"median_ms": 12345.67, "p90_ms": 23456.78, "rows_per_second": 12345.6}
+            times |= {"median_ms": 12345.67, "p90_ms": 23456.78, "texts_per_second": 12345.6}
     print_results(given)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= max(int(width), 60)

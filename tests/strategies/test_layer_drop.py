@@ -113,7 +113,7 @@ def still(*indices):
 
 def test_layers_that_contribute_nothing_go(pretrained, tiny_data):
     folder = pretrained("modernbert", still(2, 4))
-    strategy = LayerDropping(drop=2, which="contribution", rows=7)
+    strategy = LayerDropping(drop=2, which="contribution", examples=7)
     assert kept_layers(prepared(folder, tiny_data, [strategy])) == [0, 1, 3, 5]
     by_threshold = LayerDropping(threshold=1 - 1e-9, which="contribution")
     assert kept_layers(prepared(folder, tiny_data, [by_threshold])) == [0, 1, 3, 5]
@@ -262,8 +262,8 @@ def test_contribution_needs_a_data_module(pretrained, tiny_data, tmp_path):
         ({"keep": [0], "which": "bottom"}, "which: 'bottom' has no effect on keep"),
         ({"threshold": 0.9}, "threshold: 0.9 has no effect on which: top"),
         ({"threshold": 1.5, "which": "contribution"}, "threshold: 1.5 must be between -1 and 1"),
-        ({"drop": 1, "rows": 9}, "rows: 9 has no effect on which: top"),
-        ({"drop": 1, "which": "contribution", "rows": 0}, "rows: 0 must be 1 or more"),
+        ({"drop": 1, "examples": 9}, "examples: 9 has no effect on which: top"),
+        ({"drop": 1, "which": "contribution", "examples": 0}, "examples: 0 must be 1 or more"),
     ],
 )
 def test_wrong_options(options, message):

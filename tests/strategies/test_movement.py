@@ -25,7 +25,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, run, module, batch, batch_idx):
         pruning = next(callback for callback in run.callbacks if isinstance(callback, MovementPruning))
-        self.shares[run.global_step] = next(iter(pruning.score_shares(run, module).values()), None)
+        self.shares[run.global_step] = next(iter(pruning.score_factors(run, module).values()), None)
 
     def on_train_batch_end(self, run, module, outputs, batch, batch_idx):
         self._look(run.global_step, module)

@@ -339,7 +339,7 @@ def allow_rows(model: PreTrainedModel, rows: int) -> None:
     """Room in a captured graph for as many unpadded tokens."""
     for module in model.modules():
         if isinstance(module, FusedEncoder):
-            module.row_budget = rows
+            module.token_budget = rows
 
 
 def timed(run: Forward, given: list[Batch]) -> float:
