@@ -123,7 +123,7 @@ except ImportError as error:
 
 
 def own_data(folder: Path, tiny_data: Path, tiny_model: Path) -> None:
-    """The files that the README's commands name, and a small model in the place of the hub's."""
+    """The files that the quickstart's commands name, and a small model in the place of the hub's."""
     shutil.copytree(tiny_model, folder / "google-bert/bert-base-uncased")
     for name in ("train", "val"):
         lines = (tiny_data / f"{name}.tsv").read_text().splitlines()
@@ -148,12 +148,12 @@ def test_the_extra_for_training_fits_and_exports_and_names_the_other(environment
 
 
 @pytest.mark.slow
-def test_the_readme_is_followed_in_an_empty_environment(environment, tiny_data, tiny_model, tmp_path):
+def test_the_quickstart_is_followed_in_an_empty_environment(environment, tiny_data, tiny_model, tmp_path):
     own_data(tmp_path, tiny_data, tiny_model)
     run = environment("train", "report", "onnx")
-    text = (ROOT / "README.md").read_text()
-    section = text[text.index("## Your own data") : text.index("## Installation")]
-    told = [block.text for block in blocks(ROOT / "README.md", "bash") if block.text in section]
+    page = ROOT / "docs/quickstart.md"
+    section = page.read_text().partition("## Your own data")[2].partition("\n## ")[0]
+    told = [block.text for block in blocks(page, "bash") if block.text in section]
     lines = [line for block in told for line in block.replace("\\\n", " ").splitlines() if "tensorboard" not in line]
     assert len(lines) > 6
     for line in lines:

@@ -38,7 +38,6 @@ __all__ = [
     "task_class_of",
 ]
 
-# Those that come with the package, which a name or a model's configuration may stand for.
 TASKS: tuple[type[Task], ...] = (
     ClassificationTask,
     MultiLabelTask,
@@ -50,6 +49,7 @@ TASKS: tuple[type[Task], ...] = (
     MaskedWordsTask,
     EmbeddingTask,
 )
+"""Those that come with the package, which a name or a model's configuration may stand for."""
 
 
 def task_class_of(config: PretrainedConfig) -> type[Task] | None:

@@ -8,8 +8,8 @@ from torch import Tensor
 
 __all__ = ["IGNORED", "Batch", "count_of", "counted", "rows_of", "rows_where", "tied"]
 
-# Label of tokens that are not part of a loss or a metric: F.cross_entropy's default.
 IGNORED = -100
+"""Label of tokens that are not part of a loss or a metric: F.cross_entropy's default."""
 
 
 class Batch(NamedTuple):

@@ -1,17 +1,23 @@
-"""The programs of docs/python.md, run as they stand on the page, each in a folder with a teacher and two tables."""
+"""The programs of docs/python.md and README.md, run as they stand, each in a folder with a teacher and two tables."""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from docs.blocks import ROOT, blocks
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from lit_compress.cli import main
 from lit_compress.models.packed import packed_linears
 
 PROGRAMS = {block.title: block for block in blocks(ROOT / "docs/python.md", "python")}
+(README_PROGRAM,) = blocks(ROOT / "README.md", "python")
+(README_YAML,) = blocks(ROOT / "README.md", "yaml")
 
 
 @pytest.fixture
@@ -26,8 +32,9 @@ def run(tmp_path, monkeypatch, tiny_teacher, tiny_data):
         Path(f"{name}.csv").write_text("\n".join(["text,label", *rows]) + "\n")
 
     def execute(title: str) -> dict:
+        program = README_PROGRAM if title == "README.md" else PROGRAMS[title]
         names: dict = {"__name__": "__main__"}
-        exec(compile(PROGRAMS[title].text, PROGRAMS[title].place, "exec"), names)
+        exec(compile(program.text, program.place, "exec"), names)
         return names
 
     return execute
@@ -61,6 +68,22 @@ def test_a_run(run, capsys):
     assert zeros(made.model) == pytest.approx(0.8, abs=0.01)
     assert made.metrics["val/accuracy"] > 0.4
     assert "runs/student/model" in capsys.readouterr().out
+
+
+def test_python_and_yaml_of_the_readme_are_the_same_run(run, monkeypatch):
+    header, *rows = Path("train.csv").read_text().splitlines()
+    Path("train.csv").write_text("\n".join([header, *rows * 8]) + "\n")  # steps enough for ten prunings
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    made = run("README.md")["run"]
+    monkeypatch.setattr(sys, "argv", ["lit_compress"])
+    Path("student.yaml").write_text(README_YAML.text)
+    main(["fit", "--config", "student.yaml", "--run", "runs/yaml"])
+    python, by_yaml = (yaml.safe_load(Path(name, "config.yaml").read_text()) for name in (made.folder, "runs/yaml"))
+    options = [[entry["init_args"] for entry in config["compression"]] for config in (python, by_yaml)]
+    assert options[0] == options[1]
+    weights = [load_file(Path(name, "model/model.safetensors")) for name in (made.folder, "runs/yaml")]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_student_in_a_stock_trainer_takes_thirty_lines(run):
