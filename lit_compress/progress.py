@@ -79,9 +79,19 @@ class ProgressLines(ProgressBar):
     def enable(self) -> None:
         self._enabled = True
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batches = 0
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Asked for once: in a run of so many steps Lightning's total is what is left of them.
-        self._batches = self.total_train_batches
+        self._batches = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Counted at the first batch of an epoch, or of the rest of one that a resumed run goes on with.
+        if self._batches == 0:
+            self._batches = trainer.num_training_batches
+            if trainer.max_epochs == -1 and trainer.max_steps > 0:
+                left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+                self._batches = min(self._batches, batch_idx + left)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

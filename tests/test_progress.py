@@ -44,6 +44,25 @@ def test_a_run_by_steps_counts_to_its_last(lines):
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "total"), [({"max_epochs": 1}, 4), ({"max_epochs": -1, "max_steps": 3}, 3)], ids=["epochs", "steps"]
+)
+def test_a_run_that_goes_on_inside_an_epoch_counts_to_its_end(
+    options, total, tiny_teacher, tiny_data, tmp_path, capsys
+):
+    def run(name, **more):
+        module, bar = student(tiny_teacher, tiny_teacher), ProgressLines(seconds=0)
+        fit(module, data(tiny_data, tiny_teacher), [bar], tmp_path / name, enable_progress_bar=True, **options, **more)
+
+    run("whole")
+    capsys.readouterr()
+    run("rest", ckpt_path=tmp_path / "whole" / "step=2.ckpt")
+    printed = [line for line in capsys.readouterr().out.splitlines() if " batch " in line]
+    assert [re.search(r"batch \S+", line)[0] for line in printed] == [
+        f"batch {batch}/{total}" for batch in range(3, total + 1)
+    ]
+
+
 def test_a_line_has_the_parts_of_the_loss_and_the_sparsity(lines):
     printed, _ = lines(ProgressLines(seconds=0))
     for line in printed:
