@@ -5,6 +5,7 @@ import pytest
 import yaml
 from contracts.errors import error_of
 from contracts.training import student_config
+from docs.blocks import ROOT
 
 import lit_compress
 from lit_compress import old_names
@@ -66,6 +67,13 @@ def test_classes_of_ours_by_every_path():
     ):
         new = with_new_names({"class_path": path, "init_args": {"revive": True}})
         assert new == {"class_path": path, "init_args": {"regrowth": True}}
+
+
+def test_upgrading_names_every_old_option():
+    rows = [line for line in (ROOT / "docs/upgrading.md").read_text().splitlines() if line.startswith("| `")]
+    for owner, names in OLD_OPTIONS.items():
+        for old, new in names.items():
+            assert any(f"`{owner}`" in row and row.endswith(f"| `{old}` | `{new}` |") for row in rows), (owner, old)
 
 
 @pytest.mark.parametrize(("owner", "old"), [(owner, old) for owner, names in OLD_OPTIONS.items() for old in names])
