@@ -2,8 +2,8 @@
 
     python examples/new_method.py
 
-Nothing is registered, and no command line is used. Replace the three definitions by yours; what compares them (a teacher,
-students with one method each) stays. About four minutes on two cores.
+Nothing is registered, and no command line is used. Replace the three definitions by yours; what compares
+them (a teacher, students with one method each) stays. About four minutes on two cores.
 """
 
 import zlib
