@@ -46,6 +46,7 @@ class Settings:
         stages: names of those that get rows; none for all.
         gpu: train on a GPU, in bf16 where nothing is quantized.
         bf16: train in bf16 where nothing is quantized.
+        measure: measure what was trained; a family is made only then.
         files: folder of the recipes as they are run; None is that of the runs.
 
     """
@@ -60,6 +61,7 @@ class Settings:
     stages: tuple[str, ...] = ()
     gpu: bool = False
     bf16: bool = False
+    measure: bool = True
     files: Path | None = None
 
     @property

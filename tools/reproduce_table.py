@@ -21,7 +21,7 @@ FIELDS = (
     *("recipe", "stage", "data", "seed", "metric", "value", "dense", "encoder_sparsity", "encoder_compression"),
     *("model_compression", "parameters", "speedup_batch_1", "speedup_batch_32", "machine", "date", "commit", "command"),
     *("model", "device", "runtime", "majority", "limit", "max_steps", "minutes"),
-    *("int8_value", "int8_speedup", "int8_bytes"),
+    *("int8_value", "int8_speedup", "int8_bytes", "difference_low", "difference_high"),
 )
 
 
@@ -81,7 +81,7 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
         "value",
         "dense",
         "of dense",
-        "points lost",
+        "points lost (95 %)",
         "parameters",
         "sparsity",
         "encoder",
@@ -113,7 +113,7 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
                 _value(lines),
                 f"{dense:.4f}" if lines[0]["dense"] else "",
                 f"{value / dense:.1%}" if points and dense else "",
-                f"{points * (dense - value):.2f}" if points else "",
+                f"{points * (dense - value):.2f}{_interval(lines, points)}" if points else "",
                 _number(lines[0]["parameters"], lambda count: f"{count / 1e6:.1f} M"),
                 _number(lines[0]["encoder_sparsity"], "{:.0%}".format),
                 _number(lines[0]["encoder_compression"], "{:.1f}x".format),
@@ -128,6 +128,14 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
         first = next(iter(own.values()))[0]
         out += ["", f"`{first['command']}` on {first['machine']}.", ""]
     return "\n".join(out)
+
+
+def _interval(lines: Sequence[Mapping[str, str]], points: float) -> str:
+    """The paired interval of one seed's loss; the spread says it for several."""
+    if len(lines) > 1 or not lines[0].get("difference_low"):
+        return ""
+    low, high = (-points * float(lines[0][f"difference_{end}"]) for end in ("high", "low"))
+    return f" ({low:.1f} to {high:.1f})"
 
 
 def _mean(lines: Sequence[Mapping[str, str]], column: str) -> str:

@@ -217,6 +217,7 @@ REPORT = {
     },
     "machine": {"device": reproduce.machine()["device"], "threads": "1 of 2", "torch": "2"},
     "majority": {"answer": "1", "share": 0.65},
+    "comparison": {"metrics": {"accuracy": {"differences": {"compressed": {"low": -0.25, "high": -0.15}}}}},
     "lower_is_better": [],
 }
 
@@ -276,6 +277,15 @@ def test_cuts_are_runs_and_rows_of_their_own(table, tmp_path, monkeypatch):
         "devices": 1,
         "precision": "bf16-mixed",
     }
+
+
+def test_what_was_trained_on_a_busy_machine_is_measured_later(table, tmp_path, monkeypatch):
+    run(tmp_path, tiny_plan(), monkeypatch, measure=False)
+    assert table.trained == ["teacher", "top"]
+    assert reproduce_table.read_rows(table.path) == []
+    run(tmp_path, tiny_plan(), monkeypatch)
+    rows = reproduce_table.read_rows(table.path)
+    assert [(row["stage"], row["difference_low"]) for row in rows] == [("teacher", "-0.25"), ("top", "-0.25")]
 
 
 def test_chosen_stages_bring_those_that_they_begin_with_and_no_other(table, tmp_path, monkeypatch):
