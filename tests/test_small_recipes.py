@@ -2,6 +2,8 @@
 
 import json
 from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,7 +31,10 @@ QUICK = {
     "data.max_length": 16,
 }
 # Recipes that come without texts, and the kind of file that each of their stages reads.
-OWN_TEXTS = {"bio_small": {"mlm": "text", "prune": "text", "bio": "text", "teacher": "tags", "ner": "tags"}}
+OWN_TEXTS = {
+    "bio_small": {"mlm": "text", "prune": "text", "bio": "text", "teacher": "tags", "ner": "tags"},
+    "vectors_small": {"prune": "text"},
+}
 
 
 @pytest.fixture
@@ -42,10 +47,12 @@ def texts(tmp_path):
         for sentence in sentences
     )
     rows = [json.dumps({"text": sentence, "label": "ab"[i % 2]}) for i, sentence in enumerate(sentences)]
+    pairs = "\n".join([f"{first}\t{second}\t{i % 6}" for i, (first, second) in enumerate(pairwise(sentences))])
     contents = {"text.txt": "\n".join(sentences), "tags.tsv": tagged, "classes.jsonl": "\n".join(rows)}
+    contents["pairs.tsv"] = f"sentence1\tsentence2\tscore\n{pairs}"
     for name, content in contents.items():
         (tmp_path / name).write_text(content + "\n")
-    return {"text": tmp_path / "text.txt", "tags": tmp_path / "tags.tsv", "classes": tmp_path / "classes.jsonl"}
+    return {Path(name).stem: tmp_path / name for name in contents}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[f"{path.parent.name}-{path.stem}" for path in RECIPES])
@@ -55,7 +62,9 @@ def test_a_small_recipe_runs_to_its_comparison(path, tmp_path, texts):
     for stage in stages if path.stem in OWN_TEXTS else ():
         kind = OWN_TEXTS[path.stem].get(stage, "classes")
         for split in ("train", "val"):
-            options += [f"--{stage}.data.{split}_file", str(texts[kind])]
+            # Texts of a sentence encoder are validated on scored pairs.
+            pairs = split == "val" and stages[stage]["data"]["class_path"] == "SentenceTexts"
+            options += [f"--{stage}.data.{split}_file", str(texts["pairs" if pairs else kind])]
     recipe(str(path), options, run=str(tmp_path / "run"))
     plan = load_recipe(path, str(tmp_path / "run"), options)
     assert [stage.state for stage in plan.values()] == ["finished"] * len(stages)

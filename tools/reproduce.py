@@ -38,7 +38,7 @@ from lit_compress.report.summary import own_name, reference
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
 from tools.reproduce_jobs import DENSE, FAMILY, Job, Settings, data_of, filled, has_row, left_of, once
-from tools.reproduce_plan import MASKED_WORDS, MINILM, TEACHER, plan_of
+from tools.reproduce_plan import MINILM, TEACHER, UPSTREAM, plan_of
 from tools.reproduce_table import add_rows, read_rows, write_table
 from tools.served import served
 
@@ -225,7 +225,7 @@ def _stage(job: Job, settings: Settings) -> list[dict[str, Any]]:
         return []
     report(str(stage.folder), stage.dense, batch_sizes=settings.plan.get("batch_sizes", [1, 32]))
     found = row(job, settings, json.loads((stage.folder / "report" / "report.json").read_text()))
-    if settings.plan["data"][job.data]["data"]["class_path"] == MASKED_WORDS:
+    if settings.plan["data"][job.data]["data"]["class_path"] in UPSTREAM:
         return [found]  # goes on to a task, and is deployed there
     dense, _ = dense_of(run_config(str(stage.folder), {}), stage.dense)
     tokens = settings.plan["data"][job.data]["data"]["init_args"]["max_length"]

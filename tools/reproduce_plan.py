@@ -6,12 +6,24 @@ from typing import Any
 
 import yaml
 
-__all__ = ["MASKED_WORDS", "MINILM", "PLAN", "TEACHER", "merged", "place_of", "plan_of", "replaced", "stages_of"]
+__all__ = [
+    "MASKED_WORDS",
+    "MINILM",
+    "PLAN",
+    "TEACHER",
+    "UPSTREAM",
+    "merged",
+    "place_of",
+    "plan_of",
+    "replaced",
+    "stages_of",
+]
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "tools" / "reproduce.yaml"
 TEACHER, MINILM = "teacher", "minilm"
 MASKED_WORDS = "MaskedLanguageModeling"
+UPSTREAM = (MASKED_WORDS, "SentenceTexts")  # data without labels, of stages that are trained once for all tasks
 
 
 def plan_of(model: str) -> dict[str, Any]:
@@ -32,10 +44,10 @@ def plan_of(model: str) -> dict[str, Any]:
 
 
 def place_of(stage: str, settings: dict[str, Any], name: str, plan: dict[str, Any], dataset: str) -> Path:
-    """Where a stage runs, the seed apart: the dense model with its data set, masked words once for all tasks."""
+    """Where a stage runs, the seed apart: the dense model with its data set, upstream stages once for all tasks."""
     if stage == TEACHER:
         return Path(dataset)
-    upstream = settings["data"]["class_path"] == MASKED_WORDS
+    upstream = settings["data"]["class_path"] in UPSTREAM
     return Path(plan["recipes"][name].get("upstream", dataset) if upstream else dataset) / name
 
 
@@ -61,7 +73,7 @@ def stages_of(plan: dict[str, Any], name: str, dataset: str) -> dict[str, dict[s
             given["config"] = [
                 file if file.startswith("@") else str((path.parent / file).resolve()) for file in given["config"]
             ]
-        source = upstream if given["data"]["class_path"] == MASKED_WORDS else own
+        source = upstream if given["data"]["class_path"] in UPSTREAM else own
         augmented = "augmentation" in given["data"]["init_args"] and plan.get("augmentation")
         more = {"init_args": {"augmentation": plan["augmentation"]}} if augmented else {}
         scaled = _scaled(given, entry.get("learning_rate_factor", 1.0) if stage != TEACHER else 1.0)

@@ -17,7 +17,7 @@ from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, EmbeddingTask, Task
-from lit_compress.text_files import check_there, file_suffix, header_hint, read_failure
+from lit_compress.text_files import BUILDERS, check_there, file_suffix, header_hint, read_failure
 
 __all__ = ["SentencePairs", "SentenceTexts"]
 
@@ -214,8 +214,8 @@ class SentenceTexts(SentencePairs):
     """Texts without labels for sentence embeddings, about which a teacher says everything; validated on scored pairs.
 
     Args:
-        train_file: a text a line (``.txt``, also ``.gz``; blank lines are left out), or ``.tsv``, ``.csv``, ``.jsonl``,
-            ``.parquet`` with a column of texts.
+        train_file: a text a line (``.txt`` or any other ending, also ``.gz``; blank lines are left out), or ``.tsv``,
+            ``.csv``, ``.jsonl``, ``.parquet`` with a column of texts.
         val_file: two texts and their score in each row: texts alone say nothing about how good a model is.
         text_column: column of the texts to train on and to predict, where there are columns.
         pair_columns: columns of the two texts to validate and test on.
@@ -275,7 +275,8 @@ class SentenceTexts(SentencePairs):
 
     def load(self, source: str, key: str) -> Dataset:
         path = Path(resolve_source(source, key))
-        if key not in ("data.train_file", "data.predict_file") or path.is_dir() or file_suffix(path) != ".txt":
+        is_table = file_suffix(path) in BUILDERS.keys() - {".txt"}
+        if key not in ("data.train_file", "data.predict_file") or path.is_dir() or is_table:
             return super().load(source, key)
         check_there(source, key, "a file")
         options = {name: getattr(self.options, name) for name in ("encoding", "encoding_errors", "cache_dir")}

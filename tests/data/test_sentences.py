@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -125,6 +126,15 @@ def test_a_file_of_one_column(tmp_path, tiny_model):
 def test_texts_alone_cannot_be_validated_on(tmp_path, tiny_model):
     path = tasks.texts(tmp_path / "t.txt")
     assert "data.val_file: missing" in error_of(lambda: SentenceTexts(str(path), tokenizer=str(tiny_model)))
+
+
+def test_lines_are_texts_whatever_the_ending(tmp_path, tiny_model):
+    path = tmp_path / "wiki.train.tokens.gz"
+    path.write_bytes(gzip.compress(b" = a film = \n \nthe plot\n"))
+    data = tasks.sentence_texts(tmp_path / "d", tiny_model)
+    data = SentenceTexts(str(path), data.files["val"], score_range=(0, 5), tokenizer=str(tiny_model), max_length=16)
+    data.setup("fit")
+    assert len(next(iter(data.train_dataloader())).inputs["input_ids"]) == 2
 
 
 def test_texts_in_a_column(tmp_path, tiny_model):
