@@ -13,12 +13,15 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.functional.pooling import POOLINGS
 
 __all__ = [
+    "ACTIVATIONS",
     "CROSS_ENCODER_KEY",
     "SENTENCE_KEY",
     "SentenceSettings",
+    "file_beside",
     "has_settings",
     "keep_settings",
     "settings_of",
+    "vector_width",
     "write_settings",
 ]
 
@@ -27,8 +30,12 @@ SENTENCE_KEY = "sentence_embedding"
 # Entry in which a CrossEncoder of sentence-transformers keeps what becomes of its logits.
 CROSS_ENCODER_KEY = "sentence_transformers"
 _MODULES, _LENGTH, _PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
-# In the order in which they are run; the last may be missing.
-_KNOWN = ("Transformer", "Pooling", "Normalize")
+_TOKENIZER, _NO_LIMIT = "tokenizer_config.json", 10**6
+# In the order in which they are run; the last two may be missing.
+_KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
+# What may follow the matrix of a Dense: names of classes of torch.nn.
+ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")
+_DENSE = {"out_features": int, "bias": bool, "activation": str}
 _LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 
 
@@ -42,9 +49,11 @@ class SentenceSettings:
         max_length: longest text in tokens; None is that of the tokenizer.
         prompts: texts by name that a program may put before a text.
         default_prompt: the name of the one that it puts there by itself.
+        dense: of a projection after the pooling: ``out_features``, ``bias`` and ``activation``, a class of
+            ``torch.nn``; None is no projection.
 
     Raises:
-        UserError: another pooling.
+        UserError: another pooling, or a projection that is not known here.
 
     """
 
@@ -53,6 +62,7 @@ class SentenceSettings:
     max_length: int | None = None
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    dense: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -62,6 +72,15 @@ class SentenceSettings:
             raise UserError(
                 f"{SENTENCE_KEY}: max_length {self.max_length!r}, normalize {self.normalize!r} and prompts "
                 f"{self.prompts!r} must be a number of tokens, true or false, and texts by name"
+            )
+        dense = self.dense
+        if dense is None:
+            return
+        typed = isinstance(dense, dict) and {name: type(value) for name, value in dense.items()} == _DENSE
+        if not typed or dense["out_features"] < 1 or dense["activation"] not in ACTIVATIONS:
+            raise UserError(
+                f"{SENTENCE_KEY}: dense {dense!r} must have out_features, a number, bias, true or false, and "
+                f"activation, one of {', '.join(ACTIVATIONS)}"
             )
 
 
@@ -93,16 +112,19 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise UserError(f"{source!r}: its {_MODULES} is no list of modules")
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
-    if names not in ([*_KNOWN], [*_KNOWN[:2]]):
+    if names != [name for name in _KNOWN if name in names] or not {*_KNOWN[:2]} <= {*names}:
         raise UserError(
-            f"{source!r}: its {_MODULES} has {', '.join(names)}; only {' and '.join(_KNOWN[:2])}, and {_KNOWN[2]} "
-            "after them, are known here"
+            f"{source!r}: its {_MODULES} has {', '.join(names)}; only {' and '.join(_KNOWN[:2])}, and one "
+            f"{' and one '.join(_KNOWN[2:])} after them, are known here"
         )
     length, prompts = (_read(config, name) or {} for name in (_LENGTH, _PROMPTS))
+    files = [_read(config, f"{_plain(module.get('path'))}/config.json") or {} for module in modules[1:]]
+    contents = dict(zip(names[1:], files, strict=True))
     return SentenceSettings(
-        pooling=_pooling(_read(config, f"{_plain(modules[1].get('path'))}/config.json") or {}, source),
-        normalize=len(names) == len(_KNOWN),
-        max_length=length.get("max_seq_length"),
+        pooling=_pooling(contents["Pooling"], source),
+        dense=_dense(contents["Dense"], source) if "Dense" in contents else None,
+        normalize="Normalize" in contents,
+        max_length=length.get("max_seq_length") or _tokenizer_length(config),
         prompts={str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()},
         default_prompt=prompts.get("default_prompt_name"),
     )
@@ -120,7 +142,8 @@ def write_settings(config: PretrainedConfig, folder: Path) -> None:
         return
     settings = settings_of(config)
     assert settings is not None
-    names = _KNOWN if settings.normalize else _KNOWN[:2]
+    left_out = {"Dense": settings.dense is None, "Normalize": not settings.normalize}
+    names = [name for name in _KNOWN if not left_out.get(name)]
     modules = [
         {
             "idx": index,
@@ -138,8 +161,14 @@ def write_settings(config: PretrainedConfig, folder: Path) -> None:
         _PROMPTS: {"prompts": settings.prompts, "default_prompt_name": settings.default_prompt}
         | {"similarity_fn_name": "cosine"},
     }
+    if settings.dense is not None:
+        dense = settings.dense
+        files["2_Dense/config.json"] = {"in_features": width, "out_features": dense["out_features"]} | {
+            "bias": dense["bias"],
+            "activation_function": f"torch.nn.{dense['activation']}",
+        }
     if settings.normalize:
-        files["2_Normalize/config.json"] = {}  # it has none, and empty folders get lost
+        files[f"{names.index('Normalize')}_Normalize/config.json"] = {}  # it has none, and empty folders get lost
     if settings.max_length is not None:
         files[_LENGTH] = {"max_seq_length": settings.max_length, "do_lower_case": False}
     for name, content in files.items():
@@ -149,7 +178,43 @@ def write_settings(config: PretrainedConfig, folder: Path) -> None:
 
 def keep_settings(config: PretrainedConfig, settings: SentenceSettings, **changed: Any) -> None:
     """Put settings, some of them changed, into a configuration, which is saved with its model."""
-    setattr(config, SENTENCE_KEY, asdict(replace(settings, **changed)))
+    kept = asdict(replace(settings, **changed))
+    if kept["dense"] is None:  # which versions before 0.2 do not know
+        del kept["dense"]
+    setattr(config, SENTENCE_KEY, kept)
+
+
+def vector_width(config: PretrainedConfig) -> int:
+    """How many numbers a vector of a text has."""
+    settings = settings_of(config)
+    dense = settings.dense if settings else None
+    return dense["out_features"] if dense else config.hidden_size  # type: ignore[attr-defined]  (encoders have it)
+
+
+def _dense(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Settings of a projection, from the file of sentence-transformers' Dense."""
+    activation = str(content.get("activation_function", "torch.nn.modules.activation.Tanh"))
+    inner = "sentence_embedding"
+    odd = {
+        "activation_function": activation if not activation.startswith("torch.nn.") else None,
+        "use_residual": content.get("use_residual") or None,
+        "module_input_name": name if (name := content.get("module_input_name", inner)) != inner else None,
+        "module_output_name": name if (name := content.get("module_output_name") or inner) != inner else None,
+    }
+    if unknown := {name: value for name, value in odd.items() if value is not None}:
+        raise UserError(f"{source!r}: its Dense has {unknown}, which is not known here")
+    return {
+        "out_features": content.get("out_features"),
+        "bias": content.get("bias", True),
+        "activation": activation.rpartition(".")[2],
+    }
+
+
+def _tokenizer_length(config: PretrainedConfig) -> int | None:
+    """The longest text of the tokenizer, where sentence-transformers 6 keeps it; None where that is no limit."""
+    length = (_read(config, _TOKENIZER) or {}).get("model_max_length")
+    positions = getattr(config, "max_position_embeddings", None) or _NO_LIMIT
+    return min(length, positions) if isinstance(length, int) and 0 < length < _NO_LIMIT else None
 
 
 def _pooling(content: Mapping[str, Any], source: str) -> str:
@@ -177,8 +242,8 @@ def _plain(path: Any) -> str:
     return name
 
 
-def _read(config: PretrainedConfig, name: str) -> Any:
-    """A JSON file beside a configuration, in its folder or on the hub; None where there is none."""
+def file_beside(config: PretrainedConfig, name: str) -> Path | None:
+    """A file beside a configuration, in its folder or on the hub; None where there is none."""
     source = str(config.name_or_path or "")
     if not source:
         return None
@@ -190,8 +255,17 @@ def _read(config: PretrainedConfig, name: str) -> Any:
         except (OSError, ValueError):  # gone, or no name on the hub: a configuration outlives its folder
             return None
         path = Path(found) if found else Path(source) / name
+    return path if path.is_file() else None
+
+
+def _read(config: PretrainedConfig, name: str) -> Any:
+    """A JSON file beside a configuration, in its folder or on the hub; None where there is none."""
+    source = str(config.name_or_path or "")
+    path = file_beside(config, name)
+    if path is None:
+        return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{source!r}: its {name} cannot be read: {first_line(error)}") from error
     if name != _MODULES and not isinstance(content, dict | None):

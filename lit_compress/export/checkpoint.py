@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from lit_compress.errors import UserError, first_line
 from lit_compress.files import LAST
 from lit_compress.models.folder import check_settings, check_size
-from lit_compress.models.sentence_embedding import give_embeddings
+from lit_compress.models.sentence_embedding import add_dense, give_embeddings
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.nn.manifest import rebuild
 
@@ -163,6 +163,7 @@ def student_from_checkpoint(checkpoint: dict[str, Any]) -> PreTrainedModel:
     if (shapes := shapes_of(config)) is not None:
         apply_shapes(student, shapes)  # it started from a model that was smaller already
     rebuild(student, entry["manifest"])
+    add_dense(student)
     try:
         student.load_state_dict(weights, strict=True)
     except RuntimeError as error:

@@ -17,9 +17,9 @@ from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.model_card import card_head, code_of_transformers
 from lit_compress.models.pack import LayoutChoice, Ranges, pack_in_place, ranges_of
 from lit_compress.models.packed import packed_linears
+from lit_compress.models.sentence_embedding import write_sentence_files
 from lit_compress.nn.manifest import Manifest
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.sentence_settings import write_settings
 from lit_compress.storage.buffers import Precision
 
 __all__ = ["best_precision", "packed_bytes", "packed_lines", "save_packed", "write_packed"]
@@ -129,7 +129,7 @@ def _fill(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     save_checked(model, folder)
     tokenizer.save_pretrained(folder)
     write_manifest(manifest, folder)
-    write_settings(model.config, folder)
+    write_sentence_files(model, folder)
     (folder / "README.md").write_text(_card(model, manifest))
 
 

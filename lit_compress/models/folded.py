@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_compress.errors import UserError
 from lit_compress.models.fold import fold_in_place
 from lit_compress.models.manifest_file import weight_of
+from lit_compress.models.sentence_embedding import DENSE
 from lit_compress.nn.manifest import Manifest
 from lit_compress.storage.weight import QuantizedWeight
 
@@ -74,13 +75,14 @@ def check_finite(model: PreTrainedModel) -> None:
 
 
 def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of a model by name, those that several modules share once, as a file has them."""
+    """The tensors of a model by name, those that several modules share once, as a file of Transformers has them."""
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     state = model.state_dict()
     return {
         name: tensor
         for name, tensor in state.items()
-        if not (name in tied and tied[name] in state and state[tied[name]].data_ptr() == tensor.data_ptr())
+        if name.partition(".")[0] != DENSE  # which has a file of its own
+        and not (name in tied and tied[name] in state and state[tied[name]].data_ptr() == tensor.data_ptr())
     }
 
 

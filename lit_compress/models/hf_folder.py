@@ -14,9 +14,9 @@ from lit_compress.models.heads_and_neurons import KINDS
 from lit_compress.models.labels import label_names
 from lit_compress.models.manifest_file import MANIFEST_FILE, UNFINISHED, check_unfinished, unfinished_lines
 from lit_compress.models.model_card import card_head, code_of_transformers
+from lit_compress.models.sentence_embedding import write_sentence_files
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.manifest import Manifest
-from lit_compress.sentence_settings import write_settings
 from lit_compress.storage.file import checksums
 from lit_compress.tasks import task_class_of
 from lit_compress.version import __version__
@@ -96,7 +96,7 @@ def write_beside(
     """
     tokenizer.save_pretrained(folder)
     write_manifest(manifest, folder)
-    write_settings(model.config, folder)
+    write_sentence_files(model, folder)
     (folder / "README.md").write_text(_card(model, manifest, describe_shapes(model), usage, needs_import))
 
 

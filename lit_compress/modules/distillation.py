@@ -74,19 +74,19 @@ class Distillation(KeepsInitArgs, nn.Module):
         return torch.stack([self(student, teacher, batch) for teacher in teachers]).mean()
 
 
-def projection_to(student: Any, teachers: Sequence[Any]) -> nn.Linear:
-    """A learned matrix from the student's width to that of the teachers, from the configurations of all.
+def projection_to(student: int, teachers: Iterable[int]) -> nn.Linear:
+    """A learned matrix from the student's width to that of the teachers.
 
     Raises:
         UserError: the teachers differ.
 
     """
-    widths = {teacher.hidden_size for teacher in teachers}
+    widths = {*teachers}
     if len(widths) > 1:
         raise UserError(
             f"distillation projection: the teachers are {sorted(widths)} wide; give the term one with `teacher`"
         )
-    return nn.Linear(student.hidden_size, widths.pop(), bias=False)
+    return nn.Linear(student, widths.pop(), bias=False)
 
 
 class LogitDistillation(Distillation):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from lit_compress.errors import UserError
 from lit_compress.functional.distill import similarity_kl
 from lit_compress.modules.distillation import Distillation, projection_to
+from lit_compress.sentence_settings import vector_width
 from lit_compress.tasks import Batch
 
 __all__ = ["EmbeddingDistillation", "SimilarityDistillation"]
@@ -43,12 +44,13 @@ class EmbeddingDistillation(Distillation):
         self.projection: nn.Linear | None = None
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
+        ours, theirs = vector_width(student), [vector_width(teacher) for teacher in teachers]
         if self.project:
-            self.projection = projection_to(student, teachers)
+            self.projection = projection_to(ours, theirs)
             return
-        if width := next((each.hidden_size for each in teachers if each.hidden_size != student.hidden_size), None):
+        if width := next((each for each in theirs if each != ours), None):
             raise UserError(
-                f"distillation embedding: the student is {student.hidden_size} wide and the teacher {width}; "
+                f"distillation embedding: the student is {ours} wide and the teacher {width}; "
                 "set projection to true, or take SimilarityDistillation"
             )
 

@@ -60,7 +60,7 @@ class HiddenDistillation(Distillation):
 
     def prepare(self, student: Any, teachers: Sequence[Any]) -> None:
         if self.project:
-            self.projection = projection_to(student, teachers)
+            self.projection = projection_to(student.hidden_size, (teacher.hidden_size for teacher in teachers))
         else:
             for teacher in teachers:
                 _check_widths(student.hidden_size, teacher.hidden_size)

@@ -176,8 +176,8 @@ def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normal
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}, {"type": "a.Dense"}]},
-         "has Transformer, Pooling, Dense"),
+        ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}, {"type": "a.CNN"}]},
+         "has Transformer, Pooling, CNN"),
         ({"1_Pooling/config.json": {"pooling_mode": "weightedmean"}}, "its pooling is weightedmean"),
         ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}},
          "its pooling is mean and max"),
