@@ -167,7 +167,8 @@ class SentencePairs(TextData):
                 encoded["labels"] = [(float(value) - low) / (high - low) for value in rows[label]]
             return encoded | {name: [*map(_id, texts[place])] for place, name in enumerate(ids)}
 
-        settings = [columns, label, ids, self.max_length, self.score_range, self.prompts, type(self).__name__]
+        prompts = [self._text("", column) for column in columns]
+        settings = [columns, label, ids, self.max_length, self.score_range, prompts, type(self).__name__]
         settings.append("sentences-2")
         return cached_map(table, encode, self.tokenizer, settings, f"Tokenising {split}")
 

@@ -36,7 +36,15 @@ from lit_compress.modules.nonfinite import Broken, LossWatch, all_or_nan
 from lit_compress.modules.optim import Optimization
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
-from lit_compress.tasks import Batch, Task, TokenClassificationTask, make_task, task_class_of
+from lit_compress.tasks import (
+    Batch,
+    EmbeddingTask,
+    RerankingTask,
+    Task,
+    TokenClassificationTask,
+    make_task,
+    task_class_of,
+)
 from lit_compress.tasks.batch import count_of, counted, tied
 from lit_compress.training_steps import is_logged, training_steps
 
@@ -414,9 +422,11 @@ def seed_step(epoch: int, batch_idx: int, rank: int) -> None:
 
 
 def _task_of(pretrained: str) -> tuple[str | None, list[str] | None]:
-    """Task and labels of a model that was made for classes; nothing of one that was not."""
+    """Task and labels of a model that was made for classes, vectors or ranking; nothing of another."""
     config = load_config(pretrained, "model.pretrained")
     kind = task_class_of(config)
+    if kind in (EmbeddingTask, RerankingTask):
+        return kind.name, None
     if kind is None or not kind.has_classes:
         return None, None
     return kind.name, label_names(config)

@@ -80,7 +80,12 @@ class EmbeddingTask(Task):
     @classmethod
     def options_for(cls, config: PretrainedConfig) -> Mapping[str, Any]:
         settings = settings_of(config)
-        return {"max_length": settings.max_length} if settings and settings.max_length else {}
+        if settings is None:
+            return {}
+        length = {"max_length": settings.max_length} if settings.max_length else {}
+        # As `SentenceTransformer.encode` puts it there.
+        prompt = settings.prompts.get(settings.default_prompt or "")
+        return length | ({"prompt": prompt} if prompt else {})
 
     def configure(self, config: PretrainedConfig) -> None:
         settings = settings_of(config)

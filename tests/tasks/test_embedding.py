@@ -219,6 +219,12 @@ def tasks_of_two():
     return ClassificationTask(["0", "1"])
 
 
+def test_a_folder_of_sentence_transformers_says_its_task(sentence_model):
+    module = LitTeacher(str(sentence_model))
+    assert isinstance(module.task, EmbeddingTask)
+    assert module.hparams["task"] == "embedding"
+
+
 # --- teachers
 
 
@@ -378,6 +384,19 @@ def test_sentence_transformers_reads_an_export(to, sentence_model, texts_file, t
     theirs = loaded.encode(texts_file.read_text().splitlines())
     ours = np.load(predicted(tmp_path / "out", texts_file, tmp_path / "v.npy"))
     assert np.abs(theirs - ours).max() < 1e-5
+
+
+@needs_sentence_transformers
+def test_a_prompt_that_a_model_puts_there_by_itself(tmp_path, tiny_model, texts_file):
+    from sentence_transformers import SentenceTransformer
+
+    asks = {"config_sentence_transformers.json": {"prompts": PROMPTS, "default_prompt_name": "query"}}
+    folder = sentence_folder(tmp_path / "sentence", tiny_model, **asks)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts_file.read_text().splitlines())
+    found = np.load(predicted(folder, texts_file, tmp_path / "v.npy"))
+    assert np.abs(theirs - found).max() < 1e-5
+    bare = np.load(predicted(folder, texts_file, tmp_path / "bare.npy", "--data.prompt=''"))
+    assert np.abs(bare - found).max() > 1e-3
 
 
 @needs_sentence_transformers

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lit_compress.cli import main
 from lit_compress.data import RankedPairs
 from lit_compress.errors import UserError
-from lit_compress.modules import LitStudent, MarginDistillation
+from lit_compress.modules import LitStudent, LitTeacher, MarginDistillation
 from lit_compress.tasks import Batch, RegressionTask, RerankingTask, task_class_of
 from lit_compress.tasks.reranking import RankingScore
 
@@ -109,6 +109,15 @@ def test_a_reranker_is_told_from_a_regression(tiny_model):
     assert task_class_of(config) is RerankingTask
     RegressionTask().configure(config)
     assert task_class_of(config) is RegressionTask
+
+
+def test_a_cross_encoder_says_its_task(tiny_model, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    module = LitTeacher(str(tmp_path))
+    assert isinstance(module.task, RerankingTask)
+    assert isinstance(LitTeacher(str(tiny_model)).task, RegressionTask)  # as before, of a model that says nothing
 
 
 def test_what_a_cross_encoder_does_with_its_logits_is_kept(tiny_model):
