@@ -16,6 +16,7 @@ GuessedTask = Literal[
     "question-answering",
     "pretraining",
     "embedding",
+    "reranking",
 ]
 LayoutChoice = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 Precision = Literal["int8", "fp8"]

@@ -49,6 +49,7 @@ _MODULES: dict[str, str] = {
     "question-answering": "QuestionAnswering",
     "pretraining": "MaskedLanguageModeling",
     "embedding": "SentencePairs",
+    "reranking": "RankedPairs",
 }
 
 
@@ -98,6 +99,12 @@ class GuessedData:
     def section(self) -> dict[str, Any]:
         """The `data` section of a configuration."""
         return {"class_path": f"lit_compress.data.{self.module}", "init_args": dict(self.options)}
+
+    @property
+    def inputs(self) -> int:
+        """What the model reads for a row: each text of an embedding, the query with each document of a reranker."""
+        count = len(self.options.get("text_columns", ()))
+        return {"embedding": count, "reranking": count - 1}.get(self.guess.task, 1)
 
     def texts(self, tokenizer: str) -> TextData:
         """The data module, which reads with the tokenizer of a model; not set up yet."""
@@ -340,9 +347,14 @@ def _texts(guess: Guess, table: Dataset) -> Iterator[list[str]]:
 
 
 def _inputs(guess: Guess, table: Dataset) -> Iterator[list[str]]:
-    """The texts of each input: all of a row together, or for vectors each by itself."""
+    """The texts of each input: all of a row together, for vectors each alone, for rerankers the query with each."""
     for texts in _texts(guess, table):
-        yield from [[text] for text in texts] if guess.task == "embedding" else [texts]
+        if guess.task == "embedding":
+            yield from ([text] for text in texts)
+        elif guess.task == "reranking":
+            yield from ([texts[0], text] for text in texts[1:])
+        else:
+            yield texts
 
 
 def _word_counts(guess: Guess, table: Dataset) -> Iterator[int]:

@@ -17,6 +17,7 @@ from lit_compress.sources import resolve_source
 __all__ = ["init"]
 
 _MARK = "# Made by `lit_compress init`"
+_ASKED = ("embedding", "reranking")  # tasks that no column says
 
 
 def init(
@@ -44,7 +45,7 @@ def init(
     data = _data(guessed)
     texts = {
         "teacher": _teacher(folder, guessed.model, data, guessed.steps),
-        "student": _student(folder, data, guessed.steps),
+        "student": _student(folder, data, guessed),
     }
     for name, text in texts.items():
         with atomic_file(folder / f"{name}.yaml") as staging:
@@ -95,8 +96,15 @@ model:
 """
 
 
-def _student(folder: Path, data: str, steps: int) -> str:
+def _student(folder: Path, data: str, guessed: GuessedData) -> str:
+    steps = guessed.steps
     teacher, epochs = _yaml(str(folder / "runs/teacher/model")), student_epochs(steps)
+    kd = (
+        "class_path: EmbeddingDistillation  # the teacher's vectors"
+        if guessed.guess.task == "embedding"
+        else "class_path: LogitDistillation\n"
+        "        init_args: {hardness: 0.9, temperature: 2.0}  # the teacher's answers, and a tenth of the labels"
+    )
     return f"""{_MARK}, to be changed as you like: a student with 80 % zeros and int8 weights.
 #   lit_compress fit --config {shlex.quote(str(folder / "student.yaml"))}
 run: {_yaml(str(folder / "runs/student"))}
@@ -108,8 +116,7 @@ model:
     teacher: {teacher}
     distillation:
       kd:
-        class_path: LogitDistillation
-        init_args: {{hardness: 0.9, temperature: 2.0}}  # the teacher's answers, and a tenth of the labels
+        {kd}
     optimization:
       learning_rate: 1.0e-4  # sparse training wants more than a dense learning rate
       warmup: 5%
@@ -136,4 +143,5 @@ def _say(file: str, guessed: GuessedData, folder: Path) -> None:
     say(f"then: lit_compress fit --config {student}")
     command = ["--model", guessed.model, "--train", file]
     command += ["--val", val] if (val := guessed.options.get("val_file")) else []
+    command += ["--task", guessed.guess.task] if guessed.guess.task in _ASKED else []
     say(f"Or a model as fast as you ask, measured: lit_compress compress {shlex.join(command)} --run runs/fast")

@@ -197,7 +197,8 @@ def _timing(job: Job, dry_run: bool) -> _Timing:
     limit = _limit(job)
     _check_reach(job, limit)
     # Batches are of rows of nearly the same length, so that hardly any of their tokens is padding.
-    seconds = training_seconds(job.model(request.model), guessed.options["batch_size"], guessed.tokens)
+    rows = guessed.options["batch_size"] * guessed.inputs
+    seconds = training_seconds(job.model(request.model), rows, guessed.tokens)
     if not dry_run:
         keep(file, {"table": table.to_json(), "seconds": seconds, "limit": limit})
     return _Timing(table, seconds, limit)

@@ -29,6 +29,17 @@ _STARTS = {
     "report.html": r"<!doctype html>(?s:.*?)<title>Family of ",
 }
 _MANY = "texts/s"
+# What loads models that are no pipeline of Transformers, by task.
+_SENTENCE_SNIPPETS = {
+    "embedding": """\
+import lit_compress  # teaches Transformers uneven shapes
+from sentence_transformers import SentenceTransformer
+print(SentenceTransformer("{0}").encode(["a text"]))""",
+    "reranking": """\
+import lit_compress  # teaches Transformers uneven shapes
+from sentence_transformers import CrossEncoder
+print(CrossEncoder("{0}").predict([("a query", "a document")]))""",
+}
 
 
 def check_page(folder: Path) -> None:
@@ -188,9 +199,8 @@ def _layers(members: list[Mapping[str, Any]]) -> Table:
 def _snippets(results: Results) -> tuple[tuple[str, str], ...]:
     """A few lines that load the recommended member and ask it something."""
     best = _best(results) or results["members"][0]
-    tokens = (
-        f"""batch = transformers.AutoTokenizer.from_pretrained("{best["folder"]}")(["a text"], return_tensors="np")"""
-    )
+    texts = '["a query"], ["a document"]' if results["task"] == "reranking" else '["a text"]'
+    tokens = f"""batch = transformers.AutoTokenizer.from_pretrained("{best["folder"]}")({texts}, return_tensors="np")"""
     if best["engine"].startswith("onnxruntime"):
         lines = [
             "import onnxruntime, transformers",
@@ -206,7 +216,7 @@ def _snippets(results: Results) -> tuple[tuple[str, str], ...]:
             "print(model({each.get_any_name(): batch[each.get_any_name()] for each in model.inputs}))",
         ]
     else:
-        lines = [
+        lines = _SENTENCE_SNIPPETS.get(results["task"], "").format(best["folder"]).splitlines() or [
             "import lit_compress, transformers  # the first teaches the second uneven shapes",
             f'model = transformers.pipeline("{results["pipeline_tag"]}", model="{best["folder"]}")',
             'print(model("a text"))',

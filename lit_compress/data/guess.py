@@ -25,7 +25,8 @@ _LABELS = (
 _TEXTS = ("text", "sentence", "content", "review", "comment", "tweet", "body", "document", "message", "utterance")
 _PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
-    *(("text1", "text2"), ("text_a", "text_b"), ("query", "passage"), ("#1 string", "#2 string")),
+    *(("text1", "text2"), ("text_a", "text_b"), ("query", "passage"), ("query", "document")),
+    *(("question", "passage"), ("#1 string", "#2 string")),
 )
 _WORDS, _TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels", "pos_tags")
 _SEPARATORS = ("|", ";", ",")
@@ -81,8 +82,8 @@ def guess_task(
         needed = "question, context and answers" if task == "question-answering" else "lists of words and lists of tags"
         raise UserError(f"--task: {task} needs columns with {needed}; it has {list(columns)}")
     label, doubts = (label_column, []) if label_column else _label_column(columns, text_columns or ())
-    if task == "embedding":
-        return _embedding(columns, text_columns, label, asked=label_column is not None)
+    if task in ("embedding", "reranking"):
+        return _scored_texts(columns, task, text_columns, label, asked=label_column is not None)
     texts, why, more = _text_columns(columns, text_columns, label)
     doubts += more
     if task == "pretraining":
@@ -147,28 +148,48 @@ def _labelled(
     return Guess(task="classification", options=options, why=why, doubts=tuple(doubts))
 
 
-def _embedding(columns: Columns, given: Sequence[str] | None, label: str | None, asked: bool) -> Guess:
-    """Two texts and their score, or without one two texts that belong together and others that do not."""
+def _scored_texts(
+    columns: Columns, task: GuessedTask, given: Sequence[str] | None, label: str | None, asked: bool
+) -> Guess:
+    """Texts with a score, or without one texts that belong together and others that do not."""
     if label is not None and not (len({*columns[label]}) > 1 and all(is_number(value) for value in columns[label])):
         if asked:
-            raise UserError(f"--label_column: {label!r} holds no numbers that differ, and an embedding needs scores")
+            raise UserError(f"--label_column: {label!r} holds no numbers that differ, and {task} needs scores")
         label = None  # what looks like a label is no score of pairs
+    if task == "reranking" and label is None:
+        return _ranked(columns, given)
     texts, why, _ = _text_columns(columns, given, label)
-    if len(texts) < 2:
-        raise UserError(
-            f"--text_columns: {texts} is one column of texts, and an embedding is measured on two: give --text_columns "
-            "of a pair, with --label_column, its score, where there is one"
+    if len(texts) < 2 or (label is not None and len(texts) > 2):
+        needed = (
+            "an embedding is measured on two: give --text_columns of a pair, with --label_column, its score, where "
+            "there is one"
+            if task == "embedding"
+            else "a reranker reads two: give the query and its document"
         )
+        several = "is one column" if len(texts) == 1 else f"are {len(texts)} columns"
+        raise UserError(f"--text_columns: {texts} {several} of texts, and {needed}")
     if label is None:
         why["text_columns"] = "texts of a row belong together; no column holds scores"
-        return Guess(task="embedding", options={"text_columns": texts}, why=why)
+        return Guess(task=task, options={"text_columns": texts}, why=why)
     numbers = [float(value) for value in columns[label]]
     low, high = min(numbers), max(numbers)
     why["label_column"] = f"holds numbers from {low:g} to {high:g}"
     options: dict[str, Any] = {"text_columns": texts, "label_column": label}
-    if low < -1 or high > 1:  # no cosines
+    if low < (-1 if task == "embedding" else 0) or high > 1:  # no cosines, or no relevance
         options["score_range"] = [min(math.floor(low), 0), math.ceil(high)]
-    return Guess(task="embedding", options=options, why=why)
+    return Guess(task=task, options=options, why=why)
+
+
+def _ranked(columns: Columns, given: Sequence[str] | None) -> Guess:
+    """A query, the document that is relevant, and others that are not, by the order of the columns."""
+    texts = list(given or (name for name in columns if _is_text(columns[name]) and not _is_id(name)))
+    if len(texts) < 3:
+        raise UserError(
+            f"--text_columns: {texts} must be query, relevant document and one or more others; for a query, a document "
+            "and its score give --label_column, a column of numbers"
+        )
+    why = {"text_columns": "the query, the relevant document, and others", "label_column": "no column holds scores"}
+    return Guess(task="reranking", options={"text_columns": texts, "label_column": None}, why=why)
 
 
 def _pretraining(texts: list[str], why: dict[str, str], doubts: list[str]) -> Guess:
@@ -236,9 +257,12 @@ def _label_column(columns: Columns, texts: Sequence[str]) -> tuple[str | None, l
 
 
 def _may_be_label(name: str, values: Sequence[Any]) -> bool:
-    is_id = re.fullmatch(r"(.*[_ #])?(id|idx|index|uid|guid)", name.lower())
     blank = any(value is None or not str(value).strip() for value in values)
-    return not is_id and not blank and _mean_words(values) < _PROSE
+    return not _is_id(name) and not blank and _mean_words(values) < _PROSE
+
+
+def _is_id(name: str) -> bool:
+    return re.fullmatch(r"(.*[_ #])?(id|idx|index|uid|guid)", name.lower()) is not None
 
 
 def _text_columns(
