@@ -41,11 +41,11 @@ def add_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """All lines of the CSV; none when there is no file yet."""
+    """All lines of the CSV, columns that it does not have yet empty; none when there is no file yet."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [dict.fromkeys(FIELDS, "") | line for line in csv.DictReader(file)]
 
 
 def write_table(results: Path, page: Path, plan: dict[str, Any], model: str = MINILM) -> None:

@@ -17,6 +17,7 @@ from lit_compress.data.options import TextOptions
 from lit_compress.errors import UserError
 from lit_compress.recipe import load_recipe
 from tools import reproduce, reproduce_jobs, reproduce_plan, reproduce_table
+from tools.bench.accuracy_over_compression import PANELS, accuracy_over_compression, ours, papers
 from tools.bench.accuracy_over_speed import accuracy_over_speed, points_of
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
@@ -444,22 +445,44 @@ def test_pubmedqa_is_divided_as_its_official_test_split_says(tmp_path):
 
 def test_the_picture_has_a_point_for_each_stage_and_none_of_nothing(tmp_path):
     line = dict.fromkeys(reproduce_table.FIELDS, "") | {"model": "mpnet", "recipe": "a", "data": "b", "stage": "c"}
-    line |= {"metric": "accuracy", "dense": "0.8", "speedup_batch_1": "2", "majority": "0.65", "runtime": "eager"}
+    line |= {"metric": "accuracy", "value": "0.7", "dense": "0.8", "int8_speedup": "2", "majority": "0.65"}
     lines = [
-        *(line | {"seed": seed, "value": value} for seed, value in (("1", "0.6"), ("2", "0.7"))),
-        line | {"stage": "d", "value": "0.72", "recipe": "f", "runtime": "onnx-int8"},
-        line | {"stage": "e", "value": "10", "metric": "perplexity"},
-        line | {"stage": "teacher", "value": "0.8", "dense": ""},
+        *(line | {"seed": seed, "int8_value": value} for seed, value in (("1", "0.6"), ("2", "0.7"))),
+        line | {"stage": "d", "int8_value": "0.72", "recipe": "f"},
+        line | {"stage": "e", "int8_value": "10", "metric": "perplexity"},
+        line | {"stage": "teacher", "value": "0.8", "int8_value": "0.8", "dense": "", "recipe": "dense"},
+        line | {"stage": "older", "int8_speedup": ""},
     ]
-    first, second = points_of(lines)
+    first, second, dense = points_of(lines)
     assert (first.method, first.speedup, first.kept, first.constant) == ("a", 2.0, pytest.approx(0.8125), True)
-    assert (second.method, second.kept, second.constant) == ("f (onnx-int8)", pytest.approx(0.9), False)
+    assert (second.method, second.kept, second.constant) == ("f", pytest.approx(0.9), False)
+    assert (dense.method, dense.kept) == ("dense", 1)
     results = tmp_path / "results.csv"
     reproduce_table.add_rows(results, [row | {"seed": row["seed"] or "1"} for row in lines])
-    assert len(accuracy_over_speed(tmp_path / "out.png", "mpnet", results=results)) == 2
+    assert len(accuracy_over_speed(tmp_path / "out.png", "mpnet", results=results)) == 3
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match=r"has no row of 'mpnet' of other with a score"):
+    with pytest.raises(UserError, match=r"has no row of 'mpnet' of other with a dense model"):
         accuracy_over_speed(tmp_path / "out.png", "mpnet", ["other"], results)
+
+
+def test_ours_have_the_spread_of_the_seeds_or_the_interval_of_one():
+    line = dict.fromkeys(reproduce_table.FIELDS, "") | {"model": "m", "recipe": "a", "data": "b", "stage": "c"}
+    line |= {"metric": "accuracy", "dense": "0.8", "encoder_compression": "4"}
+    seeds = [line | {"value": value} for value in ("0.7", "0.8")]
+    one = line | {"stage": "d", "value": "0.8", "difference_low": "-0.08", "difference_high": "0.04"}
+    first, second = ours([*seeds, one, line | {"recipe": "z", "value": "1"}], ["a"], "encoder")
+    assert (first.compression, first.kept) == (4, pytest.approx(0.9375))
+    assert first.high - first.kept == pytest.approx(0.0884, abs=1e-3)
+    assert (second.low, second.high) == (pytest.approx(0.9), pytest.approx(1.05))
+
+
+def test_papers_say_what_was_verified(tmp_path):
+    marks = papers(["rosita", "poor_mans_bert"])
+    assert {verified for _, verified in marks} == {True, False}
+    assert all(0.5 < mark.kept < 1.1 for mark, _ in marks)
+    assert set().union(*(recipes for recipes, _ in PANELS.values())) <= {*PLAN["recipes"], *PLANS["mpnet"]["recipes"]}
+    accuracy_over_compression(tmp_path / "papers.png")
+    assert (tmp_path / "papers.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_leaves_empty_what_a_family_does_not_say(tmp_path):
