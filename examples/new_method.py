@@ -80,8 +80,8 @@ def data_of(tokenizer: str) -> TextClassification:
         tokenizer=tokenizer,
         encoding_errors="replace",
         val_fraction=0.2,
-        limit=800,
-        max_length=64,
+        limit=640,
+        max_length=48,
         batch_size=16,
     )
 
@@ -89,6 +89,8 @@ def data_of(tokenizer: str) -> TextClassification:
 def train(module: LightningModule, data: TextClassification, callbacks: list[Callback], epochs: int) -> float:
     trainer = Trainer(
         max_epochs=epochs,
+        check_val_every_n_epoch=epochs,  # once, at the end
+        num_sanity_val_steps=0,
         gradient_clip_val=1.0,
         callbacks=callbacks,
         use_distributed_sampler=False,
@@ -117,7 +119,7 @@ def main() -> None:
     seed_everything(42)
     data = data_of(ENCODER)
     teacher = LitTeacher(ENCODER, labels=data.labels, optimization=Optimization(learning_rate=1e-4))
-    scores = {"dense teacher": (train(teacher, data, [], epochs=2), 0.0)}
+    scores = {"dense teacher": (train(teacher, data, [], epochs=1), 0.0)}
     folder = str(teacher.save("runs/new_method/teacher", overwrite=True))
 
     methods = {
