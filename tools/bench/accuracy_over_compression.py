@@ -125,7 +125,7 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained", sharex=True, sharey=True)
     labels = list(dict.fromkeys(mark.label for marks in found.values() for mark in marks))
     for panel, (title, marks) in zip(axes.flat, found.items(), strict=False):
         recipes, size = PANELS[title]
@@ -140,7 +140,7 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
             panel.errorbar(mark.compression, 100 * mark.kept, yerr=spread, fmt="o", color=color, capsize=2)
         panel.axhline(100, color="0.8", zorder=0)
         panel.set_xscale("log", base=2)
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+        panel.set_xticks([1, 2, 4, 8, 16], ["1x", "2x", "4x", "8x", "16x"])
         panel.set_title(title)
         panel.set_xlabel(f"{size}, times smaller")
     for panel in axes[:, 0]:

@@ -3,8 +3,8 @@
     python -m tools.bench.accuracy_over_speed --output docs/images/accuracy-over-speed.png
 
 A point is a stage of a recipe on one data set as it is deployed, in 8 bits on its runtime, the mean over its seeds;
-speeds are compared with the dense model in fp32 on the same runtime. A hollow point is no better than one answer to every
-example. Rows without a deployed speed are left out.
+speeds are compared with the dense model in fp32 on the same runtime. A hollow point is no better than one answer to
+every example. Rows without a deployed speed are left out.
 """
 
 import statistics
