@@ -105,9 +105,12 @@ def _scaled(value: Any, factor: float) -> Any:
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Settings with others over them; mappings are merged at any depth, all else is replaced."""
+    """Settings with others over them; mappings are merged at any depth, all else is replaced, and null removes."""
     found = dict(base)
     for key, value in over.items():
+        if value is None:
+            found.pop(key, None)
+            continue
         both = isinstance(value, dict) and isinstance(found.get(key), dict)
         found[key] = merged(found[key], value) if both else value
     return found

@@ -137,6 +137,13 @@ def test_a_stage_can_be_like_another():
     assert stages["other"]["compression"][0]["class_path"] == "LayerDropping"
 
 
+def test_null_removes_a_setting():
+    stages = reproduce_plan.stages_of(PLAN, "ablations", "stsb")
+    assert "distillation" not in stages["labels_alone"]["model"]["init_args"]
+    assert set(stages["hidden_alone"]["model"]["init_args"]["distillation"]) == {"hidden"}
+    assert set(stages["logits_and_hidden"]["model"]["init_args"]["distillation"]) == {"kd", "hidden"}
+
+
 def test_rates_are_lowered_but_not_those_of_the_dense_model_or_of_scores():
     dense = [PLANS[model] for model in PLANS]
     (_, own), (_, theirs) = [
