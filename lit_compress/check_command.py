@@ -14,11 +14,11 @@ __all__ = ["check"]
 
 
 def check(sources: list[str], overrides: Sequence[str] = ()) -> None:
-    """Check a model folder, or the configuration of a fit, and say with each finding what to change.
+    """Check a model folder or a `fit` configuration; every finding names what to change.
 
     Args:
-        sources: a model folder, `package:` or hub name; or YAML files as of `fit --config`, which compose.
-        overrides: options of `fit`, `--config` among them.
+        sources: a model folder, `package:` or hub name; or YAML files as for `fit --config`.
+        overrides: options of `fit`, including `--config`.
 
     Raises:
         UserError: an error was found; what was found is printed.

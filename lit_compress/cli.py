@@ -41,31 +41,31 @@ _HELP = """usage: lit_compress COMMAND [options]
 
 Make BERT-family encoders smaller.
 
-everything in one command:
-  compress         as fast as you ask, for your data, on your machine, measured
+all in one command:
+  compress         make a model N times faster for your data; measure and compare
 
 training, from YAML files (--config, several compose) and options:
-  init             look at your file, and write the YAML files for it
-  check            what a model or configuration lacks, before any training
-  fit              train and compress a model; the run folder keeps everything
-  recipe           run several fits in a row, each from what an earlier one left
-  validate, test   score a run's model on its data
+  init             inspect your file and write YAML configurations for it
+  check            find errors in a model or configuration before training
+  fit              train and compress a model; everything goes to a run folder
+  recipe           run several fits in a row, each from an earlier one's result
+  validate, test   evaluate a run's model on its data
   configs          list the package's configurations (--config @sst2/teacher)
   migrate          turn a SparseML, NNCF or nn_pruning file into a configuration
 
-using what a fit left:
+using the result of a fit:
   export           write the model for a runtime: ONNX, OpenVINO, packed, ...
-  predict          answer every row of a file
-  pack             another name of `export --to packed`
-  trim-vocabulary  leave out the tokens that a corpus never uses
+  predict          predict every row of a file
+  pack             same as `export --to packed`
+  trim-vocabulary  remove the tokens that a corpus never uses
 
-measuring it:
-  report           accuracy, size, sparsity and latency beside the dense model
-  compare          several runs beside each other
+measuring:
+  report           accuracy, size, sparsity and latency, compared with dense
+  compare          a table and Pareto fronts of several runs
   formats          every format of a run: accuracy, size, memory and speed
-  benchmark        latency, memory and size of models on every engine
-  explain          what runs in each layer of a packed model
-  latency          what heads, neurons and layers take on this machine
+  benchmark        latency, memory and size of models on every runtime
+  explain          which kernel runs each layer of a packed model
+  latency          how long heads, neurons and layers take on this machine
 
 options:
   -h, --help       show this; after a command, the options of that command
@@ -76,19 +76,19 @@ _TRAINING_HELP = """usage: lit_compress {command} [--config FILE ...] [options]
 {about}
 
 options; each is a key of the YAML, and a later one wins:
-  --config FILE              YAML file, or one of the package: @sst2/student;
-                             each file adds its own to `compression`
-  --run FOLDER               everything of the run: settings, checkpoints, model
-  --model CLASS              LitTeacher, LitStudent, LitPrunedStudent or yours
-  --model.pretrained NAME    folder or hub name of the model to begin with
+  --config FILE              YAML file, or a name from the package: @sst2/student;
+                             each file adds its entries to `compression`
+  --run FOLDER               run folder: settings, checkpoints, logs, final model
+  --model CLASS              LitTeacher, LitStudent, LitPrunedStudent or your own
+  --model.pretrained NAME    folder or hub name of the pretrained model
   --model.teacher NAME       folder or hub name of the teacher
   --data CLASS               TextClassification, TokenClassification, ...
-  --data.train_file FILE     likewise --data.val_file, --data.test_file
+  --data.train_file FILE     also --data.val_file, --data.test_file
   --data.text_columns NAMES  '[sentence]', or two for pairs
   --compression CLASS        MagnitudePruning, QuantAwareTraining, ...
   --trainer.max_epochs N     and every other option of Lightning's Trainer
-  --ckpt_path last           go on from the last checkpoint of the run
-  --print_config             show what all this amounts to, and do nothing
+  --ckpt_path last           resume from the last checkpoint of the run
+  --print_config             print the resulting configuration and exit
 
 examples:
 {examples}
@@ -99,25 +99,25 @@ examples:
 # What each does, and examples.
 _TRAINING = {
     "fit": (
-        "Train and compress a model, and leave it in the run folder.",
+        "Train and compress a model, and save it in the run folder.",
         """  lit_compress fit --config @sst2/teacher --run runs/teacher
   lit_compress fit --config @sst2/student --config @compression/magnitude_80 \\
     --run runs/sparse --data.train_file train.tsv
   lit_compress fit --config runs/sparse/config.yaml --ckpt_path last""",
     ),
     "validate": (
-        "Score a model on the validation data of a configuration.",
+        "Evaluate a model on the validation data of a configuration.",
         "  lit_compress validate --config runs/sparse/config.yaml --ckpt_path last",
     ),
     "test": (
-        "Score a model on the test data of a configuration.",
+        "Evaluate a model on the test data of a configuration.",
         """  lit_compress test --config runs/sparse/config.yaml --ckpt_path last \\
     --data.test_file test.tsv""",
     ),
     "predict": (
-        "Predict the data of a configuration; --output FILE keeps the answers.",
+        "Predict the data of a configuration; --output FILE saves the predictions.",
         """  lit_compress predict --config runs/sparse/config.yaml --ckpt_path last \\
-    --data.predict_file new.tsv --output answers.csv""",
+    --data.predict_file new.tsv --output predictions.csv""",
     ),
 }
 
@@ -187,7 +187,7 @@ def _show(text: str) -> NoReturn:
 def _refuse(command: str) -> NoReturn:
     names = [*_TRAINING, *_COMMANDS]
     near = get_close_matches(command, names, n=1)
-    what = f"no command is called {command!r}" if command else "the command is missing"
+    what = f"unknown command {command!r}" if command else "the command is missing"
     meant = f"did you mean {near[0]!r}? all: " if near else "choose one of "
     sys.stderr.write(f"lit_compress: error: {what}; {meant}{', '.join(names)}\n")
     sys.exit(2)

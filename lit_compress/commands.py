@@ -47,27 +47,28 @@ def compress_family(
 ) -> None:
     """Make an encoder as much faster as asked for your data; measure every member of the family, and recommend one.
 
-    The same command again goes on where it was stopped; with another --max_loss it trains nothing, measures and chooses
-    again.
+    Running the same command again continues where it stopped; with another --max_loss it trains nothing, and only
+    measures and chooses again.
 
     Args:
-        model: folder or hub name of an encoder; with the head of the task it is the teacher, else it is trained first.
+        model: hub name or folder of an encoder; if it has a head for the task it is the teacher, otherwise a teacher is
+            fine-tuned first.
         train: file of training examples, as `--data.train_file` takes it.
         val: file of validation examples; without it a tenth of the training examples is held out.
-        run: folder for everything: trainings, exports, report.html.
-        speedup: how many times as fast as the dense model in fp32 in the same runtime: 4, or '[2,4,8]'.
+        run: folder for everything: checkpoints, exports, report.html.
+        speedup: how many times the speed of the dense fp32 model in the same runtime: 4, or '[2,4,8]'.
         max_loss: how many points the recommended member may lose.
-        target: runtime and precision of the members.
-        shape: rows and tokens at which speed counts, such as 1x128; without it one row of the data's length.
-        threads: of the processor; without it as many as PyTorch takes.
-        minutes: for all trainings together; they become shorter when that is not enough, and it is said. Measuring
-            comes on top.
-        task: of the data, where the guess is wrong.
-        text_columns: columns with the texts, one or two, where the guess is wrong.
-        label_column: column with the labels, where the guess is wrong.
+        target: runtime and precision to export to.
+        shape: batch size and tokens at which speed is measured, such as 1x128; default: one text of data.max_length.
+        threads: CPU threads; default: PyTorch's.
+        minutes: time limit for all trainings together; they are shortened to fit, with a message. Measuring takes extra
+            time.
+        task: task, if the guess is wrong.
+        text_columns: columns with the texts, one or two, if the guess is wrong.
+        label_column: column with the labels, if the guess is wrong.
         data: options of the data module: `--data.max_length 64`, `--data.delimiter ';'`.
-        label_map: names of the model's classes -> labels of the data, where they differ.
-        seed: of every training.
+        label_map: class names of the model -> labels of the data, if they differ.
+        seed: random seed of every training.
         dry_run: print the plan and train nothing.
 
     """
@@ -94,36 +95,37 @@ def export_model(
     dtype: Dtype | None = None,
     calibration_batches: int | None = None,
 ) -> None:
-    """Fold a trained student and write it in the format of a runtime.
+    """Fold a trained student and write it in a runtime's format.
 
     Args:
-        run: run folder of a `fit`; its last checkpoint is taken.
-        output: folder to make.
-        checkpoint: a checkpoint file, alone or of the run; of a run also `last`, and `best` by what its ModelCheckpoint
-            monitors.
-        model: a Hugging Face folder instead of a run, of this package or any other with safetensors.
-        to: format of the folder.
-        unfinished: write it also when its training stopped before its compression was complete.
+        run: run folder of a `fit`; its last checkpoint is exported.
+        output: folder to create.
+        checkpoint: checkpoint file, alone or of the run; with --run also `last`, or `best` by the metric its
+            ModelCheckpoint monitors.
+        model: Hugging Face folder instead of a run, from this package or any other, with safetensors.
+        to: output format.
+        unfinished: export even if training stopped before its compression was complete.
         overwrite: replace an existing output folder that an export wrote.
-        processor: of onnx-int8 and openvino-int8: `any` is right in every session on every processor; `vnni` keeps
-            weights that training put on 8 bits as int8, which is faster, and right only where there are 8-bit dot
-            products (AVX-512 VNNI, AVX-VNNI, Arm).
-        tables: of onnx-int8 and openvino-int8: embedding tables that training left in floating point become `int8` with
-            a scale for each row, or stay `float`.
-        check: file of examples on which onnx-int8, openvino-int8, fp16 and bf16 are compared with PyTorch's fp32 or
-            training form; by default the run's validation data.
-        data: options of the data module that reads it, or the run's validation data: `--data.text_columns
-            '[sentence]'`; with `label_column`, scores are compared, too.
-        strict: refuse an integer, fp16 or bf16 model whose predictions or score are worse than PyTorch's, instead of
-            saying so.
-        layout: of packed: `auto` chooses for each linear; or one for all: `dense`, `tall_blocks` (blocks of 128 x 32
-            zeros left out), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small file).
-        dtype: of hf: `fp32` (default), `fp16` or `bf16`; of onnx: `fp32` (default) or `fp16`; of packed: `int8`
-            runs on every GPU since Ampere, `fp8` needs Ada or Hopper; by default `fp8` on a machine with a Hopper GPU
-            unless training found integers, `int8` otherwise.
-        calibration_batches: of packed: validation batches of the run on which the ranges of inputs are measured that
-            quantization-aware training left open. By default 16 where one is open and the run's data is still there; 0
-            measures none.
+        processor: for onnx-int8 and openvino-int8: `any` is correct in every session on every processor; `vnni` keeps
+            8-bit weights from training as int8, which is faster but correct only on processors with 8-bit dot products
+            (AVX-512 VNNI, AVX-VNNI, Arm).
+        tables: for onnx-int8 and openvino-int8: embedding tables that training left in floating point become `int8`
+            with a scale per row, or stay `float`.
+        check: file of examples on which onnx-int8, openvino-int8, fp16 and bf16 exports are compared with PyTorch;
+            default: the run's validation data.
+        data: options of the data module that reads the examples: `--data.text_columns '[sentence]'`; with
+            `label_column` the scores are compared as well.
+        strict: fail if predictions or score of an integer, fp16 or bf16 model are worse than PyTorch's, instead of
+            printing a warning.
+        layout: for packed: `auto` chooses per linear layer; or one for all: `dense`, `tall_blocks` (skips 128 x 32
+            blocks of zeros), `blocks` (64 x 64), `bitmap` (any zeros, small file), `two_four` (2 of 4 kept, small
+            file).
+        dtype: for hf: `fp32` (default), `fp16` or `bf16`; for onnx: `fp32` (default) or `fp16`; for packed: `int8` runs
+            on every GPU since Ampere, `fp8` needs Ada or Hopper; default: `fp8` on a machine with a Hopper GPU unless
+            training produced integers, otherwise `int8`.
+        calibration_batches: for packed: validation batches of the run used to calibrate input ranges that
+            quantization-aware training did not set. Default: 16 if a range is missing and the run's data is available;
+            0 turns calibration off.
 
     """
     options = locals()
@@ -146,17 +148,17 @@ def pack_model(
     unfinished: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Another name of `export --to packed`, whose `--layout` is `--format` here.
+    """Same as `export --to packed`; its `--layout` is called `--format` here.
 
     Args:
         run: run folder of a `fit`; the student of its last checkpoint is packed.
         model: exported folder instead of a run.
-        output: folder to make.
-        format: as `--layout` of `export`.
-        dtype: as of `export --to packed`.
-        calibration_batches: as of `export`.
-        data: as of `export`.
-        unfinished: pack it also when its training stopped before its compression was complete.
+        output: folder to create.
+        format: see `export --layout`.
+        dtype: see `export --to packed`.
+        calibration_batches: see `export`.
+        data: see `export`.
+        unfinished: pack even if training stopped before its compression was complete.
         overwrite: replace an existing output folder that an export wrote.
 
     """
@@ -173,13 +175,13 @@ def trim_vocabulary(
     characters: bool = True,
     overwrite: bool = False,
 ) -> None:
-    """Leave out the tokens that a corpus never uses, in tokenizer, embeddings and decoder.
+    """Remove the tokens that a corpus never uses from tokenizer, embeddings and decoder.
 
     Args:
         model: Hugging Face folder with a tokenizer.json.
-        corpus: text files, one text a line, or a list of them; each also compressed (.gz).
-        output: folder to make.
-        characters: keep every token of one character, so that words from elsewhere can still be spelled.
+        corpus: text files with one text per line, or a list of them; each may be compressed (.gz).
+        output: folder to create.
+        characters: keep every single-character token, so that other words can still be tokenized.
         overwrite: replace an existing output folder that an export wrote.
 
     """
@@ -201,19 +203,19 @@ def predict(
     part_rows: int = 10_000,
     overwrite: bool = False,
 ) -> None:
-    """Predict every row of a file with an exported model: a .csv, .jsonl or .parquet, or of vectors an .npy.
+    """Predict every row of a file with an exported model: writes .csv, .jsonl, .parquet, or .npy for embeddings.
 
     Args:
-        file: what the data module reads, labels not needed.
-        output: file to write; a run that is interrupted goes on where its last part ends.
-        text: one text, whose prediction is shown, instead of a file and an output.
-        run: run folder of a `fit`: its `model` folder, and how its data was read.
-        model: an exported folder or hub name, instead of a run.
+        file: input in any format of the data module; labels are not needed.
+        output: file to write; an interrupted run continues where it stopped.
+        text: a single text to predict and print, instead of a file and an output.
+        run: run folder of a `fit`: uses its `model` folder and its data options.
+        model: exported folder or hub name, instead of a run.
         data: options of the data module: `--data.text_columns '[sentence]'`.
-        engine: what computes; by default PyTorch, or the runtime that the folder was exported for.
-        device: where PyTorch's model runs; `auto` is a GPU when there is one.
-        part_rows: most rows that are predicted before they are written; they are every 30 seconds.
-        overwrite: replace earlier predictions.
+        engine: runtime; default: the one that the folder was exported for, otherwise PyTorch.
+        device: device for PyTorch; `auto` is a GPU when there is one.
+        part_rows: most rows held in memory before they are written; they are written every 30 seconds at least.
+        overwrite: replace an earlier output.
 
     """
     options = locals()
@@ -231,18 +233,17 @@ def report(
     repetitions: int = 10,
     label_map: dict[str, str | int] | None = None,
 ) -> None:
-    """Measure accuracy, size, sparsity and latency of a run's model, beside the dense one; print and save them.
+    """Measure accuracy, size, sparsity and latency of a run's model, and compare with the dense model.
 
     Args:
         run: run folder of a `fit`.
-        dense: folder or hub name to compare with; the run's teacher by default, as long as there is one.
-        output: folder for report.html, report.md, report.json, pictures and TensorBoard's file; `report` in the run
-            folder by default. An earlier report in its place is replaced, anything else is not.
-        data: options of the run's data to change: `--data.val_file other.tsv`.
-        batch_sizes: batch sizes whose latency is measured, at the run's `max_length`.
-        repetitions: forward passes per latency.
-        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
-            for each; the run's by default.
+        dense: folder or hub name to compare with; default: the run's teacher, if there is one.
+        output: folder for report.html, report.md, report.json, images and TensorBoard events; default: `report` in the
+            run folder. An earlier report there is replaced, anything else is an error.
+        data: options that override the run's data: `--data.val_file other.tsv`.
+        batch_sizes: batch sizes at which latency is measured, with the run's `max_length` tokens.
+        repetitions: forward passes per latency measurement.
+        label_map: class names of the dense model -> labels of the data, if they differ; default: the run's.
 
     """
     options = locals()
@@ -258,15 +259,15 @@ def compare(
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     label_map: dict[str, str | int] | None = None,
 ) -> None:
-    """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
+    """Compare runs: a table, Pareto fronts, and how each run was made; a run without a report gets one.
 
     Args:
-        runs: run folders of `fit`s, or folders of `compress`.
-        output: folder that gets report.html, report.md and report.json; they replace those of a comparison only.
-        dense: folder or hub name that each run without an up-to-date report is compared with; its teacher by default,
-            as long as there is one.
-        data: options of the data of such a run to change: `--data.val_file other.tsv`.
-        label_map: as in `report`.
+        runs: run folders of `fit`, or folders of `compress`.
+        output: folder for report.html, report.md and report.json; an earlier comparison there is replaced.
+        dense: folder or hub name to compare runs without an up-to-date report with; default: the run's teacher, if
+            there is one.
+        data: options that override the data of such a run: `--data.val_file other.tsv`.
+        label_map: see `report`.
 
     """
     options = locals()
@@ -304,26 +305,24 @@ def formats(
     label_map: dict[str, str | int] | None = None,
     processor: Processor = "any",
 ) -> None:
-    """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
+    """Export a run's student to every format, load each back, and compare accuracy, size, memory and speed.
 
     Args:
         run: run folder of a `fit`.
-        output: folder for one folder of each format, and the figures as formats.json and formats.md.
-        to: formats; by default every one whose extra is installed. One that cannot hold the model is said and left
-            out.
-        dense: folder or hub name of the first line, to which the ratios are; the run's teacher by default, as long as
-            there is one.
-        data: options of the run's data to change: `--data.val_file other.tsv`.
-        batch_sizes: rows of a batch.
-        lengths: tokens of a row; the run's `max_length` by default.
-        threads: of the processor; all by default.
-        warmup: calls before the first measured one, for each size.
-        repetitions: measured calls, those of the formats interleaved.
-        unfinished: write them also when the training stopped before its compression was complete.
+        output: folder with one subfolder per format, formats.json and formats.md.
+        to: formats; default: all whose extra is installed. A format that cannot hold the model is skipped with a
+            message.
+        dense: folder or hub name of the baseline in the first line; default: the run's teacher, if there is one.
+        data: options that override the run's data: `--data.val_file other.tsv`.
+        batch_sizes: batch sizes to measure.
+        lengths: sequence lengths in tokens; default: the run's `max_length`.
+        threads: CPU threads; default: all.
+        warmup: unmeasured calls before the first measured one, for each shape.
+        repetitions: measured calls per format, interleaved between formats.
+        unfinished: export even if training stopped before its compression was complete.
         overwrite: replace existing folders that an export wrote.
-        label_map: where the dense model names its classes otherwise than the data: its names, and the data's label
-            for each; the run's by default.
-        processor: of onnx-int8 and openvino-int8, as of `export`.
+        label_map: class names of the dense model -> labels of the data, if they differ; default: the run's.
+        processor: for onnx-int8 and openvino-int8, see `export`.
 
     """
     options = locals()
@@ -336,7 +335,7 @@ def benchmark(
     models: list[str],
     engines: list[Literal["eager", "compile", "onnxruntime", "openvino"]] | None = None,
     batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
-    lengths: list[int] = [128],  # noqa: B006 (likewise)
+    lengths: list[int] = [128],  # noqa: B006 (as above)
     threads: int | None = None,
     warmup: int = 3,
     repetitions: int = 20,
@@ -345,21 +344,22 @@ def benchmark(
     output: str | None = None,
     int8_tolerance: float = 0.5,
 ) -> None:
-    """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
+    """Measure latency, throughput, memory and size of models side by side; ratios are to the first model.
 
     Args:
-        models: folders of any export, or names on the hub; `name=folder` names it, and those of one name must agree.
-        engines: what runs them; by default all that are installed, except `compile`.
-        batch_sizes: rows of a batch.
-        lengths: tokens of a row; every size is measured with every length.
-        threads: of the processor; all by default.
-        warmup: calls before the first measured one, for each size.
-        repetitions: measured calls, those of the models interleaved.
-        tolerance: largest difference between variants of one model, as a share of the largest output.
-        device: of PyTorch; the other engines run on the processor.
-        output: .json or .csv file for the figures; replaces one of an earlier benchmark only.
-        int8_tolerance: `tolerance` where one of the two is packed or a graph with `int8` or `quantized` in its file's
-            name, for rounding to 8 bits.
+        models: folders of any export, or hub names; `name=folder` gives a name, and folders with the same name must
+            give the same outputs.
+        engines: runtimes; default: all that are installed, except `compile`.
+        batch_sizes: batch sizes to measure.
+        lengths: sequence lengths in tokens; every batch size is measured with every length.
+        threads: CPU threads; default: all.
+        warmup: unmeasured calls before the first measured one, for each shape.
+        repetitions: measured calls per model, interleaved between models.
+        tolerance: largest allowed difference between variants of one model, as a fraction of the largest output.
+        device: device for PyTorch; other runtimes use the CPU.
+        output: .json or .csv file for the results; an earlier benchmark there is replaced.
+        int8_tolerance: `tolerance` when one of the two is packed, or its file name contains `int8` or `quantized`;
+            allows for 8-bit rounding.
 
     """
     options = locals()
@@ -376,15 +376,15 @@ def latency(
     output: str | None = None,
     remeasure: bool = False,
 ) -> None:
-    """Measure how long heads, neurons and ranks of a model take on this machine, from its configuration alone.
+    """Measure how long heads, neurons and ranks of a model take on this machine; needs only its configuration.
 
     Args:
-        model: folder or hub name of the dense model; its weights are not read.
-        target: format, and with it the runtime, that the times are for; `hf` is Transformers in PyTorch.
-        shape: rows and tokens of a batch, `ROWSxTOKENS`.
-        threads: of the processor; all by default.
-        output: folder for the table as latency.json and its curves as latency.png; replaces an earlier one only.
-        remeasure: measure also when there is a table of this model, target, shape, machine and version already.
+        model: folder or hub name of the dense model; its weights are not loaded.
+        target: format, and so the runtime, to measure; `hf` is Transformers in PyTorch.
+        shape: batch size and tokens, `BATCHxTOKENS`.
+        threads: CPU threads; default: all.
+        output: folder for latency.json (the table) and latency.png (its curves); an earlier table there is replaced.
+        remeasure: measure even if there is a table for this model, target, shape, machine and version.
 
     """
     options = locals()
@@ -394,13 +394,14 @@ def latency(
 
 
 def explain(model: str, tokens: int = 4096, device: str | None = None, output: str | None = None) -> None:
-    """Print layer by layer what runs in a packed model, and what it should gain.
+    """Print which kernel runs each layer of a packed model, and the expected gain.
 
     Args:
         model: packed folder.
-        tokens: tokens of a batch, padding not counted.
-        device: `cpu`, or a GPU that need not be here (`h200`, `h100`, `a100`, `l4`); this machine's by default.
-        output: file that the same is written to as JSON; replaces an earlier explanation only.
+        tokens: unpadded tokens in a batch.
+        device: `cpu`, or a GPU that need not be in this machine (`h200`, `h100`, `a100`, `l4`); default: this
+            machine's.
+        output: also write the explanation to this JSON file; an earlier one is replaced.
 
     """
     options = locals()
@@ -419,17 +420,17 @@ def init_configs(
     label_column: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Look at a file of examples, and write a teacher.yaml and a student.yaml for it that say why.
+    """Inspect a file of examples, and write a commented teacher.yaml and student.yaml for it.
 
     Args:
-        file: a table, a column file, SQuAD's .json, text, or a folder: what `--data.train_file` takes.
-        val: file to validate on; without it a tenth of the rows is held out.
-        model: hub name or folder of the model to begin with; with a folder, lengths are counted in its tokens.
-        output: folder for both files; the runs will be in its folder `runs`.
-        task: what the file is for, where the guess is wrong.
-        text_columns: columns with the texts, one or two, where the guess is wrong: '[title, body]'.
-        label_column: column with the labels, where the guess is wrong.
-        overwrite: replace existing files that this command made.
+        file: a table, a column file, SQuAD .json, plain text, or a folder: whatever `--data.train_file` accepts.
+        val: validation file; default: a tenth of the examples is held out.
+        model: hub name or folder of the pretrained model; with a folder, lengths are counted in its tokens.
+        output: folder for both files; runs go to its subfolder `runs`.
+        task: task, if the guess is wrong.
+        text_columns: columns with the texts, one or two, if the guess is wrong: '[title, body]'.
+        label_column: column with the labels, if the guess is wrong.
+        overwrite: replace existing files written by this command.
 
     """
     options = locals()

@@ -41,7 +41,7 @@ _TRAINER = {
 def fit_findings(files: Sequence[str], overrides: Sequence[str] = ()) -> list[Finding]:
     """What a fit says before its first step; the error that ends it is the last.
 
-    Texts are tokenised into the cache, where the fit will find them. Steps are counted for one device.
+    Texts are tokenized into the cache, where the fit will find them. Steps are counted for one device.
 
     Args:
         files: as of `--config`.
@@ -114,7 +114,7 @@ def _training(trainer: Trainer, pl_module: LightningModule) -> Iterator[Finding]
             if (table := data.table(split)) is not None:
                 source = data.source(split)
                 where = f"of {source!r}" if source else f"held out of {data.source('train')!r}"
-                yield Finding(level="ok", text=f"data.{split}_file: {len(table):,} rows {where}")
+                yield Finding(level="ok", text=f"data.{split}_file: {len(table):,} examples {where}")
         if data.labels:
             shown = f"{', '.join(data.labels[:10])}{', ...' if len(data.labels) > 10 else ''}"
             yield Finding(level="ok", text=f"data: {len(data.labels)} labels: {shown}")

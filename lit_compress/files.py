@@ -1,7 +1,7 @@
 """How files are written: outputs that appear whole or not at all.
 
 An output replaces only what this program wrote itself. A folder says so with a list of its files, a file with how it
-begins; symbolic links, devices, mount points, and whatever holds a file of somebody else stay as they are.
+begins; symbolic links, devices, mount points, and whatever holds a file of someone else stay as they are.
 """
 
 import ctypes
@@ -101,7 +101,7 @@ def check_folder(
         raise UserError(f"{where} is a mount point; choose another {key}")
     if (foreign := foreign_file(path, _known_names(path, kind))) is not None:
         raise UserError(
-            f"{where} is a folder with {foreign!r} in it, which is no part of a {kind} that lit_compress wrote; "
+            f"{where} is a folder with {foreign!r} in it, which is not part of a {kind} that lit_compress wrote; "
             f"choose another {key}, or move that folder away"
         )
     if not overwrite:
@@ -109,7 +109,7 @@ def check_folder(
 
 
 def check_shared_folder(target: str | Path, key: str = "--output") -> None:
-    """Refuse a folder into which single outputs cannot go, beside what is there; for before any work.
+    """Refuse a folder that single outputs cannot be added to; called before any work.
 
     Args:
         target: the folder, which need not exist.
@@ -276,7 +276,9 @@ def _is_taken(path: Path, is_wanted: Callable[[int], bool], key: str = "--output
         return True
     around = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not around.is_dir() or not os.access(around, os.W_OK | os.X_OK):
-        raise UserError(f"{where} cannot be written: {str(around)!r} is no folder to write into; choose another {key}")
+        raise UserError(
+            f"{where} cannot be written: {str(around)!r} is not a folder to write into; choose another {key}"
+        )
     return False
 
 

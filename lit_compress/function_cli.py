@@ -33,7 +33,7 @@ class Parser(ArgumentParser):
 
 def run(name: str, function: Callable[..., None], args: list[str]) -> None:
     """Call the function of a command with the options that are given."""
-    # What a recipe does not know itself goes on to the fits of its stages, and what a check does not, to its fit.
+    # What a recipe does not know itself is passed on to the fits of its stages, and what a check does not, to its fit.
     known = {"recipe": _RECIPE_OPTIONS, "check": _CHECK_OPTIONS}.get(name)
     own, overrides = (args, None) if known is None else split(args, known)
     parser = function_parser(name, function)

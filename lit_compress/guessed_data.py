@@ -136,8 +136,8 @@ def guess_data(
         val: validation examples; without them a tenth of the rows is held out.
         model: folder or hub name of the encoder, whose tokenizer counts lengths; None is BERT-base.
         task: instead of the one that the columns look like.
-        text_columns: likewise.
-        label_column: likewise.
+        text_columns: instead of those that are guessed.
+        label_column: instead of the one that is guessed.
         given: options of the data module that are decided already.
 
     Raises:
@@ -157,7 +157,7 @@ def guess_data(
     held_out = not data.files["val"]  # which a saved split may be, too
     if held_out and "val_fraction" not in given:
         options["val_fraction"] = 0.1
-        why["val_fraction"] = "no validation file was given: a tenth of the rows is held out"
+        why["val_fraction"] = "no validation file was given: a tenth of the examples is held out"
     why = {key: reason for key, reason in why.items() if key not in given}
     trained = (1 - options["val_fraction"]) * rows if held_out else rows
     examples = round(min(trained, options.get("limit") or trained))
@@ -252,7 +252,9 @@ def _text_file(
         )
     if names:
         reading["columns"] = names
-        guess = replace(guess, why=guess.why | {"columns": "its first row is no header: give the columns better names"})
+        guess = replace(
+            guess, why=guess.why | {"columns": "its first row is not a header: give the columns better names"}
+        )
     return _Source(reading=reading, guess=guess)
 
 

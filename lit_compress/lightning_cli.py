@@ -171,7 +171,7 @@ class LitCompressCLI(LightningCLI):
         return str(config.get("ckpt_path") or config.model.init_args.get("pretrained"))
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning's would overwrite the configuration with the checkpoint's; here the YAML beside it says it all."""
+        """Lightning's would overwrite the configuration with the checkpoint's; here the YAML next to it is complete."""
 
     def _find_checkpoint(self, config: Namespace) -> dict[str, Any] | None:
         """Content of the checkpoint that is asked for, whose path is then in the configuration."""
@@ -247,7 +247,7 @@ def _with_data(words: list[str]) -> list[str]:
 
 
 def _result(fitted: FittedRun) -> list[str]:
-    """What a finished `fit` left, how good it is, and what people do next."""
+    """Result of a finished `fit`: its model, its score, and the usual next commands."""
     scores = (f"{name} {value:.4f}" for name, value in fitted.metrics.items() if name.startswith("val/"))
     score = next((score for score in scores if not score.startswith("val/loss")), None)
     if score and fitted.validated != fitted.step:
@@ -257,19 +257,19 @@ def _result(fitted: FittedRun) -> list[str]:
     export = shlex.join(["lit_compress", "export", "--run", run, "--to", "onnx-int8", "--output", output])
     return [
         f"The model is in {fitted.model}" + (f"; {score}" if score else "") + ". Next:",
-        f"  {report}   # accuracy, size and latency beside the dense model",
+        f"  {report}   # accuracy, size and latency, compared with the dense model",
         f"  {export}",
     ]
 
 
 def _stopped(stopped: Stopped, words: Sequence[str]) -> str:
-    """What a stopped `fit` leaves, and the command that goes on from there."""
+    """What a stopped `fit` leaves, and the command that resumes from there."""
     if not stopped.path.is_file():
-        return f"stopped by {stopped.name} before there was a checkpoint; the same command begins anew"
+        return f"stopped by {stopped.name} before there was a checkpoint; the same command starts over"
     own, other = split(list(words), ("--ckpt_path",))
     command = shlex.join(["lit_compress", *own[:1], *other, "--ckpt_path", "last"])
     saved = f" at step {stopped.step}, which is saved" if stopped.step is not None else ""
-    return f"stopped by {stopped.name}{saved}; go on with\n  {command}"
+    return f"stopped by {stopped.name}{saved}; continue with\n  {command}"
 
 
 def sources_of(config: Namespace) -> dict[str, str]:
@@ -289,7 +289,7 @@ def _check_lengths(config: Namespace, on_disk: bool) -> None:
 
 
 def _keep_names(config: Namespace, checkpoint: dict[str, Any]) -> None:
-    """Let a run go on that began with a model of other class names than the data's, before these were compared."""
+    """Let a run continue that began with a model of other class names than the data's, before these were compared."""
     arguments = config.model.init_args
     if arguments.get("label_map") or not isinstance(arguments.get("pretrained"), str):
         return

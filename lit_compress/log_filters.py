@@ -28,7 +28,7 @@ def quieten() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         # The command passes on the words that it was given.
         "LightningCLI's args parameter is intended to run from within Python.*",
-        # Texts are tokenised before training; loading them is no work for another process.
+        # Texts are tokenized before training; loading them is no work for another process.
         ".*does not have many workers.*",
         # The frozen teacher is in evaluation mode on purpose.
         "Found .* module\\(s\\) in eval mode at the start of training.*",

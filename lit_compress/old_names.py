@@ -1,4 +1,4 @@
-"""Options that had another name: configurations of earlier versions go on to be read, and are told the new name."""
+"""Options that were renamed: configurations with the old names are still read, with a message."""
 
 import logging
 from functools import cache

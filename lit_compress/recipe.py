@@ -61,7 +61,7 @@ class Stage:
 
     @property
     def state(self) -> str:
-        """``finished``, ``interrupted`` (there is a checkpoint to go on from) or ``new``."""
+        """``finished``, ``interrupted`` (there is a checkpoint to resume from) or ``new``."""
         if (self.folder / "model" / "config.json").is_file():
             return "finished"
         return "interrupted" if last_of(self.folder).is_file() else "new"
@@ -84,7 +84,7 @@ class Stage:
         return [hashlib.sha256("\0".join(each).encode()).hexdigest() for each in parts]
 
     def command(self) -> list[str]:
-        """Arguments of `lit_compress` that run it, or go on with it."""
+        """Arguments of `lit_compress` that run it, or continue with it."""
         files = [*(_short(path) for path in self.configs), str(self.file)]
         resume = ["--ckpt_path", "last"] if self.state == "interrupted" else []
         return ["fit", *(word for file in files for word in ("--config", file)), *self.overrides, *resume]
@@ -93,7 +93,7 @@ class Stage:
         """Refuse a place that is taken by what no fit of this stage left; for before any work.
 
         Raises:
-            UserError: what is in the folder or in the file is no part of a fit that can begin again.
+            UserError: what is in the folder or in the file is not part of a fit that can begin again.
 
         """
         from lit_compress.training.run_lock import check_new, has_begun
@@ -133,21 +133,21 @@ def recipe(
     dry_run: bool = False,
     unfinished: bool = False,
 ) -> None:
-    """Run the stages of a recipe, each a `fit`; finished ones are skipped, an interrupted one goes on.
+    """Run the stages of a recipe, each a `fit`; finished ones are skipped, an interrupted one continues.
 
     Args:
         config: YAML file with `run` and `stages`, or the name of one of the package's (`@recipes/rosita/small`).
         overrides: options of `fit` for every stage (`--trainer.max_epochs 1`) or, after a stage's name, for that one
             (`--teacher.trainer.max_epochs 1`).
-        run: folder for all stages instead of the file's.
-        only: run this stage alone; the ones it reads must be finished.
+        run: folder for all stages, instead of the file's.
+        only: run only this stage; the ones it reads must be finished.
         dry_run: print the plan and do nothing.
-        unfinished: go on from a stage whose training stopped before its compression was complete.
+        unfinished: continue from a stage whose training stopped before its compression was complete.
 
     """
     stages = load_recipe(config, run, overrides)
     if only is not None and only not in stages:
-        raise UserError(f"--only: {only!r} is no stage of {config!r}; it has {', '.join(stages)}")
+        raise UserError(f"--only: {only!r} is not a stage of {config!r}; it has {', '.join(stages)}")
     console = Console(highlight=False, emoji=False)
     todo = [stages[only]] if only else list(stages.values())
     if not dry_run:
@@ -230,7 +230,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"recipe: {str(path)!r} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"recipe: {str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe: {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict) or not content["stages"]:
         raise UserError(f"recipe: {str(path)!r} has no `stages`; a single fit is run with `lit_compress fit --config`")
     if unknown := [key for key in content if key not in ("run", "stages") and not str(key).startswith("x-")]:
@@ -248,7 +248,7 @@ def _resolve(value: Any, made: Mapping[str, Path], stage: str) -> Any:
         name = value.removeprefix(_STAGE)
         if name not in made:
             raise UserError(
-                f"recipe: stage {stage!r} reads {value!r}, which is no earlier stage; earlier are "
+                f"recipe: stage {stage!r} reads {value!r}, which is not an earlier stage; earlier are "
                 f"{', '.join(made) or '(none)'}"
             )
         return str(made[name])
@@ -273,17 +273,17 @@ def _split_overrides(words: Sequence[str], stages: Sequence[str]) -> tuple[list[
             target = own[first] if first in own and rest else shared
             word = f"--{rest}" if target is not shared else word
         elif target is shared and not shared:
-            raise UserError(f"recipe: {word!r} is no option; write --key value, or --stage.key value for one stage")
+            raise UserError(f"recipe: {word!r} is not an option; write --key value, or --stage.key value for one stage")
         target.append(word)
     return shared, own
 
 
 def _require_finished(stages: Mapping[str, Stage], stage: Stage) -> None:
-    """Refuse to go on from a stage whose compression is not complete."""
+    """Refuse to resume from a stage whose compression is not complete."""
     for name, earlier in stages.items():
         if _reads(stage.written, name) and (lines := earlier.unfinished):
             raise UserError(
-                f"recipe: stage {name!r}: {'; '.join(lines)}; train it longer in another --run, or go on "
+                f"recipe: stage {name!r}: {'; '.join(lines)}; train it longer in another --run, or continue "
                 "from it with --unfinished true"
             )
 
@@ -313,10 +313,10 @@ def run_stage(stage: Stage) -> None:
         for number, handler in before:
             signal.signal(number, handler)
     if status in [128 + number for number in _STOPPING]:
-        sys.stderr.write("lit_compress: stopped, too; the same command goes on with this stage\n")
+        sys.stderr.write("lit_compress: stopped, too; the same command continues with this stage\n")
         sys.exit(status)
     if status:
         raise UserError(
             f"recipe: stage {stage.name!r} ended with exit status {status} (see above); "
-            "run the same command again to go on from here"
+            "run the same command again to continue from here"
         )

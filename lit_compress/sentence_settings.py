@@ -41,7 +41,7 @@ _LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", 
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceSettings:
-    """What sentence-transformers keeps beside a model.
+    """What sentence-transformers saves with a model.
 
     Args:
         pooling: ``mean``, ``cls`` or ``max``.
@@ -90,7 +90,7 @@ def has_settings(config: PretrainedConfig) -> bool:
 
 
 def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
-    """The settings in a configuration, or else in the files of sentence-transformers beside it; None without either.
+    """The settings in a configuration, or in the files of sentence-transformers in its folder; None without either.
 
     Args:
         config: as loaded from a folder or the hub, whose name it has.
@@ -110,7 +110,7 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
         return None
     source = str(config.name_or_path)
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
-        raise UserError(f"{source!r}: its {_MODULES} is no list of modules")
+        raise UserError(f"{source!r}: its {_MODULES} is not a list of modules")
     names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
     if names != [name for name in _KNOWN if name in names] or not {*_KNOWN[:2]} <= {*names}:
         raise UserError(
@@ -238,7 +238,7 @@ def _plain(path: Any) -> str:
     """A folder's name in ``modules.json``, which must not lead out of the folder."""
     name = str(path)
     if Path(name).name != name or name in (".", "..") or "\\" in name:
-        raise UserError(f"{_MODULES}: {name!r} is no name of a folder beside it")
+        raise UserError(f"{_MODULES}: {name!r} is not the name of a folder next to it")
     return name
 
 
@@ -269,5 +269,5 @@ def _read(config: PretrainedConfig, name: str) -> Any:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{source!r}: its {name} cannot be read: {first_line(error)}") from error
     if name != _MODULES and not isinstance(content, dict | None):
-        raise UserError(f"{source!r}: its {name} is no mapping")
+        raise UserError(f"{source!r}: its {name} is not a mapping")
     return content

@@ -16,7 +16,7 @@ def configs(name: str | None = None) -> None:
     """List the configurations that come with the package, or print one of them.
 
     Args:
-        name: one of them, for example ``@sst2/teacher``; it is printed as it is, to be copied and changed.
+        name: one of them, for example ``@sst2/teacher``; it is printed, to be copied and changed.
 
     """
     if name is not None:

@@ -75,7 +75,7 @@ def saved_splits(source: str, key: str) -> list[str] | None:
     """Names of the splits in a folder of ``DatasetDict.save_to_disk``.
 
     Returns:
-        None where it is no folder of ``save_to_disk``, an empty list where it is that of one ``Dataset``.
+        None where it is not a folder of ``save_to_disk``, an empty list where it is that of one ``Dataset``.
 
     Raises:
         UserError: the file that names the splits cannot be read.
@@ -199,7 +199,7 @@ def require_columns(names: Sequence[str], source: str | None, columns: Mapping[s
     """
     for key, column in columns.items():
         if column not in names:
-            raise UserError(f"data.{key}: {column!r} is no column of {source!r}; it has {list(names)}{hint}")
+            raise UserError(f"data.{key}: {column!r} is not a column of {source!r}; it has {list(names)}{hint}")
 
 
 def header_hint(names: Sequence[str]) -> str:
@@ -232,14 +232,14 @@ def read_json(path: str, encoding: str, errors: str) -> Any:
     """Content of a file of JSON.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
 
     """
     with open_text(path, encoding, errors) as file:
         try:
             return json.load(file)
         except json.JSONDecodeError as error:
-            raise ValueError(f"it is no JSON: {error}") from None
+            raise ValueError(f"it is not JSON: {error}") from None
 
 
 def _beginning(path: Path, encoding: str, errors: str) -> str:
@@ -254,7 +254,7 @@ def _json_names(text: str) -> list[str] | None:
     """Keys of all rows, in the order in which they occur: of lines, of JSON in a row, or of one list.
 
     Raises:
-        ValueError: it is no JSON; what is longer than the beginning is not looked at.
+        ValueError: it is not JSON; what is longer than the beginning is not looked at.
 
     """
     decoder, rows, end = json.JSONDecoder(strict=False), [], 0

@@ -195,7 +195,7 @@ def test_sizes_are_those_that_a_fit_leaves(checked, config, tmp_path, capsys):
 
 
 WRONG = {
-    "a column": (["--data.label_column=lable"], "error", "data.label_column: 'lable' is no column"),
+    "a column": (["--data.label_column=lable"], "error", "data.label_column: 'lable' is not a column"),
     "a file": (["--data.train_file=missing.tsv"], "error", "'missing.tsv' does not exist"),
     "a window": (["--compression+=QuantAwareTraining", "--compression.start=9 steps"], "error", "after training ends"),
     "a late end": (

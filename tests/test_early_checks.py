@@ -28,7 +28,7 @@ BAD = {
     "no such column": (
         "a.csv",
         b"sentence,label\na,1\n",
-        "'text' is no column of 'a.csv'; it has ['sentence'",
+        "'text' is not a column of 'a.csv'; it has ['sentence'",
     ),
     "a bad line": ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"\n', "cannot be read as jsonl: Expecting"),
     "not UTF-8": ("a.csv", b"text,label\ncaf\xe9,1\n", "cannot be read as csv: 'utf-8' codec can't decode"),
@@ -96,23 +96,29 @@ def test_it_takes_less_than_the_import_of_torch(here):
 
 OTHER = {
     "words and tags": ("TokenClassification", "a.txt", "a O\n".encode("utf-16"), [], "set data.encoding"),
-    "SQuAD": ("QuestionAnswering", "a.json", b'{"data": [', [], "cannot be read: it is no JSON"),
+    "SQuAD": ("QuestionAnswering", "a.json", b'{"data": [', [], "cannot be read: it is not JSON"),
     "text": ("MaskedLanguageModeling", "a.txt", b"caf\xe9", [], "set data.encoding"),
     "no text": ("MaskedLanguageModeling", "a.txt", None, [], "give a file or a folder of .txt files"),
-    "a column of text": ("MaskedLanguageModeling", "a.csv", b"body\na\n", [], "data.text_column: 'text' is no column"),
+    "a column of text": (
+        "MaskedLanguageModeling",
+        "a.csv",
+        b"body\na\n",
+        [],
+        "data.text_column: 'text' is not a column",
+    ),
     "labels": (
         "MultiLabelClassification",
         "a.csv",
         b"text,label\na,x\n",
         [],
-        "data.label_column: 'labels' is no column",
+        "data.label_column: 'labels' is not a column",
     ),
     "flags": (
         "MultiLabelClassification",
         "a.csv",
         b"text,x\na,1\n",
         ["--data.label_columns=[x, y]"],
-        "data.label_columns: 'y' is no column",
+        "data.label_columns: 'y' is not a column",
     ),
 }
 
@@ -131,7 +137,7 @@ def test_configurations_compose_and_the_last_option_wins(here):
     Path("data.yaml").write_text(yaml.safe_dump({"data": data}))
     Path("columns.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"label_column": "lable"}}}))
     check_files(["--config", "data.yaml"])
-    with pytest.raises(UserError, match=r"^data\.label_column: 'lable' is no column"):
+    with pytest.raises(UserError, match=r"^data\.label_column: 'lable' is not a column"):
         check_files(["--config", "data.yaml", "-c=columns.yaml"])
     check_files(["--config", "data.yaml", "-c=columns.yaml", "--data.init_args.label_column", "label"])
     with pytest.raises(UserError, match=r"^data\.val_file: 'b\.csv' does not exist"):
@@ -144,7 +150,7 @@ LEFT_TO_THE_PARSER = {
     "help is asked for": ["--data.train_file=missing.csv", "--data.help=TextClassification"],
     "a class of another package": ["--data=mine.Data", "--data.train_file=missing.csv"],
     "a configuration is missing": ["--config=missing.yaml", "--data.train_file=missing.csv"],
-    "a configuration is no YAML": ["--config=a.csv", "--data.train_file=missing.csv"],
+    "a configuration is not YAML": ["--config=a.csv", "--data.train_file=missing.csv"],
     "an option that adds": ["--data.text_columns+=sentence", "--data.train_file=missing.csv"],
     "options as one": ['--data.init_args={"train_file": "missing.csv"}'],
     "a value that is none": ["--data.train_file=[1]"],

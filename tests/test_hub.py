@@ -44,7 +44,7 @@ FIT = ["fit", "--model=LitTeacher", "--model.pretrained=owner/model", "--data=Te
         (
             {"a.csv": "text;label\na;1\n"},
             "--data.train_file=a.csv",
-            "data.text_columns: 'text' is no column of 'a.csv'",
+            "data.text_columns: 'text' is not a column of 'a.csv'",
         ),
         ({"a.csv": "text,label\na,1\nb,0\n"}, "--data.val_file=b.csv", "data.val_file: 'b.csv' does not exist"),
     ],

@@ -104,7 +104,7 @@ def test_a_mistyped_command_says_what_was_meant(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["reprot"])
     assert caught.value.code == 2
-    assert "no command is called 'reprot'; did you mean 'report'?" in capsys.readouterr().err
+    assert "unknown command 'reprot'; did you mean 'report'?" in capsys.readouterr().err
 
 
 def test_the_version(capsys):

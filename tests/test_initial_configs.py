@@ -169,7 +169,7 @@ def test_what_was_not_made_here_stays(here, capsys):
     [
         (None, [], "'a.csv' does not exist"),
         ("", [], "'a.csv' is empty"),
-        ("text,label\ngood,1\nbad,0\n", ["--label_column=lable"], "--label_column: 'lable' is no column"),
+        ("text,label\ngood,1\nbad,0\n", ["--label_column=lable"], "--label_column: 'lable' is not a column"),
         ("text,label\ngood,1\nfine,1\n", [], "has the single value"),
         ("text,label\ngood,1\nbad,0\n", ["--val=b.csv"], "data.val_file: 'b.csv' does not exist"),
         ("text;words\na good film;a bad film\na bad plot;a good plot\n", ["--task=pretraining"], "as .txt"),
@@ -185,7 +185,7 @@ def test_errors_are_one_line_and_nothing_is_written(content, options, said, here
 
 def test_a_model_that_is_nowhere(here, capsys):
     content = "text,label\ngood,1\nbad,0\n"
-    for wrong, said in (("./encodr", "--model: './encodr' does not exist"), ("runs", "--model: 'runs' is no model")):
+    for wrong, said in (("./encodr", "--model: './encodr' does not exist"), ("runs", "--model: 'runs' is not a model")):
         (here / "runs").mkdir(exist_ok=True)
         with pytest.raises(SystemExit) as caught:
             init("a.csv", content, model=wrong)

@@ -315,7 +315,7 @@ def test_an_output_of_another_kind_stays(name, kind, here, capsys):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_file_in_the_way_of_the_folder_around_is_said(name, here, capsys):
     output = here / "precious.txt" / f"output{SUFFIX.get(name, '')}"
-    assert "no folder to write into" in refused(command(name, output), capsys)
+    assert "not a folder to write into" in refused(command(name, output), capsys)
     assert list(snapshot(here)) == ["precious.txt"]
 
 

@@ -224,7 +224,7 @@ def test_a_failing_stage_stops_the_recipe(folder):
         (lambda c: c["stages"]["student"].update(config=["no.yaml"]), "stages.student.config: .*no.yaml.*not exist"),
         (
             lambda c: c["stages"]["student"]["model"]["init_args"].update(teacher="stage:later"),
-            "stage 'student' reads 'stage:later', which is no earlier stage; earlier are teacher",
+            "stage 'student' reads 'stage:later', which is not an earlier stage; earlier are teacher",
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_no_such_recipe(folder):
 
 def test_no_yaml(folder):
     (folder / "recipe.yaml").write_text("stages: [")
-    with pytest.raises(UserError, match="is no YAML"):
+    with pytest.raises(UserError, match="is not YAML"):
         load_recipe("recipe.yaml")
 
 

@@ -72,7 +72,10 @@ OPTIONS = {
         ["--model.distillation={'kd': {'class_path': 'LogitDistilation'}}"],
         ["distillation: no class is named 'LogitDistilation'", "did you mean 'LogitDistillation'?"],
     ),
-    "class that is no strategy": (["--compression+=torch.nn.Linear"], ["compression: ", "torch.nn.Linear", "Strategy"]),
+    "class that is not a strategy": (
+        ["--compression+=torch.nn.Linear"],
+        ["compression: ", "torch.nn.Linear", "Strategy"],
+    ),
     "text for an integer": (["--data.batch_size=three"], ["batch_size", "int", "three"]),
     "fraction for an integer": (["--data.batch_size=1.5"], ["batch_size", "int", "1.5"]),
     "text for a number": ([PRUNE, "--compression.sparsity=much"], ["sparsity", "float", "much"]),

@@ -54,7 +54,7 @@ class Member:
         name: ``4x``, or ``int8``.
         folder: of its export.
         speedup: measured, to the dense model in fp32 in the same runtime.
-        score: of the task's first metric on the validation rows, in its runtime.
+        score: of the task's first metric on the validation examples, in its runtime.
         loss: points that it loses.
         bytes: of its weights.
 
@@ -105,26 +105,27 @@ def compress(
 ) -> Family | None:
     """Make a family of faster models of an encoder for somebody's data, measure each, and recommend one.
 
-    The same call again goes on where it was stopped; one with another ``max_loss`` trains nothing, measures and chooses
-    again.
+    Calling it again with the same arguments continues where it stopped; with another ``max_loss`` it trains nothing,
+    and only measures and chooses again.
 
     Args:
-        model: folder or hub name of an encoder; with the head of the task it is the teacher, else it is trained first.
+        model: folder or hub name of an encoder; if it has a head for the task it is the teacher, otherwise a teacher is
+            fine-tuned first.
         train: file of training examples.
         val: file of validation examples; without it some of the training examples are held out.
-        run: folder for everything.
-        speedup: how many times as fast as the dense model in fp32 in the same runtime members are to be.
+        run: folder for everything: checkpoints, exports, report.
+        speedup: how many times the speed of the dense fp32 model in the same runtime.
         max_loss: how many points the recommended member may lose.
-        target: runtime and precision of the members.
-        shape: rows and tokens at which speed counts, ``1x128``; without it one row of the data's length.
-        threads: of the processor; without it as many as PyTorch takes.
-        minutes: for all trainings together, which become shorter when that is not enough; measuring comes on top.
-        task: of the data, where its columns say too little.
-        text_columns: likewise.
-        label_column: likewise.
+        target: runtime and precision to export to.
+        shape: batch size and tokens at which speed is measured, ``1x128``; None is one text of ``data.max_length``.
+        threads: CPU threads; None leaves it to PyTorch.
+        minutes: time limit for all trainings together, which are shortened to fit; measuring takes extra time.
+        task: task, if the guess from the columns is wrong.
+        text_columns: columns with the texts, one or two, if the guess is wrong.
+        label_column: column with the labels, if the guess is wrong.
         data: options of the data module, such as ``{"max_length": 64}``.
-        label_map: names of the model's classes -> labels of the data, where they differ.
-        seed: of every training.
+        label_map: class names of the model -> labels of the data, if they differ.
+        seed: random seed of every training.
         dry_run: print the plan and train nothing.
 
     Returns:
@@ -274,7 +275,7 @@ def _planned(job: Job, timing: _Timing) -> list[Planned]:
 
 
 def _losses(job: Job) -> Losses:
-    """What removing parts of the teacher costs, on rows that it was trained on."""
+    """The loss of removing each part of the teacher, on examples that it was trained on."""
     file = job.folder / _LOSSES
     if (known := kept(file, Losses.from_json)) is not None:
         return known
@@ -312,7 +313,7 @@ def _stages(job: Job, planned: Sequence[Planned], steps: Steps) -> dict[str, dic
 
 
 def train_stages(job: Job, stages: Mapping[str, Any]) -> None:
-    """Run the stages that are not finished; one that was interrupted goes on.
+    """Run the stages that are not finished; one that was interrupted continues.
 
     Args:
         job: whose folder they are in.

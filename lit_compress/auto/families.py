@@ -43,12 +43,12 @@ def compare_families(runs: Sequence[str], output: str) -> dict[str, Results]:
         What each family's report.json holds, by its name.
 
     Raises:
-        UserError: a folder that is no finished family, or is given twice, or files of somebody else in the output.
+        UserError: a folder that is not a finished family, or is given twice, or files of someone else in the output.
 
     """
     if others := [run for run in runs if not is_family(run)]:
         raise UserError(
-            f"compare: {others[0]!r} is no family of `lit_compress compress`, and others are; compare families with "
+            f"compare: {others[0]!r} is not a family of `lit_compress compress`, and others are; compare families with "
             "families, and their members, which are runs, with runs"
         )
     named = named_runs(runs)
@@ -65,11 +65,11 @@ def _results(folder: Path) -> Results:
         table(found)
     except FileNotFoundError as error:
         raise UserError(
-            f"compare: {str(folder)!r} has no report.json yet; give its `lit_compress compress` command again"
+            f"compare: {str(folder)!r} has no report.json yet; run its `lit_compress compress` command again"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"compare: {str(file)!r} is damaged or of another version; give its `lit_compress compress` command again"
+            f"compare: {str(file)!r} is damaged or of another version; run its `lit_compress compress` command again"
         ) from error
     return found
 

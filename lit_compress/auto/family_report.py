@@ -43,7 +43,7 @@ print(CrossEncoder("{0}").predict([("a query", "a document")]))""",
 
 
 def check_page(folder: Path) -> None:
-    """Refuse a folder in which a page would have to replace a file of somebody else; for before any work."""
+    """Refuse a folder in which a page would have to replace a file of someone else; for before any work."""
     for name, start in _STARTS.items():
         check_file(folder / name, begins(start), key="--run")
 
@@ -57,7 +57,7 @@ def save_page(results: Results, folder: Path) -> None:
     with _front(results) as figure:
         drawn["front"] = _CAPTION, svg(figure, "front", _CAPTION)
     subtitle = (
-        f"{results['target']} at {results['shape']} tokens; {results['validation']['rows']:,} validation rows; "
+        f"{results['target']} at {results['shape']} tokens; {results['validation']['rows']:,} validation examples; "
         f"{results['machine']['device']}, {results['machine']['threads']} threads"
     )
     html = render(
@@ -138,7 +138,7 @@ def _sections(results: Results) -> list[Section]:
             name="family",
             title="The family",
             lines=(
-                f"{results['score']} on {results['validation']['rows']:,} validation rows "
+                f"{results['score']} on {results['validation']['rows']:,} validation examples "
                 f"({results['validation']['source']}), computed by the runtime that is timed, with its 95 % interval; "
                 "loses: points less than the dense model.",
                 "x dense: times the speed of the dense model in fp32 in the same runtime; x eager: of the dense model "

@@ -64,7 +64,7 @@ class Job:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens at which speed is asked for."""
+        """Examples and tokens at which speed is asked for."""
         return self.request.shape or (1, self.guessed.options["max_length"])
 
     @property
@@ -111,7 +111,7 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
     rows = guessed.rows * guessed.options.get("val_fraction", 0) if held is None else len(held)
     if rows < _FEW_ROWS:
         raise UserError(
-            f"--val: {round(rows)} validation rows say nothing about a loss of {request.max_loss:g} points; "
+            f"--val: {round(rows)} validation examples are too few to measure a loss of {request.max_loss:g} points; "
             f"give {_FEW_ROWS} or more, hundreds if you can"
         )
     task = data.task
@@ -122,7 +122,7 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
         config.architectures = None  # the head that it has is another, which may take longer than all layers
     job = Job(request=request, folder=folder, guessed=guessed, config=config, has_head=has_head)
     check_length(config, job.shape[1], f"--model {request.model!r}", "--shape")
-    say(f"{request.train}: {guessed.guess.task}, {guessed.rows:,} rows, {round(rows):,} to validate")
+    say(f"{request.train}: {guessed.guess.task}, {guessed.rows:,} examples, {round(rows):,} of them for validation")
     for key in (key for key in ("text_columns", "label_column", "max_length") if key in guessed.options):
         why = f" ({guessed.why[key]})" if key in guessed.why else ""
         say(f"  --data.{key}: {guessed.options[key]}{why}")
@@ -133,7 +133,7 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
 
 
 def _check_places(request: Request, folder: Path) -> None:
-    """Refuse a folder in which something of somebody else would be replaced at the end; for before any work."""
+    """Refuse a folder in which something of someone else would be replaced at the end; for before any work."""
     check_page(folder)
     for name in (DENSE, INT8, *map(member_name, request.speedups)):
         check_folder(folder / "exports" / name, overwrite=True, inputs=(request.model, request.train), key="--run")

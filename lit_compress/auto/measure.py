@@ -1,4 +1,4 @@
-"""A family's members exported, loaded back, scored on the validation rows in their runtime, and timed side by side."""
+"""A family's members: exported, loaded back, scored on the validation examples in their runtime, timed together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ __all__ = ["SCHEMA", "verify"]
 
 SCHEMA = 1
 _EAGER = "eager"
-_MANY = 32  # rows, for the throughput
+_MANY = 32  # batch size, for the throughput
 _WARMUP, _REPETITIONS, _FEW = 3, 30, 5  # calls: before, and at the shape and the larger batch
 
 
@@ -95,7 +95,7 @@ def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) ->
 
 
 def _source(data: TextData) -> str:
-    """Where the validation rows are from."""
+    """Where the validation examples are from."""
     train, val = data.files["train"], data.files["val"]
     if val is None:
         return f"held out of {train}"

@@ -18,7 +18,7 @@ __all__ = ["INT8", "Cases", "Planned", "describe", "member_name", "plan_members"
 INT8 = "int8"
 # How far from what is asked a structure may be before it is planned again, once.
 _TOLERANCE = 0.05
-# Share of a layer's neurons that are the fewest whose time and loss are measured.
+# Fraction of a layer's neurons that are the fewest whose time and loss are measured.
 _FEW = 1 / 32
 
 # What is measured, by name: a structure and the target that it is exported to.
@@ -71,10 +71,10 @@ def plan_members(
 ) -> list[Planned]:
     """A structure for each speedup that is asked for, each inside the one before.
 
-    The table says what a part takes beside others; what the dense model takes in fp32 and in the target is measured
-    beside it, so that a machine that is slower today does not shift the budget. Every plan is measured as a whole
-    before it is trained; one that is more than 5 % slower or faster than asked because the table was wrong by as much
-    is made again with what was measured.
+    The table says what a part takes in addition to others; what the dense model takes in fp32 and in the target is
+    measured along with it, so that a machine that is slower today does not shift the budget. Every plan is measured as
+    a whole before it is trained; one that is more than 5 % slower or faster than asked because the table was wrong by
+    as much is made again with what was measured.
 
     Args:
         request: speedups and target.

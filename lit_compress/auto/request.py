@@ -1,4 +1,4 @@
-"""What is asked of `compress`, checked before anything is read, and kept in the run folder so that it can go on."""
+"""A request to `compress`, checked before anything is read, and kept in the run folder so that it can be resumed."""
 
 import json
 import math
@@ -15,7 +15,7 @@ __all__ = ["PLAN", "SPEEDUPS", "Request", "is_family", "keep_request"]
 
 SPEEDUPS = (2.0, 4.0, 8.0)
 REQUEST = "compress.json"  # in the folder of a family
-PLAN = "plan.json"  # beside it, once there is a plan
+PLAN = "plan.json"  # next to it, once there is a plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class Request:
         speedups: ascending, to the dense model in fp32 in the same runtime.
         max_loss: points that the recommended member may lose.
         target: runtime and precision.
-        shape: rows and tokens at which speed is asked for; None is one row of ``max_length``.
-        threads: of the processor; None leaves it to PyTorch.
-        minutes: for all trainings together; None trains as long as is usual.
-        task: None looks at the columns.
-        text_columns: likewise.
-        label_column: likewise.
+        shape: batch size and tokens at which speed is measured; None is one text of ``max_length``.
+        threads: CPU threads; None leaves it to PyTorch.
+        minutes: time limit for all trainings together; None trains for the usual number of steps.
+        task: task; None guesses it from the columns.
+        text_columns: columns with the texts; None guesses them.
+        label_column: column with the labels; None guesses it.
         data: options of the data module that are decided.
         label_map: names of the model's classes -> labels of the data.
         seed: of every training.

@@ -9,7 +9,7 @@ from lit_compress.planning.structure import Structure
 __all__ = ["TEACHER", "Training", "int8_stage", "member_stage", "momentum", "teacher_stage"]
 
 TEACHER = "teacher"
-# Shares of a training: until when heads and neurons go, and from when on it computes with integers.
+# Fractions of a training: until when heads and neurons go, and from when on it computes with integers.
 _CUT, _PRUNINGS = 0.3, 5
 _QUANTIZE, _FREEZE = 0.6, 0.9
 _BITS = 7  # right and fast on every processor
@@ -74,14 +74,14 @@ def member_stage(
     Args:
         training: see :class:`Training`.
         previous: the model that it begins with, as a stage names it, and its structure.
-        teacher: likewise, of the dense model.
+        teacher: the dense model, as a stage names it.
         structure: what is to be left; nothing that is not in the previous one.
         steps: of the optimizer.
         int8: whether it computes with integers in the end.
 
     """
     source, before = previous
-    # Each layer that is left listens to the teacher's layer that it comes from.
+    # Each remaining layer imitates the teacher's layer that it comes from.
     layers = {0: 0} | {place: index + 1 for place, index in enumerate(structure.kept, 1)}
     strategies = _cuts(before, structure, steps)
     if int8:
@@ -91,7 +91,7 @@ def member_stage(
 
 
 def momentum(steps: float) -> float:
-    """Share of the newest batch in a moving-average range, so that 99 % of it comes from these steps; 0.01 or more.
+    """Fraction of the newest batch in a moving-average range, so that 99 % of it comes from these steps; 0.01 or more.
 
     Example:
         >>> momentum(1000), round(momentum(30), 3)

@@ -14,8 +14,8 @@ __all__ = ["START", "Steps", "steps_of", "training_seconds"]
 
 _INT8_STEPS = 100  # of the optimizer, until ranges are known and weights have adapted
 _LEAST = 20  # steps below which a training is none
-_CHEAP = 0.1  # share of all time that the integers alone may have whatever becomes of the others
-START = 10.0  # seconds that a training takes beside its steps
+_CHEAP = 0.1  # fraction of all time that the integers alone may have whatever becomes of the others
+START = 10.0  # seconds that a training takes in addition to its steps
 
 Steps = dict[str, int]
 

@@ -36,14 +36,14 @@ class MaskedWordReplacement(KeepsInitArgs):
     A word of one token is masked and the model's best guesses become its candidates; in each copy of a text every
     such word is replaced with ``probability`` by one of them. Function words, numbers and words of several tokens
     stay: the papers look the last up among GloVe neighbors, which this does not do. The copies carry the label of
-    the original; both papers train them on a teacher's answers, not on the labels.
+    the original; both papers train them on a teacher's outputs, not on the labels.
 
     Args:
         model: hub name or folder of a masked language model.
         copies: augmented texts per original (ROSITA: 30 for CoLA, 20 for SST-2 and QNLI, 10 for QQP and MNLI);
-            repeated ones are left out.
+            duplicates are removed.
         probability: of a word to be replaced.
-        candidates: best guesses to draw from.
+        candidates: most likely words to draw from.
         max_length: tokens of a text that the model sees; words beyond stay.
         batch_size: masked texts per forward pass.
         seed: determines the copies, together with the text.

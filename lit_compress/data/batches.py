@@ -86,7 +86,7 @@ class LengthGroupedBatches(DistributedSampler):
 
 
 class FixedBatches(LengthGroupedBatches, SequentialSampler):
-    """The same batches in every epoch, for ``overfit_batches``: Lightning replaces what is no ``SequentialSampler``."""
+    """The same batches in every epoch, for ``overfit_batches``: Lightning replaces all but a ``SequentialSampler``."""
 
     def set_epoch(self, epoch: int) -> None:
         """Stay with the order of the first."""
@@ -100,7 +100,7 @@ class ResumableDataLoader(DataLoader):
     Attributes:
         epoch_ended: asked when the state is saved; a trainer may end an epoch before the loader does
             (``limit_train_batches``), and then the next one starts at the beginning.
-        interrupted: asked likewise; whether the batch that was handed out last counts as not used.
+        interrupted: called when the state is saved; whether the batch that was handed out last counts as not used.
 
     """
 
@@ -122,7 +122,7 @@ class ResumableDataLoader(DataLoader):
         return {"consumed": self._skip or (0 if self.epoch_ended() else self._consumed)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next epoch start after the batches consumed; after a finished epoch it starts anew."""
+        """Let the next epoch start after the batches consumed; after a finished epoch it starts from the beginning."""
         self._skip = state_dict["consumed"] % len(self)
 
     def _rest(self) -> DataLoader:

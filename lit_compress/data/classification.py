@@ -21,23 +21,24 @@ __all__ = ["TextClassification"]
 
 
 class TextClassification(TextData):
-    """Text tables from files, class folders or the hub; tokenised once, cached, batched by length, sharded by rank.
+    """Text tables from files, class folders or the hub; tokenized once, cached, batched by length, sharded by rank.
 
     Args:
         train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``), a folder with one folder of
             ``.txt`` files per class, or ``package:name/path`` inside an installed package.
-        val_file: to validate on, in any of these forms; without it ``val_fraction`` of the training rows is held out.
+        val_file: validation examples, in any of these forms; default: ``val_fraction`` of the training examples is held
+            out.
         task: ``classification`` or ``regression``.
         text_columns: one column, or two for sentence pairs.
         label_column: column of the label.
         columns: column names of files without a header (GLUE's CoLA).
         delimiter: one character between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, and
             a tab in the others.
-        class_weights: what an example of each class counts in the loss, by the name of the class; ``balanced`` lets all
-            classes count the same together (rows / classes / rows of the class). The loss is the mean over the rows.
-        sampling: ``shuffled`` takes each training row once in an epoch; ``balanced`` draws as many rows with
-            replacement, of each class as many.
-        augmentation: makes more training rows from each; on the training split alone, after ``limit``.
+        class_weights: weight of each class in the loss, by the name of the class; ``balanced`` gives all classes the
+            same total weight (examples / classes / examples of the class). The loss is the mean over the examples.
+        sampling: ``shuffled`` uses each training example once per epoch; ``balanced`` draws as many with replacement,
+            the same number from each class.
+        augmentation: makes more training examples from each; on the training split only, after ``limit``.
         options: see :class:`TextOptions`.
 
     """
@@ -93,7 +94,7 @@ class TextClassification(TextData):
                 values = ["" if value is None else str(value) for value in table[self.label_column]]
                 if "" in values:
                     raise UserError(
-                        f"data.label_column: no label in row {values.index('') + 1} of {self.source('train')!r}; mend "
+                        f"data.label_column: no label in row {values.index('') + 1} of {self.source('train')!r}; fix "
                         "the file"
                     )
                 self._labels = sorted(set(values), key=label_order)
@@ -122,7 +123,7 @@ class TextClassification(TextData):
             return self._balanced(np.asarray(targets), len(labels))
         weights = {str(name): weight for name, weight in self.class_weights.items()}
         for wrong in sorted(weights.keys() ^ set(labels)):
-            what = "is no class" if wrong in weights else "has no weight"
+            what = "is not a class" if wrong in weights else "has no weight"
             raise UserError(f"data.class_weights: {wrong!r} {what} of {self.source('train')!r}; name each of {labels}")
         return [weights[label] for label in labels]
 
@@ -151,7 +152,7 @@ class TextClassification(TextData):
             if table.data.column(column).null_count:
                 row = next(i for i, value in enumerate(table[column]) if value is None)
                 raise UserError(
-                    f"data.text_columns: no {column!r} in row {row + 1} of {self.source(split)!r}; mend the file"
+                    f"data.text_columns: no {column!r} in row {row + 1} of {self.source(split)!r}; fix the file"
                 )
 
     def check_labels(self, table: Dataset, split: str) -> None:
@@ -179,7 +180,7 @@ class TextClassification(TextData):
                     *(empty, len(table), split, column),
                 )
         label = self._label(table, split) if split != "predict" else None
-        return tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenising {split}", label)
+        return tokenize(table, self.tokenizer, self.text_columns, self.max_length, f"Tokenizing {split}", label)
 
     def collate(self, rows: dict[str, list[Any]]) -> Batch:
         """Ids and masks ``(batch, tokens)``, padded to the longest row; target ``labels`` ``(batch,)``."""
@@ -217,7 +218,7 @@ class TextClassification(TextData):
             if str(value) not in ids:
                 raise UserError(
                     f"data.{split}_file: label {str(value)!r} in row {row + 1} of {source!r} never occurs in training; "
-                    f"known are {labels[:10]}; mend the file or data.label_column"
+                    f"known are {labels[:10]}; fix the file or data.label_column"
                 )
         return lambda rows: [ids[str(names.get(value, value))] for value in rows[column]], (column, [labels, names])
 
@@ -263,6 +264,6 @@ def _check_finite(value: Any, row: int, source: str | None, column: str) -> None
         finite = False
     if not finite:
         raise UserError(
-            f"data.label_column: {value!r} in row {row + 1} of {source!r}, column {column!r}, is no finite number; "
-            "mend the file, or set data.task to classification"
+            f"data.label_column: {value!r} in row {row + 1} of {source!r}, column {column!r}, is not a finite number; "
+            "fix the file, or set data.task to classification"
         )

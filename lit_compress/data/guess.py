@@ -63,8 +63,8 @@ def guess_task(
     Args:
         columns: values of some rows, by column; numbers, texts or lists.
         task: what it is, when that is known.
-        text_columns: likewise.
-        label_column: likewise.
+        text_columns: columns with the texts, when they are known.
+        label_column: column with the labels, when it is known.
 
     Raises:
         UserError: no column has what the task needs.
@@ -73,7 +73,7 @@ def guess_task(
     known = (*(text_columns or ()), *([label_column] if label_column else ()))
     if missing := [name for name in known if name not in columns]:
         key = "label_column" if missing[0] == label_column else "text_columns"
-        raise UserError(f"--{key}: {missing[0]!r} is no column; it has {list(columns)}")
+        raise UserError(f"--{key}: {missing[0]!r} is not a column; it has {list(columns)}")
     if task in (None, "question-answering") and {"question", "context", "answers"} <= {*columns}:
         return guess_answers(columns["answers"])
     if task in (None, "token-classification") and (found := _words_and_tags(columns)):
@@ -120,7 +120,7 @@ def _labelled(
     if len(names) < len(values) or separator or task == "multi-label":
         if separator:
             options["label_separator"] = separator
-            why["label_separator"] = "stands between the labels of a row"
+            why["label_separator"] = "separates the labels of an example"
             doubts.append(
                 f"{label!r} is read as several labels with {separator!r} between; if each is one class, give "
                 "--task classification"
@@ -138,13 +138,15 @@ def _labelled(
         doubts.append(f"{label!r} has {len(distinct)} whole numbers, taken for classes; for amounts --task regression")
     if len(distinct) > max(len(names) // 2, _FEW):
         raise UserError(
-            f"--label_column: {label!r} has {len(distinct)} different values in {len(names)} rows, too many for "
+            f"--label_column: {label!r} has {len(distinct)} different values in {len(names)} examples, too many for "
             "classes; name another column"
         )
     why["label_column"] = _counts(distinct)
     (_, most), (_, least) = distinct.most_common()[0], distinct.most_common()[-1]
     if most > 10 * least:
-        doubts.append("One class has ten times the rows of another; data.class_weights: balanced lets them count alike")
+        doubts.append(
+            "One class has ten times the examples of another; data.class_weights: balanced weighs them equally"
+        )
     return Guess(task="classification", options=options, why=why, doubts=tuple(doubts))
 
 
@@ -155,7 +157,7 @@ def _scored_texts(
     if label is not None and not (len({*columns[label]}) > 1 and all(is_number(value) for value in columns[label])):
         if asked:
             raise UserError(f"--label_column: {label!r} holds no numbers that differ, and {task} needs scores")
-        label = None  # what looks like a label is no score of pairs
+        label = None  # what looks like a label is not a score of pairs
     if task == "reranking" and label is None:
         return _ranked(columns, given)
     texts, why, _ = _text_columns(columns, given, label)
@@ -169,7 +171,7 @@ def _scored_texts(
         several = "is one column" if len(texts) == 1 else f"are {len(texts)} columns"
         raise UserError(f"--text_columns: {texts} {several} of texts, and {needed}")
     if label is None:
-        why["text_columns"] = "texts of a row belong together; no column holds scores"
+        why["text_columns"] = "texts of a row are a pair; no column holds scores"
         return Guess(task=task, options={"text_columns": texts}, why=why)
     numbers = [float(value) for value in columns[label]]
     low, high = min(numbers), max(numbers)
@@ -212,7 +214,7 @@ def _flag_columns(
 
 def _flags(texts: list[str], why: dict[str, str], flags: list[str], doubts: list[str]) -> Guess:
     why["label_columns"] = "hold 0 and 1 alone"
-    doubts.append(f"The columns {flags} are read as labels that a row has or not; for one label give --label_column")
+    doubts.append(f"The columns {flags} are read as labels that are true or false; for one label give --label_column")
     options = {"text_columns": texts, "label_columns": flags}
     return Guess(task="multi-label", options=options, why=why, doubts=tuple(doubts))
 

@@ -17,7 +17,7 @@ from lit_compress.errors import UserError, first_line
 __all__ = ["LogitStore", "model_digest", "rows_digest"]
 
 _ARRAY, _ABOUT = "logits.npy", "about.json"
-# Columns of a tokenised data set that a model reads.
+# Columns of a tokenized data set that a model reads.
 _READ = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "text_lengths")
 
 
@@ -77,7 +77,7 @@ class LogitStore:
             lengths: tokens of each; what lies beyond is padding and stored as 0.
 
         Raises:
-            UserError: a logit is no finite number of the file's type.
+            UserError: a logit is not a finite number of the file's type.
 
         """
         with np.errstate(over="ignore"):  # seen below, with the example's number
@@ -90,7 +90,7 @@ class LogitStore:
                 self.array[example] = values[row]
             if not np.isfinite(self.array[example]).all():
                 raise UserError(
-                    f"model.teacher_cache: a logit of training example {example} is no finite {self.array.dtype}; "
+                    f"model.teacher_cache: a logit of training example {example} is not a finite {self.array.dtype}; "
                     "look at the teacher, or set model.teacher_cache_dtype to float32"
                 )
 
@@ -139,7 +139,7 @@ def rows_digest(dataset: Dataset) -> str:
     """SHA-256 of what a model reads of each example, in order: the texts, the tokenizer and the longest length.
 
     Args:
-        dataset: tokenised, with lists of ids and masks as columns.
+        dataset: tokenized, with lists of ids and masks as columns.
 
     """
     digest = hashlib.sha256()

@@ -28,7 +28,7 @@ _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "
 
 
 class MaskedLanguageModeling(TextData):
-    """A corpus in lines, packed into sequences; which tokens are masked is drawn anew in each epoch.
+    """A corpus in lines, packed into sequences; which tokens are masked is drawn again in each epoch.
 
     Masks follow from the seed of the run, the epoch and the number of the sequence; in validation from ``split_seed``
     alone, so that all runs and epochs are measured on the same ones.
@@ -37,16 +37,16 @@ class MaskedLanguageModeling(TextData):
         train_file: text, a paragraph a line (``.txt`` or any other ending, also ``.gz``), a folder of ``.txt`` and
             ``.txt.gz`` files (also in folders inside it), or ``.jsonl``, ``.parquet``, ``.csv``, ``.tsv`` with a column
             of texts.
-        val_file: to validate on, in any of these forms; without it the last ``val_fraction`` of the training lines is
+        val_file: validation text, in any of these forms; default: the last ``val_fraction`` of the training lines is
             held out.
         text_column: column with the texts, where there are columns.
         packing: ``full_sentences`` fills sequences with whole sentences, across documents with a separator between
             (RoBERTa); ``line`` makes each line a sequence and cuts off what is too long; ``segment_pairs`` makes pairs
             of segments that follow each other or do not, with ``next_sentence_label`` (BERT).
         documents: what a document is: a ``line`` (or row), or the lines between two blank ones (``blank_line``).
-        mask_probability: share of tokens to guess.
-        random_next_probability: share of pairs whose second segment is from another document.
-        short_sequence_probability: share of pairs that aim at a random shorter length.
+        mask_probability: fraction of tokens to predict.
+        random_next_probability: fraction of pairs whose second segment is from another document.
+        short_sequence_probability: fraction of pairs that aim at a random shorter length.
         streaming: read the training text while training, without caching it; needs ``trainer.max_steps`` and
             ``val_file``.
         options: see :class:`TextOptions`.
@@ -136,7 +136,7 @@ class MaskedLanguageModeling(TextData):
             *(column, self.packing, self.documents, self.random_next_probability, self.short_sequence_probability),
             *(self.max_length, self.options.split_seed, split == "predict", "masked-1"),
         ]
-        encoded = cached_map(table, sequences, self.tokenizer, settings, f"Tokenising {split}", True)
+        encoded = cached_map(table, sequences, self.tokenizer, settings, f"Tokenizing {split}", True)
         if not len(encoded):
             raise UserError(
                 f"data.{split}_file: {self.source(split)!r} makes no sequences with packing {self.packing}; "
@@ -209,7 +209,7 @@ class MaskedLanguageModeling(TextData):
         first = next(iter(self._stream().take(1)), {})
         if column not in first:
             raise UserError(
-                f"data.text_column: {column!r} is no column of {self.source('train')!r}; it has {list(first)}"
+                f"data.text_column: {column!r} is not a column of {self.source('train')!r}; it has {list(first)}"
             )
         world, rank = self.ranks()
         batches = StreamedBatches(

@@ -20,7 +20,7 @@ def mask_tokens(
         special: ids that are never masked.
         mask_id: id of the mask.
         words: ids that a token may be replaced by.
-        probability: share of tokens to guess.
+        probability: fraction of tokens to predict.
         key: seeds the draw, for example seed, epoch and number of the example.
 
     Returns:

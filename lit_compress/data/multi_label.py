@@ -24,13 +24,14 @@ class MultiLabelClassification(TextClassification):
     Args:
         train_file: ``.jsonl`` or ``.parquet`` with lists of labels, ``.csv`` or ``.tsv`` with labels in one field, or
             any of them with a column of 0 and 1 for each label.
-        val_file: to validate on, in any of these forms; without it ``val_fraction`` of the training rows is held out.
-        label_column: column with the labels of a row, a list or a text; an empty one is a row without labels.
-        label_separator: what is between labels where they are a text.
+        val_file: validation examples, in any of these forms; default: ``val_fraction`` of the training examples is held
+            out.
+        label_column: column with the labels of an example, a list or a text; an empty one is an example without labels.
+        label_separator: separator between labels when they are in one text.
         label_columns: columns of 0 and 1, which name the labels, instead of one with lists.
         threshold: a label is predicted when its probability is above this.
-        class_weights: what a row that has a label counts in the loss of that label, by its name; ``balanced`` is rows
-            without it / rows with it.
+        class_weights: weight of a positive example of each label in the loss of that label, by its name; ``balanced``
+            is examples without it / examples with it.
         options: see :class:`TextClassification`.
 
     """
@@ -54,7 +55,7 @@ class MultiLabelClassification(TextClassification):
         if label_columns is not None and not label_columns:
             raise UserError("data.label_columns: [] names no label; give the columns of 0 and 1, or leave it out")
         if options.get("sampling", "shuffled") != "shuffled":
-            raise UserError("data.sampling: has no effect where rows have several labels; take data.class_weights")
+            raise UserError("data.sampling: has no effect on examples with several labels; use data.class_weights")
         self.label_separator, self.threshold = label_separator, threshold
         self.label_columns = list(label_columns) if label_columns is not None else None
         super().__init__(
@@ -109,7 +110,7 @@ class MultiLabelClassification(TextClassification):
             if unknown := next((name for name in names if name not in ids), None):
                 raise UserError(
                     f"data.{split}_file: label {unknown!r} in row {row + 1} of {source!r} never occurs in training; "
-                    f"known are {self.labels[:10]}; mend the file or data.{self.label_sources[0]}"
+                    f"known are {self.labels[:10]}; fix the file or data.{self.label_sources[0]}"
                 )
 
         def targets(rows: Rows) -> list[list[float]]:
@@ -143,7 +144,7 @@ class MultiLabelClassification(TextClassification):
         for column in columns:
             if wrong := [value for value in rows[column] if str(value) not in _BINARY]:
                 raise UserError(
-                    f"data.label_columns: {wrong[0]!r} in column {column!r} must be 0 or 1; mend the file, or name "
+                    f"data.label_columns: {wrong[0]!r} in column {column!r} must be 0 or 1; fix the file, or name "
                     "another"
                 )
         return [[name for name in columns if _BINARY[str(rows[name][row])]] for row in range(len(rows[columns[0]]))]
@@ -154,7 +155,7 @@ class MultiLabelClassification(TextClassification):
         given: Any = value.split(self.label_separator) if isinstance(value, str) else value
         if not isinstance(given, list):
             raise UserError(
-                f"data.label_column: {value!r} in {self.label_column!r} is no list of labels; for one label a row take "
-                "TextClassification"
+                f"data.label_column: {value!r} in {self.label_column!r} is not a list of labels; for one "
+                "label each use TextClassification"
             )
         return [names[label] if names else str(label).strip() for label in given if str(label).strip()]

@@ -10,32 +10,32 @@ __all__ = ["TextOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextOptions:
-    """What every :class:`~lit_compress.data.TextData` is made with, beside its own arguments.
+    """What every :class:`~lit_compress.data.TextData` takes, in addition to its own arguments.
 
     Args:
-        train_file: examples to train on, in a format that the class reads; files may be ``.gz``, and
-            ``package:name/path`` is one inside an installed package. A folder of `datasets`' ``save_to_disk`` will do
-            everywhere; of a ``DatasetDict`` ``train_file`` takes the split ``train``, ``val_file`` the split that
-            ``hub_val_split`` names, the others ``test``.
-        val_file: to validate on; without it the validation split of a ``DatasetDict``, or else ``val_fraction`` of the
-            training examples is held out.
-        test_file: with labels, for ``test``.
+        train_file: training examples, in a format that the class reads; files may be ``.gz``, and ``package:name/path``
+            is a file inside an installed package. A folder written by `datasets`' ``save_to_disk`` works everywhere; of
+            a ``DatasetDict``, ``train_file`` reads the split ``train``, ``val_file`` the split named by
+            ``hub_val_split``, the others ``test``.
+        val_file: validation examples; default: the validation split of a ``DatasetDict``, otherwise ``val_fraction`` of
+            the training examples is held out.
+        test_file: labeled examples for ``test``.
         predict_file: for ``predict``; labels are not needed.
-        hub: dataset name on the hub instead of files, for example ``nyu-mll/glue``.
+        hub: dataset name on the hub, instead of files, for example ``nyu-mll/glue``.
         hub_config: its configuration, for example ``sst2``.
         hub_val_split: its validation split, and that of a ``DatasetDict``.
-        tokenizer: hub name, folder or ``package:``; on the command line the model's by default.
+        tokenizer: hub name, folder or ``package:``; default on the command line: the model's.
         encoding: of text files; the default also accepts a byte order mark (GLUE's MRPC).
-        encoding_errors: ``strict`` refuses bytes that are no text in this encoding, ``replace`` reads over them.
-        max_length: longest input in tokens; longer ones are truncated, or divided where the class says so.
-        batch_size: inputs per training batch and device.
-        eval_batch_size: inputs per evaluation batch and device; None is ``batch_size``.
-        limit: train on this many examples of the source, drawn with ``split_seed``; None takes all.
-        eval_limit: validate and test on this many examples, drawn with ``split_seed``; None takes all.
-        val_fraction: share of training examples held out when there is no ``val_file``.
-        split_seed: determines the hold-out and ``limit``; apart from the run's seed, so that runs share their split.
-        num_workers: loader processes; 0 loads in the training process.
-        cache_dir: for Arrow files; None is the `datasets` default.
+        encoding_errors: ``strict`` refuses bytes that are not valid in this encoding, ``replace`` replaces them.
+        max_length: longest input in tokens; longer ones are truncated, or split where the class says so.
+        batch_size: examples per training batch and device.
+        eval_batch_size: examples per evaluation batch and device; None is ``batch_size``.
+        limit: number of training examples, drawn with ``split_seed``; None uses all.
+        eval_limit: number of validation and test examples, drawn with ``split_seed``; None uses all.
+        val_fraction: fraction of the training examples held out when there is no ``val_file``.
+        split_seed: seed of the hold-out and of ``limit``; separate from the run's seed, so that runs share their split.
+        num_workers: data loader processes; 0 loads in the training process.
+        cache_dir: folder for Arrow files; None is the default of `datasets`.
 
     Raises:
         UserError: no source, or a number that cannot be.

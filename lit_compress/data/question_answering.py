@@ -35,7 +35,7 @@ class QuestionAnswering(TextData):
     Args:
         train_file: SQuAD's ``.json`` (also ``.gz``), or ``.jsonl`` or ``.parquet`` with the columns ``id``,
             ``question``, ``context`` and ``answers`` (``text`` and ``answer_start``).
-        val_file: to validate on, in any of these forms; without it the last contexts, with ``val_fraction`` of the
+        val_file: validation questions, in any of these forms; default: the last contexts, with ``val_fraction`` of the
             training questions, are held out.
         no_answer: whether questions may have no answer (SQuAD 2.0).
         null_threshold: with ``no_answer``, there is none where its score, a sum of two logits, is more than this above
@@ -158,10 +158,10 @@ class QuestionAnswering(TextData):
             return self._windows(examples, split)
 
         settings = [self.max_length, self.doc_stride, self.answer_marks, self.no_answer, split, "questions-3"]
-        encoded = cached_map(table, windows, self.tokenizer, settings, f"Tokenising {split}", True)
+        encoded = cached_map(table, windows, self.tokenizer, settings, f"Tokenizing {split}", True)
         if cut := int(np.sum(encoded["question_is_cut"])):
             _log.warning(
-                "data.max_length: %d of %d questions to %s leave no new context beside data.doc_stride %d in %d tokens "
+                "data.max_length: %d of %d questions to %s leave no new context after data.doc_stride %d in %d tokens "
                 "and were cut at their ends; give more max_length to read them whole",
                 *(cut, len(table), split, self.doc_stride, self.max_length),
             )
@@ -270,7 +270,7 @@ class QuestionAnswering(TextData):
             if split == "train":
                 raise UserError(
                     f"data.train_file: answer {text!r} of question {example['id']!r} in {self.source('train')!r} is "
-                    f"not at answer_start {start} of its context; mend the file"
+                    f"not at answer_start {start} of its context; fix the file"
                 )
         return None
 

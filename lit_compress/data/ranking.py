@@ -15,7 +15,7 @@ class RankedPairs(SentencePairs):
 
     Args:
         train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``).
-        val_file: to validate on; without it ``val_fraction`` of the training rows is held out.
+        val_file: validation examples; default: ``val_fraction`` of the training examples is held out.
         text_columns: query and document, with a score; or without one query, relevant document, and one or more that
             are not relevant.
         label_column: score of the document; None learns that the first document is better than the others.

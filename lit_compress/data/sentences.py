@@ -30,18 +30,19 @@ class SentencePairs(TextData):
 
     Args:
         train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``).
-        val_file: to validate on; without it ``val_fraction`` of the training rows is held out.
+        val_file: validation examples; default: ``val_fraction`` of the training examples is held out.
         text_columns: two columns with a score, or without one two or more: a text, one that belongs to it, and texts
             that do not.
         label_column: score of the two texts; None ranks instead, where all other texts of a batch are negatives.
         score_range: lowest and highest score, which become 0 and 1; None takes scores from -1 to 1 as cosines.
-        pooling: how the vectors of tokens become that of a text, for models that do not say (those of
+        pooling: how the vectors of tokens become the vector of a text, for models that do not say (those of
             sentence-transformers do, and keep theirs).
-        normalize: whether vectors have length 1, likewise; None is true.
+        normalize: whether vectors have length 1, for models that do not say; None is true.
         scale: what cosines are multiplied by where texts are ranked.
         prompts: text before each text of a column, in the order of ``text_columns``.
         columns: column names of files without a header.
-        delimiter: as in :class:`TextClassification`.
+        delimiter: one character between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, and
+            a tab in the others.
         options: see :class:`TextOptions`.
 
     """
@@ -128,8 +129,8 @@ class SentencePairs(TextData):
             empty = next((row for row, text in enumerate(texts, 1) if text is None or not str(text).strip()), None)
             if empty is not None:
                 raise UserError(
-                    f"data.text_columns: {column!r} in row {empty} of {self.source(split)!r} is empty, which means "
-                    "nothing as a vector; leave the row out of the file"
+                    f"data.text_columns: {column!r} in row {empty} of {self.source(split)!r} is empty, which has "
+                    "no meaningful vector; remove the row from the file"
                 )
 
     def _check_score(self, value: Any, row: int, split: str) -> None:
@@ -140,8 +141,8 @@ class SentencePairs(TextData):
             number = math.nan
         if not low <= number <= high:
             raise UserError(
-                f"data.label_column: {value!r} in row {row + 1} of {self.source(split)!r} is no number from {low:g} to "
-                f"{high:g}; mend the file, or give the lowest and the highest score as data.score_range"
+                f"data.label_column: {value!r} in row {row + 1} of {self.source(split)!r} is not from {low:g} to "
+                f"{high:g}; fix the file, or give the lowest and the highest score as data.score_range"
             )
 
     def encode(self, table: Dataset, split: str) -> Dataset:
@@ -170,7 +171,7 @@ class SentencePairs(TextData):
         prompts = [self._text("", column) for column in columns]
         settings = [columns, label, ids, self.max_length, self.score_range, prompts, type(self).__name__]
         settings.append("sentences-2")
-        return cached_map(table, encode, self.tokenizer, settings, f"Tokenising {split}")
+        return cached_map(table, encode, self.tokenizer, settings, f"Tokenizing {split}")
 
     def ids_of(self, split: str) -> tuple[str, ...]:
         """Names of targets that tell the texts of the first columns of a split apart."""
@@ -220,12 +221,13 @@ class SentenceTexts(SentencePairs):
         val_file: two texts and their score in each row: texts alone say nothing about how good a model is.
         text_column: column of the texts to train on and to predict, where there are columns.
         pair_columns: columns of the two texts to validate and test on.
-        label_column: their score.
-        score_range: as in :class:`SentencePairs`, and so are the others.
-        pooling: likewise.
-        normalize: likewise.
+        label_column: column of the score.
+        score_range: lowest and highest score, which become 0 and 1; None takes scores from -1 to 1 as cosines.
+        pooling: how the vectors of tokens become the vector of a text, for models that do not say.
+        normalize: whether vectors have length 1, for models that do not say; None is true.
         prompt: text before each text.
-        delimiter: likewise.
+        delimiter: one character between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, and
+            a tab in the others.
         options: see :class:`TextOptions`.
 
     """

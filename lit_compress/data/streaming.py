@@ -1,4 +1,4 @@
-"""A corpus read while training goes on: nothing is written, and it may be larger than disk and memory."""
+"""A corpus read while training continues: nothing is written, and it may be larger than disk and memory."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

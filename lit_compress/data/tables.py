@@ -1,4 +1,4 @@
-"""Tables of text from local files, folders or the hub, as `datasets.Dataset`; and their tokenised, cached form."""
+"""Tables of text from local files, folders or the hub, as `datasets.Dataset`; and their tokenized, cached form."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ def load_table(
         key: config key named in errors.
         columns: names for the columns of a file without a header; None when the file has one.
         encoding: text encoding; ``utf-8-sig`` is UTF-8 with or without a byte order mark.
-        encoding_errors: ``strict`` refuses bytes that are no text, ``replace`` puts a replacement character.
+        encoding_errors: ``strict`` refuses bytes that are not text, ``replace`` puts a replacement character.
         cache_dir: where the Arrow copy goes; None is the `datasets` default.
         delimiter: between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, else a tab.
         split: which split to take of a saved ``DatasetDict``.
@@ -154,7 +154,7 @@ def load_tokenizer(source: str, key: str, words: bool = False) -> PreTrainedToke
 
 
 def _sentencepiece_file(folder: Path) -> str | None:
-    """The name of a tokenizer's file that only SentencePiece reads; None where there is none, or one beside it."""
+    """The name of a tokenizer's SentencePiece file; None where there is none, or a tokenizer.json as well."""
     if (folder / "tokenizer.json").is_file():
         return None
     names = ("spm.model", "spiece.model", "sentencepiece.bpe.model")
@@ -274,7 +274,7 @@ def _vocabulary_of(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return Hasher.hash([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
-    # Truncation and padding are set by each call and are no property of the tokenizer.
+    # Truncation and padding are set by each call and are not a property of the tokenizer.
     truncation, padding = backend.truncation, backend.padding
     backend.no_truncation()
     backend.no_padding()

@@ -32,7 +32,7 @@ _TRAIN = "data.train_file"
 
 
 class TextData(KeepsInitArgs, LightningDataModule):
-    """Base of the data modules: texts from files or the hub, tokenised once, batched by length, sharded by rank.
+    """Base of the data modules: texts from files or the hub, tokenized once, batched by length, sharded by rank.
 
     A subclass sets its own attributes before it calls this constructor, which may call :meth:`check_tokenizer`. It
     defines :meth:`encode` and :meth:`collate`, gives in :attr:`task` what the head is for, and checks what
@@ -242,7 +242,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         return 0 if table is None else len(table)
 
     def token_examples(self) -> Iterator[tuple[dict[str, Any], dict[str, list[int]]]]:
-        """Validation rows, each as the call of a tokenizer and the columns that the model sees; none by default."""
+        """Validation examples, each as the call of a tokenizer and the columns that the model sees; none by default."""
         yield from ()
 
     def inputs_of(self, columns: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +252,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
     def batch(
         self, rows: dict[str, list[Any]], targets: dict[str, Tensor], meta: dict[str, Any] | None = None
     ) -> Batch:
-        """The model's inputs ``(batch, tokens)`` padded to the longest row, and what a subclass knows beside."""
+        """The model's inputs ``(batch, tokens)`` padded to the longest row, and what else a subclass knows."""
         numbers = {"index": torch.tensor(rows["index"])} if "index" in rows else {}
         return Batch(self.pad(rows), targets, numbers | (meta or {}))
 
@@ -265,7 +265,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         return dataset
 
     def sampling_weights(self, dataset: Dataset) -> np.ndarray | None:
-        """How often to draw each training row ``(rows,)``, one in relation to the others; None takes each once."""
+        """How often to draw each training example ``(rows,)``, one in relation to the others; None takes each once."""
         return None
 
     def source(self, split: str) -> str | None:
@@ -280,7 +280,9 @@ class TextData(KeepsInitArgs, LightningDataModule):
         world, rank = self.ranks()
         if not shuffle and len(dataset) < world:
             # One of them would repeat a row, or have none and wait for the others forever.
-            raise UserError(f"data.{split}_file: {len(dataset)} rows are fewer than {world} devices; give more rows")
+            raise UserError(
+                f"data.{split}_file: {len(dataset)} examples are fewer than {world} devices; give more examples"
+            )
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         batches = (FixedBatches if overfits else LengthGroupedBatches)(
             np.asarray(dataset["length"]),
@@ -320,7 +322,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
                 return None
             tokenized = self.encode(table, split)
             if split == "train" and self.same_inputs:
-                # Which example a row of a batch is: what a cache of the teacher's answers is read by.
+                # Which example a row of a batch is: what a cache of the teacher's outputs is read by.
                 tokenized = tokenized.add_column("index", np.arange(len(tokenized)))  # type: ignore[call-arg]
             self._tokenized[split] = tokenized
         return self._tokenized[split]
@@ -372,7 +374,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         share = self.options.val_fraction
         held = max(round(share * len(table)), 1)
         if held >= len(table):
-            raise UserError(f"data.val_fraction: {share} of {len(table)} rows leaves none to train on; give more")
+            raise UserError(f"data.val_fraction: {share} of {len(table)} examples leaves none to train on; give more")
         mask = np.zeros(len(table), dtype=bool)
         mask[self.held_out(table, held)] = True
         return table.select(np.flatnonzero(mask if split == "val" else ~mask))

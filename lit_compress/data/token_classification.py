@@ -35,14 +35,14 @@ class TokenClassification(TextData):
     Args:
         train_file: a column file (a word a line, blank lines between sentences, ``-DOCSTART-`` lines left out; any
             ending, also ``.gz``), or ``.jsonl`` or ``.parquet`` with lists.
-        val_file: to validate on, in any of these forms; without it ``val_fraction`` of the training sentences is held
-            out.
+        val_file: validation sentences, in any of these forms; default: ``val_fraction`` of the training sentences is
+            held out.
         token_column: number of the column with the words (0 is the first, -1 the last), or name of the list column;
             None is 0 or ``tokens``.
         tag_column: number or name of the column with the tags; None is -1, or ``tags``, or else ``ner_tags``.
         scheme: ``keep`` the tags as they are written, or write their entities as ``IOB2`` or ``BIOES``.
-        long_sentences: of training; ``window`` makes several rows, between entities where that is possible; ``cut``
-            leaves the rest out. Metrics and predictions are always of whole sentences.
+        long_sentences: of training; ``window`` splits a sentence into several examples, between entities where
+            possible; ``cut`` drops the rest. Metrics and predictions are always of whole sentences.
         options: see :class:`TextOptions`.
 
     """
@@ -134,19 +134,19 @@ class TokenClassification(TextData):
             row = wrong[0]
             raise UserError(
                 f"data.{split}_file: row {row + 1} of {self.source(split)!r} has {counts[0][row]} words "
-                f"and {counts[1][row]} tags; mend the file"
+                f"and {counts[1][row]} tags; fix the file"
             )
 
     def encode(self, table: Dataset, split: str) -> Dataset:
         words_column = self._token_name(split)
         tags_of = None if split == "predict" else self._tags(table, split)
-        known = [] if split == "predict" else self.labels  # a file to predict needs no other file beside it
+        known = [] if split == "predict" else self.labels  # a file to predict needs no other file
         ids = {tag: number for number, tag in enumerate(known)}
         for row, tags in enumerate(tags_of or ()):
             if unknown := next((tag for tag in tags if tag not in ids), None):
                 raise UserError(
                     f"data.{split}_file: tag {unknown!r} in sentence {row + 1} of {self.source(split)!r} never occurs "
-                    f"in training; known are {self.labels[:10]}; mend the file or data.tag_column"
+                    f"in training; known are {self.labels[:10]}; fix the file or data.tag_column"
                 )
 
         def windows(rows: dict[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
@@ -159,10 +159,10 @@ class TokenClassification(TextData):
         kind = split if split in ("train", "predict") else "evaluation"
         names = (words_column, "tags" if split == "predict" else self._tag_name(split, table))
         settings = [self.scheme, self.long_sentences, self.max_length, names, kind]
-        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-3"], f"Tokenising {split}", True)
+        encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-3"], f"Tokenizing {split}", True)
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
-            what = f"{lost} words beyond them are left out" if lost else f"they became {long} rows more"
+            what = f"{lost} words beyond them are left out" if lost else f"they became {long} more examples"
             _tell(f"data.max_length: {split} has sentences longer than {self.max_length} tokens; {what}")
         return encoded
 
@@ -270,7 +270,8 @@ class TokenClassification(TextData):
         for row, sentence in enumerate(tags):
             if wrong := next((tag for tag in sentence if not is_entity_tag(tag)), None):
                 raise UserError(
-                    f"data.scheme: {wrong!r} in sentence {row + 1} of {self.source(split)!r} is no entity tag; set keep"
+                    f"data.scheme: {wrong!r} in sentence {row + 1} of {self.source(split)!r} is not an entity tag; "
+                    "use keep"
                 )
         return [write_tags(sentence, self.scheme) for sentence in tags]
 
@@ -301,7 +302,7 @@ def _special_ends(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[list[in
 
 
 def _between_entities(tags: Sequence[str], begin: int, end: int) -> int:
-    """The last place up to ``end`` where no entity goes on; ``end`` itself when one fills the whole window."""
+    """The last place up to ``end`` where no entity continues; ``end`` itself when one fills the whole window."""
     for place in range(end, begin, -1):
         if tags[place][:2] not in ("I-", "E-"):
             return place

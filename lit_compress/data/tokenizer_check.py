@@ -12,7 +12,7 @@ from lit_compress.errors import UserError
 
 __all__ = ["check_tokenizer"]
 
-# What a serving program relies on beside the ids of a text.
+# What a serving program relies on, apart from the ids of a text.
 _SETTINGS = (
     *("padding_side", "truncation_side", "model_max_length"),
     *(f"{name}_token_id" for name in ("pad", "cls", "sep", "mask", "unk", "bos", "eos")),
@@ -24,7 +24,7 @@ def check_tokenizer(folder: str | Path, data: TextData, rows: int = 100) -> None
 
     Args:
         folder: with a saved tokenizer.
-        data: set up for validation; its first validation rows are the examples.
+        data: set up for validation; its first validation examples are the examples.
         rows: how many of them.
 
     Raises:

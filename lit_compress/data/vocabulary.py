@@ -62,7 +62,7 @@ def kept_ids(tokenizer: Tokenizer, texts: Iterable[str], characters: bool = True
 
 
 def trimmed(tokenizer: Tokenizer, keep: list[int]) -> Tokenizer:
-    """The tokenizer with the tokens of some ids, numbered anew in their order.
+    """The tokenizer with the tokens of some ids, renumbered in their order.
 
     Args:
         tokenizer: the backend of a fast tokenizer.

@@ -17,9 +17,9 @@ from lit_compress.tasks import Batch
 
 __all__ = ["calibrate", "calibrated", "layers_of_static_inputs", "missing_ranges"]
 
-# Share of an activation's magnitudes that a calibrated int8 range holds. Of BERT's feed-forward activations a handful
-# are many times larger than all others, and a range that reaches them has no steps left for the rest (Wu et al. 2020,
-# arXiv 2004.09602, section 4.2, from memory).
+# Fraction of an activation's magnitudes that a calibrated int8 range holds. Of BERT's feed-forward activations a
+# handful are many times larger than all others, and a range that reaches them has no steps left for the rest (Wu et al.
+# 2020, arXiv 2004.09602, section 4.2, from memory).
 PERCENTILE = 0.9999
 
 

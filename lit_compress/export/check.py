@@ -37,15 +37,15 @@ __all__ = [
     "sample_lengths",
 ]
 
-# Largest difference from PyTorch on random ids, as a share of the largest output: of any row in floating point, where
-# only the order of sums differs; of the median row with integers, where values near the middle of two steps of a scale
-# fall on either side, and what follows is computed from another number.
+# Largest difference from PyTorch on random ids, as a fraction of the largest output: of any row in floating point,
+# where only the order of sums differs; of the median row with integers, where values near the middle of two steps of a
+# scale fall on either side, and what follows is computed from another number.
 TOLERANCE = 1e-3
 TOLERANCE_INT8 = 0.5
 # Of examples. Less is worth a warning, and a file below the second is not this model any more.
 EQUAL, EQUAL_AT_LEAST = 0.98, 0.8
 LOSS, LOSS_AT_MOST = 0.01, 0.1
-# An output that is one number is the same when it differs by less than this share of their standard deviation.
+# An output that is one number is the same when it differs by less than this fraction of their standard deviation.
 SAME_VALUE = 0.1
 _LONGEST = 512  # tokens; longer ones take a model of ordinary size too long
 _TRACED = 8  # examples whose layers are kept to say where a difference begins
@@ -98,11 +98,11 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A file beside PyTorch on examples.
+    """A file compared with PyTorch on examples.
 
     Attributes:
         examples: how many.
-        equal: share of predictions that are the same; of tokens where each has one.
+        equal: fraction of predictions that are the same; of tokens where each has one.
         score: name of the task's score, PyTorch's and the file's; None without labels.
 
     """
@@ -157,7 +157,7 @@ def check_structure(
         expected: what PyTorch gives for them.
         run: inputs by name, as NumPy arrays, to the outputs in the order of the model's.
         integers: whether the file rounds activations, to integers or to 16-bit floating point.
-        most: by how much the median row may differ then, as a share of the largest output.
+        most: by how much the median row may differ then, as a fraction of the largest output.
 
     Raises:
         UserError: an output has another shape, is not finite where PyTorch's is, or differs too much.
@@ -218,7 +218,7 @@ def reference(form: GraphForm, examples: Examples) -> Reference:
 
 @torch.no_grad()
 def compare(form: GraphForm, examples: Examples, expected: Reference, run: Run) -> Comparison:
-    """Put a runtime beside PyTorch on examples.
+    """Compare a runtime with PyTorch on examples.
 
     Args:
         form: the model, for the names of its inputs.

@@ -44,13 +44,13 @@ def find_checkpoint(run: str | Path) -> Path:
     """
     run = Path(run)
     if not run.is_dir():
-        raise UserError(f"--run: {str(run)!r} is no folder; give the run folder of a `fit`")
+        raise UserError(f"--run: {str(run)!r} is not a folder; give the run folder of a `fit`")
     for name in (LAST, PREVIOUS):
         if (path := run / "checkpoints" / name).is_file():
             return path
     raise UserError(
         f"--run: {str(run)!r} has no checkpoints/{LAST}; the run saved none yet; the same `fit` without --ckpt_path "
-        "begins anew"
+        "starts over"
     )
 
 
@@ -74,7 +74,7 @@ def last_checkpoint(run: str | Path) -> tuple[Path, dict[str, Any]]:
             checkpoint = load_checkpoint(previous)
         except UserError:
             raise UserError(
-                f"checkpoint: {str(path)!r} and {str(previous)!r} are both damaged; begin anew with another --run, or "
+                f"checkpoint: {str(path)!r} and {str(previous)!r} are both damaged; start over with another --run, or "
                 "give a copy with --ckpt_path"
             ) from error
         step = checkpoint.get("global_step")
@@ -184,7 +184,7 @@ def _check_description(checkpoint: dict[str, Any]) -> None:
     try:
         values = json.loads(entry["config"])
     except (ValueError, RecursionError) as error:
-        raise UserError(f"checkpoint: its configuration is no JSON: {first_line(error)}") from error
+        raise UserError(f"checkpoint: its configuration is not JSON: {first_line(error)}") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
         raise UserError("checkpoint: its configuration has no model_type")
     check_settings(values, "checkpoint")
@@ -196,7 +196,7 @@ def _weights(state: dict[str, Any]) -> dict[str, Tensor]:
     for name, value in own.items():
         plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
         if not plain or value.is_meta or value.is_complex():
-            raise UserError(f"checkpoint: {name!r} is no tensor of weights")
+            raise UserError(f"checkpoint: {name!r} is not a tensor of weights")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(f"checkpoint: {name!r} says that it is larger than what is stored of it")
     return own

@@ -229,8 +229,8 @@ def _validation_data(
     except Exception as error:  # a data module of the user's own may need what only a fit has
         if given or calibration_batches:
             raise
-        # That its data is gone is no reason to export nothing.
-        say(f"The export was not compared on the run's validation rows: {_why(error)}")
+        # That its data is gone is not a reason to export nothing.
+        say(f"The export was not compared on the run's validation examples: {_why(error)}")
         return None
 
 
@@ -278,7 +278,7 @@ def _why(error: Exception) -> str:
 def _reading_as_trained(
     writer: Callable[[Folded, Path], None], data: LightningDataModule | None
 ) -> Callable[[Folded, Path], None]:
-    """The writer, after which the folder's tokenizer must read validation rows as the run's did."""
+    """The writer, after which the folder's tokenizer must read validation examples as the run's did."""
 
     def write_and_check(folded: Folded, folder: Path) -> None:
         writer(folded, folder)
@@ -295,7 +295,7 @@ def write(
     """Write a folded model in a format; the folder appears whole or not at all.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         output: folder to make.
         writer: format, or a function that fills an empty folder.
         overwrite: replace an existing folder that an export wrote.

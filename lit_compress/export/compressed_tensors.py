@@ -19,7 +19,7 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.export.graph_form import round_weights
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded, stored_state
-from lit_compress.models.hf_folder import write_beside
+from lit_compress.models.hf_folder import write_companions
 from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.storage.weight import QuantizedWeight
@@ -37,7 +37,7 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     bits, a scale per row, and inputs with a range per token (W8A8). Quantized tables keep their values, in fp32.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         folder: existing and empty.
 
     Raises:
@@ -69,7 +69,7 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.quantization_config = _config(schemes, model, package.__version__)
     model.config.save_pretrained(folder)
-    write_beside(model, folded.tokenizer, folded.manifest, folder)
+    write_companions(model, folded.tokenizer, folded.manifest, folder)
     del stored
     nn.Module.to(model, "meta")  # gives its memory back before the package takes as much
     _check(model, weights, folder)

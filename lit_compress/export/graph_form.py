@@ -80,7 +80,7 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
     """Replace every linear, and every table and attention with scales, in place.
 
     Args:
-        folded: what to build; its model is used up.
+        folded: what to build; its model is not usable afterwards.
         inputs: names of the model's inputs.
         activations: what becomes of the inputs that have no scale, where weights are integers.
 

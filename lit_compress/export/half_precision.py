@@ -32,7 +32,8 @@ from lit_compress.models.load import quiet_transformers
 __all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
 
 _TORCH: dict[Half, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
-# Largest difference of the median row from fp32 on random ids, as a share of the largest output: bf16 has 3 bits fewer.
+# Largest difference of the median row from fp32 on random ids, as a fraction of the largest output: bf16 has 3 bits
+# fewer.
 TOLERANCES: dict[Half, float] = {"fp16": 0.02, "bf16": 0.15}
 _ADVICE = "export in fp32"
 
@@ -53,7 +54,7 @@ def write_hf_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
     """Write what :func:`~lit_compress.models.hf_folder.write_hf` does with weights of 16 bits, as ``config.json`` says.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         folder: existing and empty.
         options: of the user.
 
@@ -89,7 +90,7 @@ def write_onnx_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
     Inputs are int64 and outputs fp32; weights, and what is computed from them, are fp16.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         folder: existing and empty.
         options: of the user, with fp16: ONNX Runtime computes no bf16 on a processor.
 

@@ -1,4 +1,4 @@
-"""A folded model as ONNX, in floating point or with integers, beside the files that its users' libraries look for."""
+"""A folded model as ONNX, in floating point or with integers, with the files that its users' libraries look for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from lit_compress.export.onnx_graph import input_names, trace, with_layers
 from lit_compress.export.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded
-from lit_compress.models.hf_folder import add_to_card, write_beside, write_manifest
+from lit_compress.models.hf_folder import add_to_card, write_companions, write_manifest
 from lit_compress.models.model_card import FOLDER
 
 __all__ = [
@@ -82,7 +82,7 @@ def write_onnx(folded: Folded, folder: Path) -> None:
     """Write ``onnx/model.onnx`` in fp32, configuration, tokenizer, manifest and card.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         folder: existing and empty.
 
     Raises:
@@ -126,7 +126,7 @@ def integer_form(
     quantized in training.
 
     Args:
-        folded: model and manifest; used up.
+        folded: model and manifest; not usable afterwards.
         folder: whose manifest and card get what is rounded here.
         activations: see :func:`~lit_compress.export.graph_form.graph_form`.
         wide: how weights of more than 7 bits are stored for any processor.
@@ -166,13 +166,13 @@ def integer_form(
 
 
 def prepare(folded: Folded, folder: Path, name: str, options: IntegerOptions) -> Path:
-    """Write what lies beside a graph, and give the graph's path; the packages are there."""
+    """Write the files that go with a graph, and return the graph's path; the packages are installed."""
     optional("onnxruntime", "onnx")  # before minutes of work
     optional("onnx", "onnx")
     model = folded.model
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    write_beside(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name, options.processor))
+    write_companions(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name, options.processor))
     path = folder / "onnx" / name
     path.parent.mkdir()
     return path
@@ -192,10 +192,10 @@ def checked_run(
         path: of the file.
         outputs: of :func:`structure`.
         integers: as in :func:`~lit_compress.export.check.check_structure`.
-        most: likewise.
+        most: see :func:`~lit_compress.export.check.check_structure`.
 
     Raises:
-        UserError: likewise.
+        UserError: see :func:`~lit_compress.export.check.check_structure`.
 
     """
     form.to("meta")  # gives its memory back before the runtime takes as much

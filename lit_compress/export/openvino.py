@@ -20,7 +20,7 @@ from lit_compress.export.onnx import (
 from lit_compress.export.onnx_graph import trace, with_layers
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded
-from lit_compress.models.hf_folder import write_beside
+from lit_compress.models.hf_folder import write_companions
 from lit_compress.models.model_card import FOLDER
 
 __all__ = ["runner", "write_openvino", "write_openvino_int8"]
@@ -32,7 +32,7 @@ def write_openvino(folded: Folded, folder: Path) -> None:
     """Write ``openvino/openvino_model.xml`` and ``.bin`` in fp32, configuration, tokenizer, manifest and card.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         folder: existing and empty.
 
     Raises:
@@ -62,7 +62,7 @@ def _prepare(folded: Folded, folder: Path, name: str) -> Path:
     model = folded.model
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    write_beside(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name))
+    write_companions(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name))
     path = folder / _FOLDER / f"{name}.xml"
     path.parent.mkdir()
     return path

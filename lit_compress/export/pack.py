@@ -36,7 +36,7 @@ def save_packed(
 
     Args:
         model: of :func:`~lit_compress.pack`.
-        tokenizer: saved beside the weights.
+        tokenizer: saved with the weights.
         output: folder to make.
         overwrite: replace an existing folder that an export wrote.
         manifest: what was done to which layer, as of :func:`~lit_compress.models.manifest_file.manifest_with_scales`.
@@ -76,11 +76,11 @@ def write_packed(
     """Fill an empty folder with what :func:`save_packed` writes.
 
     Args:
-        folded: what to write; used up.
+        folded: what to write; not usable afterwards.
         folder: existing and empty.
         layout: as in :func:`~lit_compress.pack`.
-        dtype: likewise.
-        ranges: likewise; None takes those of training.
+        dtype: as in :func:`~lit_compress.pack`.
+        ranges: as in :func:`~lit_compress.pack`; None takes those of training.
 
     """
     ranges = ranges_of(folded.manifest) if ranges is None else ranges

@@ -1,4 +1,4 @@
-"""What a run leaves beside its checkpoint: how it was configured, its tokenizer, and the data it was validated on."""
+"""What a run leaves apart from its checkpoint: its configuration, its tokenizer, and its validation data."""
 
 import copy
 import inspect
@@ -66,7 +66,7 @@ def parse_file(path: Path, parse: Callable[[str], Any], keys: list[str], key: st
 
     """
     if not path.parent.is_dir():
-        raise UserError(f"{key}: {str(path.parent)!r} is no folder; give the run folder of a `fit`")
+        raise UserError(f"{key}: {str(path.parent)!r} is not a folder; give the run folder of a `fit`")
     if not path.is_file():
         raise UserError(f"{key}: {str(path.parent)!r} has no {path.name}; give the run folder of a finished `fit`")
     try:

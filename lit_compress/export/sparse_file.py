@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_compress.models.folded import Folded, stored_state
-from lit_compress.models.hf_folder import write_beside
+from lit_compress.models.hf_folder import write_companions
 from lit_compress.models.shapes import METHOD, shapes_of
 from lit_compress.storage.file import checksums
 from lit_compress.storage.parts import BITMAP, encode
@@ -35,7 +35,7 @@ def write_sparse(folded: Folded, folder: Path) -> None:
     config.quantization_config = entry | ({"shapes": shapes} if shapes is not None else {})
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
-    write_beside(folded.model, folded.tokenizer, folded.manifest, folder, needs_import=True)
+    write_companions(folded.model, folded.tokenizer, folded.manifest, folder, needs_import=True)
 
 
 def stored_tensors(folded: Folded) -> dict[str, Tensor]:

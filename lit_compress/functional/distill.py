@@ -17,7 +17,7 @@ __all__ = [
     "soft_cross_entropy",
 ]
 
-# A score that gets no probability; finite, because a difference of infinities is no number.
+# A score that gets no probability; finite, because a difference of infinities is not a number.
 _NEVER = -1e9
 # SparseML's guard against a teacher that is all zeros.
 _POWER_EPSILON = 1e-6

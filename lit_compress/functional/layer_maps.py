@@ -71,7 +71,7 @@ def drop_multiples_map(student_layers: int, teacher_layers: int) -> dict[int, in
     if len(kept) != student_layers + 1:
         raise ValueError(
             f"'drop_multiples' keeps {len(kept) - 1} of {teacher_layers} layers, not {student_layers}; "
-            "take 'uniform' or name the pairs"
+            "use 'uniform' or name the pairs"
         )
     return dict(enumerate(kept))
 
@@ -80,7 +80,7 @@ def _check_depth(name: str, student_layers: int, teacher_layers: int) -> None:
     if student_layers > teacher_layers:
         raise ValueError(
             f"{name!r} needs a teacher with at least {student_layers} layers, and it has {teacher_layers}; "
-            "take 'uniform' or name the pairs"
+            "use 'uniform' or name the pairs"
         )
 
 

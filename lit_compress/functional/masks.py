@@ -188,7 +188,7 @@ def balanced_count(blocks: int, sparsity: float, multiple: int = 1) -> int:
     if sparsity >= 1:
         return 0
     levels = [*range(multiple, blocks, multiple), blocks]
-    # Of two that are equally near the one that prunes less; a float just beside the middle is the middle.
+    # Of two that are equally near the one that prunes less; a float next to the middle counts as the middle.
     return min(reversed(levels), key=lambda level: round(abs(level - wanted), 6))
 
 

@@ -1,4 +1,4 @@
-"""Movement pruning's mathematics: scores learned beside the weights (Sanh et al. 2020, arXiv 2005.07683)."""
+"""Movement pruning's mathematics: scores learned along with the weights (Sanh et al. 2020, arXiv 2005.07683)."""
 
 from torch import Tensor
 

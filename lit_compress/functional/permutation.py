@@ -1,4 +1,4 @@
-"""An order of feed-forward neurons in which those that read and write alike are beside each other.
+"""An order of feed-forward neurons in which those with similar weights are next to each other.
 
 The neurons of a feed-forward part may stand in any order, if rows of its first matrix and columns of its second are
 moved together. Blocks of weights are pruned whole, and the fewer different neurons a block holds, the more of what is
@@ -61,11 +61,11 @@ def neuron_order(
     Args:
         up: scores of the first matrix ``(neurons * parts, in_features)``; None when it is not pruned. With several
             parts (a value and its gate) all rows of a neuron move together.
-        down: scores of the second matrix ``(out_features, neurons)``; likewise.
+        down: scores of the second matrix ``(out_features, neurons)``; None when it is not pruned.
         neurons: their number.
         sparsity: fraction of blocks that will be pruned.
         block: ``(rows, columns)``, as of :func:`~lit_compress.functional.masks.balanced_block_mask`.
-        multiple: likewise.
+        multiple: how many blocks are multiplied together.
 
     Returns:
         int64 ``(neurons,)``: which neuron comes at each place; None when no better order was found.

@@ -16,7 +16,7 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: str, normalize: bool) -> 
 
     Args:
         hidden: last hidden states ``(texts, tokens, width)``.
-        mask: ``(texts, tokens)``, nonzero for tokens that are no padding; None counts all.
+        mask: ``(texts, tokens)``, nonzero for tokens that are not padding; None counts all.
         pooling: ``mean`` or ``max`` over the tokens, or ``cls``, the first token.
         normalize: divide each vector by its length.
 

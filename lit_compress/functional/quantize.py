@@ -59,7 +59,7 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, qmin: int, qmax
     Args:
         x: any shape.
         scale: broadcastable to ``x``.
-        zero_point: likewise.
+        zero_point: broadcastable to ``x``.
         qmin: smallest integer.
         qmax: largest integer.
 

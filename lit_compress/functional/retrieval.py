@@ -17,7 +17,7 @@ def retrieval_scores(similarity: Tensor, relevant: Tensor, top: int = 10) -> dic
 
     Args:
         similarity: ``(queries, documents)``.
-        relevant: bool, likewise; each query has one or more.
+        relevant: bool, of the same shape; each query has one or more.
         top: how many documents are looked at.
 
     Returns:

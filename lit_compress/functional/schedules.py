@@ -134,7 +134,7 @@ class EqualParts:
         return step in self.steps
 
     def progress(self, step: int) -> float:
-        """Share of the parts that are over."""
+        """Fraction of the parts that are over."""
         return sum(step >= at for at in self.steps) / self.parts
 
 
@@ -170,7 +170,7 @@ def rewound_linear(step: int, total: int, warmup: int, start: int, end: int, eve
         step: optimizer step.
         total: steps of the run.
         warmup: steps of linear warm-up; fewer than ``M``.
-        start: first step of the window in which pruning goes on.
+        start: first step of the window in which pruning continues.
         end: first step after it.
         every: steps between two rewinds, which is the distance of mask updates.
 
@@ -200,7 +200,7 @@ def width_at(progress: float, width: int, final: int) -> int:
         ([11, 10, 2], 2816)
 
     """
-    # A float just beside the middle of two whole numbers is the middle.
+    # A float next to the middle of two whole numbers counts as the middle.
     return width - round(round((width - final) * progress, 6))
 
 

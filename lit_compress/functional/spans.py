@@ -11,8 +11,8 @@ def best_spans(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score, first and last token of each row's best span; the score is -inf when a row has none.
 
-    As in SQuAD's reference code for BERT: the ``n_best`` starts and ends are combined, and what is no span of allowed
-    tokens, in order, and short enough falls out.
+    As in SQuAD's reference code for BERT: the ``n_best`` starts and ends are combined, and what is not a span of
+    allowed tokens, in order, and short enough falls out.
 
     Args:
         start_logits: ``(batch, tokens)``.

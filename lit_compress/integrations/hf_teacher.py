@@ -1,4 +1,4 @@
-"""Distillation in the Hugging Face Trainer: the loss of a step takes terms from a teacher's answers."""
+"""Distillation in the Hugging Face Trainer: the loss of a step takes terms from a teacher's outputs."""
 
 from collections.abc import Mapping
 from types import MethodType
@@ -38,7 +38,7 @@ def add_teacher(
     student = student_in(trainer.model)
     if trainer.model is not student:
         raise UserError(
-            "teacher: the model is no Hugging Face model but has one in it, and its outputs are none that terms know; "
+            "teacher: the model has a Hugging Face model in it but is not one, and terms do not know its outputs; "
             "use a distillation loss of sentence-transformers"
         )
     check_untouched(trainer, "teacher")

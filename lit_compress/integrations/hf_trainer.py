@@ -2,7 +2,7 @@
 
 :func:`add_strategies` installs the structure (masks, quantizers) at once, before the Trainer makes its optimizer or
 loads a checkpoint, and adds a callback that calls the strategies' hooks. Masks and ranges are part of the Trainer's own
-checkpoints, so ``trainer.train(resume_from_checkpoint=...)`` goes on exactly where it stopped.
+checkpoints, so ``trainer.train(resume_from_checkpoint=...)`` continues exactly where it stopped.
 """
 
 import math
@@ -47,7 +47,7 @@ def add_strategies(trainer: Trainer, strategies: Sequence[Strategy]) -> "Strateg
     if not strategies:
         raise UserError("strategies: none are given; give one or more, such as MagnitudePruning(0.8)")
     if other := next((each for each in strategies if not isinstance(each, Strategy)), None):
-        raise UserError(f"strategies: {other!r} is no strategy; give instances, such as MagnitudePruning(0.8)")
+        raise UserError(f"strategies: {other!r} is not a strategy; give instances, such as MagnitudePruning(0.8)")
     if any(isinstance(each, StrategyCallback) for each in trainer.callback_handler.callbacks):
         raise UserError("strategies: this Trainer has some already; give all in one call, before training")
     check_untouched(trainer, "strategies")
@@ -115,7 +115,7 @@ def student_in(model: nn.Module | None) -> PreTrainedModel:
         model, "_hf_peft_config_loaded", False
     ):
         raise UserError(
-            "strategies: the model has adapters of peft, beside which weights cannot be pruned or quantized; merge "
+            "strategies: the model has adapters of peft, with which weights cannot be pruned or quantized; merge "
             "them first: model = model.merge_and_unload()"
         )
     student = next((part for part in model.modules() if isinstance(part, PreTrainedModel)), None)
@@ -127,7 +127,7 @@ def student_in(model: nn.Module | None) -> PreTrainedModel:
 class StrategyCallback(TrainerCallback):
     """Calls the hooks of strategies at the steps of a Trainer; made by :func:`add_strategies`.
 
-    The share of pruned weights is in the Trainer's logs as ``sparsity``.
+    The fraction of pruned weights is in the Trainer's logs as ``sparsity``.
     """
 
     def __init__(self, trainer: Trainer, strategies: Sequence[Strategy]) -> None:

@@ -37,13 +37,13 @@ def migrate(
     Args:
         file: SparseML's .yaml or .md; NNCF's or nn_pruning's .json.
         output: YAML file to write.
-        task: what the model is trained for, which a recipe does not say.
-        pretrained: where the student starts, which a recipe does not say either.
+        task: task of the model, which a recipe does not contain.
+        pretrained: pretrained model of the student, which a recipe does not contain either.
         teacher: of the student, if there is distillation.
-        layers: transformer layers of the model, for a recipe that drops some.
-        recipe_args: values in the place of a recipe's variables, as SparseML's option of that name.
-        run: folder of the run; `runs/` and the name of the file by default.
-        overwrite: replace an existing file that this command made.
+        layers: transformer layers of the model, for a recipe that drops layers.
+        recipe_args: values of a recipe's variables, like SparseML's option of that name.
+        run: run folder; default: `runs/` and the name of the file.
+        overwrite: replace an existing file written by this command.
 
     """
     target = Path(output)
@@ -77,7 +77,7 @@ def migrated(file: str, draft: Draft, recipe_args: dict[str, Any] | None = None,
     except OSError as error:
         raise UserError(f"file: {file!r} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"file: {file!r} is no text; give a SparseML recipe or a JSON of settings") from error
+        raise UserError(f"file: {file!r} is not text; give a SparseML recipe or a JSON of settings") from error
     if path.suffix != ".json":
         from_sparseml(text, draft, recipe_args, layers)
         return "SparseML recipe"
@@ -87,7 +87,7 @@ def migrated(file: str, draft: Draft, recipe_args: dict[str, Any] | None = None,
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"file: {file!r} is no JSON: {error}") from error
+        raise UserError(f"file: {file!r} is not JSON: {error}") from error
     if isinstance(content, dict) and is_nn_pruning(content):
         from_nn_pruning(content, draft)
         return "set of nn_pruning arguments"

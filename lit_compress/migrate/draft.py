@@ -111,7 +111,7 @@ class Options:
         return name in self._values
 
     def peek(self, name: str) -> Any:
-        """An option, which somebody else deals with."""
+        """An option, which someone else deals with."""
         return self._values.get(name)
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -133,7 +133,7 @@ class Options:
         """An option that is a number; anything else is left out and the default taken."""
         value = self.take(name, default)
         if (found := number(value)) is None:
-            self.leave_out(name, value, f"it is no number; {default:g} is taken")
+            self.leave_out(name, value, f"it is not a number; {default:g} is taken")
             return default
         return found
 

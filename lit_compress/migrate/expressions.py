@@ -43,7 +43,7 @@ def calculate(text: str, variables: Mapping[str, float]) -> float:
 
     Raises:
         KeyError: an unknown variable.
-        UserError: anything else that is no such expression, or has no value.
+        UserError: anything else that is not such an expression, or has no value.
 
     Example:
         >>> calculate("max(num_epochs - 2, 1) * 0.5", {"num_epochs": 10})

@@ -37,7 +37,7 @@ def from_nncf(content: Mapping[str, Any], draft: Draft) -> None:
         elif name == "knowledge_distillation":
             _distillation(options, draft)
         else:
-            options.leave_out_all("there is no translation of this algorithm")
+            options.leave_out_all("this package has no translation of this algorithm")
         options.finish()
     draft.left_out.append(
         "learning rate, batch size and length of the training: they were options of the training script; "
@@ -85,7 +85,7 @@ def _movement(options: Options, draft: Draft) -> None:
     draft.penalties["scores"] = {"class_path": "ScorePenalty", "init_args": {"weight": weight}}
     draft.changed.append(
         f"movement_sparsity.params.importance_regularization_factor: {factor:g}; as the weight {weight:g} of a mean "
-        "over single weights, which NNCF multiplies by the size of a block: look for the right one anew"
+        "over single weights, which NNCF multiplies by the size of a block: look for the right one again"
     )
     draft.changed.append(
         "movement_sparsity: scores have a learning rate of their own here, model.optimization.score_learning_rate"

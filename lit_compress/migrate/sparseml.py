@@ -55,7 +55,7 @@ def from_sparseml(
         layers: transformer layers of the model, which dropping layers depends on.
 
     Raises:
-        UserError: the text is no recipe.
+        UserError: the text is not a recipe.
 
     """
     recipe = read_recipe(text, variables)
@@ -85,5 +85,5 @@ def _translate(modifier: Modifier, draft: Draft, rates: Rates, layers: int | Non
     elif modifier.name in _TRANSLATORS:
         _TRANSLATORS[modifier.name](options, draft)
     else:
-        options.leave_out_all(_WITHOUT_COUNTERPART.get(modifier.name, "there is no such method here"))
+        options.leave_out_all(_WITHOUT_COUNTERPART.get(modifier.name, "this package has no such method"))
     options.finish()

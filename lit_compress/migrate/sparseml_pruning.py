@@ -9,7 +9,7 @@ from lit_compress.migrate.sparseml_names import layer_index, parameter_patterns
 
 __all__ = ["constant", "global_magnitude", "layers", "magnitude", "movement", "second_order"]
 
-_NO_SCHEDULE = "there is no such course of sparsity; cubic is taken"
+_NO_SCHEDULE = "this package has no such schedule of sparsity; cubic is used"
 _LOGGING = "it only concerns what is logged; every layer's sparsity is in TensorBoard"
 
 
@@ -91,7 +91,7 @@ def layers(options: Options, draft: Draft, count: int | None) -> None:
     names = [names] if isinstance(names, str) else list(names)
     dropped = {name: layer_index(str(name)) for name in names}
     for name in [name for name, index in dropped.items() if index is None]:
-        options.leave_out("layers", name, "it is no transformer layer such as bert.encoder.layer.3")
+        options.leave_out("layers", name, "it is not a transformer layer such as bert.encoder.layer.3")
     gone = {index for index in dropped.values() if index is not None}
     start, end = options.numeric("start_epoch", -1), options.numeric("end_epoch", -1)
     if start > 0:

@@ -88,7 +88,7 @@ def _newer(options: Options) -> dict[str, Any]:
     modules = [name for name in ignored if not _is_type(name)]
     if modules:
         given["ignore"] = module_patterns(modules)
-        options.change("ignore", "a name that is no linear here is an error in fit; leave it out then")
+        options.change("ignore", "a name that is not a linear here is an error in fit; leave it out then")
     return given | _attention(options, ignored, True)
 
 

@@ -40,7 +40,7 @@ class Recipe:
 
     Args:
         modifiers: in the order of the file.
-        others: what else is in it that is no variable, by key: descriptions of the recipe or of the model.
+        others: what else is in it that is not a variable, by key: descriptions of the recipe or of the model.
 
     """
 
@@ -71,7 +71,7 @@ def read_recipe(text: str, variables: Mapping[str, Any] | None = None) -> Recipe
         variables: values in the place of those in the file, as SparseML's ``recipe_args``.
 
     Raises:
-        UserError: no YAML, no modifiers, a variable that does not exist, an expression without a value.
+        UserError: not YAML, no modifiers, a variable that does not exist, an expression without a value.
 
     """
     if front := _FRONT_MATTER.match(text):
@@ -79,9 +79,9 @@ def read_recipe(text: str, variables: Mapping[str, Any] | None = None) -> Recipe
     try:
         content = yaml.load(text, _Loader)  # a SafeLoader: tags become data
     except yaml.YAMLError as error:
-        raise UserError(f"recipe: no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"recipe: not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise UserError("recipe: no YAML that a person wrote: it is nested too deeply") from error
+        raise UserError("recipe: not YAML that a person wrote: it is nested too deeply") from error
     if not isinstance(content, dict):
         raise UserError("recipe: it has no modifiers; give a SparseML recipe")
     _check_size(content)
@@ -93,7 +93,7 @@ def read_recipe(text: str, variables: Mapping[str, Any] | None = None) -> Recipe
     for name, stage in stages.items():
         modifiers += _modifiers(stage, scope | _variables(stage, scope, overrides), str(name))
     if unused := [name for name in overrides if name not in _names(shared, *stages.values())]:
-        raise UserError(f"--recipe_args: {unused[0]!r} is no variable of the recipe; it has {', '.join(scope)}")
+        raise UserError(f"--recipe_args: {unused[0]!r} is not a variable of the recipe; it has {', '.join(scope)}")
     if not modifiers:
         raise UserError("recipe: it has no modifiers; give a SparseML recipe")
     others = {str(name): value for name, value in shared.items() if isinstance(value, dict) and "modifiers" not in name}
@@ -113,7 +113,7 @@ def _check_size(content: Any) -> None:
     while waiting:
         value, seen = waiting.pop(), seen + 1
         if seen > _MOST_VALUES:
-            raise UserError(f"recipe: it has more than {_MOST_VALUES} values; that is no recipe")
+            raise UserError(f"recipe: it has more than {_MOST_VALUES} values; that is not a recipe")
         if isinstance(value, Modifier):
             value = value.options
         waiting += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
@@ -136,7 +136,7 @@ def _variables(container: Mapping[str, Any], outer: Mapping[str, Any], overrides
                 continue
         if not ready:
             name, value = next(iter(waiting.items()))
-            raise UserError(f"recipe: {name}: {value} needs a variable that is not there, or needs itself; mend it")
+            raise UserError(f"recipe: {name}: {value} needs a variable that is not there, or needs itself; fix it")
         found |= ready
         waiting = {name: value for name, value in waiting.items() if name not in ready}
     return found
@@ -160,7 +160,7 @@ def _pairs(entry: Any, key: str) -> list[tuple[str, Mapping[str, Any]]]:
     named = isinstance(entry, dict) and all(isinstance(options, dict | None) for options in entry.values())
     if not named:
         raise UserError(
-            f"recipe: {key} holds {str(entry)[:40]!r}, which is no modifier; write '- !Name' and its options"
+            f"recipe: {key} holds {str(entry)[:40]!r}, which is not a modifier; write '- !Name' and its options"
         )
     return [(str(name), options or {}) for name, options in entry.items()]
 

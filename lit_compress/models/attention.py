@@ -1,7 +1,7 @@
 """Our attention implementation for Transformers, which models can use it, and who asks for it.
 
 One function does what none of Transformers' own does: it quantizes both products, returns probabilities before dropout
-(a dropped one has an infinite divergence from the teacher's), and takes a mask that only says which tokens are no
+(a dropped one has an infinite divergence from the teacher's), and takes a mask that only says which tokens are not
 padding. With nothing of that to do it calls Transformers' own for a model that had ``sdpa``; for one that had ``eager``
 it computes the same products itself.
 """
@@ -58,7 +58,7 @@ def visible_attention(model: PreTrainedModel, key: str) -> None:
             that is neither ``sdpa`` nor ``eager``.
 
     """
-    _check(model, key, "its maps cannot be compared; remove the AttentionDistillation, or take another model")
+    _check(model, key, "its maps cannot be compared; remove the AttentionDistillation, or use another model")
     switch_attention(model)
 
 

@@ -31,7 +31,7 @@ def kept_layers(model: nn.Module) -> list[int] | None:
 def drop_layers(model: PreTrainedModel, keep: Sequence[int], setting: str = "keep") -> None:
     """Keep the given layers and no other, in place; embeddings, pooler and head stay as they are.
 
-    Layers are counted anew, and the configuration says how many there are. ALBERT repeats one stored layer, so there
+    Layers are renumbered, and the configuration says how many there are. ALBERT repeats one stored layer, so there
     only the number of repeats changes. In DeBERTa-v2 models with a convolution it follows what is the first layer now.
 
     Args:

@@ -19,7 +19,7 @@ __all__ = ["Folded", "check_finite", "from_student", "stored_state", "use_studen
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """A plain model, used up by a format, and what its layers have become.
+    """A plain model, which a format's writer may change in place, and what its layers have become.
 
     Attributes:
         model: with plain layers, whose weights are quantized already.
@@ -87,7 +87,7 @@ def stored_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def use_student(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Folded:
-    """Fold a student in its training form, which is used up."""
+    """Fold a student in its training form, in place."""
     manifest, weights = fold_in_place(student)
     check_finite(student)
     return Folded(model=student.eval(), manifest=manifest, tokenizer=tokenizer, weights=weights)

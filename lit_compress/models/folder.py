@@ -80,7 +80,7 @@ def model_outline(folder: str, key: str) -> PreTrainedModel:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"{key}: {folder!r} is no folder; give one with a config.json and a model.safetensors")
+        raise UserError(f"{key}: {folder!r} is not a folder; give one with a config.json and a model.safetensors")
     _check_config(path, key)
     config = load_config(folder, key)
     check_safetensors(folder, config.architectures, key)
@@ -135,7 +135,9 @@ def _architecture(config: PretrainedConfig, folder: str, key: str) -> Any:
     name = str(names[0]) if isinstance(names, list) and names else ""
     found = getattr(transformers, name, None) if name.isidentifier() else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or found.config_class is None:
-        raise UserError(f"{key}: {folder!r} is a {name or 'model without a name'!r}, which is no encoder with a head")
+        raise UserError(
+            f"{key}: {folder!r} is a {name or 'model without a name'!r}, which is not an encoder with a head"
+        )
     if not isinstance(config, found.config_class):
         raise UserError(f"{key}: {folder!r} is a {name} with the configuration of a {config.model_type}")
     return found
@@ -147,7 +149,7 @@ def _held(files: list[Path], folder: str, key: str) -> int:
     try:
         for file in files:
             with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118  (it is no mapping)
+                for name in opened.keys():  # noqa: SIM118  (it is not a mapping)
                     # A bitmap stands for eight elements with each of its bytes.
                     held += math.prod(opened.get_slice(name).get_shape()) * (8 if name.endswith("_bitmap") else 1)
     except (SafetensorError, OSError) as error:
@@ -201,7 +203,7 @@ def _read_json(path: Path, key: str) -> dict[str, Any]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError(f"{key}: {str(path.parent)!r} is no model folder: it has no {path.name}") from error
+        raise UserError(f"{key}: {str(path.parent)!r} is not a model folder: it has no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{key}: {str(path)!r} is damaged: {first_line(error)}") from error
     if not isinstance(content, dict):

@@ -128,18 +128,18 @@ def _why_layer_plain(layout: Layout, layer: nn.Module) -> str | None:
     modules = dict(layer.named_modules())
     for name in _linear_names(layout):
         if not isinstance(modules.get(name), PackedLinear):
-            return f"{name} is no packed linear but a {type(modules.get(name)).__name__}"
+            return f"{name} is not a packed linear but a {type(modules.get(name)).__name__}"
     projections: Any = [modules[name] for name in _linear_names(layout)[:-3]]
     if len({linear.dtype for linear in projections}) > 1:
         return "query, key and value are packed in different dtypes"
     for name in (layout.attention_norm, layout.feed_forward_norm):
         absent = layout.norms_first and name == layout.attention_norm and type(modules.get(name or "")) is nn.Identity
         if type(modules.get(name or "")) is not nn.LayerNorm and not absent:
-            return f"{name} is no plain LayerNorm"
+            return f"{name} is not a plain LayerNorm"
     sizes = [linear.out_features for linear in projections]
     size = getattr(modules[layout.attention], layout.head_size)
     if len(set(sizes)) > 1 or sum(sizes) % (3 * size):
-        return f"query, key and value are no equal numbers of heads of {size}"
+        return f"query, key and value are not equal numbers of heads of {size}"
     return None
 
 

@@ -75,7 +75,7 @@ class FusedDebertaEncoder(FusedEncoder):
         middle = len(self.rows) // 2
         farthest = min(sequences.length - 1, middle)
         first, last = self.rows[middle + farthest], self.rows[middle - farthest]
-        # Positions that are farther away than this batch is long are no part of any product.
+        # Positions that are farther away than this batch is long are not part of any product.
         table = self.get_rel_embedding()[first : last + 1]  # type: ignore[operator]
         return Distances(sequences.positions(), columns=self.columns - first, table=table)
 

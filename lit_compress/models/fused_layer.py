@@ -44,11 +44,12 @@ class Distances(NamedTuple):
 
     Attributes:
         positions: as of :func:`lit_compress.ops.attention_varlen`.
-        bias: likewise; None in a family without.
+        bias: as of :func:`lit_compress.ops.attention_varlen`; None in a family without.
         rotations: cosines and sines of :func:`lit_compress.ops.rotate_rows`, by the name that a layer knows; none in a
             family without.
         columns: of :func:`lit_compress.ops.attention_relative`; None in a family without.
-        table: floats ``(rows, width)``, embeddings of distances, for the layers that multiply with positions; likewise.
+        table: floats ``(rows, width)``, embeddings of distances, for the layers that multiply with positions; None in a
+            family without.
 
     """
 

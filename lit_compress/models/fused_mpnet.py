@@ -65,7 +65,7 @@ def why_no_buckets(config: PretrainedConfig) -> str | None:
 
 
 def _added(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
-    """A mask of real tokens as MPNet's own layers add it to their scores."""
+    """A mask of unpadded tokens as MPNet's own layers add it to their scores."""
     if mask is None or mask.dim() != 2:
         return mask
     added = torch.zeros(mask.shape, dtype=hidden.dtype, device=hidden.device)

@@ -185,7 +185,7 @@ def permute_groups(model: nn.Module, groups: Groups, order: Tensor) -> None:
     assert groups.table is None
     inputs = (order.unsqueeze(1) * groups.size + torch.arange(groups.size, device=order.device)).flatten()
     consumer = _linear(model, groups.consumer)
-    _reorder([consumer.weight, *_beside(consumer)], inputs, dim=1)
+    _reorder([consumer.weight, *_per_weight(consumer)], inputs, dim=1)
     if isinstance(consumer, CompressibleLinear) and consumer.kept_groups is not None:
         _reorder([consumer.kept_groups, consumer.group_scores], order, dim=0)
     for name in groups.producers:
@@ -194,11 +194,11 @@ def permute_groups(model: nn.Module, groups: Groups, order: Tensor) -> None:
         outputs = torch.cat([inputs + start for start in starts])
         scales = [getattr(producer, "weight_quantizer", None)]
         per_row = [scale for q in scales if q is not None and (scale := getattr(q, "scale", None)) is not None]
-        tensors = [producer.weight, producer.bias, *_beside(producer), *(s for s in per_row if s.ndim)]
+        tensors = [producer.weight, producer.bias, *_per_weight(producer), *(s for s in per_row if s.ndim)]
         _reorder(tensors, outputs, dim=0)
 
 
-def _beside(linear: nn.Linear) -> tuple[Tensor | None, ...]:
+def _per_weight(linear: nn.Linear) -> tuple[Tensor | None, ...]:
     """What a layer has for each of its weights."""
     return (linear.weight_mask, linear.mask_scores) if isinstance(linear, CompressibleLinear) else ()
 
@@ -252,7 +252,7 @@ def remove_pruned(model: nn.Module) -> None:
 
 
 def _drop_full_mask(layer: nn.Module) -> None:
-    # What the mask was there for is gone; a layer of which nothing else is pruned is no sparse layer.
+    # What the mask was there for is gone; a layer of which nothing else is pruned is not a sparse layer.
     if isinstance(layer, CompressibleLinear) and layer.weight_mask is not None and layer.weight_mask.all():
         layer.weight_mask = None
 

@@ -21,7 +21,7 @@ from lit_compress.storage.file import checksums
 from lit_compress.tasks import task_class_of
 from lit_compress.version import __version__
 
-__all__ = ["add_note", "add_to_card", "save_checked", "save_folder", "write_beside", "write_hf", "write_manifest"]
+__all__ = ["add_note", "add_to_card", "save_checked", "save_folder", "write_companions", "write_hf", "write_manifest"]
 
 
 def save_folder(
@@ -36,7 +36,7 @@ def save_folder(
 
     Args:
         student: training form; it is not changed.
-        tokenizer: saved beside the weights.
+        tokenizer: saved with the weights.
         output: folder to make.
         overwrite: replace an existing folder that an export wrote.
         unfinished: what strategies have not reached, see :meth:`lit_compress.strategies.Strategy.unfinished`.
@@ -58,7 +58,7 @@ def save_folder(
 def write_hf(folded: Folded, folder: Path) -> None:
     """Fill an empty folder with what :func:`save_folder` writes."""
     save_checked(folded.model, folder)
-    write_beside(folded.model, folded.tokenizer, folded.manifest, folder)
+    write_companions(folded.model, folded.tokenizer, folded.manifest, folder)
 
 
 def save_checked(model: PreTrainedModel, folder: Path) -> None:
@@ -75,7 +75,7 @@ def save_checked(model: PreTrainedModel, folder: Path) -> None:
         config.quantization_config = entry
 
 
-def write_beside(
+def write_companions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     manifest: Manifest,
@@ -83,7 +83,7 @@ def write_beside(
     usage: Sequence[str] | None = None,
     needs_import: bool = False,
 ) -> None:
-    """Write what every format has beside its weights: tokenizer, manifest and model card.
+    """Write what every format has in addition to its weights: tokenizer, manifest and model card.
 
     Args:
         model: folded model.
@@ -146,7 +146,7 @@ def _card(
             f"- quantized layers: {quantized}; weights are integers times a scale, scales in `{MANIFEST_FILE}`"
         )
     if quantized_tables:
-        lines.append(f"- quantized embedding tables: {quantized_tables}, likewise")
+        lines.append(f"- quantized embedding tables: {quantized_tables}, in the same way")
     lines += [f"- not finished: {line}" for line in unfinished_lines(manifest)]
     lines += [f"- {what} of each layer: {_widths(shapes[what])}" for what in KINDS if what in shapes]
     lines += [f"- rank of `{name}`: {rank}" for name, rank in shapes.get("ranks", {}).items()]

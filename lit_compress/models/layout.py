@@ -33,8 +33,8 @@ class Layout:
         attention: inside a layer, the module that counts the heads.
         query: inside a layer, the linear of the queries; None when the family has no such linear. Rows belong to
             heads: head ``h`` owns rows ``h * head_size`` to ``(h + 1) * head_size``.
-        key: likewise.
-        value: likewise.
+        key: inside a layer, the linear of the keys; None when the family has no such linear.
+        value: inside a layer, the linear of the values; None when the family has no such linear.
         query_key_value: inside a layer, the linear of all three, one after the other, where there is only that.
         attention_output: inside a layer, the linear after the heads; its columns belong to heads.
         head_linears: further linears of a layer whose rows belong to heads; a model has them or not.
@@ -43,7 +43,8 @@ class Layout:
         feed_forward_out: inside a layer, the linear whose columns are the neurons.
         attention_norm: inside a layer, the norm of the input plus what attention adds to it; None where a layer is
             built otherwise.
-        feed_forward_norm: likewise of what the feed-forward part adds.
+        feed_forward_norm: inside a layer, the norm of the input plus what the feed-forward part adds; None where a
+            layer is built otherwise.
         norms_first: whether these norms are before each part instead, of its input.
         word_embeddings: the table of word embeddings, inside ``model.base_model``.
         embeddings: every embedding table, inside ``model.base_model``; a model may lack some.

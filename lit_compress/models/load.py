@@ -112,7 +112,7 @@ def _from_pretrained(
         raise UserError(f"{key}: the weights in {source!r} are damaged ({error}); download them again") from error
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         raise UserError(f"{key}: {source!r} cannot be loaded: {first_line(error)}") from error
-    # Transformers 5.17 goes on with random weights where later versions raise.
+    # Transformers 5.17 continues with random weights where later versions raise.
     if mismatched := sorted(str(entry) for entry in info.get("mismatched_keys") or ()):
         raise UserError(
             f"{key}: {source!r} cannot be loaded: its configuration says another shape than its weights have "
@@ -131,11 +131,11 @@ def load_config(source: str, key: str) -> PretrainedConfig:
     path = resolve_source(source, key)
     folder = Path(path)
     if folder.is_file() or (folder.is_dir() and not (folder / "config.json").is_file()):
-        raise UserError(f"{key}: {source!r} is no model folder: it has no config.json")
+        raise UserError(f"{key}: {source!r} is not a model folder: it has no config.json")
     check_hub(path, key)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # likewise
+    except Exception as error:  # as above
         raise UserError(
             f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {first_line(error)}"
         ) from error
@@ -183,7 +183,7 @@ def check_same_vocabulary(student: str, teacher: str, rows: tuple[int, int], key
 
     Args:
         student: hub name, folder or ``package:`` of the student's tokenizer.
-        teacher: likewise of the teacher.
+        teacher: hub name, folder or ``package:`` of the teacher's tokenizer.
         rows: of the tables of word embeddings, the student's and the teacher's.
         key: config key named in the error.
 
@@ -198,7 +198,7 @@ def check_same_vocabulary(student: str, teacher: str, rows: tuple[int, int], key
         if rows[0] != rows[1]:
             raise UserError(
                 f"{key}: {teacher!r} has a vocabulary of {rows[1]} and the student one of {rows[0]}; both read the "
-                "same token ids, so give a teacher with the same tokenizer beside it"
+                "same token ids, so give a teacher whose folder has the same tokenizer"
             )
         return
     for token, index in sorted(ours.items(), key=lambda entry: entry[1]):

@@ -70,6 +70,6 @@ def base_metadata(model: PreTrainedModel) -> dict[str, Any]:
 def _named_in(card: Path) -> dict[str, Any]:
     try:
         known = metadata_load(card) or {} if card.is_file() else {}
-    except (ValueError, yaml.YAMLError):  # a card of somebody else, which nothing else here depends on
+    except (ValueError, yaml.YAMLError):  # a card of someone else, which nothing else here depends on
         known = {}
     return {key: known[key] for key in _KEYS if known.get(key)}

@@ -22,8 +22,9 @@ from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
 __all__ = ["LayoutChoice", "Ranges", "choose_layout", "pack", "pack_in_place", "ranges_of"]
 
-# What a multiplication with stored blocks costs beside one with the dense 8-bit weight: on an H100 and with 32,768 rows
-# blocks took as long as dense at 50 % of zeros, tall ones at 50 % in int8 and at 63 and 73 % in fp8 (docs/kernels.md).
+# What a multiplication with stored blocks costs relative to one with the dense 8-bit weight: on an H100 and with 32,768
+# rows blocks took as long as dense at 50 % of zeros, tall ones at 50 % in int8 and at 63 and 73 % in fp8
+# (docs/kernels.md).
 _COST = {"tall_blocks": 2.5, "blocks": 2.0}
 # Fraction of zeros from which a bitmap makes files smaller than 2:4, and than dense by enough to be worth it.
 _BITMAP_FROM = 0.6
@@ -35,7 +36,7 @@ class Ranges:
 
     Args:
         largest_input: magnitude that the 8-bit form of its input must reach.
-        largest_output: likewise of its output.
+        largest_output: magnitude that the 8-bit form of its output must reach.
 
     """
 
@@ -85,8 +86,8 @@ def pack_in_place(
         model: changed in place.
         weight_of: name of a linear to its integers; None where it has none.
         layout: as in :func:`pack`.
-        dtype: likewise.
-        ranges: likewise.
+        dtype: as in :func:`pack`.
+        ranges: as in :func:`pack`.
 
     Raises:
         UserError: as in :func:`pack`.
@@ -96,7 +97,7 @@ def pack_in_place(
         if value not in allowed:
             raise UserError(f"--{key}: {value!r} must be one of {', '.join(allowed)}")
     if unknown := sorted(set(ranges) - {name for name, m in model.named_modules() if isinstance(m, nn.Linear)}):
-        raise UserError(f"ranges: {unknown[0]!r} is no linear of this model; they are of another one")
+        raise UserError(f"ranges: {unknown[0]!r} is not a linear of this model; they are of another one")
     shapes, kind = describe_shapes(model), DTYPES[dtype]
     for name in list(layer_linears(model)):
         linear = model.get_submodule(name)

@@ -81,7 +81,7 @@ def install_packed(model: PreTrainedModel, packed: Any) -> None:
     linears = {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear)}
     for name, description in packed.items():
         if name not in linears:
-            raise UserError(f"{_WHERE}: {name!r} is no linear of {type(base).__name__}")
+            raise UserError(f"{_WHERE}: {name!r} is not a linear of {type(base).__name__}")
         linear, layer = linears[name], PackedLinear.from_description(description, name)
         ours, theirs = (linear.out_features, linear.in_features), (layer.out_features, layer.in_features)
         if ours != theirs:
@@ -97,7 +97,7 @@ def install_packed(model: PreTrainedModel, packed: Any) -> None:
 def check_stored(model: PreTrainedModel, paths: Iterable[str | Path]) -> None:
     """Every buffer of every packed linear is in the files, with its shape and type; before anything is read.
 
-    Transformers itself would go on without a tensor that is missing, and with whatever the memory held.
+    Transformers itself would continue without a tensor that is missing, and with whatever the memory held.
 
     Raises:
         UserError: one is not.

@@ -26,7 +26,7 @@ def read_projections(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[i
         Layer, as given, to ``{"query": (batch, tokens, width), "key": ..., "value": ...}``, all heads side by side.
 
     Raises:
-        UserError: no such layer, or a family whose projections are no modules of their own.
+        UserError: no such layer, or a family whose projections are not modules of their own.
 
     """
     taken: dict[int, dict[str, Tensor]] = {}
@@ -59,8 +59,8 @@ def _projections(model: nn.Module, index: int) -> list[tuple[tuple[str, ...], nn
         return [(_NAMES, layer.get_submodule(layout.query_key_value))]
     if layout.query is None or layout.key is None or layout.value is None:
         raise UserError(
-            f"distillation: the queries, keys and values of {name} are no modules of their own; "
-            "remove the RelationDistillation, or take another model"
+            f"distillation: the queries, keys and values of {name} are not modules of their own; "
+            "remove the RelationDistillation, or use another model"
         )
     paths = (layout.query, layout.key, layout.value)
     return [((part,), layer.get_submodule(path)) for part, path in zip(_NAMES, paths, strict=True)]

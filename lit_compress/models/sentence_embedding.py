@@ -1,4 +1,4 @@
-"""Plain encoders that give the vector of a text beside those of its tokens."""
+"""Plain encoders that return the vector of a text in addition to those of its tokens."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -108,7 +108,7 @@ def _apply_ranks(model: PreTrainedModel, ranks: Any) -> None:
     tables = {name: module for name, module in base.named_modules() if isinstance(module, nn.Embedding)}
     for name, rank in ranks.items():
         if name not in tables:
-            raise UserError(f"{_WHERE}: {name!r} is no embedding of {type(base).__name__}")
+            raise UserError(f"{_WHERE}: {name!r} is not an embedding of {type(base).__name__}")
         most = min(tables[name].num_embeddings, tables[name].embedding_dim)
         if not _is_int(rank) or not 1 <= rank <= most:
             raise UserError(f"{_WHERE}: rank of {name!r} is {rank!r} and must be from 1 to {most}")

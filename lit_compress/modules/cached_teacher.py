@@ -1,4 +1,4 @@
-"""A teacher that is asked once about each training example; its answers are kept on disk for all epochs and runs."""
+"""A teacher that runs once on each training example; its logits are kept on disk for all epochs and runs."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def teacher_digest(model: Any) -> str:
 def open_answers(trainer: Trainer, teacher: FrozenTeacher, digest: str, folder: str, dtype: CacheDtype) -> LogitStore:
     """The teacher's logits for the training data; a pass over the data makes them first if need be.
 
-    Every rank asks about its share; rank 0 makes and seals the file, so the folder must be one that all ranks see. What
+    Every rank runs its part; rank 0 creates and finishes the file, so the folder must be one that all ranks see. What
     the logits depend on (rows, tokenizer, longest length, teacher, precision) names the folder inside ``folder``: a
     store of anything else is never found. A damaged one is made again.
 
@@ -53,7 +53,7 @@ def open_answers(trainer: Trainer, teacher: FrozenTeacher, digest: str, folder: 
         dtype: of the stored logits.
 
     Raises:
-        UserError: the data has no numbered examples, the teacher's answers cannot be stored, or the folder cannot be
+        UserError: the data has no numbered examples, the teacher's outputs cannot be stored, or the folder cannot be
             written or is not shared.
 
     """
@@ -144,7 +144,7 @@ def _fill(
         generator=torch.Generator(),
     )
     store: LogitStore | None = None
-    for batch in tqdm(loader, desc="Asking the teacher", disable=not trainer.is_global_zero or None):
+    for batch in tqdm(loader, desc="Running the teacher", disable=not trainer.is_global_zero or None):
         batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():
             heads = logit_heads(teacher(**batch.inputs))

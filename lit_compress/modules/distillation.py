@@ -24,7 +24,7 @@ _TOKENS = ("all", "attended", "masked")
 _SPANS = ("start_logits", "end_logits")
 _VECTORS = "sentence_embedding"
 _HEADS = (_SPANS, ("prediction_logits", "seq_relationship_logits"), ("logits",), (_VECTORS,))
-# Logit of a position that is no candidate; finite, because a difference of infinities is no number.
+# Logit of a position that is not a candidate; finite, because a difference of infinities is not a number.
 _NEVER = -1e9
 
 
@@ -35,8 +35,8 @@ class Distillation(KeepsInitArgs, nn.Module):
         weight: factor of the term in the loss; None is that of the class, 1 unless it says another.
 
     Attributes:
-        hardness: share of the task loss that the term replaces, in [0, 1].
-        teacher: name of the teacher it listens to; None averages over all.
+        hardness: fraction of the task loss that the term replaces, in [0, 1].
+        teacher: name of the teacher it uses; None averages over all.
         needs_hidden_states: whether both models must return ``hidden_states``.
         needs_attentions: whether both models must return ``attentions``.
         needs_projections: student layer and teacher layer (1 is the first, -1 the last) whose queries, keys and values
@@ -61,7 +61,7 @@ class Distillation(KeepsInitArgs, nn.Module):
 
         Args:
             student: Hugging Face configuration of the student.
-            teachers: those of the teachers that the term listens to.
+            teachers: those of the teachers that the term uses.
 
         """
 
@@ -104,7 +104,7 @@ class LogitDistillation(Distillation):
         tokens: which positions of token logits (or candidates for an answer) count: ``attended`` is every one that is
             no padding, ``all`` includes padding (SparseML), ``masked`` those with a label (other than -100). None is
             ``attended``.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 
@@ -154,7 +154,7 @@ class LogitDistillation(Distillation):
     def _span(self, student: Tensor, teachers: list[Tensor], batch: Batch) -> Tensor:
         """Distributions over the positions: ``(batch, tokens)``."""
         if self.tokens == "masked":
-            raise UserError("distillation tokens: 'masked' needs a label per token; for answers take attended or all")
+            raise UserError("distillation tokens: 'masked' needs a label per token; for answers use attended or all")
         if self.tokens != "all":
             padding = batch.inputs["attention_mask"] == 0
             student, *teachers = (logits.masked_fill(padding, _NEVER) for logits in (student.float(), *teachers))

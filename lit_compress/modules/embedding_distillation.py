@@ -26,7 +26,7 @@ class EmbeddingDistillation(Distillation):
         loss: ``cosine``, mean over the texts; ``mse``, mean over texts and dimensions.
         projection: a learned matrix from the student's width to the teacher's; it is trained with the student and is no
             part of what is exported.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 
@@ -51,7 +51,7 @@ class EmbeddingDistillation(Distillation):
         if width := next((each for each in theirs if each != ours), None):
             raise UserError(
                 f"distillation embedding: the student is {ours} wide and the teacher {width}; "
-                "set projection to true, or take SimilarityDistillation"
+                "set projection to true, or use SimilarityDistillation"
             )
 
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
@@ -72,7 +72,7 @@ class SimilarityDistillation(Distillation):
     Args:
         weight: factor of the term.
         temperature: divides the cosines of both; the smaller, the more the nearest texts count.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 
@@ -89,5 +89,5 @@ class SimilarityDistillation(Distillation):
 def _vector(output: Any, who: str) -> Tensor:
     vectors = getattr(output, "sentence_embedding", None)
     if not isinstance(vectors, torch.Tensor):
-        raise UserError(f"distillation: the {who} gives no vectors of texts; take data for sentence embeddings")
+        raise UserError(f"distillation: the {who} gives no vectors of texts; use data for sentence embeddings")
     return vectors.float()

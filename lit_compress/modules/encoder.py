@@ -66,14 +66,14 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         pretrained: hub name, model folder, or ``package:name/folder`` of an installed package.
         labels: class names in the order of their ids, None where there are none; comes from the data on the command
             line. Without labels and task, both are those of the model.
-        tokenizer: hub name or folder of the tokenizer, exported beside the weights; comes from the data, too.
+        tokenizer: hub name or folder of the tokenizer, exported with the weights; comes from the data as well.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile`` (after all structure is in place).
         task: what the head is for, or the name of a task as in :func:`lit_compress.tasks.make_task`; comes from the
             data, too.
-        label_map: where a model names its classes otherwise than the data: its names, and the data's label for each.
-        gradient_checkpointing: keep only the input of each layer of the student, and run it again in the backward pass:
-            less memory, the same gradients, the time of one more forward.
+        label_map: class names of a model -> labels of the data, if they differ.
+        gradient_checkpointing: keep only the input of each layer of the student, and recompute it in the backward pass:
+            less memory, the same gradients, the time of one more forward pass.
 
     """
 
@@ -402,8 +402,8 @@ def _skips_on_device(trainer: Trainer) -> bool:
     """Whether every optimizer leaves out a step when the device says so: a fused Adam on whole weights does."""
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return False
-    # An overflow of scaled gradients is no fault: the scaler leaves out that step and goes on. Fused kernels of other
-    # devices do not ask whether to leave a step out.
+    # An overflow of scaled gradients is not a fault: the scaler leaves out that step and continues. Fused kernels of
+    # other devices do not ask whether to leave a step out.
     scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
     if scaled or trainer.strategy.root_device.type not in ("cpu", "cuda"):
         return False

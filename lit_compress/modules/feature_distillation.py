@@ -30,11 +30,11 @@ class HiddenDistillation(Distillation):
             embedding; ``last`` takes the teacher's top layers, ``skip`` every k-th (BERT-PKD); ``drop_multiples`` is
             ROSITA's.
         projection: a learned matrix, one for all pairs, from the student's width to the teacher's; it is trained with
-            the student and is no part of what is exported.
+            the student and is not part of what is exported.
         normalize: divide each pair by the teacher's mean square (SparseML's per-layer distillation).
         reduction: ``mean`` or ``sum`` over the pairs (ROSITA sums).
         mask_padding: leave padding out; ROSITA's official code does not.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 
@@ -91,7 +91,7 @@ class AttentionDistillation(Distillation):
         layer_map: student layer to teacher layer (1 is the first, -1 the last), or a rule as in
             :class:`HiddenDistillation`, without the embeddings.
         heads: ``match`` compares head by head and needs equal numbers; ``mean`` averages over the heads first.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 
@@ -140,7 +140,7 @@ class RelationDistillation(Distillation):
 
     MiniLMv2 (Wang et al. 2020, arXiv 2012.15828): needs equal vocabularies, and neither equal widths nor equal numbers
     of attention heads. With ``relations: [value]`` and the models' number of heads it is the value relation of MiniLM
-    (arXiv 2002.10957), which belongs beside an :class:`AttentionDistillation` with ``loss: kl``.
+    (arXiv 2002.10957), which is used together with an :class:`AttentionDistillation` with ``loss: kl``.
 
     Args:
         weight: factor of the term, the sum over the relations.
@@ -148,7 +148,7 @@ class RelationDistillation(Distillation):
         relation_heads: into how many parts the vectors are cut; divides both widths.
         student_layer: layer of the student, 1 is the first, -1 the last.
         teacher_layer: layer of the teacher; an upper one below the last may be the better for a deep teacher.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 
@@ -227,7 +227,7 @@ def _check_widths(student: int, teacher: int) -> None:
     if student != teacher:
         raise UserError(
             f"distillation hidden: the student is {student} wide and the teacher {teacher}; "
-            "set projection to true, or take another teacher"
+            "set projection to true, or use another teacher"
         )
 
 

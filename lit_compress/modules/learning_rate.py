@@ -51,7 +51,7 @@ class Rewind:
             parse_option(getattr(self, key), f"optimization.rewind.{key}")
 
     def factor(self, warmup: int, total_steps: int, steps_per_epoch: float) -> Callable[[int], float]:
-        """Share of the peak by optimizer step of a run, see :func:`rewound_linear`.
+        """Fraction of the peak by optimizer step of a run, see :func:`rewound_linear`.
 
         Raises:
             UserError: the window does not fit the run, or leaves no step to decay in.
@@ -75,7 +75,7 @@ class Rewind:
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int, decay: str, final: float = 0.0) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then one decay to ``final``, also a share.
+    """Fraction of the peak learning rate at a step: linear warm-up, then one decay to ``final``, also a share.
 
     Example:
         >>> [learning_rate_factor(s, 2, 10, "linear") for s in (0, 1, 2, 6, 10)]
@@ -86,7 +86,7 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int, decay: 
 
 
 def phase_factor(step: int, warmup_steps: int, phases: Sequence[tuple[int, int, float]], decay: str) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then the phases.
+    """Fraction of the peak learning rate at a step: linear warm-up, then the phases.
 
     Args:
         step: optimizer step.
@@ -118,11 +118,11 @@ def phase_steps(
 
     Args:
         phases: in order.
-        peak: learning rate that a share of 1 means.
+        peak: learning rate that a fraction of 1 means.
         final: learning rate at the end of a phase that names none.
         warmup: optimizer steps before the first phase.
         total_steps: of the run.
-        steps_per_epoch: likewise.
+        steps_per_epoch: optimizer steps of an epoch.
 
     Raises:
         UserError: a phase ends before it starts, or the last one not with the training.

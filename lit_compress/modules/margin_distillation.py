@@ -19,7 +19,7 @@ class MarginDistillation(Distillation):
 
     Args:
         weight: factor of the term.
-        teacher: name of the teacher to listen to; None averages over all.
+        teacher: name of the teacher to use; None averages over all.
 
     """
 

@@ -21,7 +21,7 @@ class Broken:
         what: ``training loss`` or ``norm of the gradient``.
         value: NaN or an infinity.
         step: optimizer steps before it.
-        parts: of the loss that are no numbers, ``loss`` when only their sum is; none of a gradient.
+        parts: of the loss that are not numbers, ``loss`` when only their sum is; none of a gradient.
         shared: whether the gradient was no number either, which all ranks have in common.
 
     """
@@ -73,11 +73,11 @@ class LossWatch:
         self._seen.append((step, ()))
         self._rows.append(norm.detach().float().reshape(1))
         found = (~norm.isfinite()).float()
-        # For good: a model that goes on from a step left out is not the one that the report is about.
+        # For good: a model that resumes from a step left out is not the one that the report is about.
         self.found = found if self.found is None else torch.maximum(self.found, found)
 
     def read(self) -> Broken | None:
-        """Wait for the device, take over all there is in one transfer, and say what of it is no number."""
+        """Wait for the device, take over all there is in one transfer, and say what of it is not a number."""
         self.looked = True
         if not self._rows:
             return None

@@ -31,11 +31,12 @@ class Optimization:
         warmup: length of the linear warm-up: ``"10%"``, ``"500 steps"`` or ``"0.5 epochs"``.
         decay: shape after the warm-up; ``constant`` stays at the peak.
         final_learning_rate: where a decay ends.
-        phases: decays one after the other, each from the peak, the last to the end of training; none means one decay.
-        rewind: put the rate back with each mask update, as Prune Once for All does.
+        phases: decays one after the other, each from the peak, the last until the end of training; none means one
+            decay.
+        rewind: reset the rate at each mask update, as Prune Once for All does.
         betas: AdamW's averaging coefficients.
         epsilon: AdamW's denominator term.
-        score_learning_rate: peak learning rate of movement pruning's scores, which never decay; 1e-2 when not given.
+        score_learning_rate: peak learning rate of movement pruning's scores, without weight decay; 1e-2 when not given.
 
     """
 
@@ -90,7 +91,7 @@ class Optimization:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _factor(self, total_steps: int, steps_per_epoch: float) -> Callable[[int], float]:
-        """Share of the peak learning rate by optimizer step: a pure function, so a resumed run needs no state of it."""
+        """Fraction of the peak rate at each optimizer step: a pure function, so a resumed run needs no state of it."""
         warmup = to_steps(self.warmup, "optimization.warmup", total_steps, steps_per_epoch)
         if self.rewind:
             return self.rewind.factor(warmup, total_steps, steps_per_epoch)
@@ -113,7 +114,7 @@ class Optimization:
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices with weight decay, vectors (biases, normalisation) without.
 
-    Scores of masks are in neither: they are no weights.
+    Scores of masks are in neither: they are not weights.
     """
     trainable = [p for name, p in module.named_parameters() if p.requires_grad and not _is_score(name)]
     return [

@@ -92,7 +92,7 @@ class LitPrunedStudent(LitStudent):
     """A :class:`LitStudent` with penalties on its weights, added to the loss and logged by name.
 
     Args:
-        pretrained: where the student starts; usually the teacher's own folder.
+        pretrained: pretrained model of the student; usually the teacher's own folder.
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
         distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``.
         penalties: penalties by name; None is ``{"l1": L1Penalty()}``.

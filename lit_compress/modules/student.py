@@ -1,4 +1,4 @@
-"""A student: the task, and what its teachers say about it."""
+"""A student: learns the task from labels and from teachers."""
 
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -23,33 +23,32 @@ from lit_compress.tasks import Batch, EmbeddingTask, Task
 
 __all__ = ["LitStudent"]
 
-# Entry of a batch's `meta`: by teacher what it said before training.
+# Entry of a batch's `meta`: cached outputs, by teacher.
 _ANSWERS = "answers"
 
 
 class LitStudent(LitEncoder):
-    """Learns from labels and from frozen teachers; strategies compress it on the way.
+    """Learns from labels and from frozen teachers while strategies compress it.
 
     ``loss = (1 - sum of hardness) * task + sum of weight * term``, each part logged as ``train/<name>``.
 
     Args:
-        pretrained: where the student starts; usually the teacher's own folder.
+        pretrained: pretrained model of the student; usually the teacher's own folder.
         teacher: hub name or folder of the fine-tuned teacher; None trains on the labels alone.
         distillation: terms by name; with a teacher and no terms, ``{"kd": LogitDistillation()}``, and for
             sentence embeddings ``{"kd": EmbeddingDistillation()}``.
         labels: class names, None for regression; comes from the data on the command line.
-        tokenizer: tokenizer exported beside the weights; comes from the data, too.
+        tokenizer: tokenizer exported with the weights; comes from the data as well.
         optimization: learning rate, weight decay, warm-up and decay.
         compile: compile the student with ``torch.compile``.
         task: what the heads are for; comes from the data, too.
-        teachers: several teachers by name, instead of ``teacher``; each term listens to one or to the mean of all.
-        teacher_cache: folder for the teachers' logits: each is asked about each training example once, before
-            training, and never again in this run or any other; None asks at every step.
+        teachers: several teachers by name, instead of ``teacher``; each term uses one of them or the mean of all.
+        teacher_cache: folder for the teachers' logits: each teacher runs once on each training example before training,
+            and never again in this run or any other; None runs it at every step.
         teacher_cache_dtype: of the stored logits.
-        label_map: where a model, the teacher for example, names its classes otherwise than the data: its names, and the
-            data's label for each.
-        gradient_checkpointing: keep only the input of each layer of the student, and run it again in the backward pass:
-            less memory, the same gradients, the time of one more forward.
+        label_map: class names of a model, for example the teacher, -> labels of the data, if they differ.
+        gradient_checkpointing: keep only the input of each layer of the student, and recompute it in the backward pass:
+            less memory, the same gradients, the time of one more forward pass.
 
     """
 
@@ -138,7 +137,7 @@ class LitStudent(LitEncoder):
                     "set tokens to attended, or leave the cache out"
                 )
             self._answers[name] = store
-            held.cpu()  # it has said all it had to say, and the memory is better used otherwise
+            held.cpu()  # all its outputs are cached, so its memory can be freed
 
     def on_host(self, batch: Batch) -> Batch:
         batch = super().on_host(batch)
@@ -160,7 +159,7 @@ class LitStudent(LitEncoder):
                     fully_shard(term, mesh=self.device_mesh["data_parallel"])
 
     def _ask(self, name: str, batch: Batch) -> Any:
-        """A teacher's output, or what it said when it was asked before training."""
+        """A teacher's output, or its cached output from before training."""
         if name in batch.meta.get(_ANSWERS, {}):
             return SimpleNamespace(**batch.meta[_ANSWERS][name])
         if name in self._answers:
@@ -174,14 +173,14 @@ class LitStudent(LitEncoder):
         return answer
 
     def _look_up(self, name: str, batch: Batch) -> dict[str, Tensor]:
-        """What a teacher said of a batch, on the device of its numbers; on the host in memory that a GPU reads."""
+        """A teacher's cached output for a batch, on the device of its indices; on the host in pinned memory."""
         found = vars(self._answers[name].read(batch.meta["index"], batch.inputs["input_ids"].shape[1]))
         found = {key: by_text(value, batch.rows) for key, value in found.items()}
         pins = torch.cuda.is_available()
         return {key: value.pin_memory() if pins and not value.is_cuda else value for key, value in found.items()}
 
     def _terms(self, teacher: str | None = None) -> list[Distillation]:
-        """All terms, or those that listen to one teacher."""
+        """All terms, or those that use one teacher."""
         terms = [term for term in self.distillation.values() if isinstance(term, Distillation)]
         return [term for term in terms if teacher is None or term.teacher in (None, teacher)]
 
@@ -192,7 +191,7 @@ def _default_term(task: Task | str | None) -> Distillation:
 
 
 def _open_up(term: Distillation, student: Any, teachers: dict[str, Any]) -> None:
-    """Let the models show what a term looks at, or say at once that they cannot; teachers by their config key."""
+    """Enable the outputs that a term needs in both models, or raise at once; teachers by their config key."""
     if term.needs_attentions:
         for key, model in {"model.pretrained": student, **teachers}.items():
             visible_attention(model, key)
@@ -236,7 +235,7 @@ def _check_cache(terms: dict[str, Distillation], sources: dict[str, str], cache:
             raise UserError(f"model.teacher_cache_dtype: {dtype!r} has no effect without model.teacher_cache")
         return
     if not sources:
-        raise UserError("model.teacher_cache: there is no teacher to ask; give model.teacher, or leave it out")
+        raise UserError("model.teacher_cache: there is no teacher; give model.teacher, or leave it out")
     for name, term in terms.items():
         if term.needs_hidden_states or term.needs_attentions or term.needs_projections is not None:
             raise UserError(

@@ -1,6 +1,6 @@
 """Attention in its plain form: its probabilities can be read, and the operands and results of its products quantized.
 
-The products are no modules of a Hugging Face encoder: the attention calls a function that its configuration names. A
+The products are not modules of a Hugging Face encoder: the attention calls a function that its configuration names. A
 model is switched to ours by another name there, and back by the old one; :mod:`lit_compress.models.attention` has it.
 """
 

@@ -83,7 +83,7 @@ class CompressibleLinear(nn.Linear):
             self.weight_scores = torch.zeros(self.weight.shape, device=self.weight.device)
 
     def add_mask_scores(self) -> None:
-        """Install a mask and scores of 0 beside it; does nothing when there are some."""
+        """Install a mask, and scores of 0 for it; does nothing when there are some."""
         self.add_mask()
         if self.mask_scores is None:
             self.mask_scores = nn.Parameter(torch.zeros_like(self.weight))

@@ -16,7 +16,7 @@ class CompressibleEmbedding(nn.Embedding):
 
     Args:
         *args: as for ``nn.Embedding``.
-        **kwargs: likewise.
+        **kwargs: as for ``nn.Embedding``.
 
     Attributes:
         weight_quantizer: module on the looked-up rows; None when the table is not quantized.

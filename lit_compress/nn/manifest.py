@@ -120,7 +120,7 @@ def _describe_attention(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _rebuild_attention(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None:
-    _check_names(model, entries, nn.Module, "attention")
+    _check_names(model, entries, nn.Module, "attention module")
     device = next(model.parameters()).device
     for name, owner in quantize_attention(model, list(entries)).items():
         for slot in ATTENTION_SLOTS:
@@ -141,7 +141,7 @@ def _rebuild_gates(model: nn.Module, entries: dict[str, dict[str, Any]]) -> None
 def _check_names(model: nn.Module, names: Iterable[str], kind: type[nn.Module], what: str) -> None:
     known = {name for name, module in model.named_modules() if isinstance(module, kind)}
     if missing := [name for name in names if name not in known]:
-        raise UserError(f"checkpoint: its manifest names {missing[0]!r}, which is no {what} of this model")
+        raise UserError(f"checkpoint: its manifest names {missing[0]!r}, which is not among the {what}s of this model")
 
 
 def _describe_slots(owner: nn.Module, slots: tuple[str, ...]) -> dict[str, Any]:
@@ -204,8 +204,8 @@ def _check_count(name: str, entry: dict[str, Any], key: str, most: int) -> None:
         raise UserError(f"checkpoint: its manifest says {key} {value!r} of {name!r} and may say 1 to {most}")
 
 
-# What a model can be made of beside plain modules: how to describe the parts of a kind, and how to install them. Kinds
-# that replace modules come before kinds that only add to them.
+# What a model can be made of in addition to plain modules: how to describe the parts of a kind, and how to install
+# them. Kinds that replace modules come before kinds that only add to them.
 _PARTS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module, Any], None]]] = {
     "factorized": (_describe_factorized, _rebuild_factorized),
     "linears": (_describe_linears, _rebuild_linears),

@@ -36,7 +36,7 @@ _INTEGERS = {1: torch.uint8, 4: torch.int32}
 class PackedLinear(nn.Module):
     """A linear whose weight stays in 8 bit; buffers alone, made by :meth:`from_linear` or :meth:`from_description`.
 
-    ``bitmap`` and ``two_four`` are small in files, where they keep ``bits`` and ``starts``, or ``index``, beside the
+    ``bitmap`` and ``two_four`` are small in files, where they keep ``bits`` and ``starts``, or ``index``, with the
     values that are not zero. :meth:`expand` makes their ``values`` dense, once, and the state dict remains what it was.
 
     Buffers keep their type when the model is cast: a scale has no room in half precision.
@@ -45,7 +45,7 @@ class PackedLinear(nn.Module):
         values: 8-bit ``(out_features, in_features)``, or those of :class:`~lit_compress.storage.layouts.Tiles`.
         w_scale: fp32 ``(out_features,)``.
         columns: of the tiles; None in other formats.
-        offsets: likewise.
+        offsets: of the tiles; None in other formats.
         bias: fp32 ``(out_features,)``, or None.
         input_scale: fp32 ``(1,)``, with which inputs may be rounded before they are seen; None when each row needs its
             own.
@@ -106,7 +106,7 @@ class PackedLinear(nn.Module):
     def from_weight(
         cls, weight: QuantizedWeight, bias: Tensor | None, format: PackedLayout = "dense", name: str = "layer"
     ) -> Self:
-        """Pack a symmetric weight; the arguments are those of :meth:`from_linear`, and likewise the errors."""
+        """Pack a symmetric weight; arguments and errors are those of :meth:`from_linear`."""
         try:
             buffers = packed_buffers(weight.values, format)
         except ValueError as error:

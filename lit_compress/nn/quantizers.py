@@ -1,6 +1,6 @@
 """Fake quantizers: they round to the values of integers and let the gradient through.
 
-Each has three settings that are no tensors: ``enabled`` (quantize or pass through), ``observing`` (ranges follow the
+Each has three settings that are not tensors: ``enabled`` (quantize or pass through), ``observing`` (ranges follow the
 data or stay) and its constructor arguments. All are plain attributes, so that a disabled quantizer costs nothing and
 a GPU is never asked for their value; the manifest saves them with every checkpoint. The ranges are buffers.
 """
@@ -119,7 +119,7 @@ class MovingAverageQuantizer(FakeQuantizer):
     Args:
         bits: width of the integer.
         symmetric: signed with zero point 0 (True) or unsigned and affine (False, SparseML's and Prune OFA's choice).
-        momentum: share of the newest batch in the average; 0.01 is torch's default.
+        momentum: fraction of the newest batch in the average; 0.01 is torch's default.
 
     """
 
@@ -159,7 +159,7 @@ class MovingAverageQuantizer(FakeQuantizer):
     def _observe(self, x: Tensor) -> None:
         low, high = (bound.to(self.low.dtype) for bound in x.aminmax())
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Each rank sees its own share of the batch, and all must end with the same range.
+            # Each rank sees its own part of the batch, and all must end with the same range.
             bounds = torch.stack([-low, high])
             torch.distributed.all_reduce(bounds, torch.distributed.ReduceOp.MAX)
             low, high = -bounds[0], bounds[1]

@@ -84,7 +84,7 @@ def make_compressible(model: nn.Module, names: Sequence[str]) -> dict[str, Compr
 
 
 def make_tables_compressible(model: nn.Module, names: Sequence[str], key: str) -> dict[str, CompressibleEmbedding]:
-    """Replace the named embedding tables by :class:`CompressibleEmbedding`, in place; likewise.
+    """Replace the named embedding tables by :class:`CompressibleEmbedding`, in place.
 
     Raises:
         UserError: a table is shared with another module: after folding, the other would hold rounded values although

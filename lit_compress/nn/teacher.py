@@ -1,4 +1,4 @@
-"""A teacher that can only be asked."""
+"""A teacher that only runs forward passes."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -12,7 +12,7 @@ __all__ = ["FrozenTeacher"]
 class FrozenTeacher(nn.Module):
     """Holds a model that is always in evaluation mode, never has a gradient and is never in a checkpoint.
 
-    The model is no submodule: ``state_dict``, ``parameters``, ``train`` and wrappers such as DDP and FSDP do not see
+    The model is not a submodule: ``state_dict``, ``parameters``, ``train`` and wrappers such as DDP and FSDP do not see
     it. Moving and casting reach it.
     """
 

@@ -46,7 +46,7 @@ def attention_varlen(
         ``(tokens, heads * head_dim)``, in the type of ``qkv``, or 8-bit with ``out_scale``.
 
     Raises:
-        UserError: columns that are no three times the heads, a bias for other heads, a negative window.
+        UserError: columns that are not three times the heads, a bias for other heads, a negative window.
 
     Example:
         >>> qkv = torch.zeros(3, 3 * 16)

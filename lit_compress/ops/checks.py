@@ -24,7 +24,7 @@ def require_eight_bits(dtype: torch.dtype) -> None:
 
 
 def require_activation(activation: str) -> None:
-    """Refuse a name that is no :data:`Activation`.
+    """Refuse a name that is not an :data:`Activation`.
 
     Raises:
         UserError: naming it.

@@ -50,7 +50,7 @@ _override: str | None = os.environ.get(VARIABLE) or None
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """What a choice depends on, beside the number of rows.
+    """What a choice depends on, apart from the number of rows.
 
     Args:
         outputs: ``out_features``.
@@ -79,7 +79,7 @@ class Decision:
         reason: in words.
         source: where it comes from.
         kernel_us: microseconds of the kernel; None where there is none, or no figure.
-        dense_us: microseconds of the dense product in 16 bit; likewise.
+        dense_us: microseconds of the dense product in 16 bit; None where there is no figure.
 
     """
 

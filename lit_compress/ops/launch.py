@@ -195,7 +195,7 @@ def _rule(
         if chunk:
             return Product(128, 128, chunk, 4, 3)  # two programs a processor
         if inputs <= _SHORT_LOOP:
-            return Product(128, 128, 64, 4, 5)  # likewise
+            return Product(128, 128, 64, 4, 5)  # as above
         if tiles >= 6 * processors:
             return _fit_product(Product(128, 256, block_k, 8, 4), capability)
     large = Product(128, min(128, widest), block_k, 8 if widest >= 128 else 4, 4 if block_k == 128 else 6)

@@ -66,7 +66,7 @@ def quantized_linear(
             ``lit_compress.storage.layouts.Tiles``.
         w_scale: fp32 ``(N,)``.
         columns: int32 ``(chunks + 1, blocks)``, of tiles; None for a dense weight.
-        offsets: int32 ``(tiles + 1,)``, of tiles; likewise.
+        offsets: int32 ``(tiles + 1,)``, of tiles; None for a dense weight.
         bias: ``(N,)``.
         residual: ``(M, N)``, added after the activation.
         activation: ``"gelu"`` is the one with the error function, on a GPU within 2.6e-5 where the result has 8 or 16
@@ -111,7 +111,7 @@ def dynamic_linear(
         values: as of :func:`quantized_linear`, with the other three.
         w_scale: fp32 ``(N,)``.
         columns: of a weight in tiles.
-        offsets: likewise.
+        offsets: of a weight in tiles.
         bias: ``(N,)``.
 
     Returns:

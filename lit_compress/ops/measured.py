@@ -1,6 +1,6 @@
-"""What was measured on GPUs: the fastest launch of a product, and its time beside a dense one in 16 bit.
+"""What was measured on GPUs: the fastest launch of a product, and its time compared with a dense one in 16 bit.
 
-Two files, ``launches.json`` and ``measured.json``, ship beside this module; ``tools/bench/tune.py`` writes such files.
+Two files, ``launches.json`` and ``measured.json``, ship with this module; ``tools/bench/tune.py`` writes such files.
 ``LIT_COMPRESS_MEASURED`` names a folder with others, read at the first product. A figure holds for the GPU whose name
 it has, for its shape, and for numbers of rows of its bucket; everything else is chosen by a rule, or derived.
 """
@@ -18,7 +18,7 @@ __all__ = ["LAUNCHES", "TIMES", "VARIABLE", "Shape", "launch_rows", "launch_sett
 
 VARIABLE = "LIT_COMPRESS_MEASURED"
 LAUNCHES, TIMES = "launches.json", "measured.json"
-# What a launch has beside its shape; the names are those of ``launch.Product``.
+# What a launch has in addition to its shape; the names are those of ``launch.Product``.
 SETTINGS = ("block_m", "block_n", "block_k", "warps", "stages", "swap", "group")
 
 
@@ -115,7 +115,7 @@ def _rows(name: str) -> list[dict[str, Any]]:
     try:
         return json.loads(path.read_text()) if path.exists() else []
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no JSON ({error}); write it again with tools/bench/tune.py") from error
+        raise UserError(f"{path}: not JSON ({error}); write it again with tools/bench/tune.py") from error
 
 
 def _read(name: str, row: Any, of: Any) -> Any:

@@ -15,7 +15,7 @@ __all__ = ["Sequences", "find_sequences", "gather_rows", "pad", "unpad"]
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Where the tokens of a batch are that are no padding.
+    """Where the tokens of a batch are that are not padding.
 
     Args:
         batch: sequences.
@@ -24,7 +24,7 @@ class Sequences:
         starts: ``(batch + 1,)`` int32, row where each sequence begins, and where the last one ends.
         order: int32 ``(rows,)``, the place of each row in the flattened batch, -1 for none; None when nothing is
             padding.
-        place: int32 ``(batch * length,)``, the inverse; -1 at padding; None likewise.
+        place: int32 ``(batch * length,)``, the inverse; -1 at padding; None when nothing is padding.
         fits: bool, whether the rows hold all unpadded tokens, when their number was fixed beforehand; else None.
 
     """
@@ -46,7 +46,7 @@ class Sequences:
 def find_sequences(
     mask: Tensor | None, batch: int, length: int, device: torch.device, budget: int | None = None
 ) -> Sequences:
-    """Find the tokens that are no padding, which may be left, right or in between.
+    """Find the tokens that are not padding, which may be left, right or in between.
 
     How many there are has to be known before anything is computed with them, which waits for the device once a batch.
     While a graph is compiled or captured, nothing can wait: then a fixed number of rows is kept, all places of the

@@ -24,7 +24,7 @@ LEAST_PASS_US = 2.0
 
 
 class Rate(NamedTuple):
-    """Microseconds for a million outputs beside the main loop, and tera-operations/s of that loop."""
+    """Microseconds for a million outputs outside the main loop, and tera-operations/s of that loop."""
 
     output_us: float
     operations: float

@@ -206,8 +206,8 @@ def added_scores(positions: Tensor, bias: Tensor | None, window: int | None) -> 
 
     Args:
         positions: ``(..., tokens)``, int64.
-        bias: as of :func:`lit_compress.ops.attention_varlen`, and likewise the window.
-        window: of both sides.
+        bias: as of :func:`lit_compress.ops.attention_varlen`.
+        window: as of :func:`lit_compress.ops.attention_varlen`.
 
     Returns:
         fp32 ``(..., heads, queries, keys)``, with 1 for the heads without a bias.

@@ -33,17 +33,17 @@ def attention_relative(
     products of queries with the keys of positions, and of keys with the queries of positions.
 
     Args:
-        qkv: as of :func:`lit_compress.ops.attention_varlen`, and likewise everything that is not said here.
-        cu_seqlens: likewise.
-        max_seqlen: likewise.
-        heads: likewise.
+        qkv: as of :func:`lit_compress.ops.attention_varlen`.
+        cu_seqlens: as of :func:`lit_compress.ops.attention_varlen`.
+        max_seqlen: as of :func:`lit_compress.ops.attention_varlen`.
+        heads: as of :func:`lit_compress.ops.attention_varlen`.
         scale: of all scores.
         columns: int32 ``(2 * reach + 1,)``; beyond ``reach`` the outermost ones count.
         by_query: ``(heads, tokens, width)``, above every column; None adds nothing.
-        by_key: likewise.
-        positions: likewise.
-        out_scale: likewise.
-        dtype: likewise.
+        by_key: ``(heads, tokens, width)``, above every column; None adds nothing.
+        positions: as of :func:`lit_compress.ops.attention_varlen`.
+        out_scale: as of :func:`lit_compress.ops.attention_varlen`.
+        dtype: as of :func:`lit_compress.ops.attention_varlen`.
 
     Returns:
         ``(tokens, heads * head_dim)``, in the type of ``qkv``, or 8-bit with ``out_scale``.

@@ -77,7 +77,7 @@ def rotate_rows(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     Args:
         qkv: ``(tokens, 3 * heads * head_dim)``, as of :func:`lit_compress.ops.attention_varlen`.
         cos: ``(tokens, head_dim)``, of the angles of each token.
-        sin: likewise.
+        sin: ``(tokens, head_dim)``, of the same angles.
         heads: number of heads, with an even ``head_dim``.
 
     Returns:

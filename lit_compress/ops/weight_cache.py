@@ -1,7 +1,7 @@
 """The dequantized weight of a packed linear, kept as long as the packed one lives: how CPUs multiply.
 
 A CPU has no fast product of 8-bit numbers unless it is a recent one, but always one of fp32. So the weight is unpacked
-at its first use and kept beside the packed one, four bytes per element.
+at its first use and kept with the packed one, four bytes per element.
 """
 
 import torch
@@ -19,8 +19,8 @@ _weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def dequantized(values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, inputs: int) -> Tensor:
     """The fp32 weight ``(out_features, inputs)`` that packed values stand for.
 
-    Made anew when any of the tensors has been replaced or changed in place. A change that torch does not count (through
-    ``.data`` or a NumPy view) goes unnoticed.
+    Made again when any of the tensors has been replaced or changed in place. A change that torch does not count
+    (through ``.data`` or a NumPy view) goes unnoticed.
     """
     state = tuple(_state(tensor) for tensor in (values, w_scale, columns, offsets))
     known = _weights.get(values)

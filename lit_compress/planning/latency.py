@@ -18,8 +18,8 @@ class LatencyTable:
     Args:
         heads: of a layer's attention, by number of heads.
         neurons: of a layer's feed-forward block, by number of neurons.
-        ranks: of a factorised word embedding beside the whole table, by rank; may be below 0. Empty where the model
-            cannot have one.
+        ranks: of a factorised word embedding minus that of the whole table, by rank; may be below 0. Empty where the
+            model cannot have one.
         fixed: of embeddings, head and the runtime itself.
         settings: what the times depend on: target, versions, processor, threads, rows, tokens and model.
 
@@ -58,7 +58,7 @@ class LatencyTable:
 
         Raises:
             KeyError: something is missing.
-            ValueError: something is no number.
+            ValueError: something is not a number.
 
         """
         parts = {name: {int(count): float(time) for count, time in content[name].items()} for name in _PARTS}

@@ -56,7 +56,7 @@ def latency(
 
 
 def parse_shape(shape: str, key: str = "--shape") -> tuple[int, int]:
-    """Rows and tokens of ``ROWSxTOKENS``.
+    """Examples and tokens of ``ROWSxTOKENS``.
 
     Raises:
         UserError: it is none, or one of them is 0.
@@ -82,7 +82,7 @@ def print_table(table: LatencyTable, dense: Structure) -> None:
     for name, times in (
         ("heads of a layer", table.heads),
         ("neurons of a layer", table.neurons),
-        ("rank of the word embedding, beside the whole", table.ranks),
+        ("rank of the word embedding, minus the whole table", table.ranks),
     ):
         for index, (count, time) in enumerate(sorted(times.items(), reverse=True)):
             lines.add_row(name if index == 0 else "", str(count), _duration(time))

@@ -156,7 +156,7 @@ def _measure(model: PreTrainedModel, rows: Sequence[Batch], task: Task, removals
     divergence.prepare(model.config, [model.config])
     layers = list(encoder_layers(model))
     totals, count = [0.0] * len(removals), 0
-    with counted("Measuring what parts are worth", len(rows) * len(removals), "forward passes") as tell:
+    with counted("Measuring the loss without each part", len(rows) * len(removals), "forward passes") as tell:
         for number, batch in enumerate(rows):
             expected, outputs = _recorded(model, layers, batch)
             for index, removal in enumerate(removals):

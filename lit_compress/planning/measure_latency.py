@@ -44,7 +44,8 @@ from lit_compress.version import __version__
 
 __all__ = ["fit_times", "fixed_parts", "measure_structures", "measure_table", "table_file", "table_settings"]
 
-# Shares of the dense model's counts that are measured; the fourth of six and the third of five are an average layer's.
+# Fractions of the dense model's counts that are measured; the fourth of six and the third of five are an average
+# layer's.
 _SHARES: dict[Kind, tuple[float, ...]] = {
     "heads": (1 / 12, 1 / 4, 1 / 2, 3 / 4, 1),
     "neurons": (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1),
@@ -179,7 +180,7 @@ def table_settings(config: PretrainedConfig, target: Target, rows: int, tokens: 
 
 
 def table_file(settings: Mapping[str, str]) -> Path:
-    """Where the table of these settings is kept, beside what Hugging Face's libraries keep."""
+    """Where the table of these settings is kept, next to the caches of Hugging Face's libraries."""
     key = hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:16]
     return Path(HF_ASSETS_CACHE, "lit_compress", "latency", f"{key}.json")
 
@@ -193,7 +194,7 @@ def _kept(path: Path, settings: Mapping[str, str]) -> LatencyTable | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        say(f"{path} is damaged ({first_line(error)}) and is measured anew")
+        say(f"{path} is damaged ({first_line(error)}) and is measured again")
         return None
     return table
 
@@ -221,7 +222,7 @@ def fit_times(
     Args:
         measured: structures of these counts and ranks, and their seconds.
         counts: of heads and neurons, in ascending order.
-        ranks: likewise.
+        ranks: of the word embedding, in ascending order.
 
     Returns:
         ``heads``, ``neurons``, ``ranks`` and ``fixed`` of a :class:`LatencyTable`.

@@ -39,7 +39,7 @@ class Losses:
     Args:
         heads: for each layer of the dense model, what is lost when so many of its heads are left: from all of them,
             0.0, down to the fewest that are allowed; between two numbers it is interpolated.
-        neurons: likewise.
+        neurons: the same for its neurons.
         layers: what is lost without each layer as a whole; infinite where it cannot go.
         same_heads: whether all layers that are left have the same number of heads.
 

@@ -185,7 +185,7 @@ def _seeded() -> Iterator[None]:
 
 
 def _tokenizer(config: Any) -> PreTrainedTokenizerFast:
-    """A tokenizer of the inputs that tokenizers of such a model make; nothing is tokenised with it."""
+    """A tokenizer of the inputs that tokenizers of such a model make; nothing is tokenized with it."""
     types = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0}, unk_token="[PAD]")),

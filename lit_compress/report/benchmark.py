@@ -17,7 +17,7 @@ from lit_compress.serve.worker import batch_of
 
 __all__ = ["agreement", "allowed", "benchmark", "check_sizes", "without_padding"]
 
-# Batches that show whether two engines compute the same: rows and tokens, with padding.
+# Batches that show whether two engines compute the same: examples and tokens, with padding.
 _GATE = ((1, 7), (3, 16))
 _ENDS = ("start_logits", "end_logits")
 
@@ -26,7 +26,7 @@ def benchmark(
     models: list[str],
     engines: list[Literal["eager", "compile", "onnxruntime", "openvino"]] | None = None,
     batch_sizes: list[int] = [1, 16],  # noqa: B006 (jsonargparse shows and never changes it)
-    lengths: list[int] = [128],  # noqa: B006 (likewise)
+    lengths: list[int] = [128],  # noqa: B006 (as above)
     threads: int | None = None,
     warmup: int = 3,
     repetitions: int = 20,
@@ -93,7 +93,7 @@ def _check(warmup: int, tolerances: tuple[float, float], device: str, output: st
 
 
 def allowed(cases: Sequence[Case], tolerance: float, int8_tolerance: float) -> list[float]:
-    """How far each case may be from the first variant of its model, as a share of the largest output.
+    """How far each case may be from the first variant of its model, as a fraction of the largest output.
 
     Args:
         cases: see :func:`cases_of`.
@@ -113,8 +113,8 @@ def allowed(cases: Sequence[Case], tolerance: float, int8_tolerance: float) -> l
 def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float]) -> None:
     """Compare what engines compute before anything is timed.
 
-    Every case gets ``results["difference"]``: the largest difference from the first variant of its model, as a share of
-    the largest output, without those of padding; None for the first.
+    Every case gets ``results["difference"]``: the largest difference from the first variant of its model, as a fraction
+    of the largest output, without those of padding; None for the first.
 
     Args:
         cases: see :func:`cases_of`.
@@ -122,7 +122,7 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
         limits: of :func:`allowed`.
 
     Raises:
-        UserError: variants of one model differ by more than they may, in shape or in names, or are no numbers.
+        UserError: variants of one model differ by more than they may, in shape or in names, or are not numbers.
 
     """
     vocabulary = min(case.vocabulary for case in cases)
@@ -133,7 +133,7 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
             answer = ask("outputs", rows=rows, tokens=tokens, vocabulary=vocabulary)["outputs"]
             found = {name: torch.tensor(values) for name, values in answer.items()}
             if not all(values.isfinite().all() for values in found.values()):
-                raise UserError(f"{case.model}, {case.label}: an output is no finite number; nothing was measured")
+                raise UserError(f"{case.model}, {case.label}: an output is not a finite number; nothing was measured")
             mask = batch_of(rows, tokens, vocabulary, padded=True)["attention_mask"]
             outputs.append(without_padding(found, torch.from_numpy(mask)))
         if case.model not in firsts:
@@ -152,7 +152,7 @@ def agreement(cases: Sequence[Case], asks: Sequence[Ask], limits: Sequence[float
 
 
 def without_padding(outputs: Mapping[str, Tensor], mask: Tensor) -> dict[str, Tensor]:
-    """Outputs with a row for each token that is no padding, where they have a value of each; others as they are."""
+    """Outputs with a row for each token that is not padding, where they have a value of each; others as they are."""
     # Scores of starts and ends are (rows, tokens), as those of classes are (rows, classes).
     values = {name: value[..., None] if name in _ENDS else value for name, value in outputs.items()}
     return {name: of_tokens(value, mask) for name, value in values.items()}

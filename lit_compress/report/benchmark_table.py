@@ -19,7 +19,7 @@ NOTES = (
     "*ms*, *p90*: median and 90th percentile of a call; calls are interleaved, each model has a process of its own. "
     "*speed*: how many times the throughput of the one that is named, the fastest form of the first model.",
     "*memory*: the most that loading and running took, beyond the libraries. *file*: weights as they are stored.",
-    "*differs*: largest difference of an output from the first form of the same model, as a share of the largest.",
+    "*differs*: largest difference of an output from the first form of the same model, as a fraction of the largest.",
 )
 _CSV = (
     *("model", "source", "engine", "file_bytes", "memory_bytes", "difference", "batch_size", "length"),

@@ -5,8 +5,8 @@ for every model, so that what makes a unit hard for all of them cancels in the d
 but for one statistic at a time; here one set of draws serves all metrics, classes, slices and models.
 
 Where few answers changed, resampling knows too little: with none that became worse it never draws one. There
-McNemar's exact test decides (a sign test of the changed units), and the share of right answers gets the interval that
-is its inversion.
+McNemar's exact test decides (a sign test of the changed units), and the fraction of correct predictions gets the
+interval that is its inversion.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,9 +69,9 @@ def interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float 
 
 
 def exact_interval(worse: int, better: int, units: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Between which values the difference of two shares of right answers lies, by the answers that changed.
+    """Between which values the difference of two fractions of correct predictions lies, by the answers that changed.
 
-    The share of the changed answers that became better, and the share of all that changed, each with its exact
+    The fraction of the changed answers that became better, and the fraction of all that changed, each with its exact
     interval (Clopper and Pearson 1934). It leaves out 0 exactly where McNemar's exact test rejects equal shares.
 
     Example:
@@ -102,8 +102,8 @@ def compare_outcomes(outcomes: Mapping[str, Outcomes], count: int = RESAMPLES, s
 
     Returns:
         ``{"unit", "units", "confidence", "resamples", "seed", "metrics", "classes", "slices"}``. An entry of metrics
-        is ``{"models": {model: {"value", "low", "high"}}, "differences": {model: likewise}}``; classes and slices have
-        ``{"units": how many, "metrics": likewise}`` by name. The differences of metrics say how many units became
+        is ``{"models": {model: {"value", "low", "high"}}, "differences": {model: the same}}``; classes and slices have
+        ``{"units": how many, "metrics": the same}`` by name. The differences of metrics say how many units became
         ``worse`` and ``better``, with the ``p`` of McNemar's exact test, and whether those are ``few``.
 
     """
@@ -158,7 +158,7 @@ def _scores(
 
 
 def _changes(metric: str, dense: Outcomes, own: Outcomes) -> Estimate:
-    """How many units changed, what that says, and the exact interval of a share of right answers where they are few."""
+    """How many units changed, what that says, and where they are few the exact interval of the fraction correct."""
     is_share = dense.share is not None and dense.share[0] == metric
     before, after = (outcome.right if is_share else outcome.goodness for outcome in (dense, own))
     if before is None or after is None:

@@ -28,7 +28,7 @@ def changed_answers(before: Outcomes, after: Outcomes, data: LightningDataModule
         data: that both were asked about.
 
     Returns:
-        None for a task whose answers are no words, and for a data module that has no tokenizer.
+        None for a task whose answers are not words, and for a data module that has no tokenizer.
 
     """
     if not before.answers or not isinstance(data, TextData):
@@ -57,7 +57,7 @@ def changed(results: Mapping[str, Any]) -> Section | None:
     return Section(
         name="changed",
         title="Changed predictions",
-        lines=(f"{found['count']:,} of {results['comparison']['units']:,} {unit} are answered otherwise; {shown}:",),
+        lines=(f"{found['count']:,} of {results['comparison']['units']:,} {unit} have another prediction; {shown}:",),
         tables=(
             Table(
                 header=("as the tokenizer read it", "dense", own_name(results), "right"),

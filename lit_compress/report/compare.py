@@ -1,4 +1,4 @@
-"""`lit_compress compare`: several runs beside each other, what each lost, what it saved, and which are worth having."""
+"""`lit_compress compare`: several runs in one table: what each lost, what it saved, and the Pareto fronts."""
 
 import json
 import os
@@ -36,8 +36,8 @@ STARTS = {
     "report.html": r"<!doctype html>(?s:.*?)<title>Comparison of ",
 }
 NOTES = (
-    "*value*: of the first metric of the task, on the run's validation rows. *of dense*: that value beside the dense "
-    "model's, measured in the same report. *to dense*: what the 95 % interval of their difference says.",
+    "*value*: of the first metric of the task, on the run's validation examples. *of dense*: that value relative to "
+    "the dense model's, measured in the same report. *to dense*: the 95 % interval of their difference.",
     "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices; in "
     "brackets how many times less than the dense model in fp32 (without one, than the pretrained one).",
     "*speed*: how many times the throughput of the dense model in the same process, for a batch of 1; eager PyTorch, "
@@ -52,7 +52,7 @@ def compare_runs(
     data: dict[str, Any] = {},  # noqa: B006 (jsonargparse shows and never changes it)
     label_map: dict[str, str | int] | None = None,
 ) -> None:
-    """Put runs beside each other: a table, the Pareto fronts, and how each was made; a run without a report gets one.
+    """Compare runs: a table, Pareto fronts, and how each run was made; a run without a report gets one.
 
     Options: :func:`lit_compress.commands.compare`.
     """
@@ -119,7 +119,7 @@ def compare(
 
 
 def check_comparison(output: str | Path) -> None:
-    """Refuse a folder in which a comparison would have to replace a file of somebody else; for before any work."""
+    """Refuse a folder in which a comparison would have to replace a file of someone else; for before any work."""
     check_shared_folder(output)
     for name, start in STARTS.items():
         check_file(Path(output) / name, begins(start))

@@ -38,16 +38,16 @@ def _counts(outcome: Outcomes, labels: Sequence[Any]) -> list[list[int]]:
 
 @contextmanager
 def confusion_figure(results: Mapping[str, Any]) -> Iterator[Figure | None]:
-    """A matrix of each model, as dark as the share of its true class."""
+    """A matrix of each model, as dark as the fraction of its true class."""
     counts = results.get("confusion") or {}
     counts = {name: np.array(counts[name]) for name in ("dense", own_name(results)) if name in counts}
     if not counts:
         yield None
         return
     labels = [label if len(label) <= 14 else f"{label[:13]}…" for label in results["labels"]]
-    beside = len(labels) <= 4  # else one below the other
-    upright = len(labels) * max(map(len, labels)) > (16 if beside else 40)
-    shape = {"rows": 1, "columns": len(counts)} if beside else {"rows": len(counts), "columns": 1}
+    side_by_side = len(labels) <= 4  # else one below the other
+    upright = len(labels) * max(map(len, labels)) > (16 if side_by_side else 40)
+    shape = {"rows": 1, "columns": len(counts)} if side_by_side else {"rows": len(counts), "columns": 1}
     height = (0.5 + 0.34 * len(labels)) * shape["rows"] + (1.2 if upright else 0.6)
     with chart(height=height, **shape) as (figure, rows):
         for axes, (name, matrix) in zip(rows, counts.items(), strict=True):
@@ -60,7 +60,7 @@ def confusion_figure(results: Mapping[str, Any]) -> Iterator[Figure | None]:
                 color = _ON_ACCENT if shares[row, column] > 0.6 else INK
                 size = 9 if len(labels) <= 10 else 6.5
                 axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=size, color=color)
-            first, last = axes is rows[0] or not beside, axes is rows[-1] or beside
+            first, last = axes is rows[0] or not side_by_side, axes is rows[-1] or side_by_side
             axes.set_xticks(range(len(labels)) if last else [], labels if last else [], rotation=90 if upright else 0)
             axes.set_yticks(range(len(labels)) if first else [], labels if first else [])
             axes.set_title(name)

@@ -54,7 +54,7 @@ _STYLE: dict[Any, Any] = {
     "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 10,
-    # A label of the data is no formula, whatever signs are in it.
+    # A label of the data is not a formula, whatever signs are in it.
     "text.parse_math": False,
     "svg.fonttype": "none",
     "figure.facecolor": PAPER,
@@ -68,9 +68,9 @@ def chart(width: float = 5.2, height: float = 2.6, rows: int = 1, columns: int =
 
     Args:
         width: in inches; 5.2 is what a phone shows at its real size.
-        height: likewise.
+        height: in inches.
         rows: of axes.
-        columns: likewise.
+        columns: of axes.
 
     """
     with matplotlib.rc_context(_STYLE):

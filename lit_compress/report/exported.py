@@ -53,6 +53,6 @@ def exported(results: Mapping[str, Any]) -> Section | None:
     return Section(
         name="exports",
         title="Exports",
-        lines=("Files in the run folder as they are; nothing of them was measured anew.",),
+        lines=("Files in the run folder as they are; nothing of them was measured again.",),
         tables=(Table(header=header, rows=rows),),
     )

@@ -85,7 +85,7 @@ def _differences(rows: list[tuple[str, dict[str, Any]]]) -> Iterator[Figure | No
 
 @contextmanager
 def calibration(results: Results) -> Iterator[Figure | None]:
-    """Reliability curves: how often a model is right beside how sure it is."""
+    """Reliability curves: accuracy over predicted probability."""
     models = results.get("calibration")
     if not models:
         yield None
@@ -99,8 +99,8 @@ def calibration(results: Results) -> Iterator[Figure | None]:
             label = f"{title_of(name)}: off by {100 * model['ece']:.1f} points"
             axes.plot(x, y, color=color, linestyle=line, linewidth=1.8, label=label)
             axes.scatter(x, y, s=12 + 90 * rows / rows.sum(), color=color, edgecolor=PAPER, linewidth=0.8, zorder=3)
-        axes.set_xlabel("how sure the model is")
-        axes.set_ylabel("how often it is right")
+        axes.set_xlabel("predicted probability")
+        axes.set_ylabel("accuracy")
         axes.set_xlim(low - 0.02, 1.03)
         axes.set_ylim(-0.04, 1.06)
         axes.legend(loc="best")
@@ -170,7 +170,7 @@ def sparsity(results: Results) -> Iterator[Figure | None]:
 
 @contextmanager
 def blocks(results: Results) -> Iterator[Figure | None]:
-    """Likewise, but each cell shows where in the matrix the zeros are, block by block."""
+    """The same, but each cell shows where in the matrix the zeros are, block by block."""
     inside = {name: np.array(values) for name, values in (results.get("blocks") or {}).items()}
     low = min((values.min() for values in inside.values()), default=0.0)
     high = max((values.max() for values in inside.values()), default=1.0)
@@ -231,8 +231,8 @@ FIGURES: dict[str, tuple[str, Callable]] = {
     "metrics": ("Difference of each metric to the dense model with its 95 % interval", metrics),
     "parts": ("Difference of each class and slice to the dense model with its 95 % interval", parts),
     "curves": ("Loss and score over the training, in grey the windows of strategies", curves_figure),
-    "confusion": ("How often each class is answered with each, by share of the class", confusion_figure),
-    "calibration": ("How often each model is right beside how sure it is", calibration),
+    "confusion": ("How often each class is predicted as each, as a fraction of the class", confusion_figure),
+    "calibration": ("Reliability: accuracy of each model over its predicted probability", calibration),
     "size": ("Bytes of the encoder and of the whole model, dense and compressed", size),
     "latency": ("Median time of a forward pass of each model", latency),
     "sparsity": ("Fraction of zeros in each matrix of each layer", sparsity),

@@ -141,7 +141,7 @@ def recommendation(cases: Sequence[Mapping[str, Any]], task: Task) -> str:
         return case["times"][shape]["median_ms"]
 
     def loss(case: Mapping[str, Any]) -> float:
-        """In points, or in shares of the first case's score where points have no meaning."""
+        """In points, or as fractions of the first case's score where points have no meaning."""
         scale = task.points(score) or 100.0 / max(abs(first["metrics"][score]), 1e-9)
         return sign * scale * (first["metrics"][score] - case["metrics"][score])
 
@@ -168,7 +168,7 @@ def _write_all(run: str, places: dict[str, Path], overwrite: bool, processor: Pr
     """
     left_out: dict[str, str] = {}
     for name, place in list(places.items()):
-        folded = from_source(run=run)  # each format uses it up
+        folded = from_source(run=run)  # each format changes it in place
         try:
             fill = format_writer(name)
             if name in INTEGERS:
@@ -188,7 +188,7 @@ def evaluate_cases(
     """Metrics of every case on the validation data, and how far its outputs are from those of a reference.
 
     Each case gets ``results["metrics"]``, by name, and ``results["difference"]``: the largest difference of an output
-    at a token that is no padding, as a share of the reference's largest; None without a reference, and of the dense
+    at a token that is not padding, as a fraction of the reference's largest; None without a reference, and of the dense
     model before it.
 
     Args:

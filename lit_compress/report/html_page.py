@@ -22,7 +22,7 @@ def page(results: Mapping[str, Any], drawn: Mapping[str, tuple[str, str]]) -> st
 
     """
     machine = results["machine"]
-    where = f"{results['data']['validation_rows']:,} validation rows, {results['data'].get('source', '')}"
+    where = f"{results['data']['validation_rows']:,} validation examples, {results['data'].get('source', '')}"
     return render(
         title=f"Report of {results['run']}",
         kicker=str(results.get("task", "")).replace("_", " "),

@@ -8,7 +8,7 @@ from torch.utils.tensorboard.summary import hparams
 __all__ = ["experiment"]
 
 _GROUP = "report"  # the folder below that of the run
-# Columns of :func:`lit_compress.report.tensorboard.final_metrics`, beside those of the metrics.
+# Columns of :func:`lit_compress.report.tensorboard.final_metrics`, in addition to those of the metrics.
 _SIZES = ("encoder_sparsity", "model_megabytes", "latency_of_dense")
 
 

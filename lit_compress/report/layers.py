@@ -32,7 +32,7 @@ def describe_layers(model: PreTrainedModel, manifest: Mapping[str, Any], dense: 
 
     Args:
         model: folded.
-        manifest: the ``compression.json`` beside it.
+        manifest: the ``compression.json`` in its folder.
         dense: what it is compared with.
 
     """
@@ -136,7 +136,7 @@ def _linears(model: PreTrainedModel | None, entries: Mapping[str, Any]) -> dict[
         return {}
     try:
         linears = layer_linears(model)
-    except UserError:  # likewise
+    except UserError:  # as above
         linears = {}
     modules = dict(model.named_modules())
     more = {name: modules[name] for name in entries if name in modules and name not in linears}

@@ -53,7 +53,7 @@ def markdown(results: dict[str, Any], pictures: Sequence[str] | None = None) -> 
 
     Args:
         results: of :func:`lit_compress.report.measure.measure_run`.
-        pictures: names of the figures that lie beside the file as PNG; the sparsity alone by default.
+        pictures: names of the figures that are next to the file as PNG; the sparsity alone by default.
 
     """
     if pictures is None:
@@ -63,7 +63,7 @@ def markdown(results: dict[str, Any], pictures: Sequence[str] | None = None) -> 
     lines = [
         f"# Report of {cell(results['run'])}",
         "",
-        f"Validation rows: {results['data']['validation_rows']}.",
+        f"Validation examples: {results['data']['validation_rows']}.",
         f"Made by `{results['command']}` from `{results['config']}`",
         f"on {machine['device']}, {machine['threads']} threads; "
         + ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("device", "threads"))
@@ -109,7 +109,7 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 
 
 def cell(text: str) -> str:
-    r"""A text that is no markup, whatever is in it: names of labels and files come from elsewhere.
+    r"""A text that is not markup, whatever is in it: names of labels and files come from elsewhere.
 
     Example:
         >>> cell("a|b <script>")

@@ -1,4 +1,4 @@
-"""`lit_compress report`: a run's compressed model beside the dense one."""
+"""`lit_compress report`: a run's compressed model compared with the dense one."""
 
 import json
 import shlex
@@ -52,7 +52,7 @@ def report(
     repetitions: int = 10,
     label_map: dict[str, str | int] | None = None,
 ) -> None:
-    """Measure accuracy, size, sparsity and latency of a run's model, beside the dense one; print and save them.
+    """Measure accuracy, size, sparsity and latency of a run's model, and compare with the dense model.
 
     Options: :func:`lit_compress.commands.report`.
     """
@@ -222,7 +222,7 @@ def _spread(times: list[float]) -> list[float]:
 
 
 def _source(settings: Mapping[str, Any]) -> str:
-    """Where the validation rows come from, in words."""
+    """Where the validation examples come from, in words."""
     if settings.get("hub"):
         return " ".join(filter(None, (settings["hub"], settings.get("hub_config"))))
     return str(settings.get("val_file") or f"held out of {settings['train_file']}")
@@ -271,7 +271,7 @@ def _models(
     if dense is not None:
         check_length(load_config(dense, "--dense"), tokens, f"--dense {dense!r}", "--data.max_length")
         models["dense"] = load_model(dense, task, "--dense", label_map).eval()
-    # Beside the version, one entry for each kind of compression.
+    # Apart from the version, one entry for each kind of compression.
     name = "compressed" if len(manifest) > 1 else "model"
     models[name] = load_model(str(exported), task, key="--run").eval()
     return models, manifest

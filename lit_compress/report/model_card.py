@@ -36,7 +36,7 @@ def with_results(card: str, results: Mapping[str, Any]) -> str:
     YAML, and results of others in its ``model-index`` are not kept.
 
     Raises:
-        UserError: its front matter is no YAML mapping.
+        UserError: its front matter is not a YAML mapping.
 
     """
     level = _LOGGER.level
@@ -44,7 +44,7 @@ def with_results(card: str, results: Mapping[str, Any]) -> str:
     try:
         made = ModelCard(card, ignore_metadata_errors=True)
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"README.md: damaged front matter: {first_line(error)}; mend it, or remove the file") from error
+        raise UserError(f"README.md: damaged front matter: {first_line(error)}; fix it, or remove the file") from error
     finally:
         _LOGGER.setLevel(level)
     data: Any = made.data

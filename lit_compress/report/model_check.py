@@ -52,7 +52,7 @@ _STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "GradualLayerDropping": partial(GradualLayerDropping, drop=1),
     "LowRankEmbedding": partial(LowRankEmbedding, rank=1),
 }
-# Formats beside those that need nothing more, and what each needs.
+# Formats that need an extra, and which.
 _RUNTIMES: dict[str, Callable[[], Any]] = {
     "onnx, onnx-int8": lambda: optional("onnxruntime", "onnx"),
     "openvino, openvino-int8": lambda: optional("openvino", "openvino"),

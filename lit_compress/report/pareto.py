@@ -16,22 +16,22 @@ from lit_compress.report.summary import own_name
 
 __all__ = ["Group", "groups_of", "pareto_figure", "pareto_front"]
 
-_LETTER = 0.0175  # width of a letter as a share of the chart
+_LETTER = 0.0175  # width of a letter as a fraction of the chart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs whose values may be compared: same task, metric and validation rows.
+    """Runs whose values may be compared: same task, metric and validation examples.
 
     Attributes:
         task: name of the task.
         metric: its first one.
         factor: what brings the metric into points; None where that has no meaning.
-        source: where the validation rows come from.
+        source: where the validation examples come from.
         rows: how many.
         names: of the runs.
         points: axis (``size``: megabytes, ``latency``: ratio to dense) to name to ``(cost, value)``; a dense model that
-            is no run itself is there as ``dense``, ``dense 2``, ...
+            is not itself a run is there as ``dense``, ``dense 2``, ...
         fronts: axis to the names of the runs that are not beaten.
 
     """
@@ -140,7 +140,7 @@ def pareto_figure(group: Group, axis: str, label: str) -> Iterator[Figure | None
 
 
 def _write_names(axes: Axes, points: Mapping[str, tuple[float, float]], front: Sequence[str]) -> None:
-    """Write each name beside its point, where it hides no point and no other name; else it is left to the table.
+    """Write each name next to its point, where it hides no point and no other name; else it is left to the table.
 
     Above and left are tried first, where the line of the front is not; names on the front choose first.
     """

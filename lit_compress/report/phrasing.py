@@ -75,7 +75,7 @@ def verdict(difference: Mapping[str, Any], points: float | None = 100.0, higher_
         'undecided, between a loss of 3.1 points and a gain of 0.4'
         >>> changes = {"few": True, "worse": 0, "better": 4, "p": 0.125}
         >>> verdict({"value": 0.07, "low": -0.031, "high": 0.12} | changes)
-        'undecided, between a loss of 3.1 points and a gain of 12.0: only 4 answers changed, 0 for the worse'
+        'undecided, between a loss of 3.1 points and a gain of 12.0: only 4 predictions changed, 0 for the worse'
 
     """
     low, high = difference["low"], difference["high"]
@@ -104,8 +104,8 @@ def verdict_of(results: Mapping[str, Any], metric: str, difference: Mapping[str,
 def _few_changes(difference: Mapping[str, Any]) -> str:
     changed = difference["worse"] + difference["better"]
     if not changed:
-        return "no answer changed"
-    return f"only {changed} answer{'s' * (changed > 1)} changed, {difference['worse']} for the worse"
+        return "no prediction changed"
+    return f"only {changed} prediction{'s' * (changed > 1)} changed, {difference['worse']} for the worse"
 
 
 def amount(value: float) -> str:

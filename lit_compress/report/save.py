@@ -20,7 +20,7 @@ def save_report(results: dict[str, Any], folder: str | Path) -> Path:
     """Write report.html, report.md, report.json, pictures and events; the folder appears whole or not at all.
 
     Raises:
-        UserError: the folder exists and is no earlier report.
+        UserError: the folder exists and is not an earlier report.
 
     """
     drawn: dict[str, tuple[str, str]] = {}

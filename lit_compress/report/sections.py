@@ -45,8 +45,9 @@ def metrics(results: Results) -> Section:
         lines.append(f"{basis(results)[0].upper()}{basis(results)[1:]}; undecided wherever it touches 0.")
     if changes := results.get("changes"):
         lines.append(
-            f"{changes['lost']} {comparison['unit']} that dense answers right became wrong, {changes['gained']} became "
-            f"right; {changes['both_right']} are right in both and {changes['both_wrong']} wrong in both."
+            f"{changes['lost']} {comparison['unit']} that dense predicts correctly became wrong, "
+            f"{changes['gained']} became correct; {changes['both_right']} are correct in both and "
+            f"{changes['both_wrong']} wrong in both."
         )
     for option, value in results.get("tuned", {}).items():
         lines.append(
@@ -195,7 +196,8 @@ def calibration(results: Results) -> Section | None:
         name="calibration",
         title="Calibration",
         lines=(
-            "A model that is 80 % sure should be right in 80 % of such cases: the dashed line. Larger dots: more rows.",
+            "Predictions with a probability of 80 % should be correct in 80 % of cases: the dashed line. Larger dots: "
+            "more examples.",
         ),
         figures=("calibration",),
         tables=(Table(header=("", "expected calibration error, points"), rows=rows),),
@@ -210,7 +212,7 @@ def reproduce(results: Results) -> Section:
         ("started from", settings["pretrained"]),
         ("compared with", results["dense"]),
         ("validation data", results["data"]["source"]),
-        ("validation rows", f"{results['data']['validation_rows']:,}"),
+        ("validation examples", f"{results['data']['validation_rows']:,}"),
         ("epochs", settings["epochs"]),
         ("learning rate", settings["learning_rate"]),
         ("seed", settings["seed"]),
@@ -222,9 +224,9 @@ def reproduce(results: Results) -> Section:
         title="How to reproduce it",
         lines=(
             f"Intervals: paired bootstrap, {comparison['resamples']:,} resamples of {comparison['units']:,} "
-            f"{comparison['unit']}, seed {comparison['seed']}, percentiles. Where fewer than {FEW_CHANGES} answers "
-            "changed, McNemar's exact test decides, and shares of right answers have the exact interval that belongs "
-            "to it. They are about other data of this kind, not about other seeds of the training.",
+            f"{comparison['unit']}, seed {comparison['seed']}, percentiles. Where fewer than {FEW_CHANGES} predictions "
+            "changed, McNemar's exact test decides, and fractions of correct predictions have the exact interval "
+            "that belongs to it. They are about other data of this kind, not about other seeds of the training.",
         ),
         tables=(Table(header=("", ""), rows=[(key, str(value)) for key, value in facts if value is not None]),),
         code=(("Train again", fit), ("This report", results["command"]), ("Configuration", results["config_text"])),

@@ -63,7 +63,7 @@ def model_size(
     Args:
         model: folded model; a tensor that several modules share counts once.
         layers: manifest of what was done to which layer, as in ``compression.json``; may be empty.
-        tables: likewise of embedding tables, which are no part of the encoder.
+        tables: the same for embedding tables, which are not part of the encoder.
 
     """
     encoder, rest, inside = Size(), Size(), _encoder_linears(model) or set(layers)

@@ -64,11 +64,11 @@ def cautions(results: Results) -> list[str]:
     unit, constant = comparison["unit"], results.get("constant", {})
     lines = [f"Not finished: {line}." for line in unfinished_lines(results)]
     for name, answer in constant.items():
-        lines.append(f"{_WHO[name]} answers all {unit} alike, with {answer!r}: it has learned nothing.")
+        lines.append(f"{_WHO[name]} predicts {answer!r} for all {unit}: it has learned nothing.")
     known, accuracy = results.get("majority"), results["models"][own]["accuracy"].get("accuracy")
     if known and accuracy is not None and own not in constant and accuracy <= known["share"]:
         lines.append(
-            f"{_WHO[own]} is right no more often than the answer {known['answer']!r} to everything would be: "
+            f"{_WHO[own]} is correct no more often than always predicting {known['answer']!r}: "
             f"{100 * known['share']:.1f} % of the {unit}."
         )
     if comparison["units"] < _ENOUGH_UNITS:

@@ -1,4 +1,4 @@
-"""A report in TensorBoard: its figures under ``report/`` and its final metrics beside the hyper-parameters.
+"""A report in TensorBoard: its figures under ``report/`` and its final metrics in the table of hyper-parameters.
 
 The events lie in the report's folder, so that a new report replaces them. TensorBoard shows that folder as a run of its
 own, ``<run>/report``; the table of hyper-parameters finds its metrics there because the fit says so in

@@ -1,4 +1,4 @@
-"""Tables in a terminal: narrow enough for 80 columns; what is too long goes on in the next line and is never cut."""
+"""Tables in a terminal: narrow enough for 80 columns; what is too long continues in the next line and is never cut."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ __all__ = ["screen_table"]
 
 
 def screen_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> Table:
-    """A table without lines between its columns; names in it are no markup.
+    """A table without lines between its columns; names in it are not markup.
 
     Args:
         title: above it, may be empty.

@@ -221,7 +221,7 @@ def measure(
     Args:
         cases: what to measure.
         asks: how to ask the process of each.
-        shapes: rows and tokens.
+        shapes: examples and tokens.
         warmup: calls of each case before the first round.
         repetitions: rounds that count, in each of which every case is called once.
 

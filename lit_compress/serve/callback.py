@@ -15,7 +15,7 @@ __all__ = ["WritePredictions"]
 
 
 class WritePredictions(Callback):
-    """Writes what ``predict_step`` gives; an interrupted run goes on where its last full part ends.
+    """Writes what ``predict_step`` gives; an interrupted run continues where its last full part ends.
 
     Args:
         output: ``.csv``, ``.jsonl`` or ``.parquet``.

@@ -115,7 +115,7 @@ def _predict_file(
     rows = module.predict_rows()[module.predict_start :]
     records = Records(task, rows, min([target.done, *rows[:1]]))
     if target.done:
-        say(f"{target.done:,} of {count:,} rows were predicted before; going on after them")
+        say(f"{target.done:,} of {count:,} rows were predicted before; continuing after them")
     with torch.inference_mode(), counted("Predicting", len(rows)) as tell:
         examples = 0
         for batch in module.predict_dataloader() if target.done < count else ():

@@ -1,4 +1,4 @@
-"""A file of predictions that is written in parts: an interrupted run goes on, and the file appears whole."""
+"""A file of predictions that is written in parts: an interrupted run continues, and the file appears whole."""
 
 import csv
 import json
@@ -55,12 +55,12 @@ def check_predictions(
 
 
 class PredictionFile:
-    """Collects records; each full part is a finished file in a folder beside the output, which goes at the end.
+    """Collects records; each full part is a finished file in a folder next to the output, which is removed at the end.
 
     Args:
         output: ``.csv``, ``.jsonl``, ``.parquet``, or for vectors ``.npy``.
         schema: columns.
-        settings: what the predictions follow from, JSON types; parts made with others are not gone on with.
+        settings: what the predictions follow from, JSON types; parts made with others are not continued.
         part_rows: most rows of a part.
         overwrite: replace earlier predictions.
 

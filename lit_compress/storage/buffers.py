@@ -31,7 +31,7 @@ PackedLayout = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 # Layout -> rows and columns of its blocks, and blocks in a chunk.
 TILES: dict[str, tuple[int, int, int]] = {"tall_blocks": (128, 32, 4), "blocks": (64, 64, 1)}
-# What a layout that is expanded when loaded stores beside `values`.
+# What a layout that is expanded when loaded stores in addition to `values`.
 STORED = {"bitmap": ("bits", "starts"), "two_four": ("index",)}
 # Layout -> the key of a description that says how many its buffers hold.
 COUNTED = {"tall_blocks": "chunks", "blocks": "chunks", "bitmap": "nonzeros"}
@@ -132,7 +132,7 @@ def check_tiles(tiles: Tiles, format: str, shape: tuple[int, int]) -> None:
     steps = tiles.offsets.diff()
     if int(tiles.offsets[0]) != 0 or int(tiles.offsets[-1]) != chunks or bool((steps < 0).any()):
         raise ValueError(f"offsets do not divide the {chunks} chunks among the tiles")
-    # What cannot be wrong any more now: a block that comes twice, one out of order, values beside the weight.
+    # What cannot be wrong any more now: a block that comes twice, one out of order, values outside the weight.
     again = pack_tiles(unpack_tiles(tiles, shape), *TILES[format])
     same = (
         torch.equal(again.columns, tiles.columns)
@@ -140,4 +140,4 @@ def check_tiles(tiles: Tiles, format: str, shape: tuple[int, int]) -> None:
         and torch.equal(again.values.view(torch.int8), tiles.values.view(torch.int8))
     )
     if not same:
-        raise ValueError("blocks come twice, out of order, or beside the weight")
+        raise ValueError("blocks come twice, out of order, or outside the weight")

@@ -49,7 +49,7 @@ def stored_tensors(path: str | Path) -> dict[str, StoredTensor]:
 
     """
     with open_tensors(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is not a mapping)
         return {name: StoredTensor(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
@@ -69,7 +69,7 @@ def checksums(paths: Iterable[str | Path]) -> dict[str, str]:
 
 
 def verify_checksums(paths: Iterable[str | Path], expected: Any, where: str) -> None:
-    """Compare files with the checksums that were written beside them.
+    """Compare files with the checksums that were written with them.
 
     Args:
         paths: the files.

@@ -122,7 +122,7 @@ def pack_two_four(weight_q: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, columns = weight_q.shape
     if columns % 8:
-        raise ValueError(f"2:4 stores two groups of four in a byte, and {columns} inputs are no multiple of 8")
+        raise ValueError(f"2:4 stores two groups of four in a byte, and {columns} inputs are not a multiple of 8")
     groups = _bytes(weight_q).reshape(rows, columns // 4, 4)
     if int(groups.ne(0).sum(dim=2).amax() if groups.numel() else 0) > 2:
         raise ValueError("some four consecutive inputs hold more than two values")

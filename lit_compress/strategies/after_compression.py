@@ -54,7 +54,7 @@ class ModelCheckpointAfterCompression(ModelCheckpoint):
         _tell(self, ModelCheckpoint, trainer)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        # -1 keeps every checkpoint, which is no choice of the best.
+        # -1 keeps every checkpoint, which is not a choice of the best.
         if self.save_top_k != -1 and trainer.global_step < compression_end(trainer):
             return False
         return super().check_monitor_top_k(trainer, current)
@@ -70,7 +70,7 @@ def after_compression(callback: Callback) -> Callback:
 
 
 def _stock_key(key: str, callback: Callback, stock: type[Callback]) -> str:
-    """The name under which checkpoints keep the state of the stock callback: older ones go on to load."""
+    """The name under which checkpoints keep the state of the stock callback: older ones still load."""
     return key.replace(type(callback).__qualname__, stock.__qualname__, 1)
 
 

@@ -21,14 +21,14 @@ __all__ = ["LowRankEmbedding"]
 class LowRankEmbedding(Scheduled):
     """Factorises the word embedding by a truncated SVD, as ROSITA does (Liu et al. 2021, arXiv 2103.11367).
 
-    ``E (V x H)`` becomes ``U_r S_r (V x r)`` and ``V_r^T (r x H)``, both of which go on learning. With
+    ``E (V x H)`` becomes ``U_r S_r (V x r)`` and ``V_r^T (r x H)``, both of which keep learning. With
     ``pruning_steps`` the factors start at the full rank and lose their last columns step by step; there is no second
     SVD, so what was learned since the first stays. Positions and token types keep their tables. The folded model has
     the final rank.
 
     Args:
         rank: columns that are kept in the end, or a fraction in (0, 1) of the table's.
-        pruning_steps: number of equal reductions on the way to it, each at the end of its share of ``start`` to
+        pruning_steps: number of equal reductions on the way to it, each at the end of its part of ``start`` to
             ``end``; 0 factorises to the rank before training.
         start: where the first share begins: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``; ``"0%"`` when
             not given. Only with ``pruning_steps``.

@@ -26,14 +26,15 @@ class MagnitudePruning(Pruning):
         start: first update: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
         end: when the final sparsity is reached; later steps recover at constant sparsity.
         every: distance between updates.
-        regrowth: a pruned weight may come back at a later update, when those that were kept have become smaller.
-        last_update: with ``regrowth``, masks are chosen anew at the final sparsity until then; None means ``end``.
+        regrowth: a pruned weight may become active again at a later update, when the weights that were kept have become
+            smaller.
+        last_update: with ``regrowth``, masks are chosen again at the final sparsity until then; None means ``end``.
         pattern: ``unstructured``; ``"N:M"`` keeps N of M consecutive inputs (``"2:4"``: quote it in YAML); ``"RxC"``
             prunes blocks of R outputs by C inputs (``"1x4"``); ``"RxC/N"`` keeps equally many in every row of blocks,
             the multiple of N nearest to the sparsity; ``tall_blocks`` is ``"128x32/4"``, which kernels skip.
         scope: every layer reaches the sparsity itself (``layer``), or all layers share one threshold (``global``).
         criterion: function from a weight to scores of the same shape, as an import path; :class:`Pruning` has more.
-        permute_neurons: with ``"RxC/N"``, before training, put feed-forward neurons beside each other that read and
+        permute_neurons: with ``"RxC/N"``, before training, put feed-forward neurons next to each other that read and
             write alike, so that whole blocks have low scores; the model computes the same as before.
         targets: globs or ``re:`` patterns; None takes every linear of the transformer layers.
         ignore: patterns to leave alone.

@@ -1,4 +1,4 @@
-"""Movement pruning: a score beside every weight learns whether the weight moves away from 0 or towards it."""
+"""Movement pruning: a learned score for each weight says whether the weight moves away from 0 or towards it."""
 
 from collections.abc import Sequence
 from typing import Literal

@@ -27,7 +27,7 @@ __all__ = ["Pruning"]
 
 _SCHEDULES: dict[str, Any] = {"linear": Linear, "cubic": Cubic, "cosine": Cosine}
 _SPARSITY = 0.8
-# Patterns that other strategies have, whose order is no score of a weight.
+# Patterns that other strategies have, whose order is not a score of a weight.
 _ELSEWHERE = {"layers": "GradualLayerDropping or LayerDropping", "ranks": "LowRankEmbedding"}
 
 
@@ -51,12 +51,13 @@ class Pruning(Scheduled):
         start: first update: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
         end: when the final sparsity is reached; later steps recover at constant sparsity.
         every: distance between updates.
-        regrowth: a pruned weight may come back at a later update, when those that were kept have become smaller.
-        last_update: with ``regrowth``, or an importance that learns: masks are chosen anew at the final sparsity until
+        regrowth: a pruned weight may become active again at a later update, when the weights that were kept have become
+            smaller.
+        last_update: with ``regrowth``, or an importance that learns: masks are chosen again at the final sparsity until
             then; None means ``end``.
         scope: what reaches the sparsity: every layer by itself (``layer``), all layers together, with one threshold
             (``global``), or every output of a layer (``output``, as Wanda has it).
-        permute_neurons: with ``"RxC/N"``, before training, put feed-forward neurons beside each other that read and
+        permute_neurons: with ``"RxC/N"``, before training, put feed-forward neurons next to each other that read and
             write alike, so that whole blocks have low scores; the model computes the same as before.
         targets: globs or ``re:`` patterns; None takes every linear of the transformer layers. For heads and neurons
             those that read them: attention outputs and second feed-forward matrices.
@@ -104,13 +105,13 @@ class Pruning(Scheduled):
         if last_update is not None and self.regrowth == "none":
             raise UserError(
                 f"{owner}.last_update: {last_update!r} has no effect without regrowth: "
-                "a mask chosen anew at the same sparsity is the same mask; leave it out"
+                "a mask chosen again at the same sparsity is the same mask; leave it out"
             )
         if regrowth and (reason := self.importance.why_no_regrowth()):
             raise UserError(f"{owner}.regrowth: {reason}; leave it out")
         self._check_pattern()
         self.importance.check(self.pattern)
-        # Of heads and neurons, and of what finds its sparsity itself, the schedule says a share of the final amount.
+        # Of heads and neurons, and of what finds its sparsity itself, the schedule says a fraction of the final amount.
         shares = self.importance.finds_sparsity or not isinstance(self.pattern, Pattern)
         final, initial = (1.0, initial_sparsity / (self.sparsity or 1)) if shares else (self.sparsity, initial_sparsity)
         self.schedule = (
@@ -154,7 +155,7 @@ class Pruning(Scheduled):
             self._permute(student_of(pl_module))
 
     def end(self, trainer: Trainer) -> int:
-        # What prunes everything at the start has nothing left to do but to choose anew.
+        # What prunes everything at the start has nothing left to do but to choose again.
         updates = self.updates(trainer)
         at_once = self.regrowth == "none" and self.schedule(0.0) == self.schedule.final
         return updates.start if at_once else updates.last

@@ -44,7 +44,7 @@ class QuantAwareTraining(Strategy):
 
     Args:
         start: when quantization begins: ``"60%"``, ``"2 epochs"`` or ``"500 steps"``; after pruning as a rule.
-        freeze_observers: when all ranges stop moving while weights go on; None never.
+        freeze_observers: when all ranges stop moving while weights keep learning; None never.
         weight_bits: width of weight integers.
         per_channel: one weight scale per output channel (True) or per tensor (False, as in SparseML and Prune OFA).
         activations: integers of inputs: ``uint8`` affine or ``int8`` symmetric with a moving-average range, ``dynamic``
@@ -54,7 +54,7 @@ class QuantAwareTraining(Strategy):
         embedding_targets: patterns of tables; None takes words, positions and token types.
         attention: ``inputs`` quantizes the operands of both products inside attention (left ``uint8``, right
             ``int8``), ``all`` their results too, ``none`` neither.
-        momentum: share of the newest batch in a moving-average range.
+        momentum: fraction of the newest batch in a moving-average range.
         targets: globs or ``re:`` patterns; None takes every linear of the transformer layers.
         ignore: patterns to leave alone.
 

@@ -28,17 +28,17 @@ __all__ = ["loader_batch_size", "sample_batches", "sample_gradients", "sample_in
 def sample_batches(
     trainer: Trainer, pl_module: LightningModule, batches: int, batch_size: int, draw: int = 0
 ) -> Iterator[Any]:
-    """Mini-batches of training rows, on the device, while the module is in evaluation mode.
+    """Mini-batches of training examples, on the device, while the module is in evaluation mode.
 
     Which rows are drawn follows from the run's seed, the step and ``draw`` alone. When all rows were drawn they come
     again, in another order. Ranks draw different rows. Nothing is left behind: no evaluation mode, no random number
     drawn, no batch taken from the training.
 
     Args:
-        trainer: whose training rows are drawn.
+        trainer: whose training examples are drawn.
         pl_module: the module that looks at them.
         batches: number of mini-batches.
-        batch_size: rows of a mini-batch on each device.
+        batch_size: examples of a mini-batch on each device.
         draw: tells apart several samples of one step.
 
     Raises:
@@ -65,11 +65,11 @@ def sample_gradients(
     gradient is left behind.
 
     Args:
-        trainer: whose training rows are drawn.
+        trainer: whose training examples are drawn.
         pl_module: has ``task_loss(batch)``.
         weights: parameters to differentiate by.
         batches: number of mini-batches, that is of gradients.
-        batch_size: rows of a mini-batch on each device.
+        batch_size: examples of a mini-batch on each device.
         draw: tells apart several samples of one step.
 
     Yields:
@@ -98,11 +98,11 @@ def sample_input_norms(
     """Root mean square of each input feature of some layers over the tokens of :func:`sample_batches`, without padding.
 
     Args:
-        trainer: whose training rows are drawn.
+        trainer: whose training examples are drawn.
         pl_module: has ``task_loss(batch)``, which runs the layers.
         layers: linears by name.
         batches: number of mini-batches.
-        batch_size: rows of a mini-batch on each device.
+        batch_size: examples of a mini-batch on each device.
         draw: tells apart several samples of one step.
 
     Returns:
@@ -174,7 +174,7 @@ def _draw(trainer: Trainer, batch_size: int, seed: np.random.SeedSequence) -> It
         or not (by_batch or loader.batch_size)
     ):
         raise UserError(
-            "data: pruning draws training rows by their number; give one DataLoader of a dataset with a length"
+            "data: pruning draws training examples by their number; give one DataLoader of a dataset with a length"
         )
     rows: Any = loader.dataset
     lengths = loader.sampler.lengths if isinstance(loader.sampler, LengthGroupedBatches) else np.zeros(len(rows))

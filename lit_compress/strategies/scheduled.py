@@ -15,7 +15,7 @@ __all__ = ["Scheduled"]
 class Scheduled(Strategy):
     """Calls :meth:`update` after the optimizer steps of a window, and before the first one when that begins at 0.
 
-    Subclass it, set ``window``, and define :meth:`prepare`, :meth:`update` and :meth:`amounts`. A run that goes on from
+    Subclass it, set ``window``, and define :meth:`prepare`, :meth:`update` and :meth:`amounts`. A run that resumes from
     a checkpoint calls the same updates at the same steps, because nothing but the step decides.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Second-order pruning: what the loss would miss least goes, and the weights beside it make up for it."""
+"""Second-order pruning: what the loss would miss least goes, and the remaining weights compensate for it."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ class SecondOrderPruning(Pruning):
     """Prunes by the Optimal BERT Surgeon (oBERT: Kurtic et al. 2022, arXiv 2203.07259) on a schedule.
 
     At each update gradients of the task loss (no distillation, no dropout) give a block-diagonal Fisher matrix. Its
-    inverse says how much the loss would rise without a weight, and how the weights beside it make up for the loss.
+    inverse says how much the loss would rise without a weight, and how the remaining weights compensate for it.
     Updates happen after the optimizer step, as in :class:`Pruning`; each costs ``recomputations * gradients``
     forward and backward passes.
 
@@ -28,12 +28,12 @@ class SecondOrderPruning(Pruning):
             one of :class:`Pruning`.
         scope: one threshold for all layers (``global``), or every layer reaches the sparsity itself (``layer``).
         gradients: m, the mini-batches whose gradients make the Fisher matrix.
-        gradient_batch_size: rows of such a mini-batch on each device.
+        gradient_batch_size: examples of such a mini-batch on each device.
         damping: lambda, added to the diagonal; too large is magnitude pruning, too small unstable.
         block_size: B, the weights that know of each other; memory grows with it.
         recomputations: parts that an update is made in, each with fresh gradients, equal steps of sparsity apart.
-        memory: GiB that inverses may take on the device, beside model and activations. What does not fit is divided
-            among the layers, at the price of sampling the gradients again for each part.
+        memory: GiB that inverses may take on the device, in addition to model and activations. What does not fit is
+            divided among the layers, at the price of sampling the gradients again for each part.
         targets: globs or ``re:`` patterns; None takes every linear of the transformer layers.
         ignore: patterns to leave alone.
 

@@ -113,20 +113,20 @@ def tell_if_little(key: str, left: int, whole: int, what: str) -> None:
     """
     if 4 * left < whole:
         logging.getLogger(__name__).warning(
-            "%s: %d of %d %s are left, less than a quarter; look at what the model answers, it may be one class",
+            "%s: %d of %d %s are left, less than a quarter; check the predictions, they may all be one class",
             *(key, left, whole, what),
         )
 
 
 def zeros(layers: Iterable[CompressibleLinear]) -> str:
-    """The share of weights that masks prune, in words."""
+    """The fraction of weights that masks prune, in words."""
     masks = [layer.weight_mask for layer in layers if layer.weight_mask is not None]
     pruned = sum(int((~mask).sum()) for mask in masks)
     return percent(pruned / max(sum(mask.numel() for mask in masks), 1))
 
 
 def percent(share: float) -> str:
-    """A share of zeros in words."""
+    """A fraction of zeros in words."""
     return f"{100 * share:.3g} % zeros"
 
 

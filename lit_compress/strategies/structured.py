@@ -26,10 +26,11 @@ class StructuredPruning(Pruning):
         heads: what each layer keeps: a number, or a fraction in (0, 1) of its heads; or a list with one for each layer
             that the student has once ``LayerDropping`` has been at work; None leaves heads alone. With a global scope
             the same on the average.
-        neurons: likewise of the neurons of its feed-forward block.
+        neurons: what each layer keeps of the neurons of its feed-forward block: a number, a fraction in (0, 1), or a
+            list with one for each layer; None leaves neurons alone.
         scope: every layer keeps what is said of it (``layer``), or what is least important of all layers goes
             (``global``), and of each layer at least one stays.
-        pruning_steps: number of prunings, each at the end of its share of ``start`` to ``end``. 1 is one-shot.
+        pruning_steps: number of prunings, each at the end of its part of ``start`` to ``end``. 1 is one-shot.
         start: where importance begins to be collected: ``"10%"`` of training, ``"1 epochs"`` or ``"500 steps"``.
         end: the last pruning. With ``start`` and ``end`` at ``"0%"`` a single pruning comes before the first step.
         criterion: ``taylor`` (weight times gradient, first order, of the real training steps since the last pruning)

@@ -111,7 +111,7 @@ class WeightUnits:
 
 @dataclass(frozen=True)
 class GroupUnits:
-    """Heads and neurons of a model, named after the linear that reads them; sparsity is the share of what is to go.
+    """Heads and neurons of a model, named after the linear that reads them; sparsity is the fraction of what is to go.
 
     Args:
         student: the model.
@@ -162,7 +162,7 @@ class GroupUnits:
         return {one.consumer: group_scores(one, [scores[name] for name in scored_linears(one)]) for one in self._all()}
 
     def select(self, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-        """Which groups to keep, bool ``(count,)``, once a share of those that are to go is gone."""
+        """Which groups to keep, bool ``(count,)``, once a fraction of those that are to go is gone."""
         selected: dict[str, Tensor] = {}
         for kind, groups in self.groups.items():
             kept = [self._kept(one) | (self.regrowth != "none") for one in groups]

@@ -96,7 +96,7 @@ class ClassificationTask(Task):
             }
 
         return Outcomes(
-            unit="rows",
+            unit="examples",
             lengths=columns["lengths"],
             score=score,
             score_classes=class_scores(sums, labels),

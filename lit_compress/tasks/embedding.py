@@ -37,7 +37,7 @@ class EmbeddingTask(Task):
 
     Args:
         pooling: ``mean``, ``cls`` or ``max``, for models that do not say; those of sentence-transformers keep theirs.
-        normalize: whether vectors have length 1, likewise; None is True.
+        normalize: whether vectors have length 1, for models that do not say; None is True.
         loss: ``cosine`` is the squared error of the cosine of two texts and their score; ``ranking`` the cross-entropy
             of the second text among the others' in the batch, and all further ones (multiple negatives ranking,
             Henderson et al. 2017, arXiv 1705.00652); None leaves everything to a teacher.

@@ -107,7 +107,7 @@ class MultiLabelTask(Task):
             for rows in (guess, truth)
         )
         return Outcomes(
-            unit="rows",
+            unit="examples",
             lengths=columns["lengths"],
             score=score,
             score_classes=class_scores(sums, labels),

@@ -21,18 +21,19 @@ class Outcomes:
         length_unit: what it is counted in.
         score: weights ``(resamples, units)``, how often each unit was drawn, to metric to ``(resamples,)``; the names
             and conventions are those of the task's metrics.
-        score_classes: likewise, to class to metric; None where a task has no classes.
+        score_classes: the same for each class: to class to metric; None where a task has no classes.
         class_units: how many units (or entities) each class has.
         confidence: of the predicted class, ``(units,)``; None where there are no probabilities.
         right: bool ``(units,)``, whether the answer is right; None where answers are not right or wrong.
-        share: the metric that is the share of right answers, and its value when all are; None where there is none.
+        share: the metric that is the fraction of correct predictions, and its value when all are; None where there is
+            none.
         goodness: how good each answer is, ``(units,)``, more is better; what says whether it became better or worse.
         constant: what every unit is answered with, when that is the same thing although it should not be.
         majority: the most frequent class and its share, the accuracy of a model that knows nothing.
-        slices: name to bool ``(units,)``, beside the slices by length.
+        slices: name to bool ``(units,)``, in addition to the slices by length.
         tuned: option of the data module to the value that is best on these units.
         answers: of each unit, a text, a number or a tag for each word; empty where they say nothing to a reader.
-        gold: the right ones, likewise.
+        gold: the right answers, in the same form.
         examples: number of the first example of each unit, in the order of the data; None where each is a unit.
 
     """

@@ -68,7 +68,7 @@ class RegressionTask(Task):
         # Values within a hundredth of what they should differ by are one value.
         same = len(guess) > 1 and np.ptp(guess) < 0.01 * truth.std()
         return Outcomes(
-            unit="rows",
+            unit="examples",
             lengths=columns["lengths"],
             score=score,
             goodness=-np.abs(guess - truth),

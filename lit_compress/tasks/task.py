@@ -79,14 +79,14 @@ class Task(KeepsInitArgs):
 
     @classmethod
     def options_for(cls, config: PretrainedConfig) -> Mapping[str, Any]:
-        """Options of the data module, beside :attr:`data_options`, that follow from a model."""
+        """Options of the data module, in addition to :attr:`data_options`, that follow from a model."""
         return {}
 
     def configure(self, config: PretrainedConfig) -> None:
         """Set what the head needs in the configuration that a model is about to be loaded with."""
         # Also where it is None: the source may have been a classifier.
         config.problem_type = self.problem_type  # type: ignore[assignment]  (one of Transformers' three)
-        for key in (SENTENCE_KEY, CROSS_ENCODER_KEY):  # likewise, or a model of vectors, or a reranker
+        for key in (SENTENCE_KEY, CROSS_ENCODER_KEY):  # the same, for a model of vectors or a reranker
             vars(config).pop(key, None)
 
     def check_head(self, model: PreTrainedModel, key: str) -> None:
@@ -141,7 +141,7 @@ class Task(KeepsInitArgs):
         raise NotImplementedError(f"{type(self).__name__} must define predictions(output, batch)")
 
     def schema(self) -> list[tuple[str, pyarrow.DataType]] | None:
-        """Columns of a file of predictions beside the number of the row; None where they are not written to files."""
+        """Columns of a file of predictions after the number of the row; None where they are not written to files."""
         return None
 
     def record(self, predictions: list[Any]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class EntityScore(Metric):
     """Entity-level ``f1``, ``precision`` and ``recall`` (micro average), and ``accuracy`` of single tags.
 
     An entity counts when its kind and both its ends are right, as CoNLL's script counts. The rows of a long sentence
-    are joined first, whichever rank saw them. Labels that are no entity tags (parts of speech) have an accuracy only.
+    are joined first, whichever rank saw them. Labels that are not entity tags (parts of speech) have an accuracy only.
 
     Args:
         labels: tags in the order of their ids.
@@ -191,7 +191,7 @@ def _tag_counts(tags: Tensor, names: list[str], kinds: list[str]) -> np.ndarray:
 
 
 def _tag_kinds(labels: list[str]) -> list[str]:
-    """Kinds of entities, or the tags themselves where they are no entity tags."""
+    """Kinds of entities, or the tags themselves where they are not entity tags."""
     if not all(is_entity_tag(label) for label in labels):
         return labels
     return list(dict.fromkeys(label.partition("-")[2] for label in labels if label != "O"))

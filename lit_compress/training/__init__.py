@@ -1,4 +1,4 @@
-"""What `fit` keeps to about its run folder: who writes into it, checkpoints, signals, going on."""
+"""What `fit` keeps to about its run folder: who writes into it, checkpoints, signals, resuming."""
 
 from lit_compress.training.fit import FittedRun, fit
 

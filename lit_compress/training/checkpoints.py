@@ -40,13 +40,13 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the target, onto the disk, and only then replaces it.
+    """Writes next to the target, onto the disk, and only then replaces it.
 
     Lightning's own goes through the temporary folder, from where on another file system it is copied over the target.
 
     Args:
         last: checkpoint whose predecessor is kept, as ``previous.ckpt``.
-        resumed: checkpoint that the run goes on from.
+        resumed: checkpoint that the run resumes from.
         claim: of the run folder; nothing is written any more when another process has taken it.
 
     """
@@ -55,7 +55,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         super().__init__()
         self.last = last.absolute()
         self._claim = claim
-        # What a run goes on from is not given up for the damaged one in its place.
+        # What a run resumes from is not given up for the damaged one in its place.
         self._keeps = resumed is None or Path(resumed).absolute() != self.last.with_name(PREVIOUS)
 
     def save_checkpoint(
@@ -96,7 +96,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                 raise
             raise UserError(
                 f"checkpoint: {str(path)!r} cannot be written: {reason}; an earlier one is not touched: make room, and "
-                "go on from it with --ckpt_path last"
+                "resume from it with --ckpt_path last"
             ) from error
 
 

@@ -42,7 +42,7 @@ class FittedRun:
     Attributes:
         folder: configuration, checkpoints, events, tokenizer.
         model: folder of the folded model, for ``from_pretrained``.
-        checkpoint: of the very end, to go on from.
+        checkpoint: of the very end, to resume from.
         metrics: last value of everything that was logged.
         step: optimizer steps of the model.
         validated: optimizer steps before the last validation, which an end within an epoch leaves behind; None without.
@@ -89,7 +89,7 @@ def fit(
     """Train a model in a run folder of its own and fold it: what the command `fit` does.
 
     Settings are kept in ``config.yaml``, as far as objects say how they were made: those of this package and their
-    subclasses do. Ctrl-C saves a checkpoint and raises ``KeyboardInterrupt``; ``resume="last"`` goes on.
+    subclasses do. Ctrl-C saves a checkpoint and raises ``KeyboardInterrupt``; ``resume="last"`` continues.
 
     Args:
         model: what learns: :class:`~lit_compress.LitTeacher`, :class:`~lit_compress.LitStudent` or another module with
@@ -128,16 +128,16 @@ def fit(
     except Stopped as stopped:
         if stopped.code != 128 + signal.SIGINT:
             raise
-        saved = "; go on with resume='last'" if stopped.path.is_file() else ""
+        saved = "; resume with resume='last'" if stopped.path.is_file() else ""
         raise KeyboardInterrupt(f"stopped by {stopped.name}{saved}") from None
 
 
 def checkpoint_of(run: Path, given: str | None) -> tuple[str | None, dict[str, Any] | None]:
-    """The checkpoint to go on from, or to evaluate, and its content.
+    """The checkpoint to resume from, or to evaluate, and its content.
 
     Args:
         run: its folder.
-        given: a path, ``"last"``, or None for a new run, which goes on all the same when SLURM has requeued it.
+        given: a path, ``"last"``, or None for a new run, which continues all the same when SLURM has requeued it.
 
     """
     if given is None and is_requeued() and last_of(run).is_file():
@@ -159,14 +159,14 @@ def start(
     Args:
         run: the folder.
         settings: what the training is made from, as a configuration has it.
-        resumed: checkpoint that it goes on from.
+        resumed: checkpoint that it resumes from.
         checkpoint: its content.
 
     Raises:
         UserError: the folder is in use or taken, the run began with other settings, or is longer already.
 
     """
-    # Where it was resumed from is no part of how to repeat it.
+    # Where it was resumed from is not part of how to repeat it.
     settings = absolute_paths(settings) | {"ckpt_path": None}
     if checkpoint is not None:
         check_length(settings["trainer"], checkpoint)
@@ -198,7 +198,7 @@ def train(
         trainer: of :func:`lit_compress.training.trainer.make_trainer`.
         model: what learns.
         data: what it learns from.
-        resumed: checkpoint that it goes on from.
+        resumed: checkpoint that it resumes from.
 
     """
     last, output = last_of(run.folder), run.folder / "model"
@@ -237,7 +237,7 @@ def _check_trainable(model: Any) -> None:
 
 
 def _check_pair(model: Any, data: Any) -> None:
-    """Refuse what is no data module, and a model that was made for another task or other classes than the data's."""
+    """Refuse what is not a data module, and a model that was made for another task or other classes than the data's."""
     if not isinstance(data, LightningDataModule):
         raise UserError(
             f"data: {type(data).__name__} must be a LightningDataModule; one of your own gives it as train_dataloader()"

@@ -1,4 +1,4 @@
-"""What a run began with and what it is to go on with: the same, or it says where not."""
+"""What a run began with and what it is to continue with: the same, or it says where not."""
 
 import logging
 from collections.abc import Mapping
@@ -56,12 +56,12 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             )
         if _any(key, _SHAPING):
             logging.getLogger(__name__).warning(
-                "%s: the run began with %r and goes on with %r", key, before[key], after[key]
+                "%s: the run began with %r and continues with %r", key, before[key], after[key]
             )
 
 
 def check_length(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
-    """Raise a ``UserError`` when a checkpoint is from after the end of the run that is to go on from it.
+    """Raise a ``UserError`` when a checkpoint is from after the end of the run that is to resume from it.
 
     Args:
         trainer: options of the run.

@@ -1,4 +1,4 @@
-"""A run folder belongs to one `fit` at a time, and to a new one only when an earlier left nothing to go on from."""
+"""A run folder belongs to one `fit` at a time, and to a new one only when an earlier left nothing to resume from."""
 
 import logging
 import os
@@ -108,7 +108,7 @@ def check_new(run: Path, begun: bool = False) -> None:
 
     """
     if run.exists() and not run.is_dir():
-        raise UserError(f"run: {str(run)!r} is no folder; choose another --run")
+        raise UserError(f"run: {str(run)!r} is not a folder; choose another --run")
     found = [path for path in run.iterdir() if path.name not in (LOCK, _MARK)] if run.exists() else []
     if any(not begun or (path.name in _PLACES and not _is_beginning(path)) for path in found):
         raise UserError(f"run: {str(run)!r} exists; choose another --run, or continue it with --ckpt_path last")

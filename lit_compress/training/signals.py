@@ -41,7 +41,8 @@ class StopOnSignal(Checkpoint, AbstractContextManager):
     """Ends a fit at SIGTERM or Ctrl-C: after the batch, with a checkpoint; before and after the training at once.
 
     Signals are taken from the beginning of its context to the end. A second one ends the process where it is. Under
-    SLURM the signal that asks for a requeue, which Lightning would answer in the middle of a batch, is taken likewise.
+    SLURM the signal that asks for a requeue, which Lightning would answer in the middle of a batch, is handled the same
+    way.
 
     Args:
         path: checkpoint to write.
@@ -93,7 +94,7 @@ class StopOnSignal(Checkpoint, AbstractContextManager):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._training and trainer.validating and self._received:
-            # Its metrics are in no checkpoint, so a validation begins anew: nothing of it is done.
+            # Its metrics are in no checkpoint, so a validation starts over: nothing of it is done.
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             for counts in (progress["total"], progress["current"]):
                 counts.update(ready=1, started=1, processed=0, completed=0)

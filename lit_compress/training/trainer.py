@@ -46,7 +46,7 @@ def make_trainer(
         strategies: in their order.
         options: of the `Trainer`; what somebody chose there stays.
         checkpoint_every: optimizer steps between two checkpoints.
-        resumed: checkpoint that is gone on from.
+        resumed: checkpoint that is resumed from.
         callbacks: of this package, after all others; those that save are left out where nothing is saved.
         claim: of the run folder; nothing is written when another process has taken it.
 

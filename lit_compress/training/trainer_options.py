@@ -33,14 +33,14 @@ _GPUS = ("cuda", "mps")
 # What each does to a run; none of them knows of schedules by the step.
 _WRONG: dict[type, str] = {
     StochasticWeightAveraging: "averages the weights that epochs begin with, so that the last one counts for nothing, "
-    "and replaces the rates of model.optimization; leave it out, or without compression take EMAWeightAveraging",
+    "and replaces the rates of model.optimization; leave it out, or without compression use EMAWeightAveraging",
     WeightAveraging: "averages masks and scales with the weights, so that the sparsity is lost; leave it out, or the "
     "compression",
     LearningRateFinder: "leaves the training at another place in its data, and warm-up and decay replace the rate that "
     "it sets; search with Lightning's Tuner in Python, and give model.optimization.learning_rate",
     BatchSizeFinder: "changes the batch size when the schedules are made for the one that was given; search with "
     "Lightning's Tuner in Python, and give data.batch_size",
-    BackboneFinetuning: "freezes a `backbone`, which is called `student` here; leave it out, or take FreezeEmbeddings",
+    BackboneFinetuning: "freezes a `backbone`, which is called `student` here; leave it out, or use FreezeEmbeddings",
     GradientAccumulationScheduler: "changes how many optimizer steps there are, from which all schedules follow; give "
     "trainer.accumulate_grad_batches",
 }

@@ -112,7 +112,7 @@ def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, 
     [
         ({"speedup": 500}, "--speedup: 500 is out of reach of"),
         ({"train": "missing.csv"}, "missing.csv"),
-        ({"val": "few.csv"}, "--val: 12 validation rows say nothing about a loss of 1 points"),
+        ({"val": "few.csv"}, "--val: 12 validation examples are too few to measure a loss of 1 points"),
         ({"shape": "1x5000"}, "--shape: 5000 is above"),
         ({"data": {"max_lenght": 3}}, "max_lenght"),
     ],

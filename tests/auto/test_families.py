@@ -34,9 +34,12 @@ def test_families_of_two_tasks_are_in_one_table(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda folder: (folder / "report.json").unlink(), "has no report.json yet; give its"),
+        (lambda folder: (folder / "report.json").unlink(), "has no report.json yet; run its"),
         (lambda folder: (folder / "report.json").write_text("{"), "is damaged or of another version"),
-        (lambda folder: (folder / "compress.json").unlink(), "is no family of `lit_compress compress`, and others are"),
+        (
+            lambda folder: (folder / "compress.json").unlink(),
+            "is not a family of `lit_compress compress`, and others are",
+        ),
     ],
 )
 def test_what_is_no_finished_family_is_one_line(spoil, said, tmp_path):

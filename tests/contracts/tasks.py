@@ -92,7 +92,7 @@ def labelled(path: Path, rows: int = 40, seed: int = 0) -> Path:
 
 
 def pairs(path: Path, rows: int = 40, seed: int = 0) -> Path:
-    """Two texts and the share of words that both have."""
+    """Two texts and the fraction of words that both have."""
     draw = random.Random(seed)
     lines = ["sentence1\tsentence2\tscore"]
     for _ in range(rows):

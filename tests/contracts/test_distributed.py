@@ -333,7 +333,7 @@ from lightning.pytorch import Callback
 
 
 class Odd(Callback):
-    """The third loss of rank 1 is no number; what the weights were before it, and at the end."""
+    """The third loss of rank 1 is not a number; what the weights were before it, and at the end."""
 
     def digest(self, module):
         content = b"".join(value.detach().numpy().tobytes() for value in module.student.state_dict().values())

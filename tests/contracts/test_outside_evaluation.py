@@ -1,4 +1,4 @@
-"""`report`, `validate` and `test` say what somebody else's metric says about the file that `predict` writes."""
+"""`report`, `validate` and `test` say what someone else's metric says about the file that `predict` writes."""
 
 import json
 import random
@@ -236,7 +236,7 @@ def test_the_best_threshold_of_none_is_that_of_an_outside_evaluation(varied_mode
 SPLITS = {"train": "train", "val": "val", "test": "val"}
 CASES = {
     "token_classification": (tags, tags_outside),
-    "token_classification, training rows cut": (cut_tags, tags_outside),
+    "token_classification, training examples cut": (cut_tags, tags_outside),
     "classification": (classes, classes_outside),
     "two classes": (two_classes, classes_outside),
     "regression": (values, values_outside),

@@ -72,7 +72,7 @@ SENSELESS = {
     ),
     "groups that the Fisher matrix cuts": (
         lambda: Pruning(Fisher(block_size=50), "1x4"),
-        ["Pruning.importance.block_size: 50 is no multiple of the 4", "48"],
+        ["Pruning.importance.block_size: 50 is not a multiple of the 4", "48"],
     ),
     "Fisher that comes back": (lambda: Pruning(Fisher(), regrowth=True), ["Pruning.regrowth", "made up for it"]),
     "Taylor that comes back": (lambda: Pruning(Taylor(), regrowth=True), ["Pruning.regrowth", "no gradient"]),

@@ -243,13 +243,13 @@ def test_a_second_instance_does_not_tokenise_again(make, monkeypatch):
     expected = texts(first, first.train_dataloader())
 
     def refuse(*args, **kwargs):
-        raise AssertionError("tokenised again")
+        raise AssertionError("tokenized again")
 
     monkeypatch.setattr(type(first.tokenizer), "__call__", refuse)
     second = make(val=ROWS, predict=ROWS, batch_size=1)
     assert val_texts(second) == val_texts(first)
     assert sorted(texts(second, second.train_dataloader())) == sorted(expected)
-    with pytest.raises(AssertionError, match="tokenised again"):
+    with pytest.raises(AssertionError, match="tokenized again"):
         make(val=ROWS, max_length=3)
 
 
@@ -353,8 +353,8 @@ def test_local_folder_in_the_place_of_a_hub_dataset(make, tmp_path):
         ({"test_file": "missing.tsv"}, "data.test_file", "'missing.tsv' does not exist"),
         ({"predict_file": "missing.tsv"}, "data.predict_file", "'missing.tsv' does not exist"),
         ({"val": ""}, "data.val_file", "val.tsv"),
-        ({"text_columns": ["text"]}, "data.text_columns", "'text' is no column"),
-        ({"label_column": "target"}, "data.label_column", "'target' is no column"),
+        ({"text_columns": ["text"]}, "data.text_columns", "'text' is not a column"),
+        ({"label_column": "target"}, "data.label_column", "'target' is not a column"),
         ({"val": "good\t1\nbad\t7\n"}, "data.val_file", "label '7' in row 2"),
         ({"test": "good\t1\nbad\t\n"}, "data.test_file", "label '' in row 2"),
         ({"train": "good\t1\nbad\t1\n", "val": ROWS}, "data.label_column", "['1']"),
@@ -376,7 +376,7 @@ def test_a_mistake_names_its_key_in_one_line(make, settings, key, part):
 def test_a_target_that_is_no_finite_number(make, split, value):
     rows = {"train": "good\t4.75\nbad\t1.0\n", "val": "good\t4.75\nbad\t1.0\n"}
     rows[split] += f"film\t{value}\n"
-    with pytest.raises(UserError, match=r"^data\.label_column: .* row 3 .*no finite number") as caught:
+    with pytest.raises(UserError, match=r"^data\.label_column: .* row 3 .*not a finite number") as caught:
         make(**rows, task="regression")
     assert f"{split}.tsv" in str(caught.value)
     assert "\n" not in str(caught.value)

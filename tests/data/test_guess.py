@@ -135,11 +135,11 @@ def test_what_is_known_is_no_guess():
 @pytest.mark.parametrize(
     ("columns", "options", "said"),
     [
-        ({"text": TEXTS}, {"label_column": "lable"}, r"--label_column: 'lable' is no column; it has \['text'\]"),
+        ({"text": TEXTS}, {"label_column": "lable"}, r"--label_column: 'lable' is not a column; it has \['text'\]"),
         ({"text": TEXTS}, {"task": "token-classification"}, "needs columns with lists of words"),
         ({"text": TEXTS}, {"task": "classification"}, "none of .* looks like the label"),
         ({"a": [*"1234"], "b": [*"1010"]}, {}, "--text_columns: missing"),
-        ({"text": TEXTS * 9, "label": [f"name {i}" for i in range(36)]}, {}, "36 different values in 36 rows"),
+        ({"text": TEXTS * 9, "label": [f"name {i}" for i in range(36)]}, {}, "36 different values in 36 examples"),
     ],
 )
 def test_what_cannot_be_is_refused(columns, options, said):

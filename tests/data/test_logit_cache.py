@@ -66,7 +66,7 @@ def test_a_finished_store_is_read_only(make):
 def test_a_logit_that_is_no_number_of_the_file(make, dtype):
     store = make(2, 2, dtype=dtype)
     value = 1e6 if dtype == "float16" else torch.nan
-    with pytest.raises(UserError, match=f"example 1 is no finite {dtype}") as caught:
+    with pytest.raises(UserError, match=f"example 1 is not a finite {dtype}") as caught:
         store.write([0, 1], torch.tensor([[0.0, 0.0], [0.0, value]]), [3, 3])
     assert "\n" not in str(caught.value)
 

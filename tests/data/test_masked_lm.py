@@ -262,13 +262,13 @@ def test_mistakes(make, settings, key, part):
 
 
 def test_a_missing_column(make, write):
-    with pytest.raises(UserError, match=r"^data\.text_column: 'text' is no column of .*body"):
+    with pytest.raises(UserError, match=r"^data\.text_column: 'text' is not a column of .*body"):
         make(train_file=write("a.jsonl", '{"body": "the film"}\n'))
 
 
 def test_a_missing_column_of_a_stream(make, write):
     data = make(train_file=write("a.jsonl", '{"body": "the film"}\n'), streaming=True)
-    with pytest.raises(UserError, match=r"^data\.text_column: 'text' is no column of .*body"):
+    with pytest.raises(UserError, match=r"^data\.text_column: 'text' is not a column of .*body"):
         data.train_dataloader()
 
 

@@ -210,7 +210,7 @@ def test_predictions_need_no_answers(make, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "key", "part"),
     [
-        ({"train": "{"}, "data.train_file", "no JSON"),
+        ({"train": "{"}, "data.train_file", "not JSON"),
         ({"train": "[]"}, "data.train_file", "not SQuAD's JSON"),
         ({"train": '{"data": [{"paragraphs": [{"qas": []}]}]}'}, "data.train_file", "no rows"),
         (

@@ -107,9 +107,9 @@ def test_wrong_options(options, said, tmp_path, tiny_model):
     ("row", "options", "said"),
     [
         (("a", "b", "nan"), {}, "'nan' in row 2"),
-        (("a", "b", "6"), {}, "is no number from 0 to 5"),
+        (("a", "b", "6"), {}, "is not from 0 to 5"),
         (("a", "b", "high"), {}, "'high' in row 2"),
-        (("a", "b", "4"), {"score_range": None}, "is no number from -1 to 1"),
+        (("a", "b", "4"), {"score_range": None}, "is not from -1 to 1"),
         (("a", " ", "4"), {}, "'sentence2' in row 2"),
     ],
 )

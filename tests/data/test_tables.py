@@ -149,7 +149,7 @@ def test_an_unknown_encoding(load):
 
 @pytest.fixture
 def classes(tmp_path):
-    """A folder per class, with things beside them that are no texts."""
+    """A folder per class, with things beside them that are not texts."""
     folder = tmp_path / "reviews"
     for name, texts in {"pos": ["good film", "great\nplot"], "neg": ["bad film"], ".hidden": ["no"]}.items():
         (folder / name).mkdir(parents=True)

@@ -214,7 +214,7 @@ def test_mistakes(make, settings, key, part):
     ("row", "settings", "key", "part"),
     [
         ({"tokens": ["a", "film"], "tags": ["O"]}, {}, "data.train_file", "2 words and 1 tags"),
-        ({"tokens": ["a"], "tags": ["O"]}, {"tag_column": "ner"}, "data.tag_column", "'ner' is no column"),
+        ({"tokens": ["a"], "tags": ["O"]}, {"tag_column": "ner"}, "data.tag_column", "'ner' is not a column"),
         ({"tokens": "a film", "tags": ["O", "O"]}, {}, "data.token_column", "no lists"),
         ({"tokens": ["a"], "tags": ["O"]}, {"tag_column": 1}, "data.tag_column", "named columns"),
     ],

@@ -196,7 +196,9 @@ def test_a_run_and_its_exports(tmp_path, monkeypatch, capsys):
     (tmp_path / "tags.txt").rename(tmp_path / "away.txt")
     capsys.readouterr()
     main(["export", f"--run={run}", f"--output={tmp_path / 'unchecked'}"])
-    said = f"was not compared on the run's validation rows: data.train_file: '{tmp_path / 'tags.txt'}' does not exist"
+    said = (
+        f"was not compared on the run's validation examples: data.train_file: '{tmp_path / 'tags.txt'}' does not exist"
+    )
     assert said in capsys.readouterr().out
     (tmp_path / "away.txt").rename(tmp_path / "tags.txt")
 

@@ -50,7 +50,7 @@ def commands(program: str) -> list[tuple[str, list[str]]]:
                 words = shlex.split(line, comments=True)
                 if program in words:
                     arguments = words[words.index(program) + 1 :]
-                    # A redirection and an unset shell variable are no arguments.
+                    # A redirection and an unset shell variable are not arguments.
                     end = next((i for i, word in enumerate(arguments) if word.startswith((">", "|"))), len(arguments))
                     found.append((block.place, [word for word in arguments[:end] if not word.startswith("$")]))
     return found

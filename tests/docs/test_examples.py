@@ -91,7 +91,7 @@ def test_penalty(run):
 
 
 def test_task(run, tiny_data, tiny_model):
-    # The student of the page's other examples is distilled from a classifier; this one begins anew.
+    # The student of the page's other examples is distilled from a classifier; this one starts over.
     alone = {"model.pretrained": tiny_model, "model.teacher": "null", "model.distillation": "null"}
     names = logged(run("my_task", **alone))
     assert {"val/pearson", "val/spearman"} <= names

@@ -324,7 +324,7 @@ def test_tables_may_stay_in_floating_point(tmp_path):
 
 
 def test_answers_have_percent_and_are_judged_by_points():
-    """One other answer of 256 is no loss of ten points."""
+    """One other answer of 256 is not a loss of ten points."""
     task = make_task("question_answering", None)
     found = lit_compress.export.check._score(
         task, *(SimpleNamespace(compute=lambda value=value: {"f1": torch.tensor(value)}) for value in (88.0, 87.85))
@@ -345,7 +345,9 @@ def test_a_data_module_of_ones_own_is_no_reason_to_export_nothing(finished, tmp_
     monkeypatch.setattr(lit_compress.export.command, "validation_data", broken)
     export(run=str(finished), output=str(tmp_path / "out"), to="onnx-int8")
     said = " ".join(capsys.readouterr().out.split())
-    assert "was not compared on the run's validation rows: AttributeError: 'NoneType' object has no attribute" in said
+    assert (
+        "was not compared on the run's validation examples: AttributeError: 'NoneType' object has no attribute" in said
+    )
 
 
 @pytest.mark.parametrize("tables", ["int8", "float"])

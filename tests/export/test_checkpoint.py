@@ -42,9 +42,9 @@ def test_the_last_checkpoint_of_a_run(tmp_path):
 
 
 def test_a_run_that_does_not_exist(tmp_path):
-    assert "is no folder" in error_of(find_checkpoint, tmp_path / "none")
+    assert "is not a folder" in error_of(find_checkpoint, tmp_path / "none")
     (tmp_path / "file").touch()
-    assert "is no folder" in error_of(find_checkpoint, tmp_path / "file")
+    assert "is not a folder" in error_of(find_checkpoint, tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", [None, "checkpoints", "checkpoints/epoch=1.ckpt", "checkpoints/last.ckpt/"])
@@ -171,7 +171,7 @@ def test_weights_that_do_not_fit_their_description(trained):
     assert "do not fit" in error_of(student_from_checkpoint, checkpoint)
 
 
-# A class from a later release, and names that are no model.
+# A class from a later release, and names that are not a model's.
 @pytest.mark.parametrize("architecture", ["BertForTomorrow", "BertConfig", "pipeline", "AutoModel", "__version__"])
 def test_an_architecture_that_does_not_exist(architecture, trained):
     checkpoint = load_checkpoint(trained[1])
@@ -236,7 +236,7 @@ HOSTILE = {
     "a model type that is a number": (("config", "model_type"), 3),
     "labels that are a number": (("config", "id2label"), 3),
     "shapes that are a text": (("config", "quantization_config"), {"quant_method": "lit_compress", "shapes": "x"}),
-    "a configuration that is no JSON": (("config",), "{"),
+    "a configuration that is not JSON": (("config",), "{"),
     "a configuration that is a list": (("config",), "[]"),
     "a configuration without an end": (("config",), "[" * 10**5),
     "no configuration": (("config",), None),

@@ -20,7 +20,7 @@ HEADS = {
     "answers": AutoModelForQuestionAnswering,
     "words": AutoModelForMaskedLM,
 }
-# Largest difference from PyTorch, as a share of the largest output. Rounding of tiny random models costs that much.
+# Largest difference from PyTorch, as a fraction of the largest output. Rounding of tiny random models costs that much.
 TOLERANCES = {
     "hf": 0.0,
     "sparse": 0.0,

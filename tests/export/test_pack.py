@@ -156,7 +156,7 @@ def test_the_base_model_and_another_head_load(folder, model):
     with torch.no_grad():
         assert torch.equal(base(**batch()).last_hidden_state, expected(**batch()).last_hidden_state)
     five = {"id2label": {index: str(index) for index in range(5)}, "ignore_mismatched_sizes": True}
-    if transformers.__version__.startswith("5.17."):  # it would go on with two labels where five are meant
+    if transformers.__version__.startswith("5.17."):  # it would continue with two labels where five are meant
         with pytest.raises(UserError, match=r"classifier\..*: its weights have the shape"):
             AutoModelForSequenceClassification.from_pretrained(folder, **five)
     else:
@@ -264,7 +264,7 @@ def test_a_format_for_all_is_taken_or_refused(model):
         pack(model, dtype="int4")
     with pytest.raises(UserError, match="packed already"):
         pack(pack(model))
-    with pytest.raises(UserError, match="ranges: 'nowhere' is no linear of this model"):
+    with pytest.raises(UserError, match="ranges: 'nowhere' is not a linear of this model"):
         pack(model, ranges={"nowhere": Ranges()})
 
 
@@ -397,7 +397,7 @@ DAMAGES = {
         f"{NAME}: the packed weight is damaged: values hold",
     ),
     "a scale of 0": (rewrite_weights(lambda t: t[f"{QUERY}.w_scale"].zero_()), "w_scale is not above 0"),
-    "an unknown name": (rewrite_config(lambda e: e["packed"].update(x={})), "packed: 'x' is no linear of BertModel"),
+    "an unknown name": (rewrite_config(lambda e: e["packed"].update(x={})), "packed: 'x' is not a linear of BertModel"),
     "an unknown format": (
         rewrite_config(lambda e: e["packed"][NAME].update(format="csr")),
         f"'{NAME}' is 'csr' in 'int8' and must be one of",

@@ -35,7 +35,7 @@ def test_every_map_is_increasing_and_exists(make, depths):
 
 @pytest.mark.parametrize("make", [last_map, skip_map, drop_multiples_map])
 def test_a_deeper_student_has_no_such_map(make):
-    with pytest.raises(ValueError, match=r"at least 4 layers, and it has 3; take 'uniform'"):
+    with pytest.raises(ValueError, match=r"at least 4 layers, and it has 3; use 'uniform'"):
         make(4, 3)
 
 

@@ -205,15 +205,15 @@ def test_terms_that_look_inside_and_learn(make, tiny_teacher, tmp_path):
     folder = save_compressed(trainer, tmp_path / "out")
     names = AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
     assert not any("distillation" in name for name in names)
-    assert trainer.model.distillation_terms is not None  # the Trainer can go on
+    assert trainer.model.distillation_terms is not None  # the Trainer can be resumed
 
 
 @pytest.mark.parametrize(
     ("problem", "words"),
     [
         ("none", "strategies: none are given"),
-        ("class", "is no strategy; give instances"),
-        ("callback", "is no strategy; give instances"),
+        ("class", "is not a strategy; give instances"),
+        ("callback", "is not a strategy; give instances"),
         ("twice", "this Trainer has some already"),
         ("optimizer", "the Trainer has an optimizer already"),
         ("model_init", "the Trainer has a model_init"),

@@ -84,7 +84,7 @@ def test_what_is_left_out_stands_in_the_file_and_on_the_terminal(made, capsys):
     path, said = made("recipe.yaml"), capsys.readouterr().out
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for text in (said, "\n".join(comments)):
-        assert "AnUnheardOfModifier(strength=11): there is no such method here" in text
+        assert "AnUnheardOfModifier(strength=11): this package has no such method" in text
         assert "data.train_file" in text
         assert "To fill in" in text
     assert "Saved as" in said
@@ -133,11 +133,11 @@ def test_an_existing_file_is_kept(made, tmp_path):
     ("name", "content", "words"),
     [
         ("missing.yaml", None, "cannot be read"),
-        ("broken.json", b"{", "no JSON"),
+        ("broken.json", b"{", "not JSON"),
         ("list.json", b"[1]", "neither"),
         ("other.json", b'{"model": 1}', "neither"),
-        ("deep.json", b"[" * 100_000, "no JSON"),
-        ("image.yaml", b"\xff\xfe\x00", "no text"),
+        ("deep.json", b"[" * 100_000, "not JSON"),
+        ("image.yaml", b"\xff\xfe\x00", "not text"),
         ("huge.yaml", b"#" * 1_000_001, "larger"),
         ("empty.yaml", b"", "no modifiers"),
     ],

@@ -300,7 +300,7 @@ def test_rates_without_counterpart_are_listed(lines, said):
 
 def test_unknown_modifiers_and_other_keys_are_listed():
     draft = draft_of("SomethingNewModifier {a: 1}", more="recipe_metadata: {owner: me}\n")
-    assert "SomethingNewModifier(a=1): there is no such method here" in draft.left_out
+    assert "SomethingNewModifier(a=1): this package has no such method" in draft.left_out
     assert any("recipe_metadata" in line for line in draft.left_out)
 
 

@@ -36,7 +36,7 @@ def test_variables_and_expressions():
 
 def test_a_variable_can_be_given():
     assert listed(RECIPE, first=10)[0][2] == {"end_epoch": 12}
-    with pytest.raises(UserError, match="'second' is no variable of the recipe"):
+    with pytest.raises(UserError, match="'second' is not a variable of the recipe"):
         read_recipe(RECIPE, {"second": 1})
 
 
@@ -81,17 +81,17 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         ("", "no modifiers"),
         ("- 1\n- 2", "no modifiers"),
-        ("a: [", "no YAML"),
+        ("a: [", "not YAML"),
         ("modifiers: [3]", "no modifier"),
         ("modifiers:\n  - !Name [1, 2]", "no options by name"),
         ("x: eval(y)\nmodifiers: []", "x: eval\\(y\\) needs a variable"),
         ("x: eval(y)\ny: eval(x)\nmodifiers: []", "needs itself"),
         ("modifiers:\n  - !Name\n    a: eval(b + 1)", "Name needs the variable 'b'"),
         ("modifiers:\n  - !Name\n    a: eval(import os)", "eval\\("),
-        ("modifiers:\n  - !!python/object/apply:os.system ['true']", "no YAML|no options"),
+        ("modifiers:\n  - !!python/object/apply:os.system ['true']", "not YAML|no options"),
         (BOMB + "modifiers: []", "more than"),
         ("modifiers: &m\n  - *m", "more than|no modifier"),
-        ("[" * 4000, "no YAML"),
+        ("[" * 4000, "not YAML"),
     ],
 )
 def test_what_is_no_recipe_is_one_line(text, words):

@@ -160,5 +160,5 @@ def test_cut_weights_are_refused(length, copy):
 
 
 def test_a_missing_folder_is_refused(tmp_path):
-    assert "no folder" in refused(tmp_path / "nowhere")
+    assert "not a folder" in refused(tmp_path / "nowhere")
     assert "config.json" in refused(tmp_path)

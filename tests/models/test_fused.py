@@ -144,8 +144,8 @@ def test_plain_layers_between_fused_ones(family):
     expected = hidden(dequantized(model), "holes")
     assert [reason is None for reason in unfused_reasons(fuse(model))] == [True, False, True, False]
     query = layout_of(model).query or layout_of(model).query_key_value
-    assert f"{query} is no packed linear but a Linear" in unfused_reasons(model)[1]
-    assert f"{down} is no packed linear" in unfused_reasons(model)[3]
+    assert f"{query} is not a packed linear but a Linear" in unfused_reasons(model)[1]
+    assert f"{down} is not a packed linear" in unfused_reasons(model)[3]
     assert relative_error(real(hidden(model, "holes"), "holes"), real(expected, "holes")) < INT8
     with torch.no_grad():
         states = model(**inputs(), output_hidden_states=True).hidden_states
@@ -360,7 +360,7 @@ def test_a_compiled_graph_is_whole(choice, mask, family):
 def test_a_graph_with_a_token_budget(family):
     torch.compiler.reset()
     model = fuse(packed(build(family, AutoModel, num_hidden_layers=1, initializer_range=0.3)))
-    expected = hidden(model)  # ten tokens that are no padding
+    expected = hidden(model)  # ten tokens that are not padding
     for budget, fits in ((10, True), (9, False)):
         encoder_of(model).token_budget = budget
         got = hidden(torch.compile(model, fullgraph=True, backend="aot_eager"))

@@ -96,7 +96,7 @@ GENTLE = Optimization(learning_rate=3e-3, warmup="0%")
 
 @torch.no_grad()
 def answers(model, datamodule):
-    """Logits on the validation rows, and how many of them are right."""
+    """Logits on the validation examples, and how many of them are right."""
     logits, right = [], 0
     for batch in datamodule.val_dataloader():
         logits.append(model(**batch.inputs).logits)

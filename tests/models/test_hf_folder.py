@@ -192,7 +192,7 @@ def test_the_card_counts_what_is_there(make):
     assert f"parameters: {sum(p.numel() for p in fold(model).parameters()):,}" in card
     assert "pruned layers: 12" in card
     assert "- labels: 0, 1\n" in card
-    # What rounds to 0 on the grid is no weight either.
+    # What rounds to 0 on the grid is not a weight either.
     found = float(re.search(r"mean sparsity ([\d.]+)", card)[1])
     assert found == pytest.approx(sum(e["sparsity"] for e in manifest(folder)["linears"].values()) / 12, abs=1e-4)
     assert "quantized layers: 8;" in card

@@ -102,7 +102,7 @@ def test_errors_name_the_key_that_is_asked_for():
 
 def test_a_file_is_no_model(tiny_teacher):
     message = error_of(tiny_teacher / "config.json")
-    assert "no model folder" in message
+    assert "not a model folder" in message
 
 
 def test_a_folder_without_a_configuration(tmp_path):

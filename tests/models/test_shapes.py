@@ -132,9 +132,9 @@ HOSTILE = {
     "a rank above the width": ({"ranks": {WORDS: 33}}, r"is 33 and must be from 1 to 32"),
     "a huge rank": ({"ranks": {WORDS: 10**12}}, r"is 1000000000000 and must be from 1 to 32"),
     "a negative rank": ({"ranks": {WORDS: -4}}, r"is -4 and must be"),
-    "a rank of something else": ({"ranks": {"encoder": 4}}, r"'encoder' is no embedding of BertModel"),
-    "a rank of nothing": ({"ranks": {"": 4}}, r"'' is no embedding of BertModel"),
-    "ranks that are no mapping": ({"ranks": [4]}, r"ranks must be a mapping"),
+    "a rank of something else": ({"ranks": {"encoder": 4}}, r"'encoder' is not an embedding of BertModel"),
+    "a rank of nothing": ({"ranks": {"": 4}}, r"'' is not an embedding of BertModel"),
+    "ranks that are not a mapping": ({"ranks": [4]}, r"ranks must be a mapping"),
 }
 
 

@@ -251,7 +251,7 @@ def test_answers_average_start_and_end():
     whole = [kl_rows(getattr(student, name), getattr(teacher, name), 2.0).mean() for name in heads]
     term = LogitDistillation(1.0, temperature=2.0, tokens="all")
     assert torch.isclose(term(student, teacher, Batch({"attention_mask": MASK}, {}, {})), sum(whole) / 2, rtol=1e-4)
-    # Padding is no candidate: distributions over the first two positions, and over the first.
+    # Padding is not a candidate: distributions over the first two positions, and over the first.
     cut = [(kl_rows(getattr(student, name)[0, :2], getattr(teacher, name)[0, :2], 2.0) + 0.0) / 2 for name in heads]
     term = LogitDistillation(1.0, temperature=2.0)
     assert torch.isclose(term(student, teacher, Batch({"attention_mask": MASK}, {}, {})), sum(cut) / 2, rtol=1e-4)

@@ -43,7 +43,7 @@ class Ended(Callback):
 
 
 class BrokenAt(Distillation):
-    """A term that is no number from its n-th call on."""
+    """A term that is not a number from its n-th call on."""
 
     def __init__(self, call):
         super().__init__()
@@ -230,7 +230,7 @@ def test_losses_follow_from_seed_and_step(tiny_teacher, tiny_data, tmp_path):
 
     first = losses("first", 1)
     assert losses("again", 1) == first
-    # Random numbers that somebody else draws in between change nothing.
+    # Random numbers that someone else draws in between change nothing.
     assert losses("unvalidated", 1, limit_val_batches=0, num_sanity_val_steps=0) == first
     assert losses("other", 2)[0] != pytest.approx(first[0], rel=1e-4)
 

@@ -19,7 +19,7 @@ UNSEEN = {"each_step": False, "log_every_n_steps": 100}
 
 
 class Odd(Distillation):
-    """A term that is no number in one call, and fine before and after it."""
+    """A term that is not a number in one call, and fine before and after it."""
 
     def __init__(self, call=None):
         super().__init__()
@@ -31,14 +31,14 @@ class Odd(Distillation):
 
 
 class Constant(Odd):
-    """The same without a gradient: the loss is no number and its gradient would be one."""
+    """The same without a gradient: the loss is not a number and its gradient would be one."""
 
     def forward(self, student, teacher, batch):
         return super().forward(student, teacher, batch).detach()
 
 
 class Steep(Odd):
-    """A term that is 0 and whose gradient in one call is no number."""
+    """A term that is 0 and whose gradient in one call is not a number."""
 
     def forward(self, student, teacher, batch):
         self.calls += 1

@@ -104,5 +104,5 @@ def test_a_table_of_another_rank_is_replaced():
 
 
 def test_a_manifest_that_names_no_embedding_is_an_error():
-    with pytest.raises(UserError, match="'1', which is no embedding"):
+    with pytest.raises(UserError, match="'1', which is not among the embedding"):
         rebuild(nn.Sequential(table(), nn.Linear(6, 2)), {"factorized": {"1": {"rank": 3, "mask": False}}})

@@ -110,7 +110,7 @@ def test_the_manifest_brings_gates_back():
     assert describe(again) == manifest
     again.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(logits(again), logits(model))
-    with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.9', which is no layer"):
+    with pytest.raises(UserError, match=r"'bert\.encoder\.layer\.9', which is not among the layer"):
         rebuild(again, {"gates": {"bert.encoder.layer.9": {}}})
 
 

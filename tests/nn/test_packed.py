@@ -112,7 +112,7 @@ def test_a_weight_that_is_not_finite_is_refused(value):
     [
         ("tall_blocks", 48, "blocks of 32 columns do not divide 48 inputs"),
         ("blocks", 96, "blocks of 64 columns do not divide 96 inputs"),
-        ("two_four", 20, "20 inputs are no multiple of 8"),
+        ("two_four", 20, "20 inputs are not a multiple of 8"),
         ("two_four", 32, "hold more than two values"),
     ],
 )
@@ -216,10 +216,10 @@ def test_damage_is_refused_in_one_line(case):
     assert "\n" not in str(caught.value)
 
 
-def test_values_beside_the_weight_are_refused():
+def test_values_outside_the_weight_are_refused():
     layer = PackedLinear.from_linear(sparse_linear("tall_blocks", out_features=192), "tall_blocks")
     layer.values[-1, -1] = 1  # the second tile has 64 rows, the last 64 are none
-    with pytest.raises(UserError, match="beside the weight"):
+    with pytest.raises(UserError, match="outside the weight"):
         layer.check()
 
 

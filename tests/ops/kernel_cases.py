@@ -262,7 +262,7 @@ def test_what_fourteen_bits_lose_is_within_what_is_allowed():
     error = ((products / unit).trunc() * unit).sum(2) - products.sum(2)
     allowed = lost_by_tensor_cores(q, w)
     assert (error.abs() <= allowed).all()
-    # And not by much: what is allowed is no licence for faults, a scale that is off by a hundredth for one.
+    # And not by much: what is allowed is not a licence for faults, a scale that is off by a hundredth for one.
     assert error.abs().max() > 0.1 * allowed.mean()
     assert ((0.01 * products.sum(2)).abs() > allowed).double().mean() > 0.5
 

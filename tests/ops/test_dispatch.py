@@ -76,7 +76,7 @@ def test_choices_are_constants_of_a_compiled_graph():
 
     compiled = torch.compile(add, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(20)).sum() == 20
-    with forced("kernel"):  # traced anew
+    with forced("kernel"):  # traced again
         assert compiled(torch.zeros(20)).sum() == -20
     assert compiled(torch.zeros(20)).sum() == 20
 

@@ -73,7 +73,7 @@ def test_a_damaged_file_is_one_line(files, tmp_path):
         chosen()
     files()
     (tmp_path / measured.LAUNCHES).write_text("[{")
-    with pytest.raises(UserError, match=r"launches\.json: no JSON"):
+    with pytest.raises(UserError, match=r"launches\.json: not JSON"):
         chosen()
 
 

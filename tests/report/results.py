@@ -84,7 +84,7 @@ def results(**changes: Any) -> dict[str, Any]:
             },
         },
         "comparison": {
-            "unit": "rows",
+            "unit": "examples",
             "units": 400,
             "confidence": 0.95,
             "resamples": 2000,

@@ -109,7 +109,7 @@ def test_what_counts_as_8_bits():
 
 @pytest.mark.parametrize(
     ("outputs", "words"),
-    [(((float("nan"), 0.0),), "no finite number"), (((1.0,),), "shape"), (((1.0, -9.0),), "differs")],
+    [(((float("nan"), 0.0),), "not a finite number"), (((1.0,),), "shape"), (((1.0, -9.0),), "differs")],
 )
 def test_wrong_outputs_stop_everything(outputs, words):
     asks = [Player("1", []), Player("2", [], outputs=outputs)]

@@ -13,7 +13,7 @@ def answers(correct, **options):
     """A model that is right on these units."""
     right = np.asarray(correct, dtype=float)
     return Outcomes(
-        unit="rows",
+        unit="examples",
         lengths=np.full(len(right), 5),
         score=lambda weights: {"accuracy": weights @ right / weights.sum(1)},
         **options,
@@ -103,14 +103,14 @@ def test_a_model_that_lost_no_answer_may_lose_some_elsewhere():
     assert found["low"] < 0 < found["high"]
     said = verdict(found)
     assert said.startswith("undecided, between a loss of ")
-    assert said.endswith(": only 4 answers changed, 0 for the worse")
+    assert said.endswith(": only 4 predictions changed, 0 for the worse")
 
 
 def test_no_changed_answer_leaves_room_for_some():
     found = changed(lost=0, gained=0, units=60)
     # 0 of 60 answers changed: the rate that would show nothing in one of 40 cases is 1 - 0.025 ** (1 / 60).
     assert found["high"] == -found["low"] == pytest.approx(1 - 0.025 ** (1 / 60))
-    assert verdict(found) == ("undecided, between a loss of 6.0 points and a gain of 6.0: no answer changed")
+    assert verdict(found) == ("undecided, between a loss of 6.0 points and a gain of 6.0: no prediction changed")
 
 
 def test_few_changes_of_one_kind_decide():
@@ -149,7 +149,7 @@ def test_a_metric_without_an_exact_interval_is_undecided_where_few_answers_chang
     both = {name: answers(values, goodness=values) for name, values in (("dense", dense), ("compressed", own))}
     found = compare_outcomes(both)["metrics"]["accuracy"]["differences"]["compressed"]
     assert found["low"] > 0
-    assert verdict(found) == "undecided: only 4 answers changed, 0 for the worse"
+    assert verdict(found) == "undecided: only 4 predictions changed, 0 for the worse"
 
 
 def test_the_same_seed_gives_the_same_interval():

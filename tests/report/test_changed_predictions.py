@@ -155,7 +155,7 @@ def test_the_report_shows_them_as_they_are_and_the_model_card_does_not():
     given = results()
     section = changed(given)
     assert section is not None
-    assert section.lines == ("14 of 400 rows are answered otherwise; 2 of them, worst first:",)
+    assert section.lines == ("14 of 400 examples have another prediction; 2 of them, worst first:",)
     assert section.tables[0].rows[0] == (HOSTILE, "good", HOSTILE, "good")
     assert "| &lt;script>alert(1)&lt;/script> | good |" in markdown(given)
     assert section.title not in with_results("", given)

@@ -108,7 +108,7 @@ def two_classes(**changes):
     return given
 
 
-VERDICT = "undecided, between a loss of 3.1 points and a gain of 12.0: only 4 answers changed, 0 for the worse"
+VERDICT = "undecided, between a loss of 3.1 points and a gain of 12.0: only 4 predictions changed, 0 for the worse"
 
 
 @pytest.fixture

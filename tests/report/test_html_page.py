@@ -197,14 +197,14 @@ def test_layers_that_say_the_same_are_one_row(whole):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"constant": {"compressed": HOSTILE}}, f"The compressed model answers all rows alike, with {HOSTILE!r}"),
+        ({"constant": {"compressed": HOSTILE}}, f"The compressed model predicts {HOSTILE!r} for all examples"),
         (
             {"constant": {"dense": "good"}},
-            "The dense model answers all rows alike, with 'good': it has learned nothing.",
+            "The dense model predicts 'good' for all examples: it has learned nothing.",
         ),
         (
             {"majority": {"answer": "good", "share": 0.95}},
-            "The compressed model is right no more often than the answer 'good'",
+            "The compressed model is correct no more often than always predicting 'good'",
         ),
     ],
 )
@@ -231,11 +231,11 @@ def test_the_speed_is_that_of_dense_as_1():
 def test_few_rows_are_said():
     given = results()
     given["comparison"]["units"] = 60
-    said = "Only 60 rows: fewer than 300 cannot tell a few points from chance"
+    said = "Only 60 examples: fewer than 300 cannot tell a few points from chance"
     for text in (parsed(page(given, drawn(given))).text, markdown(given), with_results("", given)):
         assert said in text
         assert "no loss" not in text
 
 
 def test_the_verdict_stands_first(whole):
-    assert "Accuracy: loses between 1.0 and 3.0 points (95 % interval, paired on 400 rows)." in whole.text
+    assert "Accuracy: loses between 1.0 and 3.0 points (95 % interval, paired on 400 examples)." in whole.text

@@ -315,7 +315,7 @@ def test_any_dense_model(run, tiny_teacher, tmp_path):
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
-        ("", ["--run", "is no folder"]),
+        ("", ["--run", "is not a folder"]),
         ("checkpoints", ["--run", "no checkpoints/last.ckpt"]),
         ("config.yaml", ["--run", "config.yaml"]),
         ("model", ["--run", "no model/", "lit_compress export --run"]),

@@ -67,5 +67,5 @@ def test_a_value_that_is_not_defined_is_left_out():
 
 @pytest.mark.parametrize("front", ["- a list", "a: [not closed"])
 def test_damaged_front_matter_is_one_line(front):
-    with pytest.raises(UserError, match=r"README\.md: damaged front matter: [^\n]*; mend it, or remove the file$"):
+    with pytest.raises(UserError, match=r"README\.md: damaged front matter: [^\n]*; fix it, or remove the file$"):
         with_results(f"---\n{front}\n---\nbody\n", results())

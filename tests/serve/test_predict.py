@@ -1,4 +1,4 @@
-"""`lit_compress predict` on all tasks: the file's order, the model's own answers, going on after an interruption."""
+"""`lit_compress predict` on all tasks: the file's order, the model's own answers, resuming after an interruption."""
 
 import json
 import subprocess
@@ -293,7 +293,7 @@ def test_mistakes_are_one_line(options, words, tiny_teacher, texts, tmp_path):
 
 def test_a_mistake_in_the_data_leaves_nothing_behind(tiny_teacher, texts, tmp_path):
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match="'sentences' is no column"):
+    with pytest.raises(UserError, match="'sentences' is not a column"):
         columns(texts, tmp_path / "out.parquet", tiny_teacher, data={"text_columns": ["sentences"]})
     assert sorted(tmp_path.iterdir()) == before
 

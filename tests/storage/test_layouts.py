@@ -164,7 +164,7 @@ def test_two_four_is_an_exact_inverse(rows, eights, dtype, density, seed):
 def test_two_four_refuses_what_it_cannot_say():
     with pytest.raises(ValueError, match="hold more than two values"):
         pack_two_four(torch.ones(1, 8, dtype=torch.int8))
-    with pytest.raises(ValueError, match="12 inputs are no multiple of 8"):
+    with pytest.raises(ValueError, match="12 inputs are not a multiple of 8"):
         pack_two_four(torch.zeros(1, 12, dtype=torch.int8))
     values, index = pack_two_four(torch.zeros(1, 8, dtype=torch.int8))
     with pytest.raises(ValueError, match="no first and second position"):

@@ -69,7 +69,7 @@ WRONG = {
     "sparsity of one": ({"sparsity": 1.0}, ["MagnitudePruning.sparsity", "1.0", "[0, 1)"]),
     "sparsity in percent": ({"sparsity": 80}, ["MagnitudePruning.sparsity", "80"]),
     "negative sparsity": ({"sparsity": -0.1}, ["MagnitudePruning.sparsity", "-0.1"]),
-    "sparsity that is no number": ({"sparsity": float("nan")}, ["MagnitudePruning.sparsity", "nan"]),
+    "sparsity that is not a number": ({"sparsity": float("nan")}, ["MagnitudePruning.sparsity", "nan"]),
     "negative start": ({"initial_sparsity": -0.5}, ["MagnitudePruning.initial_sparsity", "-0.5"]),
     "initial above final": (
         {"sparsity": 0.5, "initial_sparsity": 0.7},
@@ -161,7 +161,7 @@ def test_what_does_not_fit_the_run_is_an_error_before_the_first_step(arguments, 
 WINDOWS = {
     "every step": ({"start": "0%", "end": "50%", "every": "1 steps"}, [0, 1, 2, 3, 4]),
     "a late start": ({"start": "2 steps", "end": "6 steps", "every": "2 steps"}, [2, 4, 6]),
-    "an end that is no multiple": ({"start": "1 steps", "end": "6 steps", "every": "3 steps"}, [1, 4, 6]),
+    "an end that is not a multiple": ({"start": "1 steps", "end": "6 steps", "every": "3 steps"}, [1, 4, 6]),
     "epochs": ({"start": "0.5 epochs", "end": "2 epochs", "every": "0.5 epochs"}, [2, 4, 6, 8]),
     "a distance that rounds to nothing": ({"start": "3 steps", "end": "5 steps", "every": "1%"}, [3, 4, 5]),
     "a distance longer than the window": ({"start": "1 steps", "end": "3 steps", "every": "2 epochs"}, [1, 3]),

@@ -157,7 +157,7 @@ def test_a_stream_has_no_rows_to_draw(midway):
         global_step, global_rank, world_size = 0, 0, 1
         train_dataloader = DataLoader(Stream(), batch_size=4)
 
-    with pytest.raises(UserError, match="data: pruning draws training rows") as caught:
+    with pytest.raises(UserError, match="data: pruning draws training examples") as caught:
         midway(lambda run, module: list(sample_gradients(Run(), module, weights_of(module), 1, 4)))
     assert "\n" not in str(caught.value)
 

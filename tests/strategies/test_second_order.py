@@ -73,7 +73,7 @@ WRONG = {
     "no blocks": ({"block_size": 0}, ["SecondOrderPruning.block_size", "0"]),
     "no recomputation": ({"recomputations": 0}, ["SecondOrderPruning.recomputations", "0"]),
     "no damping": ({"damping": 0.0}, ["SecondOrderPruning.damping", "0.0"]),
-    "damping that is no number": ({"damping": float("nan")}, ["SecondOrderPruning.damping", "nan"]),
+    "damping that is not a number": ({"damping": float("nan")}, ["SecondOrderPruning.damping", "nan"]),
     "no memory": ({"memory": 0.0}, ["SecondOrderPruning.memory", "0.0"]),
     "groups that do not divide blocks": ({"pattern": "1x4"}, ["SecondOrderPruning.block_size", "50", "48"]),
     "groups larger than blocks": ({"pattern": "1x8", "block_size": 6}, ["SecondOrderPruning.block_size", "6", "8"]),

@@ -91,7 +91,7 @@ def test_the_loss_of_a_ranking_has_the_others_and_the_hard_ones_as_negatives():
     task = EmbeddingTask(loss="ranking")
     found = task.loss(output(3 * unit), batch(3, document=torch.arange(3)))
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
-    # A document that two of them share is no negative of either.
+    # A document that two of them share is not a negative of either.
     logits[0, 1] = logits[1, 0] = -torch.inf
     found = task.loss(output(unit), batch(3, document=torch.tensor([7, 7, 9])))
     assert found.item() == pytest.approx(F.cross_entropy(logits, torch.arange(3)).item(), rel=1e-5)
@@ -182,12 +182,12 @@ def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normal
         ({"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}},
          "its pooling is mean and max"),
         ({"1_Pooling/config.json": {}}, "its pooling is not named"),
-        ({"1_Pooling/config.json": []}, "is no mapping"),
-        ({"modules.json": {"type": "Transformer"}}, "is no list of modules"),
+        ({"1_Pooling/config.json": []}, "is not a mapping"),
+        ({"modules.json": {"type": "Transformer"}}, "is not a list of modules"),
         ({"sentence_bert_config.json": {"max_seq_length": "long"}}, "max_length 'long'"),
         ({"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}}, "include_prompt"),
         ({"modules.json": [{"type": "a.Transformer"}, {"type": "a.Pooling", "path": "../other"}]},
-         "no name of a folder"),
+         "not the name of a folder"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_is_refused(files, said, tmp_path, tiny_model):

@@ -120,7 +120,7 @@ def expected(kind, output, batch):
     task = make_task(TASKS.get(kind, kind), LABELS.get(kind))
     metrics = task.metrics("")
     task.update(metrics, SimpleNamespace(**output), batched(batch))
-    # A threshold is no measure of how good a model is, and its interval would say nothing.
+    # A threshold is not a measure of how good a model is, and its interval would say nothing.
     return {name: float(value) for name, value in metrics.compute().items() if name != "best_f1_threshold"}
 
 

@@ -24,7 +24,7 @@ from lit_compress.tasks import Outcomes, Task
 
 
 class Relevance(Task):
-    """One logit: binary cross-entropy with labels in [0, 1]; the share of labels on the right side of a half."""
+    """One logit: binary cross-entropy with labels in [0, 1]; the fraction of labels on the right side of a half."""
 
     name = "relevance"
     head = AutoModelForSequenceClassification

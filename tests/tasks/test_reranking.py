@@ -90,7 +90,7 @@ def test_the_report_scores_what_the_validation_does(task, tiny_model, tmp_path):
     [
         ({"label_column": None}, "must be query, relevant document and one or more others"),
         ({"text_columns": ["query", "nothing"]}, "'nothing'"),
-        ({"score_range": (0, 1)}, "is no number from 0 to 1"),
+        ({"score_range": (0, 1)}, "is not from 0 to 1"),
         ({"text_columns": ["query"]}, "two columns, whose texts a score compares"),
     ],
 )

@@ -128,7 +128,7 @@ class Interrupt(Callback):
 
 def test_an_interrupted_run_goes_on(make, tmp_path):
     whole = fit(**make(run=tmp_path / "whole"))
-    with pytest.raises(KeyboardInterrupt, match="SIGINT; go on with resume='last'"):
+    with pytest.raises(KeyboardInterrupt, match="SIGINT; resume with resume='last'"):
         fit(**make(run=tmp_path / "run", trainer=OPTIONS | {"callbacks": [Interrupt()]}))
     run = fit(**make(run=tmp_path / "run", resume="last"))
     first, second = load_checkpoint(whole.checkpoint), load_checkpoint(run.checkpoint)

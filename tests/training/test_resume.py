@@ -1,4 +1,4 @@
-"""A run goes on with what it began with; what it cannot is an error, what it can is said."""
+"""A run continues with what it began with; what it cannot is an error, what it can is said."""
 
 import shutil
 
@@ -76,7 +76,7 @@ def test_what_has_an_effect_is_said(run, finished, tmp_path, caplog):
         *("compression.MagnitudePruning.sparsity", "data.train_file"),
         *("trainer.gradient_clip_val", "trainer.limit_train_batches"),
     ]
-    assert said[0].endswith("the run began with 0.5 and goes on with 0.75")
+    assert said[0].endswith("the run began with 0.5 and continues with 0.75")
 
 
 def test_an_older_run_has_fewer_settings():

@@ -152,7 +152,7 @@ def test_a_damaged_lock_of_nobody(text, tmp_path):
     lock.write_text(text)
     os.utime(lock, (0, 0))
     enter(tmp_path / "run")
-    assert (tmp_path / "run").is_dir()  # made by somebody else
+    assert (tmp_path / "run").is_dir()  # made by someone else
     assert not list((tmp_path / "run").iterdir())
 
 

@@ -107,7 +107,7 @@ def test_it_saves_says_how_to_go_on_and_loses_nothing(
 def test_before_the_first_step_there_is_nothing_to_save(command, tmp_path):
     done = stopped(command, tmp_path, name="SIGTERM", batch=-1)
     assert (done.returncode, (tmp_path / "run").exists()) == (143, False)
-    assert "the same command begins anew" in done.stderr.strip().splitlines()[-1]
+    assert "the same command starts over" in done.stderr.strip().splitlines()[-1]
 
 
 def test_a_second_signal_ends_at_once(command, tmp_path):

@@ -1,4 +1,4 @@
-"""A run that version 0.1 left (commit bf6e194) is gone on from and exported as it was then.
+"""A run that version 0.1 left (commit bf6e194) is resumed from and exported as it was then.
 
 `exported.safetensors` is what its own `export` made. Paths in `config.yaml` are relative here.
 """

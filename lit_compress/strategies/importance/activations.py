@@ -9,13 +9,13 @@ __all__ = ["Activations"]
 class Activations(Function):
     """``|w| * norm of the input feature`` (Wanda: Sun et al. 2023, arXiv 2306.11695).
 
-    The norms are measured anew at each update, on rows of the training data, without dropout and without padding; it
+    The norms are measured again at each update, on training examples, without dropout and without padding; it
     keeps nothing and changes no other weight. The paper ranks the weights of each output by themselves: give the scope
     ``output``.
 
     Args:
         batches: mini-batches that an update looks at.
-        batch_size: rows of a mini-batch on each device.
+        batch_size: examples of a mini-batch on each device.
 
     """
 

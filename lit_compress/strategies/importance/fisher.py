@@ -1,4 +1,4 @@
-"""Fisher: what the loss would miss least, to second order, goes, and the weights beside it make up for it."""
+"""Fisher: what the loss would miss least, to second order, goes, and the remaining weights compensate for it."""
 
 from collections.abc import Mapping
 
@@ -22,18 +22,18 @@ class Fisher(Importance):
     """Optimal BERT Surgeon (oBERT: Kurtic et al. 2022, arXiv 2203.07259).
 
     At each update gradients of the task loss (no distillation, no dropout) give a block-diagonal Fisher matrix. Its
-    inverse says how much the loss would rise without a weight, and how the weights beside it make up for the loss, so
+    inverse says how much the loss would rise without a weight, and how the remaining weights compensate for it, so
     what is pruned cannot come back. Keeps nothing; an update costs ``recomputations * gradients`` forward and backward
     passes.
 
     Args:
         gradients: m, the mini-batches whose gradients make the Fisher matrix.
-        gradient_batch_size: rows of such a mini-batch on each device.
+        gradient_batch_size: examples of such a mini-batch on each device.
         damping: lambda, added to the diagonal; too large is magnitude pruning, too small unstable.
         block_size: B, the weights that know of each other; memory grows with it.
         recomputations: parts that an update is made in, each with fresh gradients, equal steps of sparsity apart.
-        memory: GiB that inverses may take on the device, beside model and activations. What does not fit is divided
-            among the layers, at the price of sampling the gradients again for each part.
+        memory: GiB that inverses may take on the device, in addition to model and activations. What does not fit is
+            divided among the layers, at the price of sampling the gradients again for each part.
 
     """
 
@@ -60,12 +60,12 @@ class Fisher(Importance):
         group = pattern.columns if isinstance(pattern, Pattern) else 1
         if self.block_size % group:
             raise UserError(
-                f"{self.key}.block_size: {self.block_size} is no multiple of the {group} weights of a group; "
+                f"{self.key}.block_size: {self.block_size} is not a multiple of the {group} weights of a group; "
                 f"give {self.block_size // group * group or group}"
             )
 
     def why_no_regrowth(self) -> str | None:
-        return "the weights beside a pruned one have made up for it"
+        return "the remaining weights have compensated for it"
 
     def check_size(self, units: Units) -> None:
         self._shares(units.layers)
@@ -116,7 +116,7 @@ class Fisher(Importance):
         scores = fisher.saliency(full_weight(layer), inverse, group)
         if not torch.isfinite(scores).all():
             raise UserError(
-                f"{self.key}.damping: with {self.damping:g} some scores are no numbers; give a larger one, "
+                f"{self.key}.damping: with {self.damping:g} some scores are not numbers; give a larger one, "
                 "or lower model.optimization.learning_rate if the loss overflows"
             )
         return scores

@@ -1,4 +1,4 @@
-"""A function of the user's: from a weight, and what was measured beside it, to scores."""
+"""A function of the user's: from a weight, and measured statistics, to scores."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -23,14 +23,14 @@ _STATISTICS = ("input_norms", "gradients")
 class Function(Importance):
     """Scores by a function ``f(weight)``, ``f(weight, input_norms)``, ``f(weight, gradients)`` or all three.
 
-    What its parameters ask for beside the weight is measured anew at each update, on rows of the training data;
+    What its parameters ask for in addition to the weight is measured again at each update, on training examples;
     ``input_norms`` are ``(in_features,)``, the root mean square of each input; ``gradients`` are of the weight's shape,
     the mean of ``|dL/dw|`` over mini-batches of the task's loss. Nothing is kept, no other weight changes.
 
     Args:
         function: gives scores of the weight's shape, low ones are pruned first; the same on every rank.
         batches: mini-batches that an update looks at, if the function asks for more than the weight.
-        batch_size: rows of a mini-batch on each device.
+        batch_size: examples of a mini-batch on each device.
 
     """
 
@@ -43,11 +43,11 @@ class Function(Importance):
         if isinstance(self.function, type) or not callable(self.function):
             given = f"the class {_name(self.function)}" if isinstance(self.function, type) else repr(self.function)
             raise UserError(
-                f"{self.key}: {given} is no function of a weight; give one, or an importance such as Magnitude()"
+                f"{self.key}: {given} is not a function of a weight; give one, or an importance such as Magnitude()"
             )
         if unknown := [name for name in self.statistics if name not in _STATISTICS]:
             raise UserError(
-                f"{self.key}: {_name(self.function)!r} asks for {unknown[0]!r}; beside "
+                f"{self.key}: {_name(self.function)!r} asks for {unknown[0]!r}; besides "
                 f"the weight there are {', '.join(_STATISTICS)}"
             )
         self._check_positive("batches", "batch_size")
@@ -91,7 +91,7 @@ def _name(function: Callable[..., Tensor]) -> str:
 
 
 def _asked(function: Callable[..., Tensor]) -> tuple[str, ...]:
-    """Names of the parameters without a default beside the first, which is the weight."""
+    """Names of the parameters without a default after the first, which is the weight."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (ValueError, TypeError):  # a function of torch, written in C; or none at all, which check() refuses

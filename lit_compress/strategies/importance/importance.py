@@ -19,7 +19,7 @@ __all__ = ["Importance", "Sample"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Where an importance may look beside the weights.
+    """What an importance may use in addition to the weights.
 
     Args:
         trainer: of the run.
@@ -39,12 +39,12 @@ class Importance(KeepsInitArgs):
     """Says what a weight, a block, a head or a neuron is worth. Subclass it and define :meth:`of_weight` or more.
 
     An importance keeps no state of its own: what it collects during training is a buffer, what it learns a Parameter of
-    a layer, both installed in :meth:`prepare`; everything else it computes anew at each update.
+    a layer, both installed in :meth:`prepare`; everything else it computes again at each update.
 
     Attributes:
         key: how error messages begin that name an option.
-        needs_passes: whether each update takes forward passes on training rows, so that one that prunes nothing is left
-            out.
+        needs_passes: whether each update takes forward passes on training examples, so that one that prunes nothing is
+            left out.
         collects: whether :meth:`collect` looks at the gradients of each training step.
         from_weights: whether :meth:`of_weight` says it all, so that it can be asked before training.
         learned: whether what is pruned competes on with what is kept, and may come back until the last update.
@@ -103,4 +103,4 @@ class Importance(KeepsInitArgs):
         return units.select(self.scores(units, sample), sparsity), {}
 
     def forget(self, units: Units) -> None:
-        """Begin to collect anew, after an update."""
+        """Begin to collect again, after an update."""

@@ -1,4 +1,4 @@
-"""Movement: scores beside the weights learn whether a weight moves away from 0 or towards it."""
+"""Movement: a learned score for each weight says whether a weight moves away from 0 or towards it."""
 
 from typing import Literal
 
@@ -70,6 +70,6 @@ class Movement(Importance):
     def choose(self, units: Units, sparsity: float, sample: Sample) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self.method == "hard":
             return super().choose(units, sparsity, sample)
-        # Here what the schedule says is a share of the final threshold.
+        # Here what the schedule says is a fraction of the final threshold.
         scores = self.scores(units, sample)
         return {name: threshold_mask(score, self.threshold * sparsity) for name, score in scores.items()}, {}
