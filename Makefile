@@ -21,7 +21,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/codespell README.md CONTRIBUTING.md CITATION.cff .github docs examples
+	$(BIN)/codespell README.md CONTRIBUTING.md CITATION.cff .github docs examples lit_compress configs
 	$(BIN)/mkdocs build --strict --quiet
 
 test: install

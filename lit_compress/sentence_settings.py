@@ -17,7 +17,7 @@ __all__ = [
     "CROSS_ENCODER_KEY",
     "SENTENCE_KEY",
     "SentenceSettings",
-    "file_beside",
+    "companion_file",
     "has_settings",
     "keep_settings",
     "settings_of",
@@ -50,7 +50,7 @@ class SentenceSettings:
         prompts: texts by name that a program may put before a text.
         default_prompt: the name of the one that it puts there by itself.
         dense: of a projection after the pooling: ``out_features``, ``bias`` and ``activation``, a class of
-            ``torch.nn``; None is no projection.
+            ``torch.nn``; None for no projection.
 
     Raises:
         UserError: another pooling, or a projection that is not known here.
@@ -211,7 +211,7 @@ def _dense(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _tokenizer_length(config: PretrainedConfig) -> int | None:
-    """The longest text of the tokenizer, where sentence-transformers 6 keeps it; None where that is no limit."""
+    """The longest text of the tokenizer, where sentence-transformers 6 keeps it; None where that is not a limit."""
     length = (_read(config, _TOKENIZER) or {}).get("model_max_length")
     positions = getattr(config, "max_position_embeddings", None) or _NO_LIMIT
     return min(length, positions) if isinstance(length, int) and 0 < length < _NO_LIMIT else None
@@ -242,8 +242,8 @@ def _plain(path: Any) -> str:
     return name
 
 
-def file_beside(config: PretrainedConfig, name: str) -> Path | None:
-    """A file beside a configuration, in its folder or on the hub; None where there is none."""
+def companion_file(config: PretrainedConfig, name: str) -> Path | None:
+    """A file in a configuration's folder, local or on the hub; None where there is none."""
     source = str(config.name_or_path or "")
     if not source:
         return None
@@ -259,9 +259,9 @@ def file_beside(config: PretrainedConfig, name: str) -> Path | None:
 
 
 def _read(config: PretrainedConfig, name: str) -> Any:
-    """A JSON file beside a configuration, in its folder or on the hub; None where there is none."""
+    """A JSON file in a configuration's folder, local or on the hub; None where there is none."""
     source = str(config.name_or_path or "")
-    path = file_beside(config, name)
+    path = companion_file(config, name)
     if path is None:
         return None
     try:

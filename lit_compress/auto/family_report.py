@@ -29,7 +29,7 @@ _STARTS = {
     "report.html": r"<!doctype html>(?s:.*?)<title>Family of ",
 }
 _MANY = "texts/s"
-# What loads models that are no pipeline of Transformers, by task.
+# What loads models that are not a pipeline of Transformers, by task.
 _SENTENCE_SNIPPETS = {
     "embedding": """\
 import lit_compress  # teaches Transformers uneven shapes

@@ -57,7 +57,7 @@ class FusedEncoder(nn.Module):
 
     Attributes:
         token_budget: unpadded tokens that a captured or compiled graph computes; None computes all places of the
-            batch. A batch with more unpadded tokens gives NaN. ``row_budget`` is its old name.
+            batch. A batch with more unpadded tokens gives NaN.
 
     """
 
@@ -67,12 +67,12 @@ class FusedEncoder(nn.Module):
     plain_attention: str
 
     @property
-    def row_budget(self) -> int | None:
+    def row_budget(self) -> int | None:  # codespell:ignore row_budget
         """The old name of ``token_budget``."""
         return self.token_budget
 
-    @row_budget.setter
-    def row_budget(self, budget: int | None) -> None:
+    @row_budget.setter  # codespell:ignore row_budget
+    def row_budget(self, budget: int | None) -> None:  # codespell:ignore row_budget
         self.token_budget = budget
 
     def start(self, config: Any) -> None:

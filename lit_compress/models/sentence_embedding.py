@@ -14,7 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from lit_compress.errors import UserError, first_line
 from lit_compress.functional.pooling import pool
-from lit_compress.sentence_settings import SENTENCE_KEY, file_beside, keep_settings, settings_of, write_settings
+from lit_compress.sentence_settings import SENTENCE_KEY, companion_file, keep_settings, settings_of, write_settings
 
 __all__ = ["DENSE", "SentenceDense", "SentenceOutput", "add_dense", "give_embeddings", "write_sentence_files"]
 
@@ -72,7 +72,7 @@ def add_dense(model: PreTrainedModel) -> SentenceDense | None:
 
 
 def write_sentence_files(model: PreTrainedModel, folder: Path) -> None:
-    """Write what ``SentenceTransformer(folder)`` reads beside the weights; nothing for models of other tasks."""
+    """Write what ``SentenceTransformer(folder)`` reads in addition to the weights; nothing for models of other tasks."""
     write_settings(model.config, folder)
     if isinstance(dense := getattr(model, DENSE, None), SentenceDense):
         state = {f"linear.{name}": tensor.detach().float().contiguous() for name, tensor in dense.state_dict().items()}
@@ -84,7 +84,7 @@ def _load_dense(model: PreTrainedModel) -> None:
     dense, source = add_dense(model), str(model.config.name_or_path)
     if dense is None:
         return
-    file = file_beside(model.config, _FILE)
+    file = companion_file(model.config, _FILE)
     if file is None:
         raise UserError(
             f"{source!r}: it has no {_FILE}; load it with SentenceTransformer and save it again, as safetensors"
