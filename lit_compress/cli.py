@@ -42,7 +42,7 @@ _HELP = """usage: lit_compress COMMAND [options]
 Make BERT-family encoders smaller.
 
 all in one command:
-  compress         make a model N times faster for your data; measure and compare
+  compress         make a model N times as fast for your data, and measure it
 
 training, from YAML files (--config, several compose) and options:
   init             inspect your file and write YAML configurations for it
@@ -76,10 +76,10 @@ _TRAINING_HELP = """usage: lit_compress {command} [--config FILE ...] [options]
 {about}
 
 options; each is a key of the YAML, and a later one wins:
-  --config FILE              YAML file, or a name from the package: @sst2/student;
+  --config FILE              YAML file, or one of the package: @sst2/student;
                              each file adds its entries to `compression`
-  --run FOLDER               run folder: settings, checkpoints, logs, final model
-  --model CLASS              LitTeacher, LitStudent, LitPrunedStudent or your own
+  --run FOLDER               run folder: settings, checkpoints, logs, the model
+  --model CLASS              LitTeacher, LitStudent, LitPrunedStudent or yours
   --model.pretrained NAME    folder or hub name of the pretrained model
   --model.teacher NAME       folder or hub name of the teacher
   --data CLASS               TextClassification, TokenClassification, ...

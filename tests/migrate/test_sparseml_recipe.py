@@ -82,7 +82,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("", "no modifiers"),
         ("- 1\n- 2", "no modifiers"),
         ("a: [", "not YAML"),
-        ("modifiers: [3]", "no modifier"),
+        ("modifiers: [3]", "not a modifier"),
         ("modifiers:\n  - !Name [1, 2]", "no options by name"),
         ("x: eval(y)\nmodifiers: []", "x: eval\\(y\\) needs a variable"),
         ("x: eval(y)\ny: eval(x)\nmodifiers: []", "needs itself"),
@@ -90,7 +90,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("modifiers:\n  - !Name\n    a: eval(import os)", "eval\\("),
         ("modifiers:\n  - !!python/object/apply:os.system ['true']", "not YAML|no options"),
         (BOMB + "modifiers: []", "more than"),
-        ("modifiers: &m\n  - *m", "more than|no modifier"),
+        ("modifiers: &m\n  - *m", "more than|not a modifier"),
         ("[" * 4000, "not YAML"),
     ],
 )
