@@ -72,7 +72,7 @@ def add_dense(model: PreTrainedModel) -> SentenceDense | None:
 
 
 def write_sentence_files(model: PreTrainedModel, folder: Path) -> None:
-    """Write what ``SentenceTransformer(folder)`` reads in addition to the weights; nothing for models of other tasks."""
+    """Write what ``SentenceTransformer(folder)`` needs besides weights; nothing for models of other tasks."""
     write_settings(model.config, folder)
     if isinstance(dense := getattr(model, DENSE, None), SentenceDense):
         state = {f"linear.{name}": tensor.detach().float().contiguous() for name, tensor in dense.state_dict().items()}
