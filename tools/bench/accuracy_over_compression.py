@@ -1,6 +1,6 @@
 """Each paper's own points and ours in one picture: how much of the dense model's score is kept, over how much smaller.
 
-    python -m tools.bench.accuracy_over_compression --output docs/images/compared-with-the-papers.png
+    python -m tools.bench.accuracy_over_compression --output docs/pictures/compared-with-the-papers.png
 
 The papers' points are in tools/papers.csv, each with its source and whether it was verified there. Ours are rows of
 tools/results.csv, of other models and less training: the picture shows where they differ, and is no ranking. Bytes of

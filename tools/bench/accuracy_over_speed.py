@@ -1,6 +1,6 @@
 """One picture of tools/results.csv: how much of the dense model's score is kept, over the speed that was measured.
 
-    python -m tools.bench.accuracy_over_speed --output docs/images/accuracy-over-speed.png
+    python -m tools.bench.accuracy_over_speed --output docs/pictures/accuracy-over-speed.png
 
 A point is a stage of a recipe on one data set as it is deployed, in 8 bits on its runtime, the mean over its seeds;
 speeds are compared with the dense model in fp32 on the same runtime. A hollow point is no better than one answer to
