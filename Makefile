@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install check test test-slow demo docs bench gpu-kit clean
+.PHONY: install check test test-fast test-slow demo docs bench gpu-kit clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,11 @@ check: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+# What needs no training: a minute, for the inner loop.
+test-fast: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu and not ddp" \
+		tests/functional tests/storage tests/nn tests/data lit_compress/functional lit_compress/storage
 
 test-slow: install
 	$(BIN)/python -m pytest -m "slow"

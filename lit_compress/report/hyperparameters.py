@@ -1,11 +1,25 @@
-"""A fit in TensorBoard's table of hyper-parameters."""
+"""A fit in TensorBoard: its row in the table of hyper-parameters, and which curves share a chart."""
 
 from typing import Any
 
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard.summary import hparams
 
-__all__ = ["experiment"]
+__all__ = ["CURVES", "experiment"]
+
+# Charts of TensorBoard's custom scalars: category to title to regular expressions of tags that share a chart.
+CURVES = {
+    "training": {
+        "loss and its parts": ["Multiline", [r"^train/"]],
+        "training and validation loss": ["Multiline", [r"^train/loss$", r"^val/loss$"]],
+        "validation metrics": ["Multiline", [r"^val/(?!loss$)"]],
+        "learning rate": ["Multiline", [r"^lr"]],
+    },
+    "compression": {
+        "sparsity": ["Multiline", [r"^sparsity$"]],
+        "sparsity by layer": ["Multiline", [r"^sparsity/"]],
+    },
+}
 
 _GROUP = "report"  # the folder below that of the run
 # Columns of :func:`lit_compress.report.tensorboard.final_metrics`, in addition to those of the metrics.

@@ -13,9 +13,10 @@ from lit_compress.data.text_data import TextData
 from lit_compress.data.tokenizer_check import check_tokenizer
 from lit_compress.export.run_folder import TOKENIZER
 from lit_compress.files import atomic_file, atomic_folder, begins
-from lit_compress.report.hyperparameters import experiment
+from lit_compress.report.hyperparameters import CURVES, experiment
+from lit_compress.training.compared_settings import compared_settings
 
-__all__ = ["RunRecord", "flat_settings", "is_written"]
+__all__ = ["RunRecord", "is_written"]
 
 _MARK = "# lightning.pytorch"
 # Whether a fit wrote a configuration.
@@ -57,6 +58,7 @@ class RunRecord(Callback):
         if isinstance(trainer.logger, TensorBoardLogger):
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             trainer.logger.experiment.add_text("config", indented)
+            trainer.logger.experiment.add_custom_scalars(CURVES)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated = trainer.global_step
@@ -65,28 +67,8 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-            chosen = {key: self.settings.get(key) for key in ("model", "data", "compression", "seed_everything")}
-            chosen["max_epochs"] = self.settings["trainer"].get("max_epochs")
             trainer.logger.log_metrics(final)
             writer = trainer.logger.experiment._get_file_writer()
-            for summary in experiment(flat_settings(chosen), final):
+            for summary in experiment(compared_settings(self.settings), final):
                 writer.add_summary(summary)
             trainer.logger.save()
-
-
-def flat_settings(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as a table of dotted names and scalars; a class is named by its last name.
-
-    Example:
-        >>> flat_settings({"prune": [{"class_path": "a.Prune", "init_args": {"sparsity": 0.8}}]})
-        {'prune.Prune.sparsity': 0.8}
-
-    """
-    if isinstance(settings, dict) and "class_path" in settings:
-        name = settings["class_path"].rpartition(".")[2]
-        return flat_settings(settings.get("init_args") or {name: True}, f"{prefix}{name}.")
-    if isinstance(settings, dict):
-        return {k: v for key, value in settings.items() for k, v in flat_settings(value, f"{prefix}{key}.").items()}
-    if isinstance(settings, list):
-        return {k: v for value in settings if isinstance(value, dict) for k, v in flat_settings(value, prefix).items()}
-    return {prefix.rstrip("."): settings} if isinstance(settings, str | int | float) else {}

@@ -15,6 +15,7 @@ from lit_compress.progress import progress_bar
 from lit_compress.strategies.after_compression import after_compression
 from lit_compress.strategies.monitor import CompressionMonitor
 from lit_compress.training.checkpoints import LastCheckpoint, WholeCheckpoints
+from lit_compress.training.learning_rate_log import LearningRateLog
 from lit_compress.training.run_lock import Claim
 from lit_compress.training.trainer_options import checked_trainer
 
@@ -66,7 +67,7 @@ def make_trainer(
     if not _has(given, CompressionMonitor):
         all_callbacks.append(CompressionMonitor())
     if chosen.get("logger") is not False and not _has(given, LearningRateMonitor):
-        all_callbacks.append(LearningRateMonitor("step"))
+        all_callbacks.append(LearningRateLog())
     if chosen.get("enable_progress_bar") is not False and not _has(given, ProgressBar):
         all_callbacks.append(progress_bar())
     saves = chosen.get("enable_checkpointing") is not False

@@ -105,7 +105,7 @@ STRATEGIES = {
     ],
     # Each rank measures on its own half of the rows.
     "layers": [
-        {"class_path": "LayerDropping", "init_args": {"drop": 1, "which": "contribution", "rows": 8}},
+        {"class_path": "LayerDropping", "init_args": {"drop": 1, "which": "contribution", "examples": 8}},
         {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.75}},
     ],
     "gradual-layers": [{"class_path": "GradualLayerDropping", "init_args": {"drop": 1}}],
