@@ -65,6 +65,6 @@ def confusion_figure(results: Mapping[str, Any]) -> Iterator[Figure | None]:
             axes.set_yticks(range(len(labels)) if first else [], labels if first else [])
             axes.set_title(name)
             bare(axes)
-        figure.supxlabel("answered", fontsize=10, color=MUTED)
-        figure.supylabel("right class", fontsize=10, color=MUTED)
+        figure.supxlabel("predicted class", fontsize=10, color=MUTED)
+        figure.supylabel("true class", fontsize=10, color=MUTED)
         yield figure

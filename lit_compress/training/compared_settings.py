@@ -60,6 +60,8 @@ def _scalars(value: Any, key: str, prefix: str, default: Any) -> dict[str, str |
     if isinstance(value, Mapping):  # options of a dataclass, such as the optimization, or named terms
         pairs = ((name, each, getattr(default, name, None)) for name, each in value.items())
         return {k: v for name, each, usual in pairs for k, v in _scalars(each, name, prefix, usual).items()}
+    if callable(default) and isinstance(value, str):  # a function by its import path
+        value, default = value.rpartition(".")[2], getattr(default, "__name__", None)
     if not isinstance(value, str | int | float) or (value == default and key not in _ALWAYS):
         return {}
     if isinstance(value, str) and Path(value).is_absolute():

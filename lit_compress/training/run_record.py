@@ -67,7 +67,8 @@ class RunRecord(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
             final = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
-            trainer.logger.log_metrics(final)
+            # At the step that the last validation has: TensorBoard hides what is before a smaller one.
+            trainer.logger.log_metrics(final, step=(self.validated or trainer.global_step) - 1)
             writer = trainer.logger.experiment._get_file_writer()
             for summary in experiment(compared_settings(self.settings), final):
                 writer.add_summary(summary)

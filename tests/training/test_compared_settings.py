@@ -24,7 +24,9 @@ def test_a_run_shows_what_was_chosen_by_short_names(finished):
     assert found["QuantAwareTraining.start"] == "50%"
     assert {"learning_rate", "batch_size", "max_epochs", "seed", "pretrained", "teacher"} <= set(found)
     assert found["teacher"].count("/") == 1  # no folder of this machine
-    assert not {"encoding", "tokenizer", "weight_decay", "MagnitudePruning.scope"} & set(found)
+    assert not {"encoding", "tokenizer", "weight_decay", "MagnitudePruning.scope", "MagnitudePruning.criterion"} & set(
+        found
+    )
     assert len(found) < 20
 
 
@@ -48,6 +50,12 @@ def test_tensorboard_has_the_same_settings(events, finished):
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     logged = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
     assert set(logged) == set(compared_settings(yaml.safe_load((finished / "config.yaml").read_text())))
+
+
+def test_every_validation_stays_in_its_curve(events):
+    steps = [event.step for event in events.Scalars("val/accuracy")]
+    assert steps == sorted(steps)
+    assert steps[0] > 0
 
 
 def test_curves_that_belong_together_share_a_chart(events):
