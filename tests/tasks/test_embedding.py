@@ -387,6 +387,31 @@ def test_sentence_transformers_reads_an_export(to, sentence_model, texts_file, t
 
 
 @needs_sentence_transformers
+@pytest.mark.parametrize(
+    ("to", "backend", "default", "options"),
+    [
+        ("onnx", "ONNX", "model.onnx", {}),
+        ("onnx-int8", "ONNX", "model.onnx", {"file_name": "model_quantized.onnx"}),
+        ("openvino", "OpenVINO", "openvino_model.xml", {}),
+        (
+            "openvino-int8", "OpenVINO", "openvino_model.xml",
+            {"file_name": "openvino_model_qint8_quantized.xml"},
+        ),
+    ],
+)  # fmt: skip
+def test_graphs_are_where_the_backends_of_sentence_transformers_look(
+    to, backend, default, options, sentence_model, tmp_path
+):
+    """Its own search, without Optimum: the name is the one that Optimum gives the file."""
+    from sentence_transformers.backend.utils import backend_should_export
+
+    main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'out'}", f"--to={to}"])
+    pattern = {"ONNX": "*.onnx", "OpenVINO": "openvino*.xml"}[backend]
+    searched = backend_should_export(tmp_path / "out", True, dict(options), default, pattern, backend)
+    assert searched == (False, {"subfolder": backend.lower(), "file_name": options.get("file_name", default)})
+
+
+@needs_sentence_transformers
 def test_a_prompt_that_a_model_puts_there_by_itself(tmp_path, tiny_model, texts_file):
     from sentence_transformers import SentenceTransformer
 
