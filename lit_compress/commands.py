@@ -42,13 +42,14 @@ def compress_family(
     label_column: str | None = None,
     data: dict[str, Any] = {},  # noqa: B006 (as above)
     label_map: dict[str, str | int] | None = None,
+    retrieval: str | None = None,
     seed: int = 42,
     dry_run: bool = False,
 ) -> None:
     """Make an encoder as much faster as asked for your data; measure every member of the family, and recommend one.
 
-    Running the same command again continues where it stopped; with another --max_loss it trains nothing, and only
-    measures and chooses again.
+    Running the same command again continues where it stopped; with another --max_loss or --retrieval it trains
+    nothing, and only measures and chooses again.
 
     Args:
         model: hub name or folder of an encoder; if it has a head for the task it is the teacher, otherwise a teacher is
@@ -68,6 +69,7 @@ def compress_family(
         label_column: column with the labels, if the guess is wrong.
         data: options of the data module: `--data.max_length 64`, `--data.delimiter ';'`.
         label_map: class names of the model -> labels of the data, if they differ.
+        retrieval: file with a query and the text to find in each row; sentence encoders are measured on it, too.
         seed: random seed of every training.
         dry_run: print the plan and train nothing.
 

@@ -100,13 +100,14 @@ def compress(
     label_column: str | None = None,
     data: Mapping[str, Any] | None = None,
     label_map: Mapping[str, str | int] | None = None,
+    retrieval: str | None = None,
     seed: int = 42,
     dry_run: bool = False,
 ) -> Family | None:
     """Make a family of faster models of an encoder for somebody's data, measure each, and recommend one.
 
-    Calling it again with the same arguments continues where it stopped; with another ``max_loss`` it trains nothing,
-    and only measures and chooses again.
+    Calling it again with the same arguments continues where it stopped; with another ``max_loss`` or ``retrieval`` it
+    trains nothing, and only measures and chooses again.
 
     Args:
         model: folder or hub name of an encoder; if it has a head for the task it is the teacher, otherwise a teacher is
@@ -125,6 +126,7 @@ def compress(
         label_column: column with the labels, if the guess is wrong.
         data: options of the data module, such as ``{"max_length": 64}``.
         label_map: class names of the model -> labels of the data, if they differ.
+        retrieval: file with a query and the text to find in each row; sentence encoders are measured on it, too.
         seed: random seed of every training.
         dry_run: print the plan and train nothing.
 
@@ -151,6 +153,7 @@ def compress(
         label_column=label_column,
         data=dict(data or {}),
         label_map=label_map,
+        retrieval=retrieval,
         seed=seed,
     )
     request.check()

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lit_compress.auto.family_report import check_page
 from lit_compress.auto.plans import INT8, member_name
 from lit_compress.auto.request import Request, keep_request
+from lit_compress.auto.retrieval import retrieval_section
 from lit_compress.auto.stages import TEACHER, Training
 from lit_compress.console import say
 from lit_compress.errors import UserError, first_line
@@ -93,6 +94,8 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
 
     """
     check_target(request.target)
+    if request.retrieval is not None:
+        retrieval_section(request)  # says what is wrong with the file before anything is trained
     known = keep_request(folder, request)
     _check_places(request, folder)
     config = load_config(request.model, "--model")

@@ -12,6 +12,8 @@ from lit_compress.auto.choose import choose, loss_of
 from lit_compress.auto.family_report import save_page
 from lit_compress.auto.job import DENSE, Job
 from lit_compress.auto.plans import Planned, describe
+from lit_compress.auto.request import Request
+from lit_compress.auto.retrieval import retrieval_section
 from lit_compress.data.text_data import TextData
 from lit_compress.export.command import export
 from lit_compress.export.run_folder import task_of, validation_data
@@ -59,6 +61,7 @@ def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) ->
         theirs = load_config(job.dense, "--model")
         cases[1].order = label_order(theirs, task.labels, request.label_map, job.dense, "--model")
     scores, outcomes = _evaluate(cases[1:], data, task, threads)
+    retrieval = _retrieval(request, first, cases[1:], threads) if request.retrieval is not None else None
     shapes = list(dict.fromkeys([shape, (_MANY, shape[1])]))
     with opened(cases, threads, "cpu") as asks:
         for each, repetitions in zip(shapes, (_REPETITIONS, _FEW), strict=False):
@@ -82,6 +85,7 @@ def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) ->
         },
         "comparison": compare_outcomes(outcomes),
         "scores": scores,
+        "retrieval": retrieval,
         "references": [
             {"name": name, "engine": case.label, "bytes": case.variant.bytes, "times": case.results["times"]}
             for name, case in zip(("dense, Hugging Face eager", "dense, fp32"), cases[:2], strict=True)
@@ -130,6 +134,21 @@ def _evaluate(
         answer = _in_order(answers(open_engine(case.variant, threads)), case.order)
         scores[case.model], outcomes[case.model] = evaluate_answers(answer, data, task, case.model)
     return scores, outcomes
+
+
+def _retrieval(request: Request, model: str, cases: Sequence[Case], threads: int) -> dict[str, Any]:
+    """Scores of each case on the queries of ``--retrieval``, each among the texts of all."""
+    section = retrieval_section(request)
+    section["init_args"]["tokenizer"] = model
+    data = validation_data(section, load_config(model, "--run"))
+    scores, outcomes = _evaluate(cases, data, task_of(data), threads)
+    queries = len(next(iter(outcomes.values())).lengths)
+    return {
+        "source": request.retrieval,
+        "queries": queries,
+        "scores": scores,
+        "comparison": compare_outcomes(outcomes),
+    }
 
 
 def _in_order(answer: Callable[[Any], SimpleNamespace], order: Sequence[int] | None) -> Callable[[Any], Any]:

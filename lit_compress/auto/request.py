@@ -37,6 +37,7 @@ class Request:
         label_column: column with the labels; None guesses it.
         data: options of the data module that are decided.
         label_map: names of the model's classes -> labels of the data.
+        retrieval: file of queries and the texts that they are to find, on which a sentence encoder is measured, too.
         seed: of every training.
 
     """
@@ -55,6 +56,7 @@ class Request:
     label_column: str | None = None
     data: Mapping[str, Any]
     label_map: Mapping[str, str | int] | None = None
+    retrieval: str | None = None
     seed: int = 42
 
     @property
@@ -83,6 +85,8 @@ class Request:
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{key}: {value:g} must be above 0")
+        if self.retrieval is not None and self.task != "embedding":
+            raise UserError("--retrieval: ranks texts by their vectors; give --task embedding, or leave it out")
         if not 0 <= self.max_loss < math.inf:
             raise UserError(f"--max_loss: {self.max_loss:g} must be 0 or more points")
 
@@ -133,7 +137,7 @@ def keep_request(folder: Path, request: Request, found: Mapping[str, Any] | None
 
 def _changed(before: Mapping[str, Any], asked: Mapping[str, Any], planned: bool) -> Sequence[str]:
     """Options that differ, but for those that only choose among the members, or of which nothing was made yet."""
-    names, free = {"speedups": "--speedup"}, {"max_loss"} if planned else {"max_loss", "speedups"}
+    names, free = {"speedups": "--speedup"}, {"max_loss", "retrieval"} | (set() if planned else {"speedups"})
     return [
         names.get(key, f"--{key}") for key in asked if key not in free and before.get(key, asked[key]) != asked[key]
     ]

@@ -49,8 +49,10 @@ def test_a_family_of_a_sentence_encoder(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("train.tsv").write_text(pairs(12))
     Path("val.tsv").write_text(pairs(6))
+    rows = [f"{text}\t{text} indeed" for text in TEXTS]
+    Path("asked.tsv").write_text("\n".join(["query\tpassage", *rows]) + "\n")
     main(
-        f"compress --model={model} --train=train.tsv --val=val.tsv --run=fast --task=embedding "
+        f"compress --model={model} --train=train.tsv --val=val.tsv --run=fast --task=embedding --retrieval=asked.tsv "
         "--speedup=1.3 --minutes=0.01 --threads=1 --shape=4x16".split()
     )
     results = json.loads(Path("fast/report.json").read_text())
@@ -61,10 +63,30 @@ def test_a_family_of_a_sentence_encoder(model, tmp_path, monkeypatch):
     terms = [stage["model"]["init_args"]["distillation"]["kd"]["class_path"] for stage in stages.values()]
     assert set(terms) == {"EmbeddingDistillation"}
     assert "teacher" not in stages  # the model is one already
+    found = results["retrieval"]
+    assert found["queries"] == len(TEXTS)
+    assert {*found["scores"]} == {"dense", *members}
+    assert [*found["scores"]["dense"]] == ["ndcg_at_10", "mrr_at_10", "recall_at_10"]
+    assert 0 < found["scores"]["dense"]["ndcg_at_10"] <= 1
+    assert "What it finds" in Path("fast/report.md").read_text()
     for each in members.values():
         folder = Path(each["folder"])
         assert json.loads((folder / "modules.json").read_text())[1]["type"].endswith("Pooling")
         assert each["speedup"] > 0
+
+
+def test_what_is_asked_is_looked_at_first(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.tsv").write_text(pairs(6))
+    given = f"compress --model={model} --train=pairs.tsv --val=pairs.tsv --run=fast"
+    for options, said in (
+        (["--task=embedding", "--retrieval=pairs.tsv"], "--retrieval: 'pairs.tsv' has scores of pairs in 'score'"),
+        (["--task=embedding", "--retrieval=none.tsv"], "--retrieval: .*none.tsv"),
+        (["--retrieval=pairs.tsv"], "--retrieval: ranks texts by their vectors; give --task embedding"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            main([*given.split(), *options])
+    assert not Path("fast").exists()
 
 
 def test_pairs_and_their_scores_are_found_by_their_names():
