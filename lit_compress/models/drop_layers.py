@@ -111,6 +111,8 @@ def _count_anew(model: PreTrainedModel, layers_key: str, keep: Sequence[int]) ->
     config: Any = model.config
     if isinstance(types := getattr(config, "layer_types", None), list):
         config.layer_types = [types[index] for index in keep]
+    if isinstance(windows := getattr(config, "attention_window", None), list):  # Longformer
+        config.attention_window = [windows[index] for index in keep]
     setattr(config, layers_key, len(keep))
     # XLNet and DistilBERT also remember the number in a module.
     for module in model.modules():

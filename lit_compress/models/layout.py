@@ -134,6 +134,8 @@ _BERT = Layout(
     pooler="pooler.dense",
 )
 
+_NO_FUSED: Mapping[Ability, str] = {"fused": "no fused layer is written for this family"}
+
 # Model type of the configuration -> layout.
 LAYOUTS: dict[str, Layout] = {
     "bert": _BERT,
@@ -264,6 +266,27 @@ LAYOUTS: dict[str, Layout] = {
         word_embeddings="embeddings.word_embeddings",
         embeddings=(*_TABLES, "encoder.rel_embeddings"),
         pooler=None,
+    ),
+    "data2vec-text": replace(_BERT, unsupported=_NO_FUSED),
+    "ernie": replace(_BERT, embeddings=(*_TABLES, "embeddings.task_type_embeddings"), unsupported=_NO_FUSED),
+    "roformer": replace(_BERT, pooler=None, unsupported=_NO_FUSED),
+    "luke": replace(
+        _BERT,
+        head_linears=("attention.self.w2e_query", "attention.self.e2w_query", "attention.self.e2e_query"),
+        embeddings=(*_TABLES, *(f"entity_{table}" for table in _TABLES[1:]), "entity_embeddings.entity_embeddings"),
+        unsupported=_NO_FUSED,
+    ),
+    "longformer": replace(
+        _BERT,
+        head_linears=("attention.self.query_global", "attention.self.key_global", "attention.self.value_global"),
+        head_count="num_heads",
+        head_size="head_dim",
+        unsupported=_NO_FUSED | {"heads": "Longformer's heads are as wide together as its hidden states"},
+    ),
+    "big_bird": replace(
+        _BERT,
+        pooler="pooler",
+        unsupported=_NO_FUSED | {"heads": "BigBird makes its attention anew with the heads of the configuration"},
     ),
 }
 

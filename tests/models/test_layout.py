@@ -1,6 +1,6 @@
 import pytest
 import torch
-from models.families import FAMILIES, LISTED, batch, build
+from models.families import BESIDE, FAMILIES, LISTED, batch, build
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
@@ -12,8 +12,8 @@ HIDDEN, HEADS, HEAD_SIZE, WIDTH = 16, 2, 8, 24
 
 
 def test_every_family_is_tested():
-    assert set(LAYOUTS) == set(FAMILIES)
-    assert set(LISTED) == {family for family, layout in LAYOUTS.items() if not layout.shared}
+    assert set(LAYOUTS) == set(FAMILIES | BESIDE)
+    assert {*LISTED, *BESIDE} == {family for family, layout in LAYOUTS.items() if not layout.shared}
 
 
 @pytest.mark.parametrize("family", LISTED)

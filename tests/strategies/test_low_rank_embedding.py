@@ -3,7 +3,7 @@ import torch
 from contracts.errors import error_of
 from contracts.training import data, fit, student
 from lightning.pytorch import Callback
-from models.families import FAMILIES, build
+from models.families import BESIDE, FAMILIES, build
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
@@ -69,7 +69,7 @@ def test_the_rank_falls_in_equal_parts_and_nothing_is_decomposed_again(tiny_teac
     assert torch.equal(folded.projection.weight, table.projection.weight[:, :8])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BESIDE])
 def test_every_family_is_factorised_and_computes_almost_the_same(family):
     # 30 words of width 16, or 8: at the full rank only rounding is lost.
     inputs = {"input_ids": torch.tensor([[5, 7, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
