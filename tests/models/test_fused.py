@@ -365,3 +365,9 @@ def test_a_graph_with_a_token_budget(family):
         encoder_of(model).token_budget = budget
         got = hidden(torch.compile(model, fullgraph=True, backend="aot_eager"))
         assert torch.allclose(got, expected, atol=1e-4) if fits else got.isnan().all()
+
+
+def test_the_old_name_of_a_token_budget_still_works():
+    encoder = encoder_of(fuse(packed(build("bert", AutoModel, num_hidden_layers=1))))
+    encoder.row_budget = 12
+    assert (encoder.token_budget, encoder.row_budget) == (12, 12)
