@@ -174,7 +174,7 @@ def test_a_configuration(checked, config, tmp_path):
     status, lines, end = checked(config(compression=COMPRESSION))
     text = "\n".join(lines["ok"])
     assert (status, lines["error"], lines["warning"]) == (0, [], [])
-    assert "data.train_file: 64 rows" in text
+    assert "data.train_file: 64 examples" in text
     assert "8 optimizer steps on a device, 4 in an epoch" in text
     assert "MagnitudePruning: 75 % zeros by step 4 of 8" in text
     assert "QuantAwareTraining: 8-bit weights by step 5 of 8" in text

@@ -100,7 +100,7 @@ def test_a_plan_trains_nothing_and_leaves_nothing(family, deep_model, tmp_path, 
     files = [f"--train={family}/train.csv", f"--val={family}/val.csv", f"--run={tmp_path}/plan"]
     main(["compress", f"--model={deep_model}", *files, "--speedup=1.3", "--threads=1", "--shape=4x32", "--dry-run"])
     said = capsys.readouterr().out
-    assert "classification, 96 rows, 48 to validate" in said
+    assert "classification, 96 examples, 48 of them for validation" in said
     assert "--data.label_column: label" in said
     assert "1_3x: 60 steps (20.0 epochs), about" in said
     assert not (tmp_path / "plan").exists()

@@ -38,7 +38,7 @@ def model(tiny_model, tmp_path_factory):
 
 
 def test_a_family_of_a_reranker(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("lit_compress.auto.times._LEAST", 6)
+    monkeypatch.setattr("lit_compress.auto.time_budget._LEAST", 6)
     monkeypatch.chdir(tmp_path)
     for name in ("train", "val"):
         Path(f"{name}.tsv").write_text(ranked("question\tpassage\tlabel", 4))

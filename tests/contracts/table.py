@@ -141,7 +141,7 @@ ROWS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "freeze-embeddings": (FreezeEmbeddings, {}),
     "layer-drop": (LayerDropping, {"drop": 1}),
-    "layer-drop-contribution": (LayerDropping, {"drop": 1, "which": "contribution", "rows": 12}),
+    "layer-drop-contribution": (LayerDropping, {"drop": 1, "which": "contribution", "examples": 12}),
     "layer-drop-variance": (LayerDropping, {"drop": 1, "which": "variance"}),
     "layer-drop-gradual": (GradualLayerDropping, {"drop": 1, "start": "1 steps", "end": "50%"}),
     "structured": (StructuredPruning, {"heads": 1, "neurons": 24, "pruning_steps": 4, "end": "75%"}),

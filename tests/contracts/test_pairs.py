@@ -74,7 +74,7 @@ SENSELESS = {
         lambda: Pruning(Fisher(block_size=50), "1x4"),
         ["Pruning.importance.block_size: 50 is not a multiple of the 4", "48"],
     ),
-    "Fisher that comes back": (lambda: Pruning(Fisher(), regrowth=True), ["Pruning.regrowth", "made up for it"]),
+    "Fisher that comes back": (lambda: Pruning(Fisher(), regrowth=True), ["Pruning.regrowth", "compensated for it"]),
     "Taylor that comes back": (lambda: Pruning(Taylor(), regrowth=True), ["Pruning.regrowth", "no gradient"]),
     "movement that comes back": (lambda: Pruning(Movement(), regrowth=True), ["Pruning.regrowth", "always"]),
     "global N:M": (
