@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ from torch.distributed.tensor import DTensor
 class Probe(Callback):
     """Writes what a rank holds at the end of training, and what it was shown."""
 
-    def __init__(self):
-        self.rows = []
+    def __init__(self, folder: str):
+        self.folder, self.rows = folder, []
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
         self.rows += batch.inputs["input_ids"].sum(1).tolist()
@@ -53,9 +54,20 @@ class Probe(Callback):
         sharded = {isinstance(parameter, DTensor) for parameter in module.parameters()}
         result = {name: value.hexdigest() for name, value in digest.items()}
         result |= {"sharded": sorted(sharded), "rows": len(self.rows), "steps": trainer.global_step}
-        with open(f"rank{trainer.global_rank}.json", "w") as file:
+        with open(f"{self.folder}/rank{trainer.global_rank}.json", "w") as file:
             json.dump(result, file)
 '''
+
+# One pair of processes trains them all: to start one takes longer than a training.
+ALL = """
+import sys
+
+from lit_compress.cli import main
+
+if __name__ == "__main__":
+    for folder in sys.argv[2:]:
+        main(["fit", f"--config={folder}/task.yaml", f"--config={sys.argv[1]}", "--trainer.devices=2"])
+"""
 
 
 STRATEGIES = {
@@ -112,44 +124,81 @@ STRATEGIES = {
 }
 
 
-@pytest.mark.ddp
-@pytest.mark.parametrize(
-    ("strategy", "engine", "asked"),
-    [
-        *((strategy, engine, "each step") for strategy in STRATEGIES for engine in ("ddp", "fsdp")),
-        ("magnitude", "ddp", "once"),
-    ],
-)
-def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_data):
-    (tmp_path / "probe.py").write_text(PROBE)
+def run_of(folder, strategy, teacher, files, asked="each step"):
+    """Write the configuration of a training into a folder of its own."""
     terms = {"kd": {"class_path": "LogitDistillation"}}
     if asked == "each step":
         terms["hidden"] = {"class_path": "HiddenDistillation", "init_args": {"projection": True}}
-    cache = {"teacher_cache": "answers"} if asked == "once" else {}
+    stored = {"teacher_cache": str(folder / "answers")} if asked == "once" else {}
     config = student_config(
-        tiny_teacher,
-        tiny_data,
-        run="run",
-        data=data_config(tiny_data, batch_size=8),
-        compression=STRATEGIES[strategy],
+        teacher, files, run=str(folder / "run"), data=data_config(files, batch_size=8), compression=STRATEGIES[strategy]
     )
-    config["model"]["init_args"] |= {"distillation": terms} | cache
-    (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "lit_compress", "fit", "--config=task.yaml"]
-    command += [f"--config={REPOSITORY / 'configs/trainer' / engine}.yaml", "--trainer.devices=2"]
-    command += ["--trainer.callbacks+=probe.Probe"]
+    config["model"]["init_args"] |= {"distillation": terms} | stored
+    config["trainer"]["callbacks"] = [{"class_path": "probe.Probe", "init_args": {"folder": str(folder)}}]
+    folder.mkdir()
+    (folder / "task.yaml").write_text(yaml.safe_dump(config))
+
+
+def train_all(folder, engine, names):
+    """Train what is in some folders, all with one pair of processes."""
+    (folder / "probe.py").write_text(PROBE)
+    (folder / "all.py").write_text(ALL)
+    command = [sys.executable, str(folder / "all.py"), str(REPOSITORY / f"configs/trainer/{engine}.yaml")]
     # Lightning starts the second process itself, with this same command.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    port = 20000 + (os.getpid() + (engine == "fsdp")) % 20000
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        [*command, *(str(folder / name) for name in names)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_teacher, tiny_data):
+    """Folders of the trainings of an engine, by the name of the strategy; made when the first one is asked for."""
+
+    @cache
+    def folders(engine):
+        folder = tmp_path_factory.mktemp(engine)
+        for strategy in STRATEGIES:
+            run_of(folder / strategy, strategy, tiny_teacher, tiny_data)
+        train_all(folder, engine, STRATEGIES)
+        return folder
+
+    return folders
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_agree(strategy, engine, trained):
+    check_run(trained(engine) / strategy, strategy, engine)
+
+
+@pytest.mark.ddp
+def test_two_ranks_ask_a_teacher_once(tmp_path, tiny_teacher, tiny_data):
+    run_of(tmp_path / "magnitude", "magnitude", tiny_teacher, tiny_data, asked="once")
+    train_all(tmp_path, "ddp", ["magnitude"])
+    check_run(tmp_path / "magnitude", "magnitude", "ddp")
+    (store,) = (tmp_path / "magnitude" / "answers").iterdir()
+    assert LogitStore.find_damage(store) is None
+    assert LogitStore(store).array.shape == (64, 2)
+
+
+def check_run(folder, strategy, engine):
+    """Both ranks hold the same, and what the strategy promises."""
+    first, second = (json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["steps"] == 8
     assert first["rows"] == 64  # of 64 rows, half in each of two epochs
     assert first["sharded"] == [engine == "fsdp"]  # all parameters alike, those of the terms too
-    state = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
+    state = load_checkpoint(folder / "run/checkpoints/last.ckpt")["state_dict"]
     masks = [tensor for name, tensor in state.items() if name.endswith("weight_mask")]
     if strategy == "structured":
         kept = {name: tensor for name, tensor in state.items() if name.endswith("kept_groups")}
@@ -162,11 +211,7 @@ def test_two_ranks_agree(strategy, engine, asked, tmp_path, tiny_teacher, tiny_d
         assert all(int((~pool).sum()) == round(0.75 * pool.numel()) for pool in pools)
     for name in (name for name in state if name.endswith("weight_mask")):
         assert not state[name.removesuffix("_mask")][~state[name]].any()
-    assert (tmp_path / "run/model/model.safetensors").is_file()
-    if asked == "once":
-        (store,) = (tmp_path / "answers").iterdir()
-        assert LogitStore.find_damage(store) is None
-        assert LogitStore(store).array.shape == (64, 2)
+    assert (folder / "run/model/model.safetensors").is_file()
 
 
 VALIDATE = '''
@@ -348,7 +393,7 @@ class Odd(Callback):
 
     def on_exception(self, trainer, module, error):
         told = {"before": self.before, "after": self.digest(module), "error": str(error)}
-        with open(f"rank{trainer.global_rank}.json", "w") as file:
+        with open(f"{self.folder}/rank{trainer.global_rank}.json", "w") as file:
             json.dump(told, file)
 '''
 
