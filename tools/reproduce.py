@@ -81,7 +81,7 @@ def main(
         minutes: stop after so long; what takes longer by its earlier rows is not begun, and the next call goes on.
         stages: names of a recipe's stages; all by default. Those that they begin with are done, too.
         gpu: train on a GPU, in bf16 where nothing is quantized.
-        bf16: the same on a processor, whose bf16 instructions make it about 1.8 times as fast.
+        bf16: the same on a processor, which is faster where it has instructions for bf16.
         measure: false trains and measures nothing, on a machine that is busy; the same call without it measures later.
         table: rewrite the table in docs/results.md.
         plan: print what is left, and how long it takes by rows of this device.
@@ -173,15 +173,19 @@ def _run_all(jobs: Sequence[Job], settings: Settings, minutes: float | None) -> 
 @contextmanager
 def _deadline(minutes: float | None) -> Iterator[None]:
     """Interrupt what runs inside, as Ctrl-C does, when the time is over: a training saves and can go on."""
-    timer = None if minutes is None else Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
+    if minutes is None:
+        yield
+        return
+    timer = Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer.start()
     try:
         yield
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(job: Job, settings: Settings) -> None:

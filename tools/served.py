@@ -26,7 +26,7 @@ def served(run: Path, dense: Path, metric: str, tokens: int) -> dict[str, Any]:
 
     Args:
         run: folder of the finished training.
-        dense: folder of the dense model, which the training was compared with; its export is kept beside it.
+        dense: folder of the dense model, which the training was compared with; its export is kept in the run.
         metric: name of the score.
         tokens: length of the one example whose speed is measured.
 
@@ -34,9 +34,9 @@ def served(run: Path, dense: Path, metric: str, tokens: int) -> dict[str, Any]:
         ``int8_value``, ``int8_speedup`` (times dense fp32 on the same engine) and ``int8_bytes`` of the model's file.
 
     """
-    reference, own = dense.with_name(DENSE_FORMAT), run / OWN_FORMAT
-    if not reference.is_dir():
-        export_model(model=str(dense), to=DENSE_FORMAT, output=str(reference))
+    # In the run's own folder: the dense model may be somebody else's.
+    reference, own = run / f"dense-{DENSE_FORMAT}", run / OWN_FORMAT
+    export_model(model=str(dense), to=DENSE_FORMAT, output=str(reference), overwrite=True)
     export_model(run=str(run), to=OWN_FORMAT, output=str(own), overwrite=True)
     cases = cases_of([f"dense={reference}", f"int8={own}"], [ENGINE])
     validation = validation_data(run_config(str(run), {})["data"], load_config(str(own), "--run"))

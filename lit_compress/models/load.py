@@ -135,7 +135,7 @@ def load_config(source: str, key: str) -> PretrainedConfig:
     check_hub(path, key)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # as above
+    except Exception as error:  # whatever a foreign folder or hub entry makes Transformers raise
         raise UserError(
             f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {first_line(error)}"
         ) from error

@@ -2,26 +2,25 @@
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.optim import Optimizer
 from torchmetrics import MetricCollection
 
 from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
-from lit_compress.init_args import KeepsInitArgs, made_of, settings_of
+from lit_compress.init_args import KeepsInitArgs
 from lit_compress.models.attention import knows_padding, never_ask_for_padding, waited_for
 from lit_compress.models.drop_layers import kept_layers, restore_layers
 from lit_compress.models.gradient_checkpointing import enable_gradient_checkpointing
@@ -32,8 +31,9 @@ from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
 from lit_compress.modules.mean_loss import MeanLoss
-from lit_compress.modules.nonfinite import Broken, LossWatch, all_or_nan
+from lit_compress.modules.nonfinite import Broken, LossWatch, all_or_nan, skips_on_device
 from lit_compress.modules.optim import Optimization
+from lit_compress.modules.saved_arguments import made_again, settings_or_names
 from lit_compress.nn.manifest import describe, part_names, rebuild
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import (
@@ -48,7 +48,7 @@ from lit_compress.tasks import (
 from lit_compress.tasks.batch import count_of, counted, tied
 from lit_compress.training_steps import is_logged, training_steps
 
-__all__ = ["CHECKPOINT_KEY", "LitEncoder", "made_again"]
+__all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 
 # Entry of a checkpoint that says what the student is: its configuration, its tokenizer and its manifest.
 CHECKPOINT_KEY = "lit_compress"
@@ -101,9 +101,9 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         # Only JSON types go into a checkpoint.
         self.save_hyperparameters(ignore=["task", *_OBJECTS])
         given = vars(self)["_init_args"]
-        self.hparams.update({name: _settings(given[name]) for name in _OBJECTS if given.get(name) is not None})
+        self.hparams.update({name: settings_or_names(given[name]) for name in _OBJECTS if given.get(name) is not None})
         self.hparams["labels"] = labels
-        self.hparams["task"] = self.task.name if task is None or isinstance(task, str) else _settings(self.task)
+        self.hparams["task"] = self.task.name if task is None or isinstance(task, str) else settings_or_names(self.task)
         self.labels = self.task.labels
         self.tokenizer = tokenizer or pretrained
         self.optimization = made_again(optimization, Optimization, "model.optimization")
@@ -317,7 +317,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
         # Not when the checkpoint is loaded: Lightning clears all gradients after that.
         restore_gradients(self, self._gradients)
         self._gradients = []
-        self._watch, self._skips = LossWatch(), _skips_on_device(self.trainer)
+        self._watch, self._skips = LossWatch(), skips_on_device(self.trainer)
         self._saved = False
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
         self._looks_at_each = any(str(getattr(one, "monitor", None)).startswith("train/") for one in callbacks)
@@ -380,35 +380,6 @@ class LitEncoder(KeepsInitArgs, LightningModule):
             )
         rebuild(self.student, manifest)
         self._gradients = checkpoint.get(_GRADIENTS_KEY, [])
-
-
-def made_again(value: Any, kind: Any, key: str) -> Any:
-    """An argument as it is, or made of the settings that a checkpoint has of it, see :func:`made_of`."""
-    # A mapping of modules by name is one that is made.
-    of_modules = isinstance(value, Mapping) and any(isinstance(one, nn.Module) for one in value.values())
-    return made_of(value, kind, key) if isinstance(value, Mapping | str) and not of_modules else value
-
-
-def _settings(value: Any) -> Any:
-    """What an argument is made again from, where the arguments of its own are plain data; else the names of classes."""
-    try:
-        return settings_of(value)
-    except TypeError:  # whoever loads the checkpoint gives it again; a task's name could be that of another task
-        held = value.values() if isinstance(value, Mapping) else [value]
-        return ", ".join(f"{type(one).__module__}.{type(one).__qualname__}" for one in held)
-
-
-def _skips_on_device(trainer: Trainer) -> bool:
-    """Whether every optimizer leaves out a step when the device says so: a fused Adam on whole weights does."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        return False
-    # An overflow of scaled gradients is not a fault: the scaler leaves out that step and continues. Fused kernels of
-    # other devices do not ask whether to leave a step out.
-    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-    if scaled or trainer.strategy.root_device.type not in ("cpu", "cuda"):
-        return False
-    adams = all(isinstance(optimizer, torch.optim.Adam) for optimizer in trainer.optimizers)
-    return adams and all(group["fused"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
 
 
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:

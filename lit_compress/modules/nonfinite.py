@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
-__all__ = ["Broken", "LossWatch", "all_or_nan"]
+__all__ = ["Broken", "LossWatch", "all_or_nan", "skips_on_device"]
 
 # Steps that are kept without a look; each is a few numbers.
 _MOST = 1000
@@ -101,3 +103,16 @@ def all_or_nan(loss: Tensor) -> Tensor:
     """A loss as it is when it is finite; else NaN, and so is every gradient, on all ranks that share them."""
     whole = loss.detach()
     return loss * (whole - whole + 1)  # exactly 1 for a finite one
+
+
+def skips_on_device(trainer: Trainer) -> bool:
+    """Whether every optimizer leaves out a step when the device says so: a fused Adam on whole weights does."""
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        return False
+    # An overflow of scaled gradients is not a fault: the scaler leaves out that step and continues. Fused kernels of
+    # other devices do not ask whether to leave a step out.
+    scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+    if scaled or trainer.strategy.root_device.type not in ("cpu", "cuda"):
+        return False
+    adams = all(isinstance(optimizer, torch.optim.Adam) for optimizer in trainer.optimizers)
+    return adams and all(group["fused"] for optimizer in trainer.optimizers for group in optimizer.param_groups)

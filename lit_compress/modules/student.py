@@ -16,8 +16,9 @@ from lit_compress.models.projections import read_projections
 from lit_compress.modules.cached_teacher import CacheDtype, by_text, open_answers, teacher_digest
 from lit_compress.modules.distillation import Distillation, LogitDistillation, label_weight, named_terms
 from lit_compress.modules.embedding_distillation import EmbeddingDistillation
-from lit_compress.modules.encoder import LitEncoder, made_again
+from lit_compress.modules.encoder import LitEncoder
 from lit_compress.modules.optim import Optimization
+from lit_compress.modules.saved_arguments import made_again
 from lit_compress.nn.teacher import FrozenTeacher
 from lit_compress.tasks import Batch, EmbeddingTask, Task
 

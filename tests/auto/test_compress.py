@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM
 
 from lit_compress.auto import compress
 from lit_compress.auto.job import begin
@@ -36,16 +36,6 @@ def _few_steps():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lit_compress.auto.time_budget._LEAST", 6)
         yield
-
-
-@pytest.fixture(scope="module")
-def deep_model(tiny_model, tmp_path_factory):
-    """Eight layers, so that one of them is faster than all on any machine."""
-    folder = tmp_path_factory.mktemp("deep-model")
-    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
-    config = BertConfig.from_pretrained(tiny_model, num_hidden_layers=8, hidden_size=64, intermediate_size=256)
-    BertModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

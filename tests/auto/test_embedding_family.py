@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig, BertModel
 
 from lit_compress.cli import main
 from lit_compress.data.guess import guess_task
@@ -25,13 +24,10 @@ def pairs(repetitions: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    """Eight layers, with the files of sentence-transformers."""
+def model(deep_model, tmp_path_factory):
+    """The deep model with the files of sentence-transformers."""
     folder = tmp_path_factory.mktemp("sentence-model")
-    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
-    BertModel(
-        BertConfig.from_pretrained(tiny_model, num_hidden_layers=8, hidden_size=64, intermediate_size=256)
-    ).save_pretrained(folder)
+    shutil.copytree(deep_model, folder, dirs_exist_ok=True)
     names = ("Transformer", "Pooling", "Normalize")
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}

@@ -1,13 +1,11 @@
 """`compress --task reranking` on a tiny model: everything is real but the size."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 from sentence_transformers import CrossEncoder
-from transformers import BertConfig, BertModel
 
 from lit_compress.cli import main
 from lit_compress.data.guess import guess_task
@@ -27,23 +25,13 @@ def ranked(names: str, repetitions: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model, tmp_path_factory):
-    """Eight layers and no head, so that the teacher is trained first."""
-    folder = tmp_path_factory.mktemp("encoder")
-    shutil.copytree(tiny_model, folder, dirs_exist_ok=True)
-    config = BertConfig.from_pretrained(tiny_model, num_hidden_layers=8, hidden_size=64, intermediate_size=256)
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_family_of_a_reranker(model, tmp_path, monkeypatch):
+def test_a_family_of_a_reranker(deep_model, tmp_path, monkeypatch):
     monkeypatch.setattr("lit_compress.auto.time_budget._LEAST", 6)
     monkeypatch.chdir(tmp_path)
     for name in ("train", "val"):
         Path(f"{name}.tsv").write_text(ranked("question\tpassage\tlabel", 4))
     main(
-        f"compress --model={model} --train=train.tsv --val=val.tsv --run=fast --task=reranking "
+        f"compress --model={deep_model} --train=train.tsv --val=val.tsv --run=fast --task=reranking "
         "--speedup=1.3 --minutes=0.01 --threads=1 --shape=4x16".split()
     )
     results = json.loads(Path("fast/report.json").read_text())

@@ -191,7 +191,7 @@ CLIPPED = [
 def test_leaving_out_nothing_changes_nothing(case, options, train, monkeypatch):
     # To the last bit what Lightning's own clipping and a check at every step give.
     watched, _ = train(Odd(), build(case), name="watched", **options)
-    monkeypatch.setattr(encoder, "_skips_on_device", lambda *_: False)
+    monkeypatch.setattr(encoder, "skips_on_device", lambda *_: False)
     plain, _ = train(Odd(), build(case), name="plain", **options)
     assert differences(dict(plain.state_dict()), dict(watched.state_dict())) == []
     moments = [module.trainer.optimizers[0].state_dict() for module in (plain, watched)]
@@ -253,9 +253,9 @@ def test_a_scaler_that_leaves_out_a_step_is_no_fault():
     trainer = Trainer(accelerator="cpu", logger=False, barebones=False)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
     trainer.strategy.optimizers = [optimizer]
-    assert encoder._skips_on_device(trainer)
+    assert encoder.skips_on_device(trainer)
     trainer.precision_plugin.scaler = torch.amp.GradScaler("cpu")
-    assert not encoder._skips_on_device(trainer)
+    assert not encoder.skips_on_device(trainer)
 
 
 def test_bf16_goes_on_from_an_optimizer_that_was_not_fused(train, tmp_path):

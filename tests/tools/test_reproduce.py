@@ -4,6 +4,7 @@ import gzip
 import inspect
 import json
 import re
+import signal
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -351,7 +352,17 @@ def test_rows_of_another_device_say_nothing(table, tmp_path, monkeypatch, capsys
     assert "2 left: 0 take 0.0 hours by rows of another, 2 are unknown" in capsys.readouterr().out
 
 
-def test_what_runs_is_interrupted_when_the_time_is_over(table, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN], ids=["shell", "background"])
+def test_what_runs_is_interrupted_when_the_time_is_over(handler, table, tmp_path, monkeypatch, capsys):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        _interrupted(table, tmp_path, monkeypatch, capsys)
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "run_stage", lambda _: time.sleep(60))
     begun = time.monotonic()
     run(tmp_path, tiny_plan(), monkeypatch, minutes=1 / 60)
