@@ -12,3 +12,11 @@ def deep_model(tiny_model, tmp_path_factory):
     config = BertConfig.from_pretrained(tiny_model, num_hidden_layers=8, hidden_size=64, intermediate_size=256)
     BertModel(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_pauses():
+    """Pauses between timed calls make figures steadier, which no test looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_compress.report.timing._QUIET", 0.0)
+        yield

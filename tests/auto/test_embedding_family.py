@@ -61,7 +61,8 @@ def test_a_family_of_a_sentence_encoder(model, tmp_path, monkeypatch):
     assert "teacher" not in stages  # the model is one already
     found = results["retrieval"]
     assert found["queries"] == len(TEXTS)
-    assert {*found["scores"]} == {"dense", *members}
+    # Where integers alone are fast enough, the other member is the same model.
+    assert {*found["scores"]} == {"dense", *(each["same_as"] or name for name, each in members.items())}
     assert [*found["scores"]["dense"]] == ["ndcg_at_10", "mrr_at_10", "recall_at_10"]
     assert 0 < found["scores"]["dense"]["ndcg_at_10"] <= 1
     assert "What it finds" in Path("fast/report.md").read_text()
