@@ -1,10 +1,12 @@
 """No step of a training waits for the device, unless it logs or changes masks."""
 
 import pytest
+import torch
 from contracts import tasks
 from contracts.table import ROWS, TERMS, build, module_options
 from contracts.training import data, fit, student
 from contracts.waits import Waits
+from lightning.pytorch import Callback
 
 from lit_compress.modules import LitStudent, LogitDistillation
 from lit_compress.tasks import ClassificationTask, MultiLabelTask
@@ -23,6 +25,26 @@ def assert_nothing_waited(waits, logged=LOGGED):
     ordinary = waits.ordinary(logged)
     assert {batch: waits.found[batch] for batch in ordinary if waits.found[batch]} == {}
     assert len(ordinary) > 1
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda loss: loss.item(),
+        lambda loss: float(loss * 2),
+        lambda loss: loss.new_tensor([1.0]),
+        lambda loss: torch.ones(4, device=loss.device)[torch.ones(4, device=loss.device) > loss],
+        lambda loss: torch.stack([loss, loss]).nonzero(),
+    ],
+    ids=["item", "float", "upload", "index by a mask", "nonzero"],
+)
+def test_what_waits_is_found(wait, waits, tiny_teacher, tiny_data, tmp_path):
+    class Waiting(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            wait(outputs["loss"])
+
+    fit(student(tiny_teacher), data(tiny_data, tiny_teacher), [waits, Waiting()], tmp_path, **OPTIONS)
+    assert all("test_waiting.py" in waits.found[batch][0] for batch in waits.ordinary(LOGGED))
 
 
 # Whose quantizers are among those of qat-everything.

@@ -1,15 +1,14 @@
 """Finds, on a CPU, what in a training step would wait for a GPU: tensors read on the host, shapes that they decide."""
 
-import traceback
+import sys
 from collections import defaultdict
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from lightning.pytorch import Callback
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from lit_compress.models import attention
 from lit_compress.modules import encoder
@@ -29,42 +28,43 @@ _READING = {
 _UPLOADING = {"as_tensor", "from_numpy", "new_tensor", "tensor"}
 
 
-class _Host:
-    """Tensors that were made of Python's numbers without a device: they are on the host of a GPU, too."""
+# An attribute of tensors that were made of Python's numbers without a device: they are on the host of a GPU, too.
+_ON_HOST = "_made_of_numbers"
 
-    def __init__(self):
-        self._known = WeakIdKeyDictionary()
 
-    def add(self, tensors):
-        self._known.update((tensor, True) for tensor in tensors)
-
-    def has(self, tensors):
-        return bool(tensors) and all(tensor in self._known for tensor in tensors)
+def _on_host(tensors):
+    return bool(tensors) and all(hasattr(tensor, _ON_HOST) for tensor in tensors)
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, host, tell):
+    def __init__(self, tell):
         super().__init__()
-        self.host, self.tell = host, tell
+        self.tell = tell
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, inputs = func._schema.name.removeprefix("aten::"), _tensors((args, kwargs))
+        name = _name(func)
         result = func(*args, **(kwargs or {}))
-        if name == "lift_fresh" or self.host.has(inputs):
-            self.host.add(_tensors(result))
+        if name == "lift_fresh" or _on_host(_tensors(args)):
+            for tensor in _tensors((result,)):
+                setattr(tensor, _ON_HOST, True)
         elif name in _WAITING or (name in _INDEXING and _by_mask(args[1])):
             self.tell(name)
         return result
 
 
+@cache
+def _name(func):
+    return func._schema.name.removeprefix("aten::")
+
+
 class _Functions(TorchFunctionMode):
-    def __init__(self, host, tell):
+    def __init__(self, tell):
         super().__init__()
-        self.host, self.tell = host, tell
+        self.tell = tell
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name in _READING and not self.host.has(_tensors(args)[:1]):
+        if name in _READING and not _on_host(_tensors(args[:1])):
             self.tell(name)
         if name in _UPLOADING and (kwargs.get("device") is not None or name == "new_tensor"):
             self.tell(f"{name} to the device")
@@ -74,8 +74,8 @@ class _Functions(TorchFunctionMode):
 @contextmanager
 def noted():
     """A list of what waits inside the block."""
-    host, found = _Host(), []
-    with _Operators(host, found.append), _Functions(host, found.append):
+    found = []
+    with _Operators(found.append), _Functions(found.append):
         yield found
 
 
@@ -92,12 +92,12 @@ class Waits(Callback):
         for module in (attention, encoder):
             monkeypatch.setattr(module, "waited_for", lambda device: True)
         self.found, self.updated, self._batch, self._modes = defaultdict(list), set(), 0, []
-        self._host = _Host()
         update = Scheduled._update_when_due
 
         def update_noted(strategy, trainer, module):
             if strategy.window is not None and trainer.global_step in strategy.updates(trainer):
                 self.updated.add(self._batch)
+                self._leave()  # nobody asks what waited in this batch, and second-order statistics have many operators
             update(strategy, trainer, module)
 
         monkeypatch.setattr(Scheduled, "_update_when_due", update_noted)
@@ -117,7 +117,7 @@ class Waits(Callback):
         loop.on_advance_end = after
 
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self._modes = [_Operators(self._host, self._tell), _Functions(self._host, self._tell)]
+        self._modes = [_Operators(self._tell), _Functions(self._tell)]
         for mode in self._modes:
             mode.__enter__()
 
@@ -126,12 +126,17 @@ class Waits(Callback):
 
     def _end(self):
         self._batch += 1
+        self._leave()
+
+    def _leave(self):
         while self._modes:
             self._modes.pop().__exit__(None, None, None)
 
     def _tell(self, what):
-        own = [f for f in traceback.extract_stack() if "torch/" not in f.filename and f.filename != __file__]
-        self.found[self._batch].append(f"{what} in {own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}")
+        frame = sys._getframe(1)
+        while "torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        self.found[self._batch].append(f"{what} in {frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}")
 
 
 def _by_mask(indices):
@@ -139,4 +144,11 @@ def _by_mask(indices):
 
 
 def _tensors(values):
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    """Tensors among some arguments, and in lists among them; by hand, because each operator passes here."""
+    found = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _tensors(value)
+    return found
