@@ -14,11 +14,12 @@ from transformers import PretrainedConfig
 
 import lit_compress.data
 from lit_compress.data.options import TextOptions
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError, first_line
 from lit_compress.init_args import instantiated
 from lit_compress.models.labels import label_names
-from lit_compress.models.positions import check_length
+from lit_compress.models.positions import check_length, longest_input
 from lit_compress.sources import absolute_source
 from lit_compress.tasks import Task, make_task, task_class_of
 from lit_compress.usage_errors import option_names
@@ -169,7 +170,8 @@ def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any])
     Args:
         config: of the model.
         folder: that it is in, for errors.
-        options: of the data module.
+        options: of the data module, with its ``tokenizer``. Without ``max_length`` it is the default, or the longest
+            input of model and tokenizer where that is less.
 
     Raises:
         UserError: nothing here reads for this head, or an option is wrong.
@@ -180,7 +182,15 @@ def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any])
             f"--model: {folder!r} is a {', '.join(config.architectures or []) or 'model without a head'}, which no "
             "task of lit_compress reads for; give the --run that it comes from"
         )
-    return text_data(task.data_module, {**task.data_options, **task.options_for(config), **options})
+    given = {**task.data_options, **task.options_for(config), **options}
+    if "max_length" not in given:
+        own = inspect.signature(vars(lit_compress.data)[task.data_module.rpartition(".")[2]]).parameters.get(
+            "max_length"
+        )
+        usual = TextOptions.max_length if own is None else own.default
+        longest = load_tokenizer(given["tokenizer"], "data.tokenizer").model_max_length
+        given["max_length"] = min(usual, longest, longest_input(config) or usual)
+    return text_data(task.data_module, given)
 
 
 def text_data(name: str, options: dict[str, Any]) -> TextData:

@@ -105,7 +105,7 @@ def measure_structures(
     rows: int,
     tokens: int,
     threads: int | None = None,
-    rounds: int = _ROUNDS,
+    rounds: int | None = None,
     apart: bool = False,
 ) -> dict[str, float]:
     """Median seconds of a forward pass of whole models of random weights, by name, interleaved.
@@ -117,7 +117,7 @@ def measure_structures(
         rows: of a batch.
         tokens: of a row.
         threads: of the processor; as many as PyTorch has by default.
-        rounds: that count, in each of which everything is called once.
+        rounds: that count, in each of which everything is called once; 25 by default.
         apart: whether each has a process of its own, as :func:`~lit_compress.report.timing.opened` gives it and as
             `compress` times its members; only few fit into the memory.
 
@@ -143,7 +143,7 @@ def measure_structures(
                 tell(number + 1)
         threads = threads or torch.get_num_threads()
         with opened(cases, threads, "cpu") if apart else opened_here(cases, threads) as asks:
-            measure(cases, asks, [(rows, tokens)], _WARMUP, rounds)
+            measure(cases, asks, [(rows, tokens)], _WARMUP, rounds or _ROUNDS)
     found = {case.model: case.results["times"][f"{rows}x{tokens}"] for case in cases}
     return {name: times["median_ms"] / 1e3 for name, times in found.items()}
 

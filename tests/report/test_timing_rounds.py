@@ -5,6 +5,11 @@ import pytest
 from lit_compress.report.timing_rounds import undisturbed, undisturbed_rounds
 
 
+@pytest.fixture(autouse=True)
+def _as_many_rounds_as_for_people(monkeypatch):
+    monkeypatch.setattr("lit_compress.report.timing_rounds._MOST", 4)
+
+
 def played(rounds):
     """Rounds of these seconds, one after the other; how many were made is the number of the next."""
     made = count()

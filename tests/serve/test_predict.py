@@ -55,10 +55,12 @@ def test_classification_from_a_folder(tiny_teacher, texts, tmp_path):
 
 
 def test_a_longest_input_beyond_the_positions(short_teacher, texts, tmp_path):
+    options = {"text_columns": ["sentence"]}
     with pytest.raises(UserError, match=r"^--data\.max_length: 128 is above 12, the longest input of --model"):
-        columns(texts, tmp_path / "out.parquet", short_teacher)
-    options = {"text_columns": ["sentence"], "max_length": 12}
-    assert len(columns(texts, tmp_path / "out.parquet", short_teacher, data=options)["row"]) == 24
+        columns(texts, tmp_path / "out.parquet", short_teacher, data=options | {"max_length": 128})
+    given = columns(texts, tmp_path / "given.parquet", short_teacher, data=options | {"max_length": 12})
+    assert columns(texts, tmp_path / "out.parquet", short_teacher, data=options) == given
+    assert len(given["row"]) == 24
 
 
 @pytest.mark.parametrize(("to", "package"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
