@@ -1,5 +1,6 @@
 """Options of Lightning's: they work, or one line says why not, before anything is written or started."""
 
+import csv
 import json
 import re
 
@@ -9,6 +10,7 @@ from contracts.errors import error_of
 from contracts.training import data, student, student_config
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_compress import MagnitudePruning, fit
 from lit_compress.cli import main
@@ -219,6 +221,12 @@ def test_the_best_checkpoint_has_a_name_without_folders(task, tmp_path):
 WORK = {
     "time limit": ["--trainer.max_time=00:01:00:00"],
     "another logger": ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir={run}/csv"],
+    "two loggers": [
+        "--trainer.logger+=TensorBoardLogger",
+        "--trainer.logger.save_dir={run}",
+        "--trainer.logger+=CSVLogger",
+        "--trainer.logger.save_dir={run}/csv",
+    ],
     "devices monitored": ["--trainer.callbacks+=DeviceStatsMonitor"],
     "profiler": ["--trainer.profiler=simple"],
     "deterministic": ["--trainer.deterministic=true"],
@@ -237,3 +245,26 @@ def test_what_works_can_be_resumed_from_its_configuration(options, task, tmp_pat
     main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=2"])
     assert load_checkpoint(run / "checkpoints/last.ckpt")["epoch"] == 2
     assert (run / "model/model.safetensors").is_file()
+
+
+def test_two_loggers_are_told_the_same(task, tmp_path):
+    run = tmp_path / "run"
+    loggers = [
+        {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(run)}},
+        {"class_path": "CSVLogger", "init_args": {"save_dir": str(run / "csv")}},
+    ]
+    main(
+        ["fit", f"--config={task}", f"--run={run}", f"--trainer.logger={json.dumps(loggers)}", "--trainer.max_epochs=2"]
+    )
+    (table,) = run.glob("csv/**/metrics.csv")
+    with table.open() as file:
+        rows = [*csv.DictReader(file)]
+    events = EventAccumulator(str(next(run.rglob("events.out.tfevents*")).parent))
+    events.Reload()
+    for name in ("val/accuracy", "val/loss"):
+        written = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        assert len(written) == 2
+        # TensorBoard has the last ones once more, with the hyper-parameters.
+        assert written == pytest.approx(
+            {event.step: event.value for event in events.Scalars(name) if event.step in written}
+        )
