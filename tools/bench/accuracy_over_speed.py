@@ -21,6 +21,7 @@ from tools.reproduce_table import read_rows
 __all__ = ["Point", "accuracy_over_speed", "grouped", "points_of"]
 
 RESULTS = Path(__file__).parents[1] / "results.csv"
+_NAMED = 20  # points, above which their names would hide each other
 _MARKERS = "os^vD<>PXph*8d"
 
 
@@ -30,6 +31,7 @@ class Point:
 
     Args:
         method: recipe.
+        stage: of the recipe.
         speedup: times the speed of the dense model.
         kept: share of the dense model's score.
         constant: whether one answer to everything is as good.
@@ -37,6 +39,7 @@ class Point:
     """
 
     method: str
+    stage: str
     speedup: float
     kept: float
     constant: bool
@@ -96,13 +99,13 @@ def grouped(lines: Iterable[Mapping[str, str]]) -> dict[tuple[str, ...], list[Ma
 def points_of(lines: Iterable[Mapping[str, str]]) -> list[Point]:
     """A point for each stage, data set and cut that was deployed; means over seeds."""
     found = []
-    for (_, recipe, *_), group in grouped(line for line in lines if line["int8_speedup"]).items():
+    for (_, recipe, _, stage, *_), group in grouped(line for line in lines if line["int8_speedup"]).items():
         value, dense, speed = (
             statistics.mean(float(line[name]) for line in group) for name in ("int8_value", "dense", "int8_speedup")
         )
         majority = group[0]["majority"]
         constant = bool(majority) and value <= float(majority)
-        found.append(Point(method=recipe, speedup=speed, kept=value / dense, constant=constant))
+        found.append(Point(method=recipe, stage=stage, speedup=speed, kept=value / dense, constant=constant))
     return found
 
 
@@ -125,6 +128,9 @@ def draw(points: Sequence[Point], title: str, output: Path) -> None:
             edgecolors=color,
             label=method,
         )
+        for point in own if len(points) <= _NAMED else ():
+            place = (point.speedup, 100 * point.kept)
+            axes.annotate(point.stage, place, xytext=(5, 4), textcoords="offset points", fontsize="small", color="0.3")
     axes.axhline(100, color="0.8", zorder=0)
     axes.axvline(1, color="0.8", zorder=0)
     axes.set_xscale("log", base=2)
@@ -132,6 +138,7 @@ def draw(points: Sequence[Point], title: str, output: Path) -> None:
     axes.set_xlabel("measured speed in 8 bits; dense fp32 on ONNX Runtime is 1x")
     axes.set_ylabel("score kept, %")
     axes.set_title(title)
+    axes.margins(x=0.16, y=0.08)  # for the names on the right
     axes.legend(fontsize="small")
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
