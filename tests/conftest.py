@@ -34,7 +34,7 @@ from transformers import (  # noqa: E402
 )
 
 from lit_compress.cli import main  # noqa: E402
-from lit_compress.report.timing import opened_here  # noqa: E402
+from lit_compress.report import timing  # noqa: E402
 
 # The same examples in every run, and no folder of them in the repository.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None, max_examples=60)
@@ -65,14 +65,18 @@ def _seed():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_timed_calls():
-    """No test looks at the figures of tiny models, whose calls vary by more than what counts as disturbed."""
+def pause_of_users():
+    """Few timed calls without the pause that users have between two, which is given to those tests that look at it.
+
+    No test looks at the figures of tiny models, whose calls vary by more than what counts as disturbed.
+    """
+    pause = timing._QUIET
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lit_compress.report.timing._QUIET", 0.0)
+        patch.setattr(timing, "_QUIET", 0.0)
         patch.setattr("lit_compress.report.timing_rounds._MOST", 1)
         patch.setattr("lit_compress.planning.measure_latency._ROUNDS", 5)
         patch.setattr("lit_compress.auto.measure._REPETITIONS", 5)
-        yield
+        yield pause
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,8 @@ def _timed_here():
     """Structures are timed in this process: to start one for each takes longer than all the rest of `compress`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "lit_compress.planning.measure_latency.opened", lambda cases, threads, device: opened_here(cases, threads)
+            "lit_compress.planning.measure_latency.opened",
+            lambda cases, threads, device: timing.opened_here(cases, threads),
         )
         yield
 

@@ -41,8 +41,9 @@ class Player:
         return {"seconds": [next(self.seconds) for _ in range(options["calls"])]}
 
 
-def test_times_and_turns(monkeypatch):
+def test_times_and_turns(monkeypatch, pause_of_users):
     log: list = []
+    monkeypatch.setattr(timing, "_QUIET", pause_of_users)
     monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append(("pause", seconds, {})) if seconds else None)
     cases = [case(), case("b")]
     asks = [Player("a", log, [0.004, 0.0041, 0.0043]), Player("b", log, [0.001, 0.001, 0.010])]
