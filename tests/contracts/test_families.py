@@ -186,9 +186,9 @@ def test_speed_is_measured(trained, inside):
     options = "--batch_sizes=[1] --lengths=[16] --threads=1 --warmup=0 --repetitions=1"
     run(f"formats --run=student --output=formats {options}")
     run(f"benchmark dense student/model {options}")
-    run("latency dense --shape=1x16 --threads=1 --output=latency.json")
+    run("latency dense --shape=1x16 --threads=1 --output=latency")
     assert Path("formats/formats.json").is_file()
-    assert Path("latency.json").is_file()
+    assert Path("latency/latency.json").is_file()
 
 
 @pytest.mark.slow
