@@ -125,8 +125,10 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
                 ", ".join(line["seed"] for line in lines),
             )
             out.append("| " + " | ".join(cells) + " |")
-        first = next(iter(own.values()))[0]
-        out += ["", f"`{first['command']}` on {first['machine']}.", ""]
+        made: dict[str, list[str]] = {}  # by command and machine, of the first seed
+        for (_, dataset, _), lines in own.items():
+            made.setdefault(f"`{lines[0]['command']}` on {lines[0]['machine']}", []).append(dataset)
+        out += ["", *(f"{how}: {', '.join(dict.fromkeys(datasets))}.\n" for how, datasets in made.items())]
     return "\n".join(out)
 
 

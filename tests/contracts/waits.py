@@ -44,7 +44,7 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = _name(func)
         result = func(*args, **(kwargs or {}))
-        if name == "lift_fresh" or _on_host(_tensors(args)):
+        if name == "lift_fresh" or _on_host(_tensors([*args, *(kwargs or {}).values()])):
             for tensor in _tensors((result,)):
                 setattr(tensor, _ON_HOST, True)
         elif name in _WAITING or (name in _INDEXING and _by_mask(args[1])):
