@@ -33,7 +33,7 @@ class Recorder:
         """Keep the answers to one batch, a Hugging Face output."""
         ids, mask = batch.inputs["input_ids"], batch.inputs.get("attention_mask")
         lengths = torch.full(ids.shape[:1], ids.shape[1]) if mask is None else mask.sum(1)
-        self._batches.append({"lengths": lengths.cpu().numpy()} | self.task.units(output, batch))
+        self._batches.append({"lengths": lengths.cpu().numpy()} | self.task.outcome_columns(output, batch))
 
     def outcomes(self) -> Outcomes:
         """Everything that was added."""

@@ -73,7 +73,7 @@ class ClassificationTask(Task):
         named = {f"probability_{name}": value for name, value in zip(self.labels, probabilities, strict=True)}
         return {"label": self.labels[best]} | named
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         confidence, guess = output.logits.float().softmax(-1).max(-1)
         return {"confidence": array(confidence), "guess": array(guess), "truth": array(batch.targets["labels"])}
 

@@ -157,7 +157,7 @@ class EmbeddingTask(Task):
 
     # --- the report
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         vectors = _vectors(output, batch)
         lengths = batch.inputs["attention_mask"].sum(1).view(vectors.shape[:2]).sum(0)
         columns: dict[str, Tensor] = {"lengths": lengths}

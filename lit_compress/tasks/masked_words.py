@@ -55,7 +55,7 @@ class MaskedWordsTask(Task):
     def predictions(self, output: Any, batch: Batch) -> Tensor:
         return self._logits(output).argmax(-1)
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         labels = batch.targets["labels"]
         row, column = torch.nonzero(labels != IGNORED, as_tuple=True)
         logits, truth = self._logits(output)[row, column].float(), labels[row, column]
@@ -113,8 +113,8 @@ class PretrainingTask(MaskedWordsTask):
         guess = output.seq_relationship_logits.argmax(-1)
         metrics["next_sentence"].update(guess, batch.targets["next_sentence_label"])
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
-        columns = super().units(output, batch)
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
+        columns = super().outcome_columns(output, batch)
         right = output.seq_relationship_logits.argmax(-1) == batch.targets["next_sentence_label"]
         columns["sums"][:, 3] = array(right)
         return columns

@@ -83,7 +83,7 @@ class MultiLabelTask(Task):
     def note(self) -> str | None:
         return f"a label is predicted where its probability, a sigmoid of its logit, is above {self.threshold:g}"
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         return {"guess": array(self.answers(output.logits)), "truth": array(batch.targets["labels"] > 0.5)}
 
     def outcomes(self, columns: dict[str, Any]) -> Outcomes:

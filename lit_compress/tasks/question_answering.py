@@ -97,7 +97,7 @@ class QuestionAnsweringTask(Task):
             f"{self.null_threshold:g} above that of the best span (`data.null_threshold`)"
         )
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         windows = best_of_windows(output.start_logits, output.end_logits, batch.meta)
         lengths = [{"context": len(example["context"])} for example in batch.meta["examples"]]
         return {"windows": [window | length for window, length in zip(windows, lengths, strict=True)]}

@@ -55,7 +55,7 @@ class RegressionTask(Task):
     def record(self, predictions: list[float]) -> dict[str, Any]:
         return {"value": predictions[0]}
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         return {"guess": array(self.predictions(output, batch)), "truth": array(batch.targets["labels"])}
 
     def outcomes(self, columns: dict[str, Any]) -> Outcomes:

@@ -92,7 +92,7 @@ class RerankingTask(Task):
     def record(self, predictions: list[float]) -> dict[str, Any]:
         return {"score": predictions[0]}
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         logits = _logits(output, batch)
         lengths = batch.inputs["attention_mask"].sum(1).view(logits.shape)
         query = batch.targets["query"].expand_as(logits)

@@ -24,8 +24,9 @@ class Task(KeepsInitArgs):
     """A head, its loss and metrics, and what becomes of its answers; subclass it for a task of your own.
 
     Loading asks it for the head, training for :meth:`loss`, evaluation for :meth:`metrics`, ``predict`` for
-    :meth:`predictions` and, to write files, :meth:`schema` and :meth:`record`, ``report`` for :meth:`units` and
-    :meth:`outcomes`. Outputs are those of Hugging Face models, batches those of the data module whose ``task`` it is.
+    :meth:`predictions` and, to write files, :meth:`schema` and :meth:`record`, ``report`` for :meth:`outcome_columns`
+    and :meth:`outcomes`. Outputs are those of Hugging Face models, batches those of the data module whose ``task`` it
+    is.
 
     Args:
         labels: names of classes or tags in the order of their ids; None where there are none.
@@ -154,12 +155,12 @@ class Task(KeepsInitArgs):
 
     # --- the report
 
-    def units(self, output: Any, batch: Batch) -> dict[str, np.ndarray | list[Any]]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, np.ndarray | list[Any]]:
         """Columns that :meth:`outcomes` needs of a batch, arrays or lists; logits are too large to keep."""
-        raise NotImplementedError(f"{type(self).__name__} must define units(output, batch)")
+        raise NotImplementedError(f"{type(self).__name__} must define outcome_columns(output, batch)")
 
     def outcomes(self, columns: dict[str, Any]) -> Outcomes:
-        """What the answers to all units were, from the joined columns of :meth:`units` and ``lengths`` in tokens."""
+        """What the answers were, from the joined columns of :meth:`outcome_columns` and ``lengths`` in tokens."""
         raise NotImplementedError(f"{type(self).__name__} must define outcomes(columns)")
 
 

@@ -61,7 +61,7 @@ class TokenClassificationTask(Task):
     def record(self, predictions: list[dict[str, Any]]) -> dict[str, Any]:
         return {"tags": [tag for window in predictions for tag in window["tags"]]}
 
-    def units(self, output: Any, batch: Batch) -> dict[str, Any]:
+    def outcome_columns(self, output: Any, batch: Batch) -> dict[str, Any]:
         words = _word_tags(output.logits.argmax(-1), batch)
         examples = {
             name: np.array([row[name] for row in batch.meta["examples"]]) for name in ("sentence", "first_word")

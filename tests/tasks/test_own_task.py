@@ -50,7 +50,7 @@ class Relevance(Task):
     def record(self, predictions):
         return {"relevance": predictions[0]}
 
-    def units(self, output, batch):
+    def outcome_columns(self, output, batch):
         return {
             "score": self.predictions(output, batch).cpu().numpy(), "truth": batch.targets["labels"].cpu().numpy()
         }

@@ -72,7 +72,7 @@ def test_the_report_scores_what_the_validation_does(task, tiny_model, tmp_path):
         torch.manual_seed(len(columns))
         answer = SimpleNamespace(logits=torch.randn(given.rows, 1))
         kind.update(metrics, answer, given)
-        columns.append(kind.units(answer, given))
+        columns.append(kind.outcome_columns(answer, given))
     joined: dict[str, Any] = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
     outcomes = kind.outcomes(joined)
     assert outcomes.examples is not None
