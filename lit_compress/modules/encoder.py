@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.hooks import DataHooks
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -30,6 +28,7 @@ from lit_compress.models.layout import encoder_layers
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.modules.accumulation import partial_gradients, restore_gradients
+from lit_compress.modules.gradient_clipping import clip_as_lightning, clip_on_device
 from lit_compress.modules.mean_loss import MeanLoss
 from lit_compress.modules.nonfinite import Broken, LossWatch, all_or_nan, skips_on_device
 from lit_compress.modules.optim import Optimization
@@ -194,27 +193,10 @@ class LitEncoder(KeepsInitArgs, LightningModule):
     ) -> None:
         """Clip as Lightning does, and leave weights and moments as they are when the gradient is not finite."""
         if not self._skips:
-            self._clip(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            clip_as_lightning(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
-        # Not through Lightning, which under mixed precision refuses to clip for a fused optimizer: such a one unscales
-        # gradients itself. Only fp16 scales them, and is not fused.
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        clip, by_value = gradient_clip_val or 0.0, gradient_clip_algorithm == "value"
-        if clip > 0 and by_value:
-            torch.nn.utils.clip_grad_value_(parameters, clip)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        if clip > 0 and not by_value:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        self._watch.add_norm(self.global_step, norm)
+        self._watch.add_norm(self.global_step, clip_on_device(optimizer, gradient_clip_val, gradient_clip_algorithm))
         optimizer.found_inf = self._watch.found  # type: ignore[attr-defined]  (GradScaler sets it the same way)
-
-    def _clip(self, optimizer: Optimizer, value: float | None, algorithm: str | None) -> None:
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # bf16: Lightning refuses to clip for a fused optimizer, which might unscale; here nothing is scaled.
-            Precision.clip_gradients(plugin, optimizer, value or 0.0, GradClipAlgorithmType(algorithm or "norm"))
-        else:
-            self.clip_gradients(optimizer, value, algorithm)
 
     def check_finite(self) -> None:
         """Wait for the device, and stop when a loss or a gradient since the last look was not finite.
