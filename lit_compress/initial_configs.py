@@ -123,7 +123,7 @@ model:
 {data}compression:
   - class_path: MagnitudePruning  # in the first half
     init_args: {{sparsity: 0.8, initial_sparsity: 0.3, schedule: cubic, start: 0%, end: 50%, every: 1%}}
-  - class_path: QuantAwareTraining  # in the rest; 7 bits are right and fast on every processor
+  - class_path: QuantAwareTraining  # in the rest; 7 bits are correct and fast on every processor
     init_args: {{start: 60%, freeze_observers: 90%, weight_bits: 7}}
 trainer:
   max_epochs: {epochs}  # of {steps} optimizer steps each: pruning needs some

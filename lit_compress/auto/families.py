@@ -26,8 +26,8 @@ __all__ = ["compare_families"]
 Results = Mapping[str, Any]
 _CAPTION = "What each member loses to its dense model, by how many times as fast it is; a line for each family"
 _NOTES = (
-    "loses: points less than the dense model; x dense: times the speed of the dense model in fp32 in the same runtime; "
-    "x eager: of the dense model in Hugging Face eager, all measured together.",
+    "gain: points more than the dense model; negative: less; x dense: times the speed of the dense model in fp32 in the "
+    "same runtime; x eager: of the dense model in Hugging Face eager, all measured together.",
     "* is the recommended member of its family.",
 )
 
@@ -82,7 +82,7 @@ def _table(results: Mapping[str, Results]) -> Table:
             model = f"{row[0]} *" if row[0] == family["recommended"] else row[0]
             score = f"{made.header[1]} {row[1]}" if row[1] else ""
             rows.append((name, model, score, *row[2:5], row[7]))
-    return Table(header=("family", "model", "score", "loses", "x dense", "x eager", "file"), rows=rows)
+    return Table(header=("family", "model", "score", "gain", "x dense", "x eager", "file"), rows=rows)
 
 
 def _save(results: Mapping[str, Results], folder: Path) -> None:

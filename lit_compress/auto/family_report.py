@@ -93,7 +93,7 @@ def lead(results: Results) -> str:
 
 def table(results: Results) -> Table:
     """A line for each model, the dense ones first."""
-    header = ("", results["score"], "loses", "x dense", "x eager", "ms", _MANY, "file")
+    header = ("", results["score"], "gain", "x dense", "x eager", "ms", _MANY, "file")
     eager, dense = results["references"]
     models = results["comparison"]["metrics"][results["score"]]["models"]
     points = results["points"][results["score"]]
@@ -112,12 +112,17 @@ def table(results: Results) -> Table:
         (
             each["name"],
             _interval(dict(zip(("value", "low", "high"), (each["score"], *each["interval"]), strict=True)), points),
-            f"{each['loss']:+.1f}".replace("+", "") if each["loss"] else "0.0",
+            _gain(each["loss"]),
             *figures(each),
         )
         for each in results["members"]
     ]
     return Table(header=header, rows=rows)
+
+
+def _gain(loss: float) -> str:
+    gain = -round(loss, 1)
+    return f"{gain:+.1f}" if gain else "0.0"
 
 
 def _throughput(times: Mapping[str, float]) -> float:
@@ -141,7 +146,7 @@ def _sections(results: Results) -> list[Section]:
             lines=(
                 f"{results['score']} on {results['validation']['rows']:,} validation examples "
                 f"({results['validation']['source']}), computed by the runtime that is timed, with its 95 % interval; "
-                "loses: points less than the dense model.",
+                "gain: points more than the dense model; negative: less.",
                 "x dense: times the speed of the dense model in fp32 in the same runtime; x eager: of the dense model "
                 f"in Hugging Face eager; ms: median of a call at {results['shape']} tokens, calls interleaved; "
                 f"{_MANY}: at the larger batch.",

@@ -12,7 +12,7 @@ TEACHER = "teacher"
 # Fractions of a training: until when heads and neurons go, and from when on it computes with integers.
 _CUT, _PRUNINGS = 0.3, 5
 _QUANTIZE, _FREEZE = 0.6, 0.9
-_BITS = 7  # right and fast on every processor
+_BITS = 7  # correct and fast on every processor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ def test_families_of_two_tasks_are_in_one_table(tmp_path, capsys):
     said = capsys.readouterr().out
     lines = said.splitlines()
     (line,) = (line for line in lines if "films" in line and "4x *" in line)
-    assert line.split() == ["films", "4x", "*", "accuracy", "89.5", "(87.5–91.5)", "0.5", "4.00", "8.00", "5.0", "MB"]
+    assert line.split() == ["films", "4x", "*", "accuracy", "89.5", "(87.5–91.5)", "-0.5", "4.00", "8.00", "5.0", "MB"]
     assert max(map(len, lines[: lines.index("* is the recommended member of its family.")])) <= 80
     assert "news: Recommended: 4x" in said
     page, text = ((tmp_path / "both" / name).read_text() for name in ("report.html", "report.md"))

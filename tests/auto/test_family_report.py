@@ -11,9 +11,9 @@ from lit_compress.errors import UserError
 def test_the_table_compares_with_both_baselines():
     made = table(family())
     rows = {row[0]: row for row in made.rows}
-    assert made.header == ("", "accuracy", "loses", "x dense", "x eager", "ms", "texts/s", "file")
+    assert made.header == ("", "accuracy", "gain", "x dense", "x eager", "ms", "texts/s", "file")
     assert rows["dense"][3:6] == ("1.00", "2.00", "8.00")
-    assert rows["4x"] == ("4x", "89.5 (87.5–91.5)", "0.5", "4.00", "8.00", "2.00", "800", "5.0 MB")
+    assert rows["4x"] == ("4x", "89.5 (87.5–91.5)", "-0.5", "4.00", "8.00", "2.00", "800", "5.0 MB")
 
 
 def test_the_page_says_what_is_recommended_and_escapes_what_it_was_given(tmp_path, capsys):

@@ -2,9 +2,9 @@
 
     python -m tools.bench.accuracy_over_speed --output docs/pictures/accuracy-over-speed.png
 
-A point is a stage of a recipe on one data set as it is deployed, in 8 bits on its runtime, the mean over its seeds;
-speeds are compared with the dense model in fp32 on the same runtime. A hollow point is no better than one answer to
-every example. Rows without a deployed speed are left out.
+A point is a stage of a recipe on one data set as it is deployed, in 8 bits on its runtime, the mean over its seeds,
+with the name that the plan's `labels` give it; speeds are compared with the dense model in fp32 on the same runtime. A
+hollow point is no better than one answer to every example. Rows without a deployed speed are left out.
 """
 
 import statistics
@@ -12,16 +12,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import auto_cli
 
 from lit_compress.errors import UserError
+from tools.reproduce_plan import plan_of
 from tools.reproduce_table import read_rows
 
 __all__ = ["Point", "accuracy_over_speed", "grouped", "points_of"]
 
 RESULTS = Path(__file__).parents[1] / "results.csv"
 _NAMED = 20  # points, above which their names would hide each other
+_RIGHT = 0.8  # of the width, from which on a label is on the left of its point
 _MARKERS = "os^vD<>PXph*8d"
 
 
@@ -74,7 +77,11 @@ def accuracy_over_speed(
             f"run python -m tools.reproduce --model {model}"
         )
     names = sorted({key[2] for key in grouped(line for line in lines if line["int8_speedup"])})
-    draw(points, f"{model}: {', '.join(names)}" if len(names) < 6 else f"{model}: {len(names)} data sets", output)
+    plan = plan_of(model)
+    titles = ", ".join(plan["data"].get(name, {}).get("title", name) for name in names)
+    draw(
+        points, f"{plan['title']} on {titles if len(names) < 6 else f'{len(names)} data sets'}", output, plan["recipes"]
+    )
     return points
 
 
@@ -109,14 +116,14 @@ def points_of(lines: Iterable[Mapping[str, str]]) -> list[Point]:
     return found
 
 
-def draw(points: Sequence[Point], title: str, output: Path) -> None:
-    """A marker and a color for each method."""
+def draw(points: Sequence[Point], title: str, output: Path, recipes: Mapping[str, Any]) -> None:
+    """A marker and a color for each method, which `recipes` gives a title and its stages their labels."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
     for number, method in enumerate(dict.fromkeys(point.method for point in points)):
         own = [point for point in points if point.method == method]
         color = f"C{number % 10}"
@@ -126,11 +133,8 @@ def draw(points: Sequence[Point], title: str, output: Path) -> None:
             marker=_MARKERS[number % len(_MARKERS)],
             facecolors=["none" if point.constant else color for point in own],
             edgecolors=color,
-            label=method,
+            label=recipes.get(method, {}).get("title", method),
         )
-        for point in own if len(points) <= _NAMED else ():
-            place = (point.speedup, 100 * point.kept)
-            axes.annotate(point.stage, place, xytext=(5, 4), textcoords="offset points", fontsize="small", color="0.3")
     axes.axhline(100, color="0.8", zorder=0)
     axes.axvline(1, color="0.8", zorder=0)
     axes.set_xscale("log", base=2)
@@ -138,11 +142,37 @@ def draw(points: Sequence[Point], title: str, output: Path) -> None:
     axes.set_xlabel("measured speed in 8 bits; dense fp32 on ONNX Runtime is 1x")
     axes.set_ylabel("score kept, %")
     axes.set_title(title)
-    axes.margins(x=0.16, y=0.08)  # for the names on the right
-    axes.legend(fontsize="small")
+    axes.margins(x=0.16, y=0.08)  # for the labels
+    axes.legend(fontsize="small", loc="lower left")
+    if len(points) <= _NAMED:
+        _label(axes, points, recipes)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     pyplot.close(figure)
+
+
+def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any]) -> None:
+    """Write each stage's label beside its point, towards the middle; lower where another label is in the way."""
+    axes.figure.draw_without_rendering()
+    taken: list[Any] = []
+    for point in sorted(points, key=lambda one: -one.kept):
+        label = recipes.get(point.method, {}).get("labels", {}).get(point.stage, point.stage)
+        place = (point.speedup, 100 * point.kept)
+        on_left = axes.transAxes.inverted().transform(axes.transData.transform(place))[0] > _RIGHT
+        aside, below = (-7, 3) if on_left else (7, 3)
+        text = axes.annotate(
+            label,
+            place,
+            xytext=(aside, below),
+            textcoords="offset points",
+            ha="right" if on_left else "left",
+            fontsize="small",
+            color="0.3",
+        )
+        while any(text.get_window_extent().overlaps(other) for other in taken):
+            below -= 2
+            text.set_position((aside, below))
+        taken.append(text.get_window_extent())
 
 
 if __name__ == "__main__":
