@@ -15,7 +15,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.run_folder import reads_texts, text_data
 from lit_compress.functional.patterns import Pattern
 from lit_compress.lightning_cli import LitCompressCLI, make, sources_of
-from lit_compress.nn.surgery import compressible_layers, compressible_tables
+from lit_compress.nn.replace_layers import compressible_layers, compressible_tables
 from lit_compress.report.model_check import Finding, megabytes, model_findings
 from lit_compress.report.size import Size, size_of
 from lit_compress.strategies.pruning import Pruning

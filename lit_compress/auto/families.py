@@ -26,8 +26,8 @@ __all__ = ["compare_families"]
 Results = Mapping[str, Any]
 _CAPTION = "What each member loses to its dense model, by how many times as fast it is; a line for each family"
 _NOTES = (
-    "gain: points more than the dense model; negative: less; x dense: times the speed of the dense model in fp32 in the "
-    "same runtime; x eager: of the dense model in Hugging Face eager, all measured together.",
+    "gain: points more than the dense model, negative: less; x dense: times the speed of the dense model in fp32 in "
+    "the same runtime; x eager: of the dense model in Hugging Face eager, all measured together.",
     "* is the recommended member of its family.",
 )
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from lit_compress.errors import UserError
 from lit_compress.models.hf_folder import save_folder
-from lit_compress.nn.surgery import compressible_layers
+from lit_compress.nn.replace_layers import compressible_layers
 from lit_compress.strategies.strategy import Strategy
 
 __all__ = ["TERMS", "StrategyCallback", "add_strategies", "check_untouched", "save_compressed", "student_in"]

@@ -12,7 +12,7 @@ from lit_compress.functional.patterns import Scope, parse_pattern, wrong_option
 from lit_compress.models.targets import match_linears
 from lit_compress.nn.compressible import CompressibleLinear
 from lit_compress.nn.quantizers import ActivationType, MinMaxWeightQuantizer, input_quantizer, wrong_quantization
-from lit_compress.nn.surgery import make_compressible
+from lit_compress.nn.replace_layers import make_compressible
 
 __all__ = ["prune_", "quantize_"]
 

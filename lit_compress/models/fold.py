@@ -14,7 +14,7 @@ from lit_compress.nn.attention import restore_attention
 from lit_compress.nn.factorized import factorized_embeddings
 from lit_compress.nn.gates import gated_layers
 from lit_compress.nn.manifest import Manifest
-from lit_compress.nn.surgery import compressible_layers, compressible_tables
+from lit_compress.nn.replace_layers import compressible_layers, compressible_tables
 from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = ["fold", "fold_in_place"]

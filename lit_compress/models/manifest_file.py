@@ -15,7 +15,7 @@ from lit_compress.functional.masks import sparsity
 from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers
 from lit_compress.nn.manifest import Manifest, describe
 from lit_compress.nn.quantizers import MovingAverageQuantizer
-from lit_compress.nn.surgery import compressible_layers, compressible_tables
+from lit_compress.nn.replace_layers import compressible_layers, compressible_tables
 from lit_compress.storage.weight import QuantizedWeight
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from lit_compress.models.layout import LAYOUTS, family_of, layer_linears, layout_of
-from lit_compress.nn.surgery import match_modules
+from lit_compress.nn.replace_layers import match_modules
 
 __all__ = ["ENCODER_LINEARS", "match_linears"]
 

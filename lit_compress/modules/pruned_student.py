@@ -11,7 +11,7 @@ from lit_compress.init_args import KeepsInitArgs
 from lit_compress.modules.distillation import Distillation, named_terms
 from lit_compress.modules.saved_arguments import made_again
 from lit_compress.modules.student import LitStudent
-from lit_compress.nn.surgery import compressible_layers
+from lit_compress.nn.replace_layers import compressible_layers
 from lit_compress.tasks import Batch
 
 __all__ = ["L1Penalty", "LitPrunedStudent", "Penalty", "ScorePenalty"]

@@ -1,4 +1,4 @@
-"""Modules that carry compression: masked and fake-quantized layers, quantizers, the frozen teacher, surgery."""
+"""Modules that carry compression: masked and fake-quantized layers, quantizers, the frozen teacher, replacement."""
 
 from lit_compress.nn.attention import AttentionQuantizers, attention_quantizers
 from lit_compress.nn.compressible import CompressibleLinear
@@ -11,14 +11,14 @@ from lit_compress.nn.quantizers import (
     MovingAverageQuantizer,
     TableQuantizer,
 )
-from lit_compress.nn.slicing import keep_inputs, keep_outputs
-from lit_compress.nn.surgery import (
+from lit_compress.nn.replace_layers import (
     compressible_layers,
     compressible_tables,
     make_compressible,
     make_tables_compressible,
     match_modules,
 )
+from lit_compress.nn.slicing import keep_inputs, keep_outputs
 from lit_compress.nn.teacher import FrozenTeacher
 
 __all__ = [

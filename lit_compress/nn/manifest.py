@@ -16,7 +16,7 @@ from lit_compress.nn.attention import ATTENTION_SLOTS, attention_quantizers, qua
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
 from lit_compress.nn.gates import add_layer_gate, gated_layers
 from lit_compress.nn.quantizers import FakeQuantizer
-from lit_compress.nn.surgery import (
+from lit_compress.nn.replace_layers import (
     compressible_layers,
     compressible_tables,
     make_compressible,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
-from lit_compress.nn.surgery import match_modules
+from lit_compress.nn.replace_layers import match_modules
 from lit_compress.strategies.strategy import Strategy, student_of
 
 __all__ = ["FreezeEmbeddings"]

@@ -9,7 +9,7 @@ from torch import nn
 from lit_compress.errors import UserError
 from lit_compress.functional.schedules import width_at
 from lit_compress.nn.factorized import FactorizedEmbedding
-from lit_compress.nn.surgery import match_modules
+from lit_compress.nn.replace_layers import match_modules
 from lit_compress.strategies.distributed_weights import zero_outside
 from lit_compress.strategies.scheduled import Scheduled
 from lit_compress.strategies.strategy import amount_of, check_amount, student_of

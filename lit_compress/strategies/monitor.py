@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer
-from lit_compress.nn.surgery import compressible_layers
+from lit_compress.nn.replace_layers import compressible_layers
 from lit_compress.strategies.strategy import student_of
 from lit_compress.tasks.batch import rows_of
 

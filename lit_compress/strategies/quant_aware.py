@@ -20,7 +20,7 @@ from lit_compress.nn.quantizers import (
     input_quantizer,
     wrong_quantization,
 )
-from lit_compress.nn.surgery import make_tables_compressible, match_modules, matches
+from lit_compress.nn.replace_layers import make_tables_compressible, match_modules, matches
 from lit_compress.strategies.strategy import Strategy, student_of
 from lit_compress.strategies.window import parse_duration, to_steps
 from lit_compress.training_steps import training_steps

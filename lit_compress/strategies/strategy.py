@@ -12,7 +12,7 @@ from lit_compress.errors import UserError
 from lit_compress.init_args import KeepsInitArgs
 from lit_compress.models.targets import match_linears
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.nn.surgery import make_compressible
+from lit_compress.nn.replace_layers import make_compressible
 from lit_compress.training_steps import training_steps
 
 __all__ = [

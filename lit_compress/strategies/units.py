@@ -15,7 +15,7 @@ from lit_compress.functional.patterns import Pattern, Scope
 from lit_compress.functional.schedules import width_at
 from lit_compress.models.heads_and_neurons import Groups, Kind, column_mask, removable_groups, row_mask
 from lit_compress.nn.compressible import CompressibleLinear
-from lit_compress.nn.surgery import match_modules
+from lit_compress.nn.replace_layers import match_modules
 from lit_compress.strategies.distributed_weights import agreed, full_weight, set_mask
 
 __all__ = [

@@ -9,7 +9,7 @@ from lit_compress.errors import UserError
 from lit_compress.migrate.draft import Draft
 from lit_compress.migrate.sparseml import from_sparseml
 from lit_compress.modules import Optimization, Phase
-from lit_compress.nn.surgery import match_modules
+from lit_compress.nn.replace_layers import match_modules
 
 
 def draft_of(*modifiers: str, task="classification", layers=None, more="") -> Draft:

@@ -116,7 +116,7 @@ def test_half_precision_keeps_its_dtype():
     assert layer(torch.arange(7)).dtype == torch.bfloat16
 
 
-def test_surgery_replaces_tables_once():
+def test_tables_are_replaced_once():
     model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))
     first = make_tables_compressible(model, ["0"], "key")
     again = make_tables_compressible(model, ["0"], "key")

@@ -8,7 +8,7 @@ from lit_compress.export import fold
 from lit_compress.models.manifest_file import manifest_with_scales
 from lit_compress.nn import MinMaxWeightQuantizer, make_compressible
 from lit_compress.nn.quantizers import TableQuantizer
-from lit_compress.nn.surgery import make_tables_compressible
+from lit_compress.nn.replace_layers import make_tables_compressible
 from lit_compress.report.size import Size, model_size, tensor_size
 
 
