@@ -65,6 +65,14 @@ def _seed():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_disks():
+    """Checkpoints are written as ever, and are not waited for until they are on a disk: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def pause_of_users():
     """Few timed calls without the pause that users have between two, which is given to those tests that look at it.
 

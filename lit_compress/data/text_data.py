@@ -70,6 +70,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         self._train_loader: Any = None
         self._position: dict[str, Any] = {"consumed": 0}
         self._tokenized: dict[str, Dataset] = {}
+        self._read_once: dict[tuple[str, str | None], Dataset | None] = {}
         self._labels: list[str] | None = None
         if Path(resolve_source(tokenizer, "data.tokenizer")).exists():  # one on the hub is asked for after the files
             self.check_tokenizer()
@@ -172,6 +173,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """Read and tokenise splits, from the cache when they are in it."""
         for split in splits:
             self._dataset(split)
+        self._read_once.clear()  # what was tokenised is not asked for again
 
     def train_dataloader(self) -> Any:
         loader = self._loader("train", shuffle=True)
@@ -342,10 +344,14 @@ class TextData(KeepsInitArgs, LightningDataModule):
 
     def rows(self, split: str) -> Dataset | None:
         """All rows of a source, checked; None when it was not given."""
-        table = self._read(split)
-        if table is not None:
-            self.check(table, split)
-        return table
+        # Labels, checks and the tokenised split each ask for it.
+        key = (split, self.files.get(split))
+        if key not in self._read_once:
+            table = self._read(split)
+            if table is not None:
+                self.check(table, split)
+            self._read_once[key] = table
+        return self._read_once[key]
 
     def require_columns(self, table: Dataset, split: str, columns: dict[str, str], hint: str = "") -> None:
         """Every column, by the key that names it, must be there.

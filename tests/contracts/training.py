@@ -100,7 +100,7 @@ def fit_through_kills(
 
     Args:
         make: a fresh module, its data and strategies.
-        root: folder for the run and its checkpoints, also ``validated.ckpt`` of each validation.
+        root: folder for the run, whose ``last.ckpt`` is of each step, and ``validated.ckpt`` of each validation.
         kills: batches after which it is killed. The second should come right after the first, before another step;
             after the third a validation is gone back to.
         kwargs: for the trainer.
@@ -110,9 +110,9 @@ def fit_through_kills(
     for batches, found in zip((*kills, None), (None, "last", "last", root / "validated.ckpt"), strict=True):
         validated = ModelCheckpoint(root, "validated", monitor="val/loss", save_top_k=-1, enable_version_counter=False)
         if batches is None:
-            return fit(*make(), root, found, callbacks=[validated], **options)
+            return fit(*make(), root, found, callbacks=[validated], each_step=False, **options)
         with suppress(StopAt.Killed):
-            fit(*make(), root, found, callbacks=[validated, StopAt(batches=batches)], **options)
+            fit(*make(), root, found, callbacks=[validated, StopAt(batches=batches)], each_step=False, **options)
     raise AssertionError
 
 
