@@ -152,11 +152,11 @@ def __dir__() -> list[str]:
 
 
 def _is_command() -> bool:
-    """Whether it is `lit_compress` or ``python -m lit_compress`` that starts, and not a program that imports it."""
+    """Whether it is `lit_compress`, ``python -m lit_compress`` or a worker that starts, and not what imports it."""
     if not sys.argv:  # an interpreter inside another program
         return False
     if sys.argv[0] == "-m":  # which Python puts there until it has found the module
-        return sys.orig_argv[-len(sys.argv)] == __name__
+        return sys.orig_argv[-len(sys.argv)] in (__name__, f"{__name__}.runtimes.worker")
     return Path(sys.argv[0]).stem == __name__
 
 

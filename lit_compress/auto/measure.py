@@ -25,7 +25,8 @@ from lit_compress.report.accuracy import evaluate_answers
 from lit_compress.report.bootstrap import compare_outcomes
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.timing import Case, cases_of, measure, opened, runtimes
-from lit_compress.serve.engines import answers, open_engine
+from lit_compress.runtimes.engines import open_engine
+from lit_compress.runtimes.torch_engine import answers
 from lit_compress.tasks import Outcomes, Task
 
 __all__ = ["SCHEMA", "verify"]

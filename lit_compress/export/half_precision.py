@@ -24,10 +24,10 @@ from lit_compress.export.onnx import (
     structure,
 )
 from lit_compress.export.onnx_graph import input_names, trace
-from lit_compress.export.onnx_session import DEFAULT_SESSION
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import write_hf
 from lit_compress.models.load import quiet_transformers
+from lit_compress.runtimes.onnx_session import DEFAULT_SESSION
 
 __all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
 

@@ -35,11 +35,11 @@ from lit_compress.export.graph_form import (
     store_wide,
 )
 from lit_compress.export.onnx_graph import input_names, trace, with_layers
-from lit_compress.export.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import add_to_card, write_companions, write_manifest
 from lit_compress.models.model_card import FOLDER
+from lit_compress.runtimes.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
 
 __all__ = [
     "DEFAULTS",

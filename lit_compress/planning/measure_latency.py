@@ -39,7 +39,7 @@ from lit_compress.planning.structure import LayerShape, Structure
 from lit_compress.progress import counted
 from lit_compress.report.machine import instruction_sets, processor
 from lit_compress.report.timing import Case, measure, opened, opened_here
-from lit_compress.serve.engines import variants
+from lit_compress.runtimes.engines import variants
 from lit_compress.version import __version__
 
 __all__ = ["fit_times", "fixed_parts", "measure_structures", "measure_table", "table_file", "table_settings"]

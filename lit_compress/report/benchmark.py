@@ -13,7 +13,7 @@ from lit_compress.export.check import of_tokens
 from lit_compress.report.benchmark_table import check_results, print_results, save_results
 from lit_compress.report.machine import command_line, machine
 from lit_compress.report.timing import Ask, Case, cases_of, keep_memory, measure, opened, row, runtimes
-from lit_compress.serve.worker import batch_of
+from lit_compress.runtimes.worker import batch_of
 
 __all__ = ["agreement", "allowed", "benchmark", "check_sizes", "without_padding"]
 

@@ -9,7 +9,7 @@ from lit_compress.models.manifest_file import MANIFEST_FILE
 from lit_compress.report.phrasing import bytes_text, ratio
 from lit_compress.report.section import Section, Table
 from lit_compress.report.summary import reference
-from lit_compress.serve.engines import variants
+from lit_compress.runtimes.engines import variants
 
 __all__ = ["exported", "exports_in"]
 

@@ -20,7 +20,7 @@ from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
 from lit_compress.report.machine import instruction_sets
 from lit_compress.report.timing_rounds import undisturbed_rounds
-from lit_compress.serve.engines import (
+from lit_compress.runtimes.engines import (
     ENGINES,
     EngineName,
     Variant,
@@ -28,8 +28,8 @@ from lit_compress.serve.engines import (
     local_folder,
     variants,
 )
-from lit_compress.serve.worker import Worker
-from lit_compress.serve.worker_process import WorkerProcess
+from lit_compress.runtimes.worker import Worker
+from lit_compress.runtimes.worker_process import WorkerProcess
 from lit_compress.sources import check_safetensors
 
 __all__ = [

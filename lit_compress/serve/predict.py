@@ -18,7 +18,8 @@ from lit_compress.export.run_folder import task_of, text_data, text_data_of, use
 from lit_compress.models.load import load_config, load_model
 from lit_compress.models.positions import check_length
 from lit_compress.progress import counted
-from lit_compress.serve.engines import EngineName, answers, open_engine, variants
+from lit_compress.runtimes.engines import EngineName, open_engine, variants
+from lit_compress.runtimes.torch_engine import answers
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
 from lit_compress.sources import resolve_package

@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from lit_compress.export import from_student, write
-from lit_compress.serve.engines import answers, open_engine, variants
+from lit_compress.runtimes.engines import open_engine, variants
+from lit_compress.runtimes.torch_engine import answers
 
 HEADS = {
     "classification": AutoModelForSequenceClassification,

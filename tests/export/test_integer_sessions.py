@@ -17,10 +17,10 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-import lit_compress.export.onnx_session
+import lit_compress.runtimes.onnx_session
 from lit_compress.export import from_student, write
 from lit_compress.export.onnx import IntegerOptions, write_onnx_int8
-from lit_compress.export.onnx_session import adds_in_16_bits, open_session
+from lit_compress.runtimes.onnx_session import adds_in_16_bits, open_session
 
 HEADS = (
     *(AutoModelForSequenceClassification, AutoModelForTokenClassification),
@@ -147,17 +147,19 @@ def test_a_session_that_cannot_be_precise_says_so_and_runs(tmp_path, monkeypatch
     shared_zero_point(tmp_path / "old.onnx")
     with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail):
         open_session(tmp_path / "old.onnx", 1, precise=True)
-    monkeypatch.setattr(lit_compress.export.onnx_session, "adds_in_16_bits", lambda: True)
+    monkeypatch.setattr(lit_compress.runtimes.onnx_session, "adds_in_16_bits", lambda: True)
     with pytest.warns(UserWarning, match="x64quantprecision=1"):
         open_session(tmp_path / "old.onnx", 1)
 
 
 def test_a_file_for_any_processor_needs_no_precise_session(tmp_path, monkeypatch):
     asked = []
-    opening = lit_compress.export.onnx_session._open
-    monkeypatch.setattr(lit_compress.export.onnx_session, "adds_in_16_bits", lambda: True)
+    opening = lit_compress.runtimes.onnx_session._open
+    monkeypatch.setattr(lit_compress.runtimes.onnx_session, "adds_in_16_bits", lambda: True)
     monkeypatch.setattr(
-        lit_compress.export.onnx_session, "_open", lambda *a, precise: (asked.append(precise), opening(*a, precise))[1]
+        lit_compress.runtimes.onnx_session,
+        "_open",
+        lambda *a, precise: (asked.append(precise), opening(*a, precise))[1],
     )
     open_session(export(quantized("bert"), tmp_path), 1)
     assert not any(asked)

@@ -27,8 +27,8 @@ from lit_compress.planning.random_models import (
     random_model,
 )
 from lit_compress.planning.structure import LayerShape, Structure
-from lit_compress.serve.engines import open_engine, variants
-from lit_compress.serve.worker import batch_of
+from lit_compress.runtimes.engines import open_engine, variants
+from lit_compress.runtimes.worker import batch_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -19,8 +19,8 @@ from lit_compress.report import timing
 from lit_compress.report.benchmark import agreement, allowed, benchmark
 from lit_compress.report.benchmark_table import check_results, markdown, print_results, save_results, tables
 from lit_compress.report.timing import Case, cases_of, measure
-from lit_compress.serve.engines import Variant
-from lit_compress.serve.worker import batch_of
+from lit_compress.runtimes.engines import Variant
+from lit_compress.runtimes.worker import batch_of
 
 
 def case(model="a", engine="eager", file="model.onnx", packed=False) -> Case:

@@ -18,8 +18,8 @@ from lit_compress.export.command import _WRITERS
 from lit_compress.report.formats import evaluate_cases, formats, recommendation
 from lit_compress.report.measure import measure_run
 from lit_compress.report.timing import Case
-from lit_compress.serve.engines import Variant
-from lit_compress.serve.worker import memory_now
+from lit_compress.runtimes.engines import Variant
+from lit_compress.runtimes.worker import memory_now
 from lit_compress.tasks import Batch, ClassificationTask, MaskedWordsTask, make_task
 
 

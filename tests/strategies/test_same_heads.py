@@ -15,7 +15,8 @@ from lit_compress.functional import head_scores
 from lit_compress.models.fused import fused_layers
 from lit_compress.nn import compressible_layers
 from lit_compress.nn.factorized import factorized_embeddings
-from lit_compress.serve.engines import answers, open_engine, variants
+from lit_compress.runtimes.engines import open_engine, variants
+from lit_compress.runtimes.torch_engine import answers
 from lit_compress.strategies import (
     LayerDropping,
     LowRankEmbedding,

@@ -1,4 +1,4 @@
-"""DeepSparse as a process that is asked and answers, like `lit_compress.serve.worker`.
+"""DeepSparse as a process that is asked and answers, like `lit_compress.runtimes.worker`.
 
 Runs in an environment of its own (`pip install deepsparse==1.8.0`, Python 3.11 at most), so it imports nothing of this
 package: `python deepsparse_worker.py model.onnx THREADS`, then a JSON object a line.

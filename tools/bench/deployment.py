@@ -40,8 +40,8 @@ from lit_compress.models.heads_and_neurons import removable_groups
 from lit_compress.models.shapes import update_config
 from lit_compress.nn.factorized import FactorizedEmbedding
 from lit_compress.report.timing import Case, cases_of, measure
-from lit_compress.serve.worker import batch_of
-from lit_compress.serve.worker_process import WorkerProcess
+from lit_compress.runtimes.worker import batch_of
+from lit_compress.runtimes.worker_process import WorkerProcess
 from tools.bench.measure import MINILM, RESULTS, Row, model_source, publish, quiet
 
 DENSE, SPARSE = "dense", "90 % sparse"

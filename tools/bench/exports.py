@@ -28,14 +28,14 @@ from lit_compress.data.tables import load_tokenizer
 from lit_compress.export.command import Format, write
 from lit_compress.export.graph_form import round_tables, round_weights
 from lit_compress.models.folded import Folded
-from lit_compress.serve.engines import variants
+from lit_compress.runtimes.engines import variants
 from tools.bench.deployment import prune
 from tools.bench.measure import MINILM, RESULTS, Row, model_source, publish, quiet
 
 _PROGRAM = """
 import sys
 from lit_compress.cli import main
-from lit_compress.serve.worker import peak_memory
+from lit_compress.runtimes.worker import peak_memory
 main(sys.argv[1:])
 print(peak_memory())
 """

@@ -24,11 +24,11 @@ from lit_compress.export.examples import examples_of_data
 from lit_compress.export.graph_form import graph_form, is_quantized
 from lit_compress.export.onnx import IntegerOptions, write_onnx, write_onnx_int8
 from lit_compress.export.onnx_graph import input_names
-from lit_compress.export.onnx_session import adds_in_16_bits, open_session
 from lit_compress.export.openvino import runner, write_openvino, write_openvino_int8
 from lit_compress.export.run_folder import run_config, validation_data
 from lit_compress.export.source import from_source
 from lit_compress.extras import optional
+from lit_compress.runtimes.onnx_session import adds_in_16_bits, open_session
 from tools.bench.measure import RESULTS, Row, interleave, milliseconds, publish
 
 _WAYS: dict[str, tuple[Callable[..., None], str, str | None]] = {

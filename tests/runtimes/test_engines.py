@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification
 from lit_compress.errors import UserError
 from lit_compress.export.command import write
 from lit_compress.export.source import from_source
-from lit_compress.serve import engines
-from lit_compress.serve.engines import Variant, local_folder, open_engine, variants
-from lit_compress.serve.worker import batch_of
+from lit_compress.runtimes import engines
+from lit_compress.runtimes.engines import Variant, local_folder, open_engine, variants
+from lit_compress.runtimes.worker import batch_of
 
 BATCH = batch_of(3, 9, 40, padded=True)
 

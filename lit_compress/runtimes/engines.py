@@ -1,22 +1,18 @@
 """One way to call any export: arrays by name in, arrays by name out, whatever runtime computes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 
 from lit_compress.choices import EngineName
 from lit_compress.errors import UserError, first_line
-from lit_compress.export.onnx_session import open_session
 from lit_compress.extras import optional
-from lit_compress.models.folder import load_whole_model
+from lit_compress.runtimes.onnx_session import open_session
 from lit_compress.sources import resolve_source
 
 __all__ = [
@@ -24,7 +20,6 @@ __all__ = [
     "Engine",
     "EngineName",
     "Variant",
-    "answers",
     "installed",
     "local_folder",
     "open_engine",
@@ -82,6 +77,8 @@ def local_folder(source: str, key: str) -> Path:
         return path
     if path.exists():
         raise UserError(f"{key}: {source!r} is a file; give the folder that it is in")
+    from huggingface_hub import snapshot_download
+
     try:
         return Path(snapshot_download(source, allow_patterns=_FILES))
     except Exception as error:  # no such model, no network, no name at all
@@ -130,7 +127,9 @@ def open_engine(variant: Variant, threads: int | None = None, device: str = "cpu
 
     """
     if variant.engine in ("eager", "compile"):
-        return _Torch(variant, threads, device)
+        from lit_compress.runtimes.torch_engine import TorchEngine  # torch and Transformers, which others do without
+
+        return TorchEngine(variant.file, variant.engine == "compile", threads, device)
     try:
         return (_Onnx if variant.engine == "onnxruntime" else _OpenVino)(variant.file, threads)
     except UserError:
@@ -138,38 +137,6 @@ def open_engine(variant: Variant, threads: int | None = None, device: str = "cpu
     except Exception as error:  # whatever a foreign file makes a runtime raise is that file's fault
         reason = first_line(error)
         raise UserError(f"{str(variant.file)!r} cannot be loaded: {reason}") from error
-
-
-def answers(engine: Engine) -> Callable[[Mapping[str, torch.Tensor]], SimpleNamespace]:
-    """A function that takes tensors by name and gives what an engine computes, as attributes like Transformers'."""
-
-    def answer(batch: Mapping[str, torch.Tensor]) -> SimpleNamespace:
-        arrays = engine({name: tensor.numpy() for name, tensor in batch.items()})
-        return SimpleNamespace(**{name: torch.as_tensor(array) for name, array in arrays.items()})
-
-    return answer
-
-
-class _Torch:
-    def __init__(self, variant: Variant, threads: int | None, device: str) -> None:
-        if threads:
-            torch.set_num_threads(threads)
-        self.device = torch.device(device)
-        model: Any = load_whole_model(str(variant.file), "model")
-        model.to(self.device)
-        self.inputs = ["input_ids", "attention_mask"]
-        if getattr(model.config, "type_vocab_size", 0) > 1:
-            self.inputs.append("token_type_ids")
-        self._model = torch.compile(model) if variant.engine == "compile" else model
-
-    @torch.inference_mode()
-    def __call__(self, batch: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        given = {name: torch.as_tensor(batch[name]).to(self.device) for name in self.inputs if name in batch}
-        result = self._model(**given, return_dict=True)
-        names = [name for name in result if "logits" in name] or [
-            name for name in ("last_hidden_state", "sentence_embedding") if name in result
-        ]
-        return {name: result[name].float().cpu().numpy() for name in names}
 
 
 class _Onnx:

@@ -26,7 +26,7 @@ class WorkerProcess:
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lit_compress.serve.worker"],
+            [sys.executable, "-m", "lit_compress.runtimes.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -44,7 +44,7 @@ class WorkerProcess:
                 stream.close()
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:
-        """The answer to a request of :class:`lit_compress.serve.worker.Worker`.
+        """The answer to a request of :class:`lit_compress.runtimes.worker.Worker`.
 
         Raises:
             UserError: it has an error for an answer, or the process is gone.

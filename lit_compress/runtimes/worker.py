@@ -8,14 +8,14 @@ import json
 import os
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lit_compress.errors import UserError
-from lit_compress.serve.engines import Engine, Variant, open_engine
+from lit_compress.runtimes.engines import Engine, Variant, open_engine
 
 __all__ = ["Worker", "batch_of", "peak_memory"]
 
@@ -44,6 +44,8 @@ class Worker:
         self, engine: str, file: str, size: int, packed: bool, threads: int | None, device: str
     ) -> dict[str, Any]:
         """Load a variant of a folder."""
+        if engine in ("eager", "compile"):
+            import_module("lit_compress.runtimes.torch_engine")  # torch itself is no memory of the model
         self._before = memory_now()
         variant = Variant(engine=engine, file=Path(file), bytes=size, packed=packed)  # type: ignore[arg-type]
         self._engine = open_engine(variant, threads, device)
@@ -81,7 +83,8 @@ class Worker:
     def do_memory(self) -> dict[str, Any]:
         """Bytes that loading and running took at most, beyond what the process had before."""
         peak = peak_memory()
-        device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        torch = sys.modules.get("torch")  # only where its engine runs
+        device = torch.cuda.max_memory_allocated() if torch and torch.cuda.is_available() else 0
         return {"bytes": None if peak is None else max(peak - self._before, 0) + device}
 
     def _run(self, rows: int, tokens: int, vocabulary: int, padded: bool) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """The process that runs one model: its answers, its errors and its end."""
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lit_compress.errors import UserError
-from lit_compress.serve.worker import Worker, peak_memory
-from lit_compress.serve.worker_process import WorkerProcess
+from lit_compress.export.command import export
+from lit_compress.runtimes.worker import Worker, peak_memory
+from lit_compress.runtimes.worker_process import WorkerProcess
 
 
 def open_request(folder, engine="eager") -> dict:
@@ -38,6 +43,25 @@ def test_a_process_answers_and_its_end_is_one_line(tmp_path):
         worker._process.kill()
         with pytest.raises(UserError, match="mine: the process ended"):
             worker.ask("memory")
+
+
+def test_a_process_for_a_file_imports_no_torch(tmp_path, tiny_teacher):
+    export(model=str(tiny_teacher), output=str(tmp_path / "made"), to="onnx")
+    file = tmp_path / "made/onnx/model.onnx"
+    requests = [{"do": "open", **open_request(file, "onnxruntime")}, {"do": "memory"}]
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lit_compress.runtimes.worker"],
+        input="".join(f"{json.dumps(request)}\n" for request in requests),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    opened, memory = (json.loads(line) for line in done.stdout.splitlines())
+    assert opened == {"inputs": ["input_ids", "attention_mask", "token_type_ids"]}
+    assert memory["bytes"] is None or memory["bytes"] > 0
+    names = set(re.findall(r"^import time:.*\| +([^\s.]+)", done.stderr, re.MULTILINE))
+    assert "onnxruntime" in names
+    assert names & {"torch", "transformers", "lightning", "datasets"} == set()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
