@@ -51,6 +51,7 @@ def family_rows(report: Path, options: Mapping[str, Any]) -> list[dict[str, Any]
     members = {member["name"]: member for member in found["members"]}
     metric, machine = found["score"], found["machine"]
     dense_bytes = found["references"][1]["bytes"]
+    differences = found["comparison"]["metrics"][metric]["differences"]
     return [
         {
             "stage": name,
@@ -64,6 +65,13 @@ def family_rows(report: Path, options: Mapping[str, Any]) -> list[dict[str, Any]
             "machine": f"{machine['device']}, {machine['threads']} threads, {found['target']} at {found['shape']}",
             "device": machine["device"],
             "runtime": found["target"],
+            **_interval(differences[name]),
         }
         for name in options["members"]
     ]
+
+
+def _interval(difference: Mapping[str, Any]) -> dict[str, float]:
+    """Ends of the interval of a difference, if it has one."""
+    ends = {f"difference_{end}": difference[end] for end in ("low", "high")}
+    return {name: round(value, 5) for name, value in ends.items() if value is not None}

@@ -57,9 +57,10 @@ def save_page(results: Results, folder: Path) -> None:
     drawn = {}
     with _front(results) as figure:
         drawn["front"] = _CAPTION, svg(figure, "front", _CAPTION)
+    threads = str(results["machine"]["threads"])
     subtitle = (
         f"{results['target']} at {results['shape']} tokens; {results['validation']['rows']:,} validation examples; "
-        f"{results['machine']['device']}, {results['machine']['threads']} threads"
+        f"{results['machine']['device']}, {threads} thread{'' if threads == '1' else 's'}"
     )
     html = render(
         title=title,

@@ -416,12 +416,15 @@ def test_the_rows_of_a_family(tmp_path):
     ]
     report = {"members": members, "score": "accuracy", "scores": {"dense": {"accuracy": 0.91}}, "target": "onnx-int8"}
     report |= {"machine": {"device": "d", "threads": "2"}, "shape": "1x128", "references": [{}, {"bytes": 40}]}
+    differences = {"int8": {"low": -0.02, "high": 0.01}, "8x": {"low": None, "high": None}}
+    report["comparison"] = {"metrics": {"accuracy": {"differences": differences}}}
     (tmp_path / "report.json").write_text(json.dumps(report))
     first, second = family_rows(tmp_path / "report.json", FAMILY)
     assert (first["stage"], second["stage"]) == ("int8", "8x")
     assert (second["value"], second["dense"], second["model_compression"]) == (0.8, 0.91, 4)
     assert (second["int8_value"], second["int8_speedup"], second["int8_bytes"]) == (0.8, 8.3, 10)
     assert second["runtime"] == "onnx-int8"
+    assert (first["difference_low"], first["difference_high"], second.get("difference_low")) == (-0.02, 0.01, None)
     with pytest.raises(KeyError):
         family_rows(tmp_path / "report.json", FAMILY | {"members": ["16x"]})
 
