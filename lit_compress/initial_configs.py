@@ -32,7 +32,7 @@ def init(
 ) -> None:
     """Look at a file of examples, and write a teacher.yaml and a student.yaml for it that say why.
 
-    Options: :func:`lit_compress.commands.init_configs`.
+    Options: :func:`lit_compress.commands.models.init_configs`.
     """
     folder = Path(output)
     check_shared_folder(folder)

@@ -79,7 +79,7 @@ def export(
 ) -> None:
     """Fold a trained student and write it in the format of a runtime.
 
-    Options: :func:`lit_compress.commands.export_model`.
+    Options: :func:`lit_compress.commands.models.export_model`.
     """
     if (model is None) == (run is None and checkpoint is None):
         raise UserError("export: give one of --run, --checkpoint and --model, or --run and --checkpoint of the run")
@@ -142,7 +142,7 @@ def pack_command(
 ) -> None:
     """Another name of `export --to packed`, whose `--layout` is `--format` here.
 
-    Options: :func:`lit_compress.commands.pack_model`.
+    Options: :func:`lit_compress.commands.models.pack_model`.
     """
     say("lit_compress pack is lit_compress export --to packed; its --format is --layout there")
     export(

@@ -37,7 +37,7 @@ def trim_vocabulary(
 ) -> None:
     """Leave out the tokens that a corpus never uses, in tokenizer, embeddings and decoder.
 
-    Options: :func:`lit_compress.commands.trim_vocabulary`.
+    Options: :func:`lit_compress.commands.models.trim_vocabulary`.
     """
     for name, given in (("--model", model), ("--corpus", corpus), ("--output", output)):
         if not given:

@@ -35,7 +35,7 @@ def latency(
 ) -> None:
     """Measure how long heads, neurons and ranks of a model take on this machine, from its configuration alone.
 
-    Options: :func:`lit_compress.commands.latency`.
+    Options: :func:`lit_compress.commands.results.latency`.
     """
     if output is not None:
         check_folder(output, overwrite=True, kind="latency table", inputs=(model,))

@@ -37,7 +37,7 @@ def benchmark(
 ) -> None:
     """Measure latency, throughput, memory and size of models side by side; ratios are to the first.
 
-    Options: :func:`lit_compress.commands.benchmark`.
+    Options: :func:`lit_compress.commands.results.benchmark`.
     """
     sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads or 1]}
     check_sizes(sizes)

@@ -54,7 +54,7 @@ def compare_runs(
 ) -> None:
     """Compare runs: a table, Pareto fronts, and how each run was made; a run without a report gets one.
 
-    Options: :func:`lit_compress.commands.compare`.
+    Options: :func:`lit_compress.commands.results.compare`.
     """
     named = named_runs(runs)
     dense = dense and resolve_package(dense, "--dense")

@@ -28,7 +28,7 @@ _WIDTH = 120
 def explain(model: str, tokens: int = 4096, device: str | None = None, output: str | None = None) -> None:
     """Print layer by layer what runs in a packed model, and what it should gain.
 
-    Options: :func:`lit_compress.commands.explain`.
+    Options: :func:`lit_compress.commands.results.explain`.
     """
     if tokens < 1:
         raise UserError(f"--tokens: {tokens} must be 1 or more")

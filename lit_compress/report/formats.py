@@ -56,7 +56,7 @@ def formats(
 ) -> None:
     """Export a run's student to each format, load each back, and compare accuracy, size, memory and speed.
 
-    Options: :func:`lit_compress.commands.formats`.
+    Options: :func:`lit_compress.commands.results.formats`.
     """
     if processor != "any" and to and not set(to) & set(INTEGERS):
         raise UserError(f"--processor: has no effect on {', '.join(to)}, only on {' and '.join(INTEGERS)}")

@@ -54,7 +54,7 @@ def report(
 ) -> None:
     """Measure accuracy, size, sparsity and latency of a run's model, and compare with the dense model.
 
-    Options: :func:`lit_compress.commands.report`.
+    Options: :func:`lit_compress.commands.results.report`.
     """
     folder, dense = Path(output or Path(run) / "report"), dense and resolve_package(dense, "--dense")
     check_folder(folder, overwrite=True, kind="report", inputs=(run, dense))

@@ -48,7 +48,7 @@ def predict(
 ) -> None:
     """Predict every row of a file with an exported model, and write a .csv, .jsonl or .parquet with a row for each.
 
-    Options: :func:`lit_compress.commands.predict`.
+    Options: :func:`lit_compress.commands.results.predict`.
     """
     if (run is None) == (model is None):
         raise UserError("predict: give either --run or --model; or --config, as for validate")
