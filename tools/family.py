@@ -65,7 +65,8 @@ def family_rows(report: Path, options: Mapping[str, Any]) -> list[dict[str, Any]
             "machine": f"{machine['device']}, {machine['threads']} threads, {found['target']} at {found['shape']}",
             "device": machine["device"],
             "runtime": found["target"],
-            **_interval(differences[name]),
+            # One that became the same model as another was measured as that one.
+            **_interval(differences[members[name].get("same_as") or name]),
         }
         for name in options["members"]
     ]

@@ -68,7 +68,7 @@ def write_table(results: Path, page: Path, plan: dict[str, Any], model: str = MI
 def _value(lines: Sequence[Mapping[str, str]]) -> str:
     """The mean and the spread over the seeds; said when one answer to everything would do as well."""
     values, majority = [float(line["value"]) for line in lines], lines[0].get("majority")
-    if majority and statistics.mean(values) <= float(majority):
+    if majority and not statistics.mean(values) > float(majority):  # NaN is not above it either
         return f"{_spread(values)}, **no better than one answer to all, {float(majority):.4f}**"
     return _spread(values)
 

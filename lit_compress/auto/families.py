@@ -24,9 +24,9 @@ from lit_compress.report.terminal import screen_table
 __all__ = ["compare_families"]
 
 Results = Mapping[str, Any]
-_CAPTION = "What each member loses to its dense model, by how many times as fast it is; a line for each family"
+_CAPTION = "What each member gains or loses to its dense model, by how many times as fast it is; a line for each family"
 _NOTES = (
-    "gain: points more than the dense model, negative: less; x dense: times the speed of the dense model in fp32 in "
+    "gain: points better than the dense model, negative: worse; x dense: times the speed of the dense model in fp32 in "
     "the same runtime; x eager: of the dense model in Hugging Face eager, all measured together.",
     "* is the recommended member of its family.",
 )

@@ -147,7 +147,7 @@ def _sections(results: Results) -> list[Section]:
             lines=(
                 f"{results['score']} on {results['validation']['rows']:,} validation examples "
                 f"({results['validation']['source']}), computed by the runtime that is timed, with its 95 % interval; "
-                "gain: points more than the dense model, negative: less.",
+                "gain: points better than the dense model, negative: worse.",
                 "x dense: times the speed of the dense model in fp32 in the same runtime; x eager: of the dense model "
                 f"in Hugging Face eager; ms: median of a call at {results['shape']} tokens, calls interleaved; "
                 f"{_MANY}: at the larger batch.",

@@ -103,20 +103,15 @@ class QuestionAnswering(TextData):
             return generate_table(_read_squad, source, key, self.options.cache_dir, _FEATURES, *encoding)
         return self.read_table(source, key)
 
-    def rows(self, split: str) -> Dataset | None:
-        table = self._read(split)
-        if table is None:
-            return None
-        if "starts" not in table.column_names:
-            columns = {"id", "question", "context", *(() if split == "predict" else ("answers",))}
-            if missing := sorted(columns - set(table.column_names)):
-                raise UserError(
-                    f"data.{split}_file: {self.source(split)!r} has no column {missing[0]!r}; it has "
-                    f"{table.column_names}"
-                )
-            table = table.map(_normal_row, remove_columns=table.column_names, features=_FEATURES)
-        self.check(table, split)
-        return table
+    def normal(self, table: Dataset, split: str) -> Dataset:
+        if "starts" in table.column_names:
+            return table
+        columns = {"id", "question", "context", *(() if split == "predict" else ("answers",))}
+        if missing := sorted(columns - set(table.column_names)):
+            raise UserError(
+                f"data.{split}_file: {self.source(split)!r} has no column {missing[0]!r}; it has {table.column_names}"
+            )
+        return table.map(_normal_row, remove_columns=table.column_names, features=_FEATURES)
 
     def check(self, table: Dataset, split: str) -> None:
         if split == "predict":

@@ -131,6 +131,10 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """Columns of a batch as what the model and the task take."""
         raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
 
+    def normal(self, table: Dataset, split: str) -> Dataset:
+        """The rows of a source in the form that the rest of the class reads."""
+        return table
+
     def check(self, table: Dataset, split: str) -> None:
         """Raise a ``UserError`` when the rows of a source are not what they must be."""
 
@@ -173,7 +177,6 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """Read and tokenise splits, from the cache when they are in it."""
         for split in splits:
             self._dataset(split)
-        self._read_once.clear()  # what was tokenised is not asked for again
 
     def train_dataloader(self) -> Any:
         loader = self._loader("train", shuffle=True)
@@ -344,11 +347,12 @@ class TextData(KeepsInitArgs, LightningDataModule):
 
     def rows(self, split: str) -> Dataset | None:
         """All rows of a source, checked; None when it was not given."""
-        # Labels, checks and the tokenised split each ask for it.
+        # Labels, checks, lengths and the tokenised split each ask for it. A table is a mapped file: it takes no memory.
         key = (split, self.files.get(split))
         if key not in self._read_once:
             table = self._read(split)
             if table is not None:
+                table = self.normal(table, split)
                 self.check(table, split)
             self._read_once[key] = table
         return self._read_once[key]

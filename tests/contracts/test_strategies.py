@@ -110,7 +110,14 @@ def test_resume_in_the_middle_of_an_accumulation_is_exact(case, sparse_model, ti
     assert run.global_step == STEPS
     fit_through_kills(make, tmp_path / "killed", (4, 5, 12))
     expected, got = (load_checkpoint(tmp_path / name / "run/checkpoints/last.ckpt") for name in ("whole", "killed"))
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "TextClassification"):
+    for part in (
+        "global_step",
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "lit_compress",
+        "TextClassification",
+    ):
         assert differences(expected[part], got[part]) == []
 
 

@@ -46,6 +46,8 @@ def test_a_process_answers_and_its_end_is_one_line(tmp_path):
 
 
 def test_a_process_for_a_file_imports_no_torch(tmp_path, tiny_teacher):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
     export(model=str(tiny_teacher), output=str(tmp_path / "made"), to="onnx")
     file = tmp_path / "made/onnx/model.onnx"
     requests = [{"do": "open", **open_request(file, "onnxruntime")}, {"do": "memory"}]

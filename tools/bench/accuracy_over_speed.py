@@ -4,9 +4,10 @@
 
 A point is a stage of a recipe on one data set as it is deployed, in 8 bits on its runtime, the mean over its seeds,
 with the name that the plan's `labels` give it; speeds are compared with the dense model in fp32 on the same runtime. A
-hollow point is no better than one answer to every example. Rows without a deployed speed are left out.
+hollow point is no better than one answer to every example. Rows without a deployed speed or score are left out.
 """
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = ["Point", "accuracy_over_speed", "grouped", "points_of"]
 RESULTS = Path(__file__).parents[1] / "results.csv"
 _NAMED = 20  # points, above which their names would hide each other
 _RIGHT = 0.8  # of the width, from which on a label is on the left of its point
+_LOWEST = -60  # points of the page that a label may be below its own
 _MARKERS = "os^vD<>PXph*8d"
 
 
@@ -110,6 +112,8 @@ def points_of(lines: Iterable[Mapping[str, str]]) -> list[Point]:
         value, dense, speed = (
             statistics.mean(float(line[name]) for line in group) for name in ("int8_value", "dense", "int8_speedup")
         )
+        if not math.isfinite(value):  # a correlation of answers that are all the same
+            continue
         majority = group[0]["majority"]
         constant = bool(majority) and value <= float(majority)
         found.append(Point(method=recipe, stage=stage, speedup=speed, kept=value / dense, constant=constant))
@@ -169,7 +173,7 @@ def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any]) -> No
             fontsize="small",
             color="0.3",
         )
-        while any(text.get_window_extent().overlaps(other) for other in taken):
+        while below > _LOWEST and any(text.get_window_extent().overlaps(other) for other in taken):
             below -= 2
             text.set_position((aside, below))
         taken.append(text.get_window_extent())
