@@ -26,6 +26,7 @@ __all__ = ["Point", "accuracy_over_speed", "grouped", "points_of"]
 RESULTS = Path(__file__).parents[1] / "results.csv"
 _NAMED = 20  # points, above which their names would hide each other
 _RIGHT = 0.8  # of the width, from which on a label is on the left of its point
+_FLOOR = 50.0  # percent
 _LOWEST = -60  # points of the page that a label may be below its own
 _MARKERS = "os^vD<>PXph*8d"
 
@@ -133,7 +134,7 @@ def draw(points: Sequence[Point], title: str, output: Path, recipes: Mapping[str
         color = f"C{number % 10}"
         axes.scatter(
             [point.speedup for point in own],
-            [100 * point.kept for point in own],
+            [_height(point) for point in own],
             marker=_MARKERS[number % len(_MARKERS)],
             facecolors=["none" if point.constant else color for point in own],
             edgecolors=color,
@@ -155,13 +156,20 @@ def draw(points: Sequence[Point], title: str, output: Path, recipes: Mapping[str
     pyplot.close(figure)
 
 
+def _height(point: Point) -> float:
+    """Where a point is drawn: what kept next to nothing is at the floor, and its label says how much."""
+    return max(100 * point.kept, _FLOOR)
+
+
 def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any]) -> None:
     """Write each stage's label beside its point, towards the middle; lower where another label is in the way."""
     axes.figure.draw_without_rendering()
     taken: list[Any] = []
     for point in sorted(points, key=lambda one: -one.kept):
         label = recipes.get(point.method, {}).get("labels", {}).get(point.stage, point.stage)
-        place = (point.speedup, 100 * point.kept)
+        place = (point.speedup, _height(point))
+        if place[1] == _FLOOR:
+            label += f", {point.kept:.0%}"
         on_left = axes.transAxes.inverted().transform(axes.transData.transform(place))[0] > _RIGHT
         aside, below = (-7, 3) if on_left else (7, 3)
         text = axes.annotate(
