@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jsonargparse import auto_cli
 
 from lit_compress.errors import UserError
@@ -27,6 +28,7 @@ RESULTS = Path(__file__).parents[1] / "results.csv"
 _NAMED = 20  # points, above which their names would hide each other
 _RIGHT = 0.8  # of the width, from which on a label is on the left of its point
 _FLOOR = 50.0  # percent
+_TICKS = (50, 60, 70, 80, 90, 95, 98, 100, 102, 105)
 _LOWEST = -60  # points of the page that a label may be below its own
 _MARKERS = "os^vD<>PXph*8d"
 
@@ -146,9 +148,16 @@ def draw(points: Sequence[Point], title: str, output: Path, recipes: Mapping[str
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     axes.set_xlabel("measured speed in 8 bits; dense fp32 on ONNX Runtime is 1x")
     axes.set_ylabel("score kept, %")
+    # What is near 100 is what people choose among: a step there is larger.
+    top = max(101.0, *(_height(point) for point in points)) + 1
+    axes.set_yscale(
+        "function", functions=(lambda kept: -np.log(top + 2 - kept), lambda place: top + 2 - np.exp(-place))
+    )
+    axes.set_yticks([tick for tick in _TICKS if tick <= top])
+    axes.set_ylim(min(95.0, *(_height(point) for point in points)) - 2, top)
     axes.set_title(title)
-    axes.margins(x=0.16, y=0.08)  # for the labels
-    axes.legend(fontsize="small", loc="lower left")
+    axes.margins(x=0.16)  # for the labels
+    axes.legend(fontsize="small", loc="upper left")
     if len(points) <= _NAMED:
         _label(axes, points, recipes)
     output.parent.mkdir(parents=True, exist_ok=True)
