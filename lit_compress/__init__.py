@@ -152,7 +152,7 @@ def __dir__() -> list[str]:
 
 
 def _is_command() -> bool:
-    """Whether it is `lit_compress`, ``python -m lit_compress`` or a worker that starts, and not what imports it."""
+    """Whether a command or a worker starts, which import what they need, and not a program that imports this."""
     if not sys.argv:  # an interpreter inside another program
         return False
     if sys.argv[0] == "-m":  # which Python puts there until it has found the module

@@ -259,3 +259,16 @@ def test_every_shipped_recipe_parses(path, tmp_path, capsys):
             main([*stage.command(), "--print_config"])
         assert caught.value.code == 0, capsys.readouterr().err
         assert yaml.safe_load(capsys.readouterr().out)["run"] == str(stage.folder)
+
+
+RECIPES = Path(__file__).parents[1] / "configs/recipes"
+
+
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")))
+def test_a_stage_that_learns_from_another_student_is_compared_with_the_dense_model(name):
+    stages = (yaml.safe_load((RECIPES / name).read_text()) or {}).get("stages") or {}
+    task = (stages.get("teacher") or {}).get("data")
+    for own, stage in stages.items():
+        teacher = str(((stage.get("model") or {}).get("init_args") or {}).get("teacher"))
+        if task and stage.get("data") == task and teacher.startswith("stage:") and teacher != "stage:teacher":
+            assert stage.get("dense") == "stage:teacher", own

@@ -103,7 +103,7 @@ class QuestionAnswering(TextData):
             return generate_table(_read_squad, source, key, self.options.cache_dir, _FEATURES, *encoding)
         return self.read_table(source, key)
 
-    def normal(self, table: Dataset, split: str) -> Dataset:
+    def normalized(self, table: Dataset, split: str) -> Dataset:
         if "starts" in table.column_names:
             return table
         columns = {"id", "question", "context", *(() if split == "predict" else ("answers",))}

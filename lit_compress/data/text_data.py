@@ -131,7 +131,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         """Columns of a batch as what the model and the task take."""
         raise NotImplementedError(f"{type(self).__name__} must define collate(rows)")
 
-    def normal(self, table: Dataset, split: str) -> Dataset:
+    def normalized(self, table: Dataset, split: str) -> Dataset:
         """The rows of a source in the form that the rest of the class reads."""
         return table
 
@@ -352,7 +352,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         if key not in self._read_once:
             table = self._read(split)
             if table is not None:
-                table = self.normal(table, split)
+                table = self.normalized(table, split)
                 self.check(table, split)
             self._read_once[key] = table
         return self._read_once[key]

@@ -474,6 +474,7 @@ def test_the_picture_has_a_point_for_each_stage_and_none_of_nothing(tmp_path):
         line | {"stage": "e", "int8_value": "10", "metric": "perplexity"},
         line | {"stage": "teacher", "value": "0.8", "int8_value": "0.8", "dense": "", "recipe": "dense"},
         line | {"stage": "older", "int8_speedup": ""},
+        line | {"stage": "collapsed", "int8_value": "nan"},
     ]
     first, second, dense = points_of(lines)
     assert (first.method, first.speedup, first.kept, first.constant) == ("a", 2.0, pytest.approx(0.8125), True)

@@ -83,10 +83,9 @@ def accuracy_over_speed(
         )
     names = sorted({key[2] for key in grouped(line for line in lines if line["int8_speedup"])})
     plan = plan_of(model)
-    titles = ", ".join(plan["data"].get(name, {}).get("title", name) for name in names)
-    draw(
-        points, f"{plan['title']} on {titles if len(names) < 6 else f'{len(names)} data sets'}", output, plan["recipes"]
-    )
+    titles = [plan["data"].get(name, {}).get("title", name) for name in names]
+    among = ", ".join(titles) if len(titles) < 6 else f"{len(titles)} data sets"
+    draw(points, f"{plan['title']} on {among}", output, plan["recipes"])
     return points
 
 
