@@ -267,8 +267,16 @@ RECIPES = Path(__file__).parents[1] / "configs/recipes"
 @pytest.mark.parametrize("name", sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")))
 def test_a_stage_that_learns_from_another_student_is_compared_with_the_dense_model(name):
     stages = (yaml.safe_load((RECIPES / name).read_text()) or {}).get("stages") or {}
-    task = (stages.get("teacher") or {}).get("data")
+
+    def source(stage):
+        data = (stage or {}).get("data") or {}
+        return [
+            data.get("class_path"),
+            *((data.get("init_args") or {}).get(n) for n in ("hub", "hub_config", "train_file")),
+        ]
+
+    task = source(stages.get("teacher"))
     for own, stage in stages.items():
         teacher = str(((stage.get("model") or {}).get("init_args") or {}).get("teacher"))
-        if task and stage.get("data") == task and teacher.startswith("stage:") and teacher != "stage:teacher":
+        if any(task) and source(stage) == task and teacher.startswith("stage:") and teacher != "stage:teacher":
             assert stage.get("dense") == "stage:teacher", own
