@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 # Transformers and datasets read these when they are imported, so they come before every other import.
 _CACHE = tempfile.mkdtemp(prefix="lit_compress-tests-")
@@ -24,6 +25,7 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from contracts.training import student_config  # noqa: E402
 from hypothesis import settings  # noqa: E402
+from processes import Python  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -95,6 +97,14 @@ def _timed_here():
             "lit_compress.planning.measure_latency.opened",
             lambda cases, threads, device: timing.opened_here(cases, threads),
         )
+        yield
+
+
+@pytest.fixture(scope="module")
+def _stages_forked():
+    """Stages of recipes are processes of their own, as ever, and have nothing to import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_compress.recipe.subprocess", SimpleNamespace(Popen=lambda command: Python(command[1:])))
         yield
 
 

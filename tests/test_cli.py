@@ -1,7 +1,6 @@
 """The command line as a user meets it: runs, composition, resumption, and every kind of wrong input."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ import torch
 import yaml
 from contracts.labels import swapped
 from contracts.training import differences, student_config
+from processes import Python, run_python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_compress.cli import main
@@ -155,15 +155,14 @@ def test_a_killed_process_resumes_to_the_same_bits(task, tmp_path, finished):
         "        if trainer.global_step == self.step:\n"
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    command = [sys.executable, "-m", "lit_compress", "fit", f"--config={task}", f"--config={PRUNE}"]
+    command = ["-m", "lit_compress", "fit", f"--config={task}", f"--config={PRUNE}"]
     command += [f"--config={QUANTIZE}", "--run=run", "--checkpoint_every=2"]
     kill = ["--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=7"]  # in the middle of the second epoch
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([*command, *kill], cwd=tmp_path, env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert run_python([*command, *kill], cwd=tmp_path).returncode == -signal.SIGKILL
     assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 6
-    subprocess.run([*command, "--ckpt_path=last"], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    subprocess.run([*command[:-2], "--run=whole"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    # As a user starts it: with another hash seed, and nothing that the first process has left.
+    subprocess.run([sys.executable, *command, "--ckpt_path=last"], cwd=tmp_path, check=True, capture_output=True)
+    assert run_python([*command[:-2], "--run=whole"], cwd=tmp_path).returncode == 0
     whole, resumed = (load_checkpoint(tmp_path / run / "checkpoints/last.ckpt") for run in ("whole", "run"))
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "lit_compress", "global_step"):
         assert differences(whole[part], resumed[part]) == []
@@ -374,8 +373,8 @@ class Wait(Callback):
 
 def test_the_same_fit_started_twice(task, tmp_path, capsys):
     (tmp_path / "waiting.py").write_text(WAIT)
-    command = [sys.executable, "-m", "lit_compress", "fit", f"--config={task}", "--run=run", "--trainer.max_epochs=1"]
-    with subprocess.Popen([*command, "--trainer.callbacks+=waiting.Wait"], cwd=tmp_path) as first:
+    command = ["-m", "lit_compress", "fit", f"--config={task}", "--run=run", "--trainer.max_epochs=1"]
+    with Python([*command, "--trainer.callbacks+=waiting.Wait"], cwd=tmp_path) as first:
         while not (tmp_path / "started").exists():
             assert first.poll() is None
             time.sleep(0.05)
@@ -494,9 +493,10 @@ def test_a_mistyped_model_is_named_by_its_own_key(task, tmp_path, capsys):
 @pytest.mark.parametrize("words", ["configs", "configs @compression/magnitude_80", "--help"])
 def test_a_reader_that_has_read_enough_is_no_error(words):
     """As with `| head -1`: nobody reads when the command writes."""
-    command = [sys.executable, "-c", "import sys, time; time.sleep(1); from lit_compress.cli import main; main()"]
-    with subprocess.Popen([*command, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    command = [sys.executable, "-m", "lit_compress", *words.split()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
+        # Long before an interpreter has its first line.
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""

@@ -5,19 +5,20 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 from contracts.training import data_config, differences
+from processes import Python
 
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint
 from lit_compress.recipe import load_recipe
+
+pytestmark = pytest.mark.usefixtures("_stages_forked")
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 PRUNE = {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.5}}
@@ -179,12 +180,16 @@ def test_a_killed_stage_goes_on_bit_for_bit(finished_once, folder):
     for part in ("teacher", "stages"):
         shutil.copytree(finished_once / "out" / part, folder / "out" / part)
     command = ["recipe", "recipe.yaml", "--only", "student", "--student.checkpoint_every", "1"]
-    process = subprocess.Popen([sys.executable, "-m", "lit_compress", *command], start_new_session=True)
+    process = Python(["-m", "lit_compress", *command], start_new_session=True)
     last = folder / "out/student/checkpoints/last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        while True:  # until the process of the stage has ended, too
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
     assert last.is_file()
     assert not (folder / "out/student/model").exists()
     main(command)
@@ -197,7 +202,7 @@ def test_a_recipe_that_is_told_to_stop_saves_and_goes_on(finished_once, folder):
     for part in ("teacher", "stages"):
         shutil.copytree(finished_once / "out" / part, folder / "out" / part)
     command = ["recipe", "recipe.yaml", "--only", "student", "--student.checkpoint_every", "1"]
-    with subprocess.Popen([sys.executable, "-m", "lit_compress", *command]) as process:
+    with Python(["-m", "lit_compress", *command]) as process:
         while not (folder / "out/student/config.yaml").is_file() and process.poll() is None:
             time.sleep(0.01)
         process.terminate()

@@ -1,7 +1,7 @@
 """Text whose masked words are to be guessed: language modelling for encoders."""
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -214,7 +214,7 @@ class MaskedLanguageModeling(TextData):
         world, rank = self.ranks()
         batches = StreamedBatches(
             self._stream,
-            lambda rows, number, block: self.sequences(rows[column], (self.options.split_seed, number, block)),
+            partial(self._sequences_of_block, column),
             self.collate,
             self.batch_size,
             run_seed(),
@@ -222,6 +222,11 @@ class MaskedLanguageModeling(TextData):
             rank,
         )
         return self.remember(StreamLoader(batches, steps, self.options.num_workers))
+
+    def _sequences_of_block(
+        self, column: str, rows: dict[str, list[Any]], number: int, block: int
+    ) -> dict[str, list[Any]]:
+        return self.sequences(rows[column], (self.options.split_seed, number, block))
 
     def _stream(self) -> IterableDataset:
         if self.options.hub:

@@ -106,6 +106,10 @@ class TextData(KeepsInitArgs, LightningDataModule):
                 f"data.max_length: {self.max_length} is above {longest}, the longest input of {self.tokenizer_name!r}"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker of the data loader gets a copy, pickled where processes are not forked, and needs no model.
+        return vars(self) | {"trainer": None, "_train_loader": None}
+
     def __str__(self) -> str:
         # Lightning's reads and tokenises every split to say how many batches there are.
         sources = {name: self.source(name) for name in self.files if self.source(name)}

@@ -15,5 +15,5 @@ def deep_model(tiny_model, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _all_timed_here(_timed_here):
+def _few_processes(_timed_here, _stages_forked):
     pass

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from contracts.training import data_config, differences, student_config
+from processes import run_python, run_ranks
 
 from lit_compress.data.logit_cache import LogitStore
 from lit_compress.export import load_checkpoint
@@ -143,20 +144,9 @@ def train_all(folder, engine, names):
     """Train what is in some folders, all with one pair of processes."""
     (folder / "probe.py").write_text(PROBE)
     (folder / "all.py").write_text(ALL)
-    command = [sys.executable, str(folder / "all.py"), str(REPOSITORY / f"configs/trainer/{engine}.yaml")]
-    # Lightning starts the second process itself, with this same command.
-    port = 20000 + (os.getpid() + (engine == "fsdp")) % 20000
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(port)}
-    done = subprocess.run(
-        [*command, *(str(folder / name) for name in names)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = ["all.py", str(REPOSITORY / f"configs/trainer/{engine}.yaml"), *(str(folder / name) for name in names)]
+    status, said = run_ranks(command, cwd=folder)
+    assert status == 0, said[-2000:]
 
 
 @pytest.fixture(scope="module")
@@ -274,14 +264,13 @@ if __name__ == "__main__":
 @pytest.mark.ddp
 def test_metrics_of_two_ranks_are_those_of_one(tmp_path, tiny_model):
     (tmp_path / "validate.py").write_text(VALIDATE)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    environment |= {"MASTER_PORT": str(20000 + (os.getpid() + 7) % 20000), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    for devices in ("1", "2"):  # the first one also fills the cache, so that the ranks do not race for it
-        command = [sys.executable, "validate.py", str(REPOSITORY / "tests"), str(tiny_model), devices]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+    command = ["validate.py", str(REPOSITORY / "tests"), str(tiny_model)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    # The first one also fills the cache, so that the ranks do not race for it.
+    done = run_python([*command, "1"], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    status, said = run_ranks([*command, "2"], cwd=tmp_path, env=environment)
+    assert status == 0, said[-2000:]
     alone, *ranks = (
         json.loads((tmp_path / f"{name}.json").read_text())
         for name in ("devices1-rank0", "devices2-rank0", "devices2-rank1")
@@ -327,13 +316,9 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_two_ranks_resume_in_the_middle_of_an_accumulation(engine, tmp_path, tiny_teacher, tiny_data):
     (tmp_path / "accumulate.py").write_text(ACCUMULATE)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    environment |= {"MASTER_PORT": str(20000 + (os.getpid() + 13) % 20000)}
-    command = [sys.executable, "accumulate.py", str(REPOSITORY / "tests"), str(tiny_teacher), str(tiny_data), engine]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    command = ["accumulate.py", str(REPOSITORY / "tests"), str(tiny_teacher), str(tiny_data), engine]
+    status, said = run_ranks(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    assert status == 0, said[-2000:]
     expected, got = (load_checkpoint(tmp_path / name / "run/checkpoints/last.ckpt") for name in ("whole", "killed"))
     assert expected["global_step"] == 8
     for part in ("state_dict", "optimizer_states"):
@@ -404,13 +389,10 @@ def test_all_ranks_leave_out_what_is_not_finite_on_one(tmp_path, tiny_teacher, t
     (tmp_path / "odd.py").write_text(ODD)
     config = student_config(tiny_teacher, tiny_data, run="run", data=data_config(tiny_data, batch_size=8))
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "lit_compress", "fit", "--config=task.yaml", "--trainer.callbacks+=odd.Odd"]
+    command = ["-m", "lit_compress", "fit", "--config=task.yaml", "--trainer.callbacks+=odd.Odd"]
     command += [f"--config={REPOSITORY / 'configs/trainer/ddp.yaml'}", "--trainer.devices=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode != 0, done.stdout
+    status, said = run_ranks(command, cwd=tmp_path)
+    assert status != 0, said
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     assert len({rank[when] for rank in ranks for when in ("before", "after")}) == 1
     for rank in ranks:

@@ -1,6 +1,7 @@
 """What every task promises: exact resumption, a folder that stock Transformers loads, the command line end to end."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -109,6 +110,21 @@ def test_resume_in_the_middle_of_an_accumulation_is_exact(task, files, tiny_mode
     expected, got = (load_checkpoint(tmp_path / name / "run/checkpoints/last.ckpt") for name in ("whole", "killed"))
     for part in ("global_step", "state_dict", "optimizer_states", "lr_schedulers", "lit_compress"):
         assert differences(expected[part], got[part]) == []
+
+
+@pytest.mark.parametrize("task", [*tasks.TASKS, "stream"])
+def test_workers_need_not_be_forked(task, files, tiny_model, tmp_path):
+    """What a worker of the data loader gets is pickled where processes are not forked: macOS, Windows, Python 3.14."""
+    kind, options = ("masked_lm", {"streaming": True}) if task == "stream" else (task, {})
+    datamodule = tasks.data(kind, files, tiny_model, **options)
+    run = fit(tasks.student(kind, tiny_model, datamodule), datamodule, [], tmp_path, max_steps=2)
+    loader = run.train_dataloader
+    if task == "stream":
+        first, again = (next(iter(batches)) for batches in (loader.batches, pickle.loads(pickle.dumps(loader.batches))))
+    else:
+        dataset, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+        first, again = loader.collate_fn(loader.dataset[[0, 1, 2]]), collate(dataset[[0, 1, 2]])
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

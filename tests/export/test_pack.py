@@ -500,12 +500,13 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 ways = [kind.from_pretrained for kind in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification)]
 for way in (*ways, lambda folder: pipeline("text-classification", folder)):
-    try:
-        way(sys.argv[1])
-    except Exception as error:
-        print("refused", "size" in str(error))
-    else:
-        print("loaded")
+    for folder in sys.argv[1:]:
+        try:
+            way(folder)
+        except Exception as error:
+            print("refused", "size" in str(error))
+        else:
+            print("loaded")
 assert "lit_compress" not in sys.modules
 """
 
@@ -516,11 +517,9 @@ def test_transformers_alone_refuses_it_also_when_it_is_saved_again(format, model
     again = AutoModelForSequenceClassification.from_pretrained(folder)
     again.save_pretrained(tmp_path / "second")
     tokenizer.save_pretrained(tmp_path / "second")
-    for name in ("first", "second"):
-        done = subprocess.run(
-            [sys.executable, "-c", _STOCK, str(tmp_path / name)], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines() == ["refused True"] * 4
+    command = [sys.executable, "-c", _STOCK, str(tmp_path / "first"), str(tmp_path / "second")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["refused True"] * 8
     second = AutoModelForSequenceClassification.from_pretrained(tmp_path / "second")
     assert differences(dict(again.state_dict()), dict(second.state_dict())) == []
 

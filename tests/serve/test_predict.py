@@ -1,13 +1,12 @@
 """`lit_compress predict` on all tasks: the file's order, the model's own answers, resuming after an interruption."""
 
 import json
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import yaml
+from processes import Python
 from pyarrow import parquet
 from transformers import (
     AutoModelForQuestionAnswering,
@@ -181,7 +180,7 @@ def test_a_killed_process_leaves_nothing_half_written(tiny_teacher, tmp_path):
     output, parts = tmp_path / "out.parquet", tmp_path / ".out.parquet.parts"
     arguments = [f"--file={rows}", f"--model={tiny_teacher}", f"--output={output}", "--part_rows=16"]
     data = ["--data.text_columns=[sentence]", "--data.batch_size=16"]
-    process = subprocess.Popen([sys.executable, "-m", "lit_compress", "predict", *arguments, *data])
+    process = Python(["-m", "lit_compress", "predict", *arguments, *data])
     try:
         while len(list(parts.glob("part-*"))) < 3:
             assert process.poll() is None, "it was done before it could be killed"

@@ -92,23 +92,27 @@ def test_a_dry_run_compiles(tmp_path):
     assert "fp8 blocks up 4096: 2 of 2 candidates fit" in run.stdout
 
 
-@pytest.mark.parametrize(("outputs", "inputs"), [(256, 128), (128, 256)], ids=["GELU and rounding", "residual"])
-def test_a_product_is_measured_and_written(outputs, inputs, tmp_path):
+def test_a_product_is_measured_and_written(tmp_path):
     """In Triton's interpreter, with the times of a CPU: everything but CUDA graphs."""
+    shapes = {"GELU and rounding": (256, 128), "residual": (128, 256)}
     code = (
         "from lit_compress.ops.kernels import quantize_rows, quantized_linear\n"
         "import os, pathlib, tools.bench.tune as tune\n"
         "os.environ['TRITON_INTERPRET'] = '1'\n"  # tools.aot, which compiles, takes it away
-        f"shape = tune.measured.Shape('a GPU', 'blocks', 'int8', {outputs}, {inputs}, 16)\n"
         "found = [tune.launch.Product(16, 64, 64, 4, 2), tune.launch.Product(32, 64, 64, 4, 3)]\n"
-        f"tune.measure(pathlib.Path({str(tmp_path)!r}), shape, found, (9, 0), 1)\n"
-        f"assert tune.is_known(pathlib.Path({str(tmp_path)!r}), shape)"
+        f"for name, sizes in {shapes}.items():\n"
+        f"    folder = pathlib.Path({str(tmp_path)!r}, name)\n"
+        "    folder.mkdir()\n"
+        "    shape = tune.measured.Shape('a GPU', 'blocks', 'int8', *sizes, 16)\n"
+        "    tune.measure(folder, shape, found, (9, 0), 1)\n"
+        "    assert tune.is_known(folder, shape)"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    (launched,) = json.loads((tmp_path / measured.LAUNCHES).read_text())
-    times = json.loads((tmp_path / measured.TIMES).read_text())
-    assert (launched["block_m"], launched["stages"]) in {(16, 2), (32, 3)}
-    assert launched["source"].startswith("a GPU, 20")
-    assert {row["density"] for row in times} == {0.17, 0.33, 0.5}
-    assert all(row["kernel_us"] > 0 and row["dense_us"] > 0 for row in times)
+    for name in shapes:
+        (launched,) = json.loads((tmp_path / name / measured.LAUNCHES).read_text())
+        times = json.loads((tmp_path / name / measured.TIMES).read_text())
+        assert (launched["block_m"], launched["stages"]) in {(16, 2), (32, 3)}
+        assert launched["source"].startswith("a GPU, 20")
+        assert {row["density"] for row in times} == {0.17, 0.33, 0.5}
+        assert all(row["kernel_us"] > 0 and row["dense_us"] > 0 for row in times)

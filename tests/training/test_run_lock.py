@@ -4,9 +4,8 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 
 import pytest
 import yaml
@@ -14,6 +13,7 @@ from contracts.errors import error_of
 from contracts.training import student_config
 from filelock import SoftFileLease
 from lightning.pytorch import Callback
+from processes import Python
 
 from lit_compress import LitStudent, TextClassification, fit
 from lit_compress.cli import main
@@ -24,6 +24,7 @@ from lit_compress.training.run_lock import claim, discard
 
 HOLD = """
 import sys
+import time
 from pathlib import Path
 
 from lit_compress.training import run_lock as module
@@ -32,8 +33,9 @@ module._LEASE, module._SIGN = 3.0, 0.5
 run = Path(sys.argv[1])
 with module.claim(run, new=True):
     (run / "config.yaml").write_text("")
-    print("held", flush=True)
-    sys.stdin.read()
+    Path("held").touch()
+    while not Path("enough").exists():
+        time.sleep(0.02)
 """
 
 
@@ -46,11 +48,16 @@ def _impatient(monkeypatch):
 @pytest.fixture
 def other(tmp_path):
     """Another process that has claimed the run ``run``."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "hold.py").write_text(HOLD)
+    process = Python(["hold.py", str(tmp_path / "run")], cwd=folder)
+    while not (folder / "held").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
     yield process
-    process.communicate(timeout=30)
+    (folder / "enough").touch()
+    process.wait(30)
 
 
 def enter(run, new=True):
@@ -116,7 +123,8 @@ def test_a_process_of_another_host_that_shows_life_has_the_run(elsewhere):
 def test_a_file_system_that_cannot_exchange_files(kind, other, tmp_path, request, monkeypatch):
     monkeypatch.setattr("filelock._soft.exchange_names", lambda *_: False)
     if kind == "elsewhere":
-        other.communicate()
+        (tmp_path / "other" / "enough").touch()
+        other.wait()
         run = request.getfixturevalue("elsewhere")
     else:
         other.kill()

@@ -3,13 +3,13 @@
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
 import yaml
 from contracts.training import differences, student_config
+from processes import Python, run_python
 
 from lit_compress.cli import main
 from lit_compress.export import load_checkpoint
@@ -63,11 +63,8 @@ def whole(tmp_path_factory, command):
 def stopped(command, folder, environment=None, **options):
     (folder / "sending.py").write_text(SENDER)
     sender = [f"--trainer.callbacks.{name}={value}" for name, value in options.items()]
-    return subprocess.run(
-        [sys.executable, "-m", "lit_compress", *command, "--trainer.callbacks+=sending.Send", *sender],
-        cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}), capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+    arguments = ["-m", "lit_compress", *command, "--trainer.callbacks+=sending.Send", *sender]
+    return run_python(arguments, cwd=folder, env=os.environ | (environment or {}), timeout=120)
 
 
 @pytest.mark.parametrize(
@@ -136,16 +133,14 @@ def test_a_signal_to_all_processes_of_a_job_ends_no_worker_before_its_fit_has_sa
         "            while time.monotonic() < end:\n                time.sleep(0.01)\n"
     )
     options = ["--data.num_workers=1", "--data.batch_size=1", "--trainer.callbacks+=waiting.Wait"]
-    job = subprocess.Popen(
-        [sys.executable, "-m", "lit_compress", *command, *options],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    while not (tmp_path / "waits").exists() and job.poll() is None:
-        time.sleep(0.05)
-    os.killpg(job.pid, signal.SIGTERM)
-    errors = job.communicate(timeout=120)[1]
-    assert job.returncode == 143, errors[-2000:]
-    assert "at step 2, which is saved" in errors
+    with (tmp_path / "errors").open("w+") as errors:
+        arguments = ["-m", "lit_compress", *command, *options]
+        job = Python(arguments, cwd=tmp_path, errors=errors, start_new_session=True)
+        while not (tmp_path / "waits").exists() and job.poll() is None:
+            time.sleep(0.05)
+        os.killpg(job.pid, signal.SIGTERM)
+        assert job.wait(120) == 143, (tmp_path / "errors").read_text()[-2000:]
+    assert "at step 2, which is saved" in (tmp_path / "errors").read_text()
 
 
 def test_slurm_requeues_and_goes_on_by_itself(command, whole, tmp_path):
