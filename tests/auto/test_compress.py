@@ -213,7 +213,7 @@ def test_a_head_of_another_task_is_not_timed(tiny_model, family, tmp_path):
 @pytest.fixture
 def known_times(copied):
     """The copied family as if its machine took a known time for each head and neuron, and its plan were by it."""
-    half = Structure(layers=(LayerShape(1, 128),) * 8)
+    half = Structure(layers=(LayerShape(1, 128),) * 4)
     table = LatencyTable(
         heads={0: 0.0, 2: 1.0}, neurons={0: 0.0, 256: 1.0}, ranks={}, fixed=1.0, settings={"target": "onnx-int8"}
     )
@@ -236,8 +236,8 @@ def test_a_plan_is_compared_with_simpler_models_of_its_latency(known_times, tmp_
     members = equal_members(tmp_path)
     assert list(members) == ["planned", "uniform", "lowest", "sparse"]
     assert members["uniform"] == members["planned"]
-    assert members["lowest"] == Structure(layers=(LayerShape(2, 256),) * 4 + (None,) * 4)
-    assert members["sparse"] == Structure(layers=(LayerShape(2, 256),) * 8)
+    assert members["lowest"] == Structure(layers=(LayerShape(2, 256),) * 2 + (None,) * 2)
+    assert members["sparse"] == Structure(layers=(LayerShape(2, 256),) * 4)
     stages = yaml.safe_load((tmp_path / "equal/recipe.yaml").read_text())["stages"]
     for name, stage in stages.items():
         assert stage["trainer"] == {"max_steps": 12, "max_epochs": -1}, name
@@ -255,7 +255,7 @@ def test_a_plan_that_no_uniform_model_reaches_is_compared_without_one(known_time
     slow = replace(known_times, heads={0: 0.0, 1: 1.9, 2: 2.0})
     Path("fast/latency.json").write_text(json.dumps({"table": slow.to_json()}))
     plan = json.loads(Path("fast/plan.json").read_text())
-    plan["members"][0]["structure"] = Structure(layers=(LayerShape(1, 64),) * 2 + (None,) * 6).to_json()
+    plan["members"][0]["structure"] = Structure(layers=(LayerShape(1, 64),) * 2 + (None,) * 2).to_json()
     Path("fast/plan.json").write_text(json.dumps(plan))
     assert list(equal_members(tmp_path)) == ["planned", "lowest", "sparse"]
     assert "uniform is left out" in capsys.readouterr().out
