@@ -20,6 +20,7 @@ import lit_compress.strategies  # these three make short names work as `class_pa
 from lit_compress.console import say
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
+from lit_compress.export.run_folder import use_labels
 from lit_compress.log_filters import quieten
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
@@ -144,7 +145,11 @@ class LitCompressCLI(LightningCLI):
         """The task of the data, once all that can be found wrong without the hub has been."""
         if self.subcommand == "fit" and isinstance(data, TextData):
             data.check_sources()
-        _check_lengths(self.config[str(self.subcommand)], on_disk=False)
+        config = self.config[str(self.subcommand)]
+        _check_lengths(config, on_disk=False)
+        if self.subcommand != "fit" and isinstance(data, TextData) and data.source("train") is None:
+            # A trained model knows its labels, which are those of the training file otherwise.
+            use_labels(data, load_config(config.model.init_args.pretrained, "model.pretrained"))
         return data.task  # type: ignore[attr-defined]  (a data module that has none is not for this command)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -89,6 +89,18 @@ def test_a_configuration_called_config_keeps_its_run(task, tmp_path, capsys):
     assert yaml.safe_load(capsys.readouterr().out)["run"] == "runs/mine"
 
 
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_trained_model_is_evaluated_with_its_file_alone(command, finished, tiny_data, tmp_path, capsys):
+    name = {"validate": "val"}.get(command, command)
+    given = ["--model=LitTeacher", f"--model.pretrained={finished / 'model'}", "--data=TextClassification"]
+    given += [f"--data.{name}_file={tiny_data / 'val.tsv'}", "--data.text_columns=[sentence]", "--data.max_length=16"]
+    main([command, *given, f"--run={tmp_path / command}"])
+    assert f"{name}/accuracy" in capsys.readouterr().out
+    line = fails(capsys, "fit", *given, f"--run={tmp_path / 'fit'}")[1]
+    assert line == "lit_compress: error: data.train_file: missing; give the file to train on, or data.hub"
+    assert not (tmp_path / "fit").exists()
+
+
 def test_validate_and_predict_from_a_run(finished, tiny_data, capsys):
     main(["validate", f"--config={finished / 'config.yaml'}", "--ckpt_path=last"])
     assert "val/accuracy" in capsys.readouterr().out

@@ -63,8 +63,13 @@ class TextOptions:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.train_file is None) == (self.hub is None) and (self.hub is not None or self.predict_file is None):
-            raise UserError("data: give either data.train_file or data.hub")
+        if self.train_file is not None and self.hub is not None:
+            raise UserError("data: give either data.train_file or data.hub, not both")
+        if not any((self.train_file, self.hub, self.val_file, self.test_file, self.predict_file)):
+            raise UserError(
+                "data: give data.train_file or data.hub to train; for a trained model data.val_file, data.test_file or "
+                "data.predict_file alone will do"
+            )
         if self.tokenizer is None:
             raise UserError("data.tokenizer: missing; give a hub name or a model folder")
         for name in ("batch_size", "eval_batch_size", "limit", "eval_limit", "max_length"):

@@ -29,6 +29,8 @@ from lit_compress.training_steps import interrupted
 __all__ = ["TextData"]
 
 _TRAIN = "data.train_file"
+# What each split is for.
+_VERBS = {"train": "train on", "val": "validate on", "test": "test on", "predict": "predict"}
 
 
 class TextData(KeepsInitArgs, LightningDataModule):
@@ -116,7 +118,9 @@ class TextData(KeepsInitArgs, LightningDataModule):
         return f"{type(self).__name__}({sources})"
 
     def check_sources(self) -> None:
-        """Read every local source and then the tokenizer, and raise a ``UserError`` for what is wrong with one."""
+        """Before a training: read every local source and then the tokenizer; a ``UserError`` is for what is wrong."""
+        if self.source("train") is None:
+            raise UserError("data.train_file: missing; give the file to train on, or data.hub")
         for split, file in self.files.items():
             if file:
                 self.rows(split)
@@ -321,7 +325,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
     def _require(self, split: str) -> Dataset:
         dataset = self._dataset(split)
         if dataset is None:
-            raise UserError(f"data.{split}_file: missing; give the file to {split} on")
+            raise UserError(f"data.{split}_file: missing; give the file to {_VERBS[split]}")
         return dataset
 
     def _dataset(self, split: str) -> Dataset | None:

@@ -333,7 +333,7 @@ def test_local_folder_in_the_place_of_a_hub_dataset(make, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "key", "part"),
     [
-        ({"train": None}, "data", "data.train_file or data.hub"),
+        ({"train": None, "val": None}, "data", "data.train_file or data.hub"),
         ({"hub": "owner/name"}, "data", "data.train_file or data.hub"),
         ({"train": None, "hub": "owner/name"}, "data.hub", "'owner/name'"),
         ({"tokenizer": None}, "data.tokenizer", "missing"),
