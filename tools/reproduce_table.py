@@ -90,15 +90,17 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
         "int8",
         "int8 of dense",
         "int8 speed",
-        "seeds",
+        "int8 file",
+        "seed",
+        "date",
     )
-    out = []
+    out, left = [], []
     for name, entry in plan["recipes"].items():
         own = {key: lines for key, lines in groups.items() if key[0] == name}
-        out += [f"### {entry['title']}", "", " ".join(entry["claim"].split()), ""]
         if not own:
-            out += ["Not measured.", ""]
+            left.append(entry["title"])
             continue
+        out += [f"### {entry['title']}", "", " ".join(entry["claim"].split()), ""]
         out += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for (_, dataset, stage), lines in own.items():
             value = statistics.mean(float(line["value"]) for line in lines)
@@ -117,18 +119,23 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
                 _number(lines[0]["parameters"], lambda count: f"{count / 1e6:.1f} M"),
                 _number(lines[0]["encoder_sparsity"], "{:.0%}".format),
                 _number(lines[0]["encoder_compression"], "{:.1f}x".format),
-                _number(lines[0]["model_compression"], "{:.1f}x".format),
+                # Of a family it would be that of the exported file, which has a column of its own.
+                "" if "family" in entry else _number(lines[0]["model_compression"], "{:.1f}x".format),
                 _number(_mean(lines, "speedup_batch_1"), "{:.2f}x".format),
                 _number(int8, "{:.4f}".format),
                 f"{float(int8) / dense:.1%}" if int8 and points and dense else "",
                 _number(_mean(lines, "int8_speedup"), "{:.2f}x".format),
+                _number(lines[0].get("int8_bytes", ""), lambda count: f"{count / 1e6:.1f} MB"),
                 ", ".join(line["seed"] for line in lines),
+                max(line.get("date", "") for line in lines),
             )
             out.append("| " + " | ".join(cells) + " |")
         made: dict[str, list[str]] = {}  # by command and machine, of the first seed
         for (_, dataset, _), lines in own.items():
             made.setdefault(f"`{lines[0]['command']}` on {lines[0]['machine']}", []).append(dataset)
         out += ["", *(f"{how}: {', '.join(dict.fromkeys(datasets))}.\n" for how, datasets in made.items())]
+    if left:
+        out += [f"Not measured yet: {'; '.join(left)}.", ""]
     return "\n".join(out)
 
 

@@ -497,6 +497,7 @@ def test_ours_have_the_spread_of_the_seeds_or_the_interval_of_one():
     assert (first.compression, first.kept) == (4, pytest.approx(0.9375))
     assert first.high - first.kept == pytest.approx(0.0884, abs=1e-3)
     assert (second.low, second.high) == (pytest.approx(0.9), pytest.approx(1.05))
+    assert [ours([one | {"majority": known}], ["a"], "encoder")[0].trivial for known in ("", "0.7", "0.8")] == [0, 0, 1]
 
 
 def test_papers_say_what_was_verified(tmp_path):

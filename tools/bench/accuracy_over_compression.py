@@ -45,6 +45,7 @@ class Mark:
         kept: share of the dense model's score.
         low: lower end of the interval; equal to ``kept`` without one.
         high: its upper end.
+        trivial: whether one answer to everything does as well.
 
     """
 
@@ -53,6 +54,7 @@ class Mark:
     kept: float
     low: float
     high: float
+    trivial: bool = False
 
 
 def accuracy_over_compression(output: Path, results: Path = TOOLS / "results.csv") -> dict[str, list[Mark]]:
@@ -102,7 +104,9 @@ def ours(lines: Sequence[Mapping[str, str]], recipes: Sequence[str], size: str) 
             low, high = (1 + float(first[f"difference_{end}"]) / dense for end in ("low", "high"))
         compression = statistics.mean(float(line[f"{size}_compression"]) for line in group)
         label = f"{first['model']}, {data}"
-        marks.append(Mark(label=label, compression=compression, kept=mean, low=low, high=high))
+        value = statistics.mean(float(line["value"]) for line in group)
+        trivial = bool(first["majority"]) and not value > float(first["majority"])
+        marks.append(Mark(label=label, compression=compression, kept=mean, low=low, high=high, trivial=trivial))
     return marks
 
 
@@ -137,7 +141,10 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
         for mark in marks:
             spread = [[100 * (mark.kept - mark.low)], [100 * (mark.high - mark.kept)]]
             color = f"C{labels.index(mark.label) % 10}"
-            panel.errorbar(mark.compression, 100 * mark.kept, yerr=spread, fmt="o", color=color, capsize=2)
+            fill = "none" if mark.trivial else "full"
+            panel.errorbar(
+                mark.compression, 100 * mark.kept, yerr=spread, fmt="o", color=color, capsize=2, fillstyle=fill
+            )
         panel.axhline(100, color="0.8", zorder=0)
         panel.set_xscale("log", base=2)
         panel.set_xticks([1, 2, 4, 8, 16], ["1x", "2x", "4x", "8x", "16x"])
@@ -149,6 +156,7 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
     legend.axis("off")
     for label in labels:
         legend.plot([], [], "o", color=f"C{labels.index(label) % 10}", label=label)
+    legend.plot([], [], "o", color="black", fillstyle="none", label="no better than one answer to all")
     legend.scatter([], [], marker="*", s=120, color="black", label="paper, verified")
     legend.scatter([], [], marker="*", s=120, color="white", edgecolors="black", label="paper, partly from memory")
     legend.legend(loc="center", fontsize="small", ncols=2)

@@ -40,6 +40,7 @@ class Point:
     Args:
         method: recipe.
         stage: of the recipe.
+        data: data set.
         speedup: times the speed of the dense model.
         kept: share of the dense model's score.
         constant: whether one answer to everything is as good.
@@ -48,6 +49,7 @@ class Point:
 
     method: str
     stage: str
+    data: str
     speedup: float
     kept: float
     constant: bool
@@ -85,7 +87,8 @@ def accuracy_over_speed(
     plan = plan_of(model)
     titles = [plan["data"].get(name, {}).get("title", name) for name in names]
     among = ", ".join(titles) if len(titles) < 6 else f"{len(titles)} data sets"
-    draw(points, f"{plan['title']} on {among}", output, plan["recipes"])
+    titles_of = dict(zip(names, titles, strict=True))
+    draw(points, f"{plan['title']} on {among}", output, plan["recipes"], titles_of if len(names) > 1 else {})
     return points
 
 
@@ -110,7 +113,7 @@ def grouped(lines: Iterable[Mapping[str, str]]) -> dict[tuple[str, ...], list[Ma
 def points_of(lines: Iterable[Mapping[str, str]]) -> list[Point]:
     """A point for each stage, data set and cut that was deployed; means over seeds."""
     found = []
-    for (_, recipe, _, stage, *_), group in grouped(line for line in lines if line["int8_speedup"]).items():
+    for (_, recipe, data, stage, *_), group in grouped(line for line in lines if line["int8_speedup"]).items():
         value, dense, speed = (
             statistics.mean(float(line[name]) for line in group) for name in ("int8_value", "dense", "int8_speedup")
         )
@@ -118,12 +121,28 @@ def points_of(lines: Iterable[Mapping[str, str]]) -> list[Point]:
             continue
         majority = group[0]["majority"]
         constant = bool(majority) and value <= float(majority)
-        found.append(Point(method=recipe, stage=stage, speedup=speed, kept=value / dense, constant=constant))
+        kept = value / dense
+        found.append(Point(method=recipe, stage=stage, data=data, speedup=speed, kept=kept, constant=constant))
     return found
 
 
-def draw(points: Sequence[Point], title: str, output: Path, recipes: Mapping[str, Any]) -> None:
-    """A marker and a color for each method, which `recipes` gives a title and its stages their labels."""
+def draw(
+    points: Sequence[Point],
+    title: str,
+    output: Path,
+    recipes: Mapping[str, Any],
+    datasets: Mapping[str, str] | None = None,
+) -> None:
+    """A marker and a color for each method.
+
+    Args:
+        points: to draw.
+        title: of the picture.
+        output: file to write.
+        recipes: of the plan; a recipe's ``title`` and the ``labels`` of its stages are written.
+        datasets: titles that labels end with, where there are several.
+
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,7 +177,7 @@ def draw(points: Sequence[Point], title: str, output: Path, recipes: Mapping[str
     axes.margins(x=0.16)  # for the labels
     axes.legend(fontsize="small", loc="upper left")
     if len(points) <= _NAMED:
-        _label(axes, points, recipes)
+        _label(axes, points, recipes, datasets or {})
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=150)
     pyplot.close(figure)
@@ -169,12 +188,14 @@ def _height(point: Point) -> float:
     return max(100 * point.kept, _FLOOR)
 
 
-def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any]) -> None:
+def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any], datasets: Mapping[str, str]) -> None:
     """Write each stage's label beside its point, towards the middle; lower where another label is in the way."""
     axes.figure.draw_without_rendering()
     taken: list[Any] = []
     for point in sorted(points, key=lambda one: -one.kept):
         label = recipes.get(point.method, {}).get("labels", {}).get(point.stage, point.stage)
+        if point.data in datasets:
+            label += f", {datasets[point.data]}"
         place = (point.speedup, _height(point))
         if place[1] == _FLOOR:
             label += f", {point.kept:.0%}"
