@@ -73,8 +73,11 @@ def accuracy_over_speed(
         UserError: there is no row to draw.
 
     """
+    # Ablations are variants of one method, and have a table.
     lines = [
-        line for line in read_rows(results) if line["model"] == model and (not datasets or line["data"] in datasets)
+        line
+        for line in read_rows(results)
+        if line["model"] == model and line["recipe"] != "ablations" and (not datasets or line["data"] in datasets)
     ]
     points = points_of(lines)
     if not points:
