@@ -22,6 +22,7 @@ from tools.reproduce_table import read_rows
 __all__ = ["PANELS", "Mark", "accuracy_over_compression", "ours", "papers"]
 
 TOOLS = Path(__file__).parents[1]
+_FLOOR = 65.0  # of the scores drawn, in percent; what kept less is at it, with its number
 # Recipes of each paper, and which of the two sizes it names.
 PANELS = {
     "Poor Man's BERT": (("poor_mans_bert",), "encoder"),
@@ -139,6 +140,13 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
                 edgecolors="black", zorder=3,
             )  # fmt: skip
         for mark in marks:
+            if 100 * mark.kept < _FLOOR:
+                panel.plot(mark.compression, _FLOOR + 0.5, "v", color=f"C{labels.index(mark.label) % 10}")
+                panel.annotate(
+                    f"{mark.kept:.0%}", (mark.compression, _FLOOR + 0.5), xytext=(7, 0), textcoords="offset points",
+                    fontsize="small", color="0.3",
+                )  # fmt: skip
+                continue
             spread = [[100 * (mark.kept - mark.low)], [100 * (mark.high - mark.kept)]]
             color = f"C{labels.index(mark.label) % 10}"
             fill = "none" if mark.trivial else "full"
@@ -146,6 +154,7 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
                 mark.compression, 100 * mark.kept, yerr=spread, fmt="o", color=color, capsize=2, fillstyle=fill
             )
         panel.axhline(100, color="0.8", zorder=0)
+        panel.set_ylim(_FLOOR - 1, 105)
         panel.set_xscale("log", base=2)
         panel.set_xticks([1, 2, 4, 8, 16], ["1x", "2x", "4x", "8x", "16x"])
         panel.set_title(title)
@@ -156,6 +165,7 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
     legend.axis("off")
     for label in labels:
         legend.plot([], [], "o", color=f"C{labels.index(label) % 10}", label=label)
+    legend.plot([], [], "v", color="black", label=f"kept less than {_FLOOR:.0f} %")
     legend.plot([], [], "o", color="black", fillstyle="none", label="no better than one answer to all")
     legend.scatter([], [], marker="*", s=120, color="black", label="paper, verified")
     legend.scatter([], [], marker="*", s=120, color="white", edgecolors="black", label="paper, partly from memory")
