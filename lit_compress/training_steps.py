@@ -1,13 +1,14 @@
-"""How many optimizer steps a run has, which schedules of all kinds start from; and where in it a batch ends."""
+"""How many optimizer steps a run has, which schedules of all kinds start from; where in it a batch ends; its seed."""
 
 import math
+import os
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_compress.errors import UserError
 
-__all__ = ["interrupted", "is_logged", "stepped", "training_steps"]
+__all__ = ["interrupted", "is_logged", "run_seed", "stepped", "training_steps"]
 
 
 def training_steps(trainer: Trainer) -> tuple[int, float]:
@@ -43,3 +44,8 @@ def interrupted(trainer: Trainer) -> bool:
     """Whether a training batch has begun and did not end: an exception came out of it."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # declared as of a base class
     return batches.ready > batches.processed
+
+
+def run_seed() -> int:
+    """The seed of the run, as Lightning leaves it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))

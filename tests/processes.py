@@ -1,7 +1,7 @@
 """Python processes that are forked from one which has imported everything already.
 
-A process that imports torch, Lightning and Transformers works six seconds before its first line, and the suite starts
-some hundred of them. Each worker of pytest imports them once, in a server of its own (``multiprocessing``'s), and what
+A process that imports torch, Lightning and Transformers works for seconds before its first line, and the suite starts
+many of them. Each worker of pytest imports them once, in a server of its own (``multiprocessing``'s), and what
 is forked from it is otherwise like new: it has its own process number, signals, directory, environment and streams.
 Tests of what is imported, and of how a process is started, start one with ``subprocess``.
 """

@@ -16,11 +16,12 @@ from lit_compress.data.documents import group_documents, pack_sentences, segment
 from lit_compress.data.masking import mask_tokens
 from lit_compress.data.streaming import StreamedBatches, StreamLoader
 from lit_compress.data.tables import cached_map
-from lit_compress.data.text_data import TextData, run_seed
+from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source
 from lit_compress.tasks import IGNORED, Batch, MaskedWordsTask, PretrainingTask, Task
 from lit_compress.text_files import check_there, file_suffix, read_failure, saved_splits
+from lit_compress.training_steps import run_seed
 
 __all__ = ["MaskedLanguageModeling"]
 

@@ -1,6 +1,5 @@
 """What the data modules share: sources, splits, caching, batches, ranks, and continuing in the middle of an epoch."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -24,13 +23,11 @@ from lit_compress.init_args import KeepsInitArgs
 from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, Task
 from lit_compress.text_files import read_failure, require_columns, saved_splits
-from lit_compress.training_steps import interrupted
+from lit_compress.training_steps import interrupted, run_seed
 
 __all__ = ["TextData"]
 
 _TRAIN = "data.train_file"
-# What each split is for.
-_VERBS = {"train": "train on", "val": "validate on", "test": "test on", "predict": "predict"}
 
 
 class TextData(KeepsInitArgs, LightningDataModule):
@@ -109,8 +106,8 @@ class TextData(KeepsInitArgs, LightningDataModule):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker of the data loader gets a copy, pickled where processes are not forked, and needs no model.
-        return vars(self) | {"trainer": None, "_train_loader": None}
+        # A worker of the data loader gets a copy, pickled where processes are not forked; it collates what it is given.
+        return vars(self) | {"trainer": None, "_train_loader": None, "_tokenized": {}, "_read_once": {}}
 
     def __str__(self) -> str:
         # Lightning's reads and tokenises every split to say how many batches there are.
@@ -325,7 +322,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
     def _require(self, split: str) -> Dataset:
         dataset = self._dataset(split)
         if dataset is None:
-            raise UserError(f"data.{split}_file: missing; give the file to {_VERBS[split]}")
+            raise UserError(f"data.{split}_file: missing; give that file")
         return dataset
 
     def _dataset(self, split: str) -> Dataset | None:
@@ -400,8 +397,3 @@ class TextData(KeepsInitArgs, LightningDataModule):
     def held_out(self, table: Dataset, count: int) -> np.ndarray:
         """Row numbers of about ``count`` rows to hold out: drawn at random."""
         return np.random.default_rng(self.options.split_seed).permutation(len(table))[:count]
-
-
-def run_seed() -> int:
-    """The seed of the run, as Lightning leaves it."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))

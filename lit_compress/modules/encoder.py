@@ -1,6 +1,5 @@
 """What teacher, student and pruned student have in common: one encoder, one task, exact resumption."""
 
-import os
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -45,7 +44,7 @@ from lit_compress.tasks import (
     task_class_of,
 )
 from lit_compress.tasks.batch import count_of, counted, tied
-from lit_compress.training_steps import is_logged, training_steps
+from lit_compress.training_steps import is_logged, run_seed, training_steps
 
 __all__ = ["CHECKPOINT_KEY", "LitEncoder"]
 
@@ -367,8 +366,7 @@ class LitEncoder(KeepsInitArgs, LightningModule):
 def seed_step(epoch: int, batch_idx: int, rank: int) -> None:
     """Seed Python's, NumPy's and torch's generators from the run's seed, the position in the run, and the rank."""
     # SeedSequence mixes: neighbouring steps get unrelated streams.
-    run_seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    seed = int(np.random.SeedSequence([run_seed, epoch, batch_idx, rank]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([run_seed(), epoch, batch_idx, rank]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
