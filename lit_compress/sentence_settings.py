@@ -19,6 +19,7 @@ __all__ = [
     "SentenceSettings",
     "companion_file",
     "has_settings",
+    "is_bare_encoder",
     "keep_settings",
     "settings_of",
     "vector_width",
@@ -87,6 +88,13 @@ class SentenceSettings:
 def has_settings(config: PretrainedConfig) -> bool:
     """Whether a model says how its tokens become a vector, in a form that is known here or not."""
     return isinstance(getattr(config, SENTENCE_KEY, None), dict) or _read(config, _MODULES) is not None
+
+
+def is_bare_encoder(config: PretrainedConfig) -> bool:
+    """Whether sentence-transformers saved the model as an encoder without a head, whatever its configuration names."""
+    modules = _read(config, _MODULES)
+    first = modules[0] if isinstance(modules, list) and modules else None
+    return isinstance(first, dict) and str(first.get("type")).endswith(f".{_KNOWN[0]}")
 
 
 def settings_of(config: PretrainedConfig) -> SentenceSettings | None:

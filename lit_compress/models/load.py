@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
@@ -15,6 +15,7 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.hub import check_hub
 from lit_compress.models.labels import LabelMap, label_order, reorder_head
 from lit_compress.models.sentence_embedding import give_embeddings
+from lit_compress.sentence_settings import is_bare_encoder
 from lit_compress.sources import absolute_source, check_safetensors, resolve_source
 
 if TYPE_CHECKING:  # reading a packed model needs no metrics
@@ -29,6 +30,8 @@ __all__ = [
     "quiet_transformers",
     "transformers_progress",
 ]
+
+_PRETRAINING = ("ForMaskedLM", "ForPreTraining")
 
 
 def load_model(source: str, task: "Task", key: str, label_map: LabelMap | None = None) -> PreTrainedModel:
@@ -134,11 +137,16 @@ def load_config(source: str, key: str) -> PretrainedConfig:
         raise UserError(f"{key}: {source!r} is not a model folder: it has no config.json")
     check_hub(path, key)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # whatever a foreign folder or hub entry makes Transformers raise
         raise UserError(
             f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {first_line(error)}"
         ) from error
+    # sentence-transformers leaves the name of the model that it began from: all-mpnet-base-v2 says MPNetForMaskedLM.
+    if str((config.architectures or [""])[0]).endswith(_PRETRAINING) and is_bare_encoder(config):
+        encoder = MODEL_MAPPING[type(config)]
+        config.architectures = [(encoder[0] if isinstance(encoder, tuple) else encoder).__name__]
+    return config
 
 
 def check_compatible(

@@ -48,7 +48,8 @@ class EmbeddingTask(Task):
 
     name = "embedding"
     head = AutoModel
-    architectures = ("Model",)
+    # Pooling is all the head there is, so a model that guesses masked words lacks none of its weights.
+    architectures = ("Model", "ForMaskedLM", "ForPreTraining")
     pipeline_tag = "sentence-similarity"
     data_module = "lit_compress.data.SentenceTexts"
     losses: ClassVar = ("cosine", "ranking", None)

@@ -274,11 +274,34 @@ def test_a_cached_teacher_says_the_same(kind, tmp_path, tiny_model, sentence_mod
     assert all(torch.allclose(plain[name], cached[name], atol=1e-5) for name in plain)
 
 
-def test_a_head_of_another_task_is_no_teacher(tmp_path, sentence_model, tiny_model):
+def test_a_head_of_another_task_is_no_teacher(tmp_path, sentence_model, tiny_model, tiny_teacher):
+    datamodule = tasks.sentence_texts(tmp_path / "data", tiny_model)
+    said = error_of(lambda: student(sentence_model, datamodule, teacher=str(tiny_teacher)))
+    assert "BertForSequenceClassification without a head for embedding" in said
+
+
+def test_a_model_of_masked_words_is_a_teacher_where_the_data_says_how_it_pools(tmp_path, tiny_model):
     BertForMaskedLM(AutoConfig.from_pretrained(tiny_model)).save_pretrained(tmp_path / "mlm")
     datamodule = tasks.sentence_texts(tmp_path / "data", tiny_model)
-    said = error_of(lambda: student(sentence_model, datamodule, teacher=str(tmp_path / "mlm")))
-    assert "BertForMaskedLM without a head for embedding" in said
+    module = student(tiny_model, datamodule, teacher=str(tmp_path / "mlm"))
+    datamodule.setup("fit")
+    assert float(module.losses(next(iter(datamodule.train_dataloader())))["kd"]) > 1e-4
+
+
+def test_an_encoder_that_names_the_model_it_began_from(tmp_path, tiny_model, sentence_model, texts_file):
+    """all-mpnet-base-v2 says MPNetForMaskedLM, and its weights are an encoder's."""
+    named = sentence_folder(tmp_path / "named", tiny_model)
+    config = json.loads((named / "config.json").read_text())
+    (named / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    assert isinstance(LitTeacher(str(named)).task, EmbeddingTask)
+    datamodule = tasks.sentence_texts(tmp_path / "data", tiny_model)
+    assert isinstance(student(sentence_model, datamodule, teacher=str(named)).task, EmbeddingTask)
+    vectors = [
+        np.load(predicted(model, texts_file, tmp_path / f"{model.name}.npy")) for model in (sentence_model, named)
+    ]
+    assert np.array_equal(*vectors)
+    main(["export", f"--model={named}", f"--output={tmp_path / 'out'}", "--to=onnx"])
+    assert np.allclose(np.load(predicted(tmp_path / "out", texts_file, tmp_path / "out.npy")), vectors[0], atol=1e-5)
 
 
 def test_the_pooler_is_left_alone(tmp_path, tiny_model, sentence_model):
