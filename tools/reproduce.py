@@ -12,11 +12,9 @@ teacher of all recipes. MiniLM's recipes are in reproduce.yaml, those of another
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,15 +29,15 @@ from jsonargparse import auto_cli
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import run_config
 from lit_compress.recipe import load_recipe, recipe, run_stage
-from lit_compress.report.machine import machine
 from lit_compress.report.measure import dense_of, report
 from lit_compress.report.size import sparsity_of
 from lit_compress.report.summary import own_name, reference
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
-from tools.reproduce_jobs import DENSE, FAMILY, Job, Settings, data_of, filled, has_row, left_of, once
+from tools.reproduce_jobs import Job, Settings, data_of, filled, has_row, left_of, once
 from tools.reproduce_plan import MINILM, TEACHER, UPSTREAM, plan_of
 from tools.reproduce_table import add_rows, read_rows, write_table
+from tools.reproduce_time import estimates, kind_of, plan_lines
 from tools.served import served
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +82,7 @@ def main(
         bf16: the same on a processor, which is faster where it has instructions for bf16.
         measure: false trains and measures nothing, on a machine that is busy; the same call without it measures later.
         table: rewrite the table in docs/results.md.
-        plan: print what is left, and how long it takes by rows of this device.
+        plan: print what is left, and how long it takes by rows of this device; `about`, by the tokens that it reads.
         dry_run: print the stages as they are run.
 
     """
@@ -116,7 +114,7 @@ def main(
             settings = replace(settings, files=Path(folder))
             jobs = once([job for each in chosen for job in left_of(settings, *each, rows)])
             if plan:
-                print("\n".join(plan_lines(jobs, settings)))
+                print("\n".join(plan_lines(jobs, settings, rows)))
             for job in jobs if dry_run else ():
                 if job.file is not None:
                     recipe(str(job.file), only=job.stage, dry_run=True)
@@ -145,10 +143,10 @@ def _check_names(option: str, given: Sequence[str], allowed: Iterable[str]) -> N
 def _run_all(jobs: Sequence[Job], settings: Settings, minutes: float | None) -> int:
     """One after the other, until the time is over; how many failed."""
     begun, failed = time.monotonic(), 0
-    known = estimates(settings) if jobs else {}
+    known = estimates(read_rows(RESULTS)) if jobs else {}
     for number, job in enumerate(jobs, 1):
         left = None if minutes is None else minutes - (time.monotonic() - begun) / 60
-        expected, done = known.get(_kind(job, settings)), _minutes_before(job, settings)
+        expected, done = known.get(kind_of(job, settings)), _minutes_before(job, settings)
         # What was begun goes on, and what no call has time enough for is begun by one that does nothing else.
         begins = done > 0 or (number == 1 and minutes is not None and (expected or 0) > minutes)
         if left is not None and (left <= 0 or ((expected or 0) - done > left and not begins)):
@@ -269,34 +267,6 @@ def _call(command: Sequence[str], what: str) -> None:
         raise SystemExit(status)
     if status:
         raise UserError(f"{what} ended with exit status {status} (see above)")
-
-
-def estimates(settings: Settings) -> dict[tuple[str, ...], float]:
-    """Minutes that each kind of job took on this device, the mean over seeds."""
-    device, found = machine()["device"], defaultdict(list)
-    for line in read_rows(RESULTS):
-        if line["minutes"] and line["device"] == device:
-            stage = FAMILY if line["runtime"] != "eager" else line["stage"]
-            found[line["model"], line["recipe"], line["data"], stage, line["limit"], line["max_steps"]].append(
-                float(line["minutes"])
-            )
-    return {kind: statistics.mean(taken) for kind, taken in found.items()}
-
-
-def _kind(job: Job, settings: Settings) -> tuple[str, ...]:
-    recipe = DENSE if job.stage == TEACHER else job.recipe
-    return (settings.model, recipe, job.data, job.stage, str(settings.limit or ""), str(settings.max_steps or ""))
-
-
-def plan_lines(jobs: Sequence[Job], settings: Settings) -> list[str]:
-    """What is left, a line for each, and how long all of it takes."""
-    known = estimates(settings)
-    lines, taken = [], [known.get(_kind(job, settings)) for job in jobs]
-    for job, each in zip(jobs, taken, strict=True):
-        lines.append(f"{job}: {'unknown' if each is None else f'{each:.1f} minutes'}")
-    found = [each for each in taken if each is not None]
-    what = f"{len(found)} take {sum(found) / 60:.1f} hours by rows of {machine()['device']}"
-    return [*lines, f"{len(jobs)} left: {what}, {len(jobs) - len(found)} are unknown"]
 
 
 def row(job: Job, settings: Settings, result: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lit_compress.console import say
 from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.logit_cache import LogitStore, model_digest, rows_digest
 from lit_compress.errors import UserError
@@ -144,6 +145,8 @@ def _fill(
         generator=torch.Generator(),
     )
     store: LogitStore | None = None
+    if trainer.is_global_zero:  # where no terminal shows the bar, these are minutes in which nothing is said
+        say(f"Running the teacher on {len(dataset):,} examples once")
     for batch in tqdm(loader, desc="Running the teacher", disable=not trainer.is_global_zero or None):
         batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.forward_context():

@@ -17,7 +17,7 @@ import lit_compress.data
 from lit_compress.data.options import TextOptions
 from lit_compress.errors import UserError
 from lit_compress.recipe import load_recipe
-from tools import reproduce, reproduce_jobs, reproduce_plan, reproduce_table
+from tools import reproduce, reproduce_jobs, reproduce_plan, reproduce_table, reproduce_time
 from tools.bench.accuracy_over_compression import PANELS, accuracy_over_compression, ours, papers
 from tools.bench.accuracy_over_speed import accuracy_over_speed, points_of
 from tools.family import family_command, family_rows
@@ -224,7 +224,7 @@ REPORT = {
         "dense": {"accuracy": {"accuracy": 0.8}, "size": SIZES},
         "compressed": {"accuracy": {"accuracy": 0.6}, "size": SIZES},
     },
-    "machine": {"device": reproduce.machine()["device"], "threads": "1 of 2", "torch": "2"},
+    "machine": {"device": reproduce_time.machine()["device"], "threads": "1 of 2", "torch": "2"},
     "majority": {"answer": "1", "share": 0.65},
     "comparison": {"metrics": {"accuracy": {"differences": {"compressed": {"low": -0.25, "high": -0.15}}}}},
     "lower_is_better": [],
@@ -320,6 +320,30 @@ def test_a_plan_says_whose_speed_is_measured_and_what_is_not_measured_is_trained
     assert not (tmp_path / "runs" / "mine" / "seed42" / "teacher" / "report").exists()
 
 
+def test_a_plan_says_how_long_what_was_never_timed_takes(table, tmp_path, monkeypatch, capsys):
+    """By the tokens that it reads, at the pace of what was timed: twice the epochs, twice the minutes."""
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "good\t1\nbad\t0\n" * 20)
+    monkeypatch.chdir(tmp_path)
+    made = tiny_plan()
+    made["data"]["mine"]["data"]["init_args"] |= {"train_file": "data:../a.tsv", "val_file": "data:../a.tsv"}
+    made["data"]["mine"]["teacher"] = {"trainer": {"max_epochs": 1}}
+    made["recipes"]["layers"]["stages"]["longer"] = {"from": "top", "trainer": {"max_epochs": 2}}
+    (tmp_path / "sets").mkdir()
+    run(tmp_path, made, monkeypatch, only=["dense"])
+    (row,) = reproduce_table.read_rows(table.path)
+    reproduce_table.add_rows(table.path, [row | {"minutes": "30.0"}])
+    run(tmp_path, made, monkeypatch, seeds=[42, 43], plan=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert "dense mine teacher seed 43: 30.0 minutes" in lines
+    assert "layers mine top seed 42: about 30.0 minutes" in lines
+    assert "layers mine longer seed 43: about 60.0 minutes" in lines
+    assert lines[-1].startswith("5 left: 5 take 3.5 hours")
+    (tmp_path / "a.tsv").unlink()
+    reproduce_time._size.cache_clear()
+    run(tmp_path, made, monkeypatch, seeds=[42, 43], plan=True)
+    assert capsys.readouterr().out.splitlines()[-1].endswith("4 are unknown")
+
+
 def test_what_fails_stops_nothing_else(table, tmp_path, monkeypatch, capsys):
     made = tiny_plan()
     made["recipes"]["layers"]["stages"] = {"broken": {"from": "top"}, "last": {"from": "top"}}
@@ -347,7 +371,7 @@ def test_what_takes_longer_than_there_is_time_is_not_begun(table, tmp_path, monk
 
 def test_rows_of_another_device_say_nothing(table, tmp_path, monkeypatch, capsys):
     run(tmp_path, tiny_plan(), monkeypatch)
-    monkeypatch.setattr(reproduce, "machine", lambda: {"device": "another"})
+    monkeypatch.setattr(reproduce_time, "machine", lambda: {"device": "another"})
     run(tmp_path, tiny_plan(), monkeypatch, seeds=[7], plan=True)
     assert "2 left: 0 take 0.0 hours by rows of another, 2 are unknown" in capsys.readouterr().out
 
