@@ -16,7 +16,6 @@ Gate, before any row is written: every case of ours agrees with the reference, e
 roofs are the copy and the largest product measured here.
 """
 
-import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,16 +26,15 @@ from typing import Any, Literal
 
 import torch
 from jsonargparse import auto_cli
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from lit_compress import ops
 from lit_compress.ops import reference
+from tools.bench.kernel_baselines import DEVICE, Call, baselines_of, gate
 from tools.bench.kernel_plots import Curve, Point, break_even, roofline
 from tools.bench.measure import RESULTS, Row, interleave, publish
 from tools.bench.targets import GELU, MANY_ROWS, PRODUCTS, TALL_BLOCKS
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Outputs and inputs of BERT-base's four products.
 SHAPES = {"qkv": (2304, 768), "out": (768, 768), "up": (3072, 768), "down": (768, 3072)}
 SPARSITIES = (0.0, 0.25, 0.5, 0.67, 0.75, 0.83, 0.92, 0.97)
@@ -44,7 +42,6 @@ SPARSITIES = (0.0, 0.25, 0.5, 0.67, 0.75, 0.83, 0.92, 0.97)
 CHUNK = 4
 
 Format = Literal["dense", "tall_blocks", "blocks"]
-Call = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,59 +240,6 @@ def expected(quantized: tuple[Tensor, Tensor], weight: Weight) -> Tensor:
     )
 
 
-def baselines_of(
-    x: list[Tensor], quantized: list[tuple[Tensor, Tensor]], dense: list[Tensor], dtype: torch.dtype
-) -> Iterator[tuple[str, Call]]:
-    """What ours is compared with, each after its gate."""
-    truth = F.linear(x[0].float(), dense[0].float())
-
-    def checked(name: str, call: Call, tolerance: float) -> tuple[str, Call]:
-        gate(name, call(0), truth, tolerance)
-        return name, call
-
-    yield checked("bf16", lambda turn: F.linear(x[turn], dense[turn]), 0.01)
-    if has_fp8():
-        fp8 = torch.float8_e4m3fn
-        a, b = ([ops.quantize_rows(part, fp8) for part in parts] for parts in (x, dense))
-
-        def scaled(turn: int, fast: bool) -> Tensor:
-            (q, q_scale), (w, w_scale) = a[turn], b[turn]
-            rows, columns = q_scale.unsqueeze(1), w_scale.unsqueeze(0)
-            return torch._scaled_mm(q, w.T, rows, columns, out_dtype=torch.bfloat16, use_fast_accum=fast)
-
-        yield checked("_scaled_mm fp8", partial(scaled, fast=False), 0.1)
-        yield checked("_scaled_mm fp8, fast accumulation", partial(scaled, fast=True), 0.1)
-    if dtype == torch.int8 and x[0].shape[0] > 16:
-        whole = [ops.quantize_rows(weight, dtype) for weight in dense]
-        scales = quantized[0][1].unsqueeze(1) * whole[0][1]
-        gate("_int_mm", torch._int_mm(quantized[0][0], whole[0][0].T) * scales, truth, 0.05)
-        yield "_int_mm", lambda turn: torch._int_mm(quantized[turn][0], whole[turn][0].T)
-    if DEVICE == "cuda":
-        yield from torchao_baselines(x, dense, truth)
-
-
-def torchao_baselines(x: list[Tensor], dense: list[Tensor], truth: Tensor) -> Iterator[tuple[str, Call]]:
-    """torchao's dynamic quantization, compiled, where it is installed; it rounds its input itself."""
-    if importlib.util.find_spec("torchao") is None:
-        print("torchao is not installed: no such baseline")
-        return
-    from torchao import quantization as ao  # type: ignore[import-not-found]
-
-    configurations = {"torchao int8": ao.Int8DynamicActivationInt8WeightConfig()}
-    if has_fp8():
-        rowwise = ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())
-        configurations["torchao fp8"] = rowwise
-    for name, configuration in configurations.items():
-        layers = [nn.Linear(weight.shape[1], weight.shape[0], bias=False, device=DEVICE) for weight in dense]
-        for layer, weight in zip(layers, dense, strict=True):
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-            ao.quantize_(layer, configuration)
-        compiled = [torch.compile(layer, dynamic=False) for layer in layers]
-        call = partial(lambda turn, layers: layers[turn](x[turn]), layers=compiled)
-        gate(name, call(0), truth, 0.1)
-        yield name, call
-
-
 def norm(rows: int, columns: int, dtype: torch.dtype, repetitions: int) -> Row:
     """LayerNorm with residual and rounding, beside a copy that moves as many bytes."""
     moved = rows * columns * (2 + 2 + 2 + 1) + 4 * rows
@@ -351,23 +295,6 @@ def rotation(moved: int) -> int:
     """How many sets of inputs hold more than twice the L2 cache; at least four, at most sixty-four."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size if DEVICE == "cuda" else 0
     return min(64, max(4, 2 * cache // moved + 1))
-
-
-def has_fp8() -> bool:
-    """Whether ``_scaled_mm`` runs here."""
-    return DEVICE == "cuda" and torch.cuda.get_device_capability() >= (8, 9)
-
-
-def gate(name: str, got: Tensor, truth: Tensor, tolerance: float = 0.005) -> None:
-    """Stop when a case computes something else.
-
-    Raises:
-        SystemExit: with the relative error.
-
-    """
-    error = ((got.float() - truth.float()).norm() / truth.float().norm()).item()
-    if not error <= tolerance:
-        raise SystemExit(f"gate: {name} is off by {error:.3g} (relative), more than {tolerance:g}; no row was written")
 
 
 def time(cases: dict[str, Call], copies: int, repetitions: int) -> dict[str, list[float]]:

@@ -35,7 +35,7 @@ from triton.runtime.errors import OutOfResources
 from lit_compress.ops import launch, measured
 from lit_compress.ops.cublaslt import library_product
 from lit_compress.ops.linear import LinearArguments
-from tools import aot
+from tools import aot, aot_jobs
 from tools.bench import kernels as bench
 
 # The most valuable first: what a minute less would leave out comes last.
@@ -138,8 +138,10 @@ def is_fitting(shape: measured.Shape, capability: tuple[int, int], candidate: la
 
     On a GPU it runs once, so that Triton has it on disk and nothing is compiled one by one when it is timed.
     """
-    target, epilogue = 10 * capability[0] + capability[1], aot.epilogue_of(shape.outputs, shape.inputs)
-    evidence = aot.examine(aot.product(aot.DTYPES[shape.dtype], target, TILES[shape.format], candidate, epilogue))
+    target, epilogue = 10 * capability[0] + capability[1], aot_jobs.epilogue_of(shape.outputs, shape.inputs)
+    evidence = aot.examine(
+        aot_jobs.product(aot_jobs.DTYPES[shape.dtype], target, TILES[shape.format], candidate, epilogue)
+    )
     if evidence.spills or evidence.shared > launch.SHARED_MEMORY[capability]:
         return False
     if not torch.cuda.is_available():
