@@ -30,8 +30,8 @@ from lit_compress.choices import GuessedTask, Target
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
-from lit_compress.planning.latency import LatencyTable
 from lit_compress.planning.latency_command import parse_shape
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.losses import measure_losses
 from lit_compress.planning.measure_latency import fixed_parts, measure_structures, measure_table
 from lit_compress.planning.plan import Losses

@@ -9,7 +9,7 @@ from lit_compress.auto.request import Request
 from lit_compress.choices import Target
 from lit_compress.errors import UserError
 from lit_compress.models.heads_and_neurons import KINDS, Kind
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.plan import NEURON_MULTIPLE, Losses, fastest, plan
 from lit_compress.planning.structure import LayerShape, Structure
 

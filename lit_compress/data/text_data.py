@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lit_compress.data.batches import FixedBatches, LengthGroupedBatches, ResumableDataLoader
+from lit_compress.data.batches import FixedBatches, LengthGroupedBatches
 from lit_compress.data.options import TextOptions
+from lit_compress.data.resumable_loader import ResumableDataLoader
 from lit_compress.data.tables import load_saved, load_table, load_tokenizer
 from lit_compress.errors import UserError
 from lit_compress.hub import check_hub

@@ -12,7 +12,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.folded import Folded
 from lit_compress.models.layout import LAYOUTS, encoder_layers, family_of
 from lit_compress.models.pack import Ranges
-from lit_compress.storage.buffers import Precision
+from lit_compress.storage.layouts import Precision
 from lit_compress.tasks import Batch
 
 __all__ = ["calibrate", "calibrated", "layers_of_static_inputs", "missing_ranges"]

@@ -29,7 +29,7 @@ from lit_compress.models.hf_folder import add_note
 from lit_compress.models.manifest_file import require_finished
 from lit_compress.models.pack import LayoutChoice, Ranges, ranges_of
 from lit_compress.sources import resolve_package
-from lit_compress.storage.buffers import Precision
+from lit_compress.storage.layouts import Precision
 from lit_compress.tasks import Batch
 
 __all__ = ["INTEGERS", "Format", "export", "format_writer", "pack_command", "write"]

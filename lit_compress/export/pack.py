@@ -20,7 +20,7 @@ from lit_compress.models.packed import packed_linears
 from lit_compress.models.sentence_embedding import write_sentence_files
 from lit_compress.nn.manifest import Manifest
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.storage.buffers import Precision
+from lit_compress.storage.layouts import Precision
 
 __all__ = ["best_precision", "packed_bytes", "packed_lines", "save_packed", "write_packed"]
 

@@ -1,7 +1,6 @@
 """Hugging Face models: loading them, where their parts are, making them smaller, and what they are then stored as."""
 
 from lit_compress.models.attention import attention_modules
-from lit_compress.models.compress import prune_, quantize_
 from lit_compress.models.drop_layers import drop_layers, kept_layers
 from lit_compress.models.fold import fold
 from lit_compress.models.fused import fuse, unfuse
@@ -11,6 +10,7 @@ from lit_compress.models.hf_quantizer import (  # registers them with Transforme
     LitCompressConfig,
     LitCompressQuantizer,
 )
+from lit_compress.models.in_place import prune_, quantize_
 from lit_compress.models.layout import (
     LayerParts,
     Layout,

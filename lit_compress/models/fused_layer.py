@@ -16,7 +16,7 @@ from lit_compress.ops.checks import Activation
 from lit_compress.ops.dispatch import Choice, choose
 from lit_compress.ops.padding import Sequences
 from lit_compress.ops.reference import activate
-from lit_compress.storage.buffers import Precision
+from lit_compress.storage.layouts import Precision
 
 __all__ = ["PRODUCTS", "Distances", "LayerSteps", "Rows", "density", "launches", "precision", "rows_for", "run_layer"]
 

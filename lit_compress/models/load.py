@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -143,8 +143,8 @@ def load_config(source: str, key: str) -> PretrainedConfig:
             f"{key}: {source!r} is neither a folder nor a hub model that can be reached: {first_line(error)}"
         ) from error
     # sentence-transformers leaves the name of the model that it began from: all-mpnet-base-v2 says MPNetForMaskedLM.
-    if str((config.architectures or [""])[0]).endswith(_PRETRAINING) and is_bare_encoder(config):
-        encoder = MODEL_MAPPING[type(config)]
+    encoder: Any = MODEL_MAPPING.get(type(config), None)
+    if encoder and str((config.architectures or [""])[0]).endswith(_PRETRAINING) and is_bare_encoder(config):
         config.architectures = [(encoder[0] if isinstance(encoder, tuple) else encoder).__name__]
     return config
 

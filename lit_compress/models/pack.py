@@ -16,8 +16,8 @@ from lit_compress.models.layout import layer_linears
 from lit_compress.models.packed import describe_packed, packed_linears
 from lit_compress.models.shapes import METHOD, describe_shapes
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.storage.buffers import DTYPES, TILES, PackedLayout, Precision
-from lit_compress.storage.layouts import pack_tiles
+from lit_compress.storage.layouts import DTYPES, TILES, PackedLayout, Precision
+from lit_compress.storage.tiles import pack_tiles
 from lit_compress.storage.weight import QMAX, QuantizedWeight, round_weight
 
 __all__ = ["LayoutChoice", "Ranges", "choose_layout", "pack", "pack_in_place", "ranges_of"]

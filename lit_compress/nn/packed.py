@@ -11,7 +11,7 @@ from lit_compress import ops
 from lit_compress.errors import UserError
 from lit_compress.ops.dispatch import choose
 from lit_compress.storage.bitmap import unpack_bitmap
-from lit_compress.storage.buffers import (
+from lit_compress.storage.layouts import (
     COUNTED,
     DTYPES,
     SCALES,
@@ -24,7 +24,8 @@ from lit_compress.storage.buffers import (
     packed_buffers,
     stored_shapes,
 )
-from lit_compress.storage.layouts import Tiles, unpack_tiles, unpack_two_four
+from lit_compress.storage.tiles import Tiles, unpack_tiles
+from lit_compress.storage.two_four import unpack_two_four
 from lit_compress.storage.weight import QuantizedWeight, round_weight
 
 __all__ = ["PLAIN_WEIGHT", "PackedLinear"]
@@ -42,7 +43,7 @@ class PackedLinear(nn.Module):
     Buffers keep their type when the model is cast: a scale has no room in half precision.
 
     Attributes:
-        values: 8-bit ``(out_features, in_features)``, or those of :class:`~lit_compress.storage.layouts.Tiles`.
+        values: 8-bit ``(out_features, in_features)``, or those of :class:`~lit_compress.storage.tiles.Tiles`.
         w_scale: fp32 ``(out_features,)``.
         columns: of the tiles; None in other formats.
         offsets: of the tiles; None in other formats.

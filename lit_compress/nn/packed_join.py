@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.storage.buffers import TILES, PackedLayout, packed_buffers
+from lit_compress.storage.layouts import TILES, PackedLayout, packed_buffers
 
 __all__ = ["join", "share"]
 

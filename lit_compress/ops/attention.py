@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from lit_compress.errors import UserError
 from lit_compress.ops import reference
 from lit_compress.ops.checks import require_eight_bits, require_relative
-from lit_compress.ops.kernel_choice import serves
+from lit_compress.ops.kernels_available import serves
 
 __all__ = ["attention_varlen"]
 

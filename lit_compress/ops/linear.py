@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from lit_compress.ops import reference
 from lit_compress.ops.checks import Activation, require_activation, require_columns
-from lit_compress.ops.kernel_choice import serves
+from lit_compress.ops.kernels_available import serves
 from lit_compress.ops.weight_cache import dequantized
 
 __all__ = ["LinearArguments", "dynamic_linear", "quantized_linear"]
@@ -63,7 +63,7 @@ def quantized_linear(
         q: ``(M, K)``, int8 or float8_e4m3fn.
         q_scale: fp32, ``(M,)`` or ``(1,)``.
         values: the weight in the type of ``q``: ``(N, K)``, or in tiles ``(chunks, rows, chunk)`` as of
-            ``lit_compress.storage.layouts.Tiles``.
+            ``lit_compress.storage.tiles.Tiles``.
         w_scale: fp32 ``(N,)``.
         columns: int32 ``(chunks + 1, blocks)``, of tiles; None for a dense weight.
         offsets: int32 ``(tiles + 1,)``, of tiles; None for a dense weight.

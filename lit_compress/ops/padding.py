@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_compress.errors import UserError
 from lit_compress.ops import reference
-from lit_compress.ops.kernel_choice import serves
+from lit_compress.ops.kernels_available import serves
 
 __all__ = ["Sequences", "find_sequences", "gather_rows", "pad", "unpad"]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from lit_compress.errors import UserError
 from lit_compress.ops import reference
 from lit_compress.ops.checks import require_eight_bits
-from lit_compress.ops.kernel_choice import serves
+from lit_compress.ops.kernels_available import serves
 
 __all__ = ["layernorm_quantize", "quantize_rows", "rotate_rows"]
 

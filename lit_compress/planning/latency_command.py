@@ -15,7 +15,7 @@ from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.heads_and_neurons import KINDS
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import check_length
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.measure_latency import fixed_parts, measure_table
 from lit_compress.planning.random_models import check_target, dense_structure
 from lit_compress.planning.structure import Structure

@@ -27,7 +27,7 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.files import atomic_file
 from lit_compress.models.heads_and_neurons import KINDS, Kind
 from lit_compress.models.layout import encoder_layers, layout_of
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.random_models import (
     ENGINES,
     check_target,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lit_compress.planning.latency import interpolated
+from lit_compress.planning.latency_table import interpolated
 from lit_compress.planning.structure import LayerShape, Structure
 
 __all__ = ["NEURON_MULTIPLE", "Losses", "Times", "fastest", "plan"]

@@ -16,10 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from lit_compress.choices import EngineName, Target
 from lit_compress.errors import UserError, first_line
 from lit_compress.export.command import format_writer
-from lit_compress.models.compress import quantize_
 from lit_compress.models.drop_layers import drop_layers
 from lit_compress.models.folded import from_student
 from lit_compress.models.heads_and_neurons import KINDS, removable_groups, remove_from_layers
+from lit_compress.models.in_place import quantize_
 from lit_compress.models.layout import LAYOUTS, Layout, layer_linears, layout_of
 from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import update_config

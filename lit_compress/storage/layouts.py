@@ -1,172 +1,144 @@
-"""Sparse 8-bit weights as their non-zeros, and back, bit for bit.
+"""The buffers of a packed weight: what a layout stores, how it is described, and what no packing would have written."""
 
-Every pair of functions here is an exact inverse on what it accepts: int8 from -127 to 127, or ``float8_e4m3fn``, whose
--0 comes back as 0. Tiles are what a kernel multiplies; 2:4, and the bitmap of :mod:`lit_compress.storage.bitmap`, are
-small in files and expanded when they are loaded.
-"""
-
-from dataclasses import dataclass
+import math
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lit_compress.choices import Precision
+from lit_compress.errors import UserError
+from lit_compress.storage.bitmap import pack_bitmap
+from lit_compress.storage.tiles import Tiles, pack_tiles, unpack_tiles
+from lit_compress.storage.two_four import pack_two_four
+
 __all__ = [
-    "Tiles",
-    "pack_tiles",
-    "pack_two_four",
-    "unpack_tiles",
-    "unpack_two_four",
+    "COUNTED",
+    "DTYPES",
+    "SCALES",
+    "STORED",
+    "TILES",
+    "PackedLayout",
+    "Precision",
+    "check_tiles",
+    "check_values",
+    "checked_description",
+    "packed_buffers",
+    "stored_shapes",
 ]
 
+PackedLayout = Literal["dense", "tall_blocks", "blocks", "bitmap", "two_four"]
 
-@dataclass(frozen=True)
-class Tiles:
-    """A weight as tiles of some rows each, that hold those blocks of columns which are not all zero.
-
-    A kernel computes a tile of outputs from one chunk after the other. Tall blocks are 128 rows of 32 columns, and a
-    chunk is four of them, side by side; blocks of 64 rows and 64 columns are a chunk each.
-
-    Attributes:
-        values: 8-bit ``(chunks, rows, chunk)``; a row of a chunk is contiguous along the inputs. Rows after the last
-            output, and the blocks that fill up a tile's last chunk, are zero.
-        columns: int32 ``(chunks + 1, chunk / width)``, where along the inputs each block is, counted in blocks; they
-            increase within a tile. What fills up has 0, and so has one more row at the end, so that a kernel may read
-            one ahead.
-        offsets: int32 ``(tiles + 1,)``; tile ``t`` owns the chunks from ``offsets[t]`` to ``offsets[t + 1]``.
-
-    """
-
-    values: Tensor
-    columns: Tensor
-    offsets: Tensor
+DTYPES: dict[str, torch.dtype] = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+# Layout -> rows and columns of its blocks, and blocks in a chunk.
+TILES: dict[str, tuple[int, int, int]] = {"tall_blocks": (128, 32, 4), "blocks": (64, 64, 1)}
+# What a layout that is expanded when loaded stores in addition to `values`.
+STORED = {"bitmap": ("bits", "starts"), "two_four": ("index",)}
+# Layout -> the key of a description that says how many its buffers hold.
+COUNTED = {"tall_blocks": "chunks", "blocks": "chunks", "bitmap": "nonzeros"}
+SCALES = ("input_scale", "output_scale")
 
 
-def pack_tiles(weight_q: Tensor, rows: int, width: int, per_chunk: int | None = None) -> Tiles:
-    """Gather the blocks that are not all zero.
-
-    Args:
-        weight_q: 8-bit ``(out_features, in_features)``.
-        rows: of a tile: 128 (tall blocks) or 64; a last tile of fewer is filled up with zero rows.
-        width: columns of a block: 32 (tall blocks) or 64.
-        per_chunk: blocks of a chunk; None takes as many as make 128 columns of blocks of 32, and one of any other.
+def packed_buffers(values: Tensor, layout: str) -> dict[str, Tensor | None]:
+    """The buffers of a dense 8-bit weight in a layout, as a file has them.
 
     Raises:
-        ValueError: ``width`` does not divide ``in_features``.
-
-    Example:
-        >>> tiles = pack_tiles(torch.tensor([[0, 0, 1, 2]], dtype=torch.int8), rows=2, width=2)
-        >>> tiles.values.tolist(), tiles.columns.tolist(), tiles.offsets.tolist()
-        ([[[1, 2], [0, 0]]], [[1], [0]], [0, 1])
+        ValueError: the layout cannot hold this weight.
 
     """
-    per_chunk = per_chunk or (4 if width == 32 else 1)
-    blocks = _blocks(_bytes(weight_q), rows, width)
-    used = blocks.ne(0).any(dim=3).any(dim=1)
-    counts = used.sum(dim=1)
-    chunks = (counts + per_chunk - 1) // per_chunk
-    offsets = torch.cat([chunks.new_zeros(1), chunks.cumsum(0)])
-    total = int(offsets[-1])
-
-    tile, column = used.nonzero(as_tuple=True)  # row by row, so that columns increase within a tile
-    slot = offsets[tile] * per_chunk + used.cumsum(dim=1)[tile, column] - 1
-    gathered = blocks.new_zeros(total * per_chunk, rows, width)
-    gathered[slot] = blocks[tile, :, column]
-    columns = torch.zeros((total + 1) * per_chunk, dtype=torch.int32, device=weight_q.device)
-    columns[slot] = column.to(torch.int32)
-
-    values = gathered.reshape(total, per_chunk, rows, width).transpose(1, 2).reshape(total, rows, per_chunk * width)
-    return Tiles(values.view(weight_q.dtype), columns.reshape(-1, per_chunk), offsets.to(torch.int32))
+    if layout in TILES:
+        tiles = pack_tiles(values, *TILES[layout])
+        return {"values": tiles.values, "columns": tiles.columns, "offsets": tiles.offsets}
+    if layout == "bitmap":
+        return dict(zip(("bits", "values", "starts"), pack_bitmap(values), strict=True))
+    if layout == "two_four":
+        return dict(zip(("values", "index"), pack_two_four(values), strict=True))
+    return {"values": values}
 
 
-def unpack_tiles(tiles: Tiles, shape: tuple[int, int]) -> Tensor:
-    """The dense 8-bit weight ``shape = (out_features, in_features)`` that :func:`pack_tiles` was given.
+def stored_shapes(
+    layout: str, dtype: torch.dtype, rows: int, columns: int, entries: int | None
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of each buffer of a layout, as a file has them; ``entries`` counts chunks or non-zeros."""
+    if layout in TILES:
+        tall, width, per_chunk = TILES[layout]
+        assert entries is not None
+        return {
+            "values": ((entries, tall, width * per_chunk), dtype),
+            "columns": ((entries + 1, per_chunk), torch.int32),
+            "offsets": ((math.ceil(rows / tall) + 1,), torch.int32),
+        }
+    if layout == "bitmap":
+        assert entries is not None
+        return {
+            "values": ((entries,), dtype),
+            "bits": ((rows, math.ceil(columns / 8)), torch.uint8),
+            "starts": ((rows + 1,), torch.int32),
+        }
+    if layout == "two_four":
+        return {"values": ((rows, columns // 2), dtype), "index": ((rows, columns // 8), torch.uint8)}
+    return {"values": ((rows, columns), dtype)}
 
-    Example:
-        >>> weight = torch.tensor([[0, 0, 1, 2], [0, 0, 0, 0], [0, 5, 0, 0]], dtype=torch.int8)
-        >>> torch.equal(unpack_tiles(pack_tiles(weight, rows=2, width=2), (3, 4)), weight)
-        True
 
-    """
-    out_features, in_features = shape
-    total, rows, chunk = tiles.values.shape
-    per_chunk = tiles.columns.shape[1]
-    width, count = chunk // per_chunk, len(tiles.offsets) - 1
-    blocks = _bytes(tiles.values).reshape(total, rows, per_chunk, width).transpose(1, 2).reshape(-1, rows, width)
-    # What fills up a chunk is all zero and says column 0, where a block of values may be: it is added, not written.
-    tile = torch.repeat_interleave(tiles.offsets.diff().long() * per_chunk)
-    place = tile * (in_features // width) + tiles.columns[:-1].reshape(-1).long()
-    dense = blocks.new_zeros(count * (in_features // width), rows, width).index_add_(0, place, blocks)
-    dense = dense.reshape(count, in_features // width, rows, width).transpose(1, 2).reshape(count * rows, in_features)
-    return dense[:out_features].contiguous().view(tiles.values.dtype)
-
-
-def pack_two_four(weight_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Of every four consecutive inputs the two that may be other than zero, and which two they are.
-
-    Args:
-        weight_q: 8-bit ``(out_features, in_features)``, at most two of each four not zero.
-
-    Returns:
-        ``(values, index)``: ``(out_features, in_features / 2)``, and uint8 ``(out_features, in_features / 8)``: a byte
-        for two groups, the first in its lower half; of a half the lower two bits are the first position, the upper two
-        the second.
+def checked_description(description: Any, name: str) -> tuple[PackedLayout, torch.dtype, int, int]:
+    """Layout, type, rows and columns of a description in which nothing is wrong or too large.
 
     Raises:
-        ValueError: 8 does not divide ``in_features``, or some four hold more than two values.
-
-    Example:
-        >>> values, index = pack_two_four(torch.tensor([[0, 7, 0, 5, 9, 0, 0, 0]], dtype=torch.int8))
-        >>> values.tolist(), index.tolist()
-        ([[7, 5, 9, 0]], [[77]])
+        UserError: something is.
 
     """
-    rows, columns = weight_q.shape
-    if columns % 8:
-        raise ValueError(f"2:4 stores two groups of four in a byte, and {columns} inputs are not a multiple of 8")
-    groups = _bytes(weight_q).reshape(rows, columns // 4, 4)
-    if int(groups.ne(0).sum(dim=2).amax() if groups.numel() else 0) > 2:
-        raise ValueError("some four consecutive inputs hold more than two values")
-    # Used ones first, in their order; of the unused ones the first fill up.
-    place = groups.eq(0).to(torch.uint8).argsort(dim=2, stable=True)[:, :, :2].sort(dim=2).values
-    values = groups.gather(2, place).reshape(rows, columns // 2)
-    halves = (place[:, :, 0] | place[:, :, 1] << 2).to(torch.uint8)
-    return values.view(weight_q.dtype), halves[:, 0::2] | halves[:, 1::2] << 4
+    where = f"config.json: quantization_config.packed: {name!r}"
+    expected = {"format", "dtype", "shape", "bias", *SCALES}
+    if not isinstance(description, dict) or not expected <= set(description):
+        raise UserError(f"{where} must have {', '.join(sorted(expected))}")
+    layout, dtype, shape = (description[key] for key in ("format", "dtype", "shape"))
+    if layout not in get_args(PackedLayout) or dtype not in list(DTYPES):
+        raise UserError(
+            f"{where} is {layout!r} in {dtype!r} and must be one of {', '.join(get_args(PackedLayout))} in int8 or fp8"
+        )
+    if not isinstance(shape, list) or len(shape) != 2 or not all(_is_count(size) and size for size in shape):
+        raise UserError(f"{where} has the shape {shape!r} and must have two sizes above 0")
+    rows, columns = shape
+    divisor = TILES[layout][1] if layout in TILES else 8 if layout == "two_four" else 1
+    if columns % divisor:
+        raise UserError(f"{where} has {columns} inputs, of which {layout} needs a multiple of {divisor}")
+    if layout in COUNTED:
+        most, key = rows * columns, COUNTED[layout]
+        if layout in TILES:
+            tall, width, per_chunk = TILES[layout]
+            most = math.ceil(rows / tall) * math.ceil(columns / (width * per_chunk))
+        if not _is_count(description.get(key)) or description[key] > most:
+            raise UserError(f"{where} has {key} {description.get(key)!r} and must have from 0 to {most}")
+    return layout, DTYPES[dtype], rows, columns
 
 
-def unpack_two_four(values: Tensor, index: Tensor) -> Tensor:
-    """The dense 8-bit weight ``(out_features, in_features)`` that :func:`pack_two_four` was given.
-
-    Raises:
-        ValueError: a group names a position twice, or its second one before its first.
-
-    Example:
-        >>> weight = torch.tensor([[0, 7, 0, 5, 9, 0, 0, 0]], dtype=torch.int8)
-        >>> torch.equal(unpack_two_four(*pack_two_four(weight)), weight)
-        True
-
-    """
-    rows, kept = values.shape
-    halves = torch.stack([index & 15, index >> 4], dim=2).reshape(rows, kept // 2)
-    place = torch.stack([halves & 3, halves >> 2], dim=2).long()
-    if not bool((place[:, :, 0] < place[:, :, 1]).all()):
-        raise ValueError("some four consecutive inputs have no first and second position")
-    groups = torch.zeros(rows, kept // 2, 4, dtype=torch.int8, device=values.device)
-    groups.scatter_(2, place, _bytes(values).reshape(rows, kept // 2, 2))
-    return groups.reshape(rows, kept * 2).view(values.dtype)
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _bytes(x: Tensor) -> Tensor:
-    """8-bit numbers as int8 that is 0 where they are: also fp8 can then be compared, moved and added to zero."""
-    if x.dtype == torch.int8:
-        return x
-    raw = x.contiguous().view(torch.int8)
-    return torch.where(raw == -128, 0, raw)  # the bits of -0
+def check_values(values: Tensor) -> None:
+    """Raise ``ValueError`` for an 8-bit number that no packing writes: -128, or a NaN."""
+    raw = values.contiguous().view(torch.int8)
+    # Of fp8, both bit patterns of NaN.
+    wrong = raw == -128 if values.dtype == torch.int8 else (raw == 127) | (raw == -1)
+    if bool(wrong.any()):
+        raise ValueError("values hold a number that no packing writes")
 
 
-def _blocks(flat: Tensor, rows: int, width: int) -> Tensor:
-    """``(tiles, rows, in_features / width, width)``, filled up with zero rows."""
-    out_features, in_features = flat.shape
-    if in_features % width:
-        raise ValueError(f"blocks of {width} columns do not divide {in_features} inputs")
-    padded = torch.nn.functional.pad(flat, (0, 0, 0, -out_features % rows))
-    return padded.reshape(-1, rows, in_features // width, width)
+def check_tiles(tiles: Tiles, layout: str, shape: tuple[int, int]) -> None:
+    """Raise ``ValueError`` for tiles of a weight of this shape that :func:`packed_buffers` would not have made."""
+    blocks, chunks = shape[1] // TILES[layout][1], len(tiles.values)
+    if bool(((tiles.columns < 0) | (tiles.columns >= blocks)).any()):
+        raise ValueError(f"columns name a block that is not one of the {blocks}")
+    steps = tiles.offsets.diff()
+    if int(tiles.offsets[0]) != 0 or int(tiles.offsets[-1]) != chunks or bool((steps < 0).any()):
+        raise ValueError(f"offsets do not divide the {chunks} chunks among the tiles")
+    # What cannot be wrong any more now: a block that comes twice, one out of order, values outside the weight.
+    again = pack_tiles(unpack_tiles(tiles, shape), *TILES[layout])
+    same = (
+        torch.equal(again.columns, tiles.columns)
+        and torch.equal(again.offsets, tiles.offsets)
+        and torch.equal(again.values.view(torch.int8), tiles.values.view(torch.int8))
+    )
+    if not same:
+        raise ValueError("blocks come twice, out of order, or outside the weight")

@@ -25,7 +25,7 @@ from lit_compress.init_args import settings_of
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.packed import check_trainable
 from lit_compress.modules.encoder import LitEncoder
-from lit_compress.training.resume import check_length, check_resumed
+from lit_compress.training.resume_checks import check_length, check_resumed
 from lit_compress.training.run_lock import Claim, claim, discard
 from lit_compress.training.run_record import RunRecord, is_written
 from lit_compress.training.signals import StopOnSignal, Stopped, is_requeued

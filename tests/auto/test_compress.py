@@ -16,7 +16,7 @@ from lit_compress.auto.plans import Planned
 from lit_compress.auto.request import Request
 from lit_compress.cli import main
 from lit_compress.errors import UserError
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.structure import LayerShape, Structure
 from tools.bench.equal_latency import equal_latency
 

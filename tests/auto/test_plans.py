@@ -5,7 +5,7 @@ import pytest
 from lit_compress.auto.plans import INT8, Planned, plan_members, smallest_structure
 from lit_compress.auto.request import Request
 from lit_compress.errors import UserError
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.plan import Losses, fastest
 from lit_compress.planning.structure import LayerShape, Structure
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_compress.models import layer_linears
 from lit_compress.nn.packed import PackedLinear
-from lit_compress.storage.buffers import DTYPES
+from lit_compress.storage.layouts import DTYPES
 
 SERVED = ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "mpnet", "modernbert", "deberta-v2"]
 # As DeBERTa-v3 has it.

@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
 from lit_compress.models import drop_layers, embedding_tables, encoder_layers, layer_linears, layer_parts
-from lit_compress.models.compress import quantize_
 from lit_compress.models.fold import fold
 from lit_compress.models.heads_and_neurons import column_mask, removable_groups, remove_heads, remove_neurons
+from lit_compress.models.in_place import quantize_
 from lit_compress.models.layout import LAYOUTS
 
 # Not in the table, with the number of linears that strategies find.

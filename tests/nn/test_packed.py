@@ -10,7 +10,7 @@ from lit_compress.functional import nm_mask, unstructured_mask
 from lit_compress.functional.masks import expand_blocks
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.quantizers import MinMaxWeightQuantizer
-from lit_compress.storage.buffers import DTYPES
+from lit_compress.storage.layouts import DTYPES
 from lit_compress.storage.weight import QuantizedWeight, round_weight
 
 FORMATS = ["dense", "tall_blocks", "blocks", "bitmap", "two_four"]

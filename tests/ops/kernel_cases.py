@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lit_compress import ops
-from lit_compress.ops import kernel_choice, launch
+from lit_compress.ops import kernels_available, launch
 from lit_compress.ops.kernels.quantized_linear import quantized_linear as kernel
 from lit_compress.ops.linear import LinearArguments
 
-DEVICE = "cpu" if kernel_choice.INTERPRETED else "cuda"
+DEVICE = "cpu" if kernels_available.INTERPRETED else "cuda"
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
 LARGEST = {INT8: 127.0, FP8: 448.0}
 both_types = pytest.mark.parametrize("dtype", [INT8, FP8], ids=["int8", "fp8"])

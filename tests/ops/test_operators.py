@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lit_compress import ops
 from lit_compress.errors import UserError
 from lit_compress.ops import reference, weight_cache
-from lit_compress.ops.kernel_choice import INTERPRETED
+from lit_compress.ops.kernels_available import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="kernels are interpreted, not what a CPU runs")
 

@@ -6,8 +6,8 @@ from matplotlib.image import imread
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.planning import measure_latency
-from lit_compress.planning.latency import LatencyTable
 from lit_compress.planning.latency_command import parse_shape
+from lit_compress.planning.latency_table import LatencyTable
 
 
 @pytest.fixture(autouse=True)

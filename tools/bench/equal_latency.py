@@ -27,7 +27,7 @@ from lit_compress.auto.plans import Planned
 from lit_compress.auto.request import Request
 from lit_compress.auto.stages import member_stage
 from lit_compress.errors import UserError
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.random_models import dense_structure
 from lit_compress.planning.structure import LayerShape, Structure
 from lit_compress.recipe import read_recipe

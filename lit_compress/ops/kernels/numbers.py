@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from lit_compress.ops.kernel_choice import INTERPRETED
+from lit_compress.ops.kernels_available import INTERPRETED
 
 __all__ = ["activate", "round_to", "row_scale"]
 

@@ -7,7 +7,7 @@ import yaml
 from contracts.training import student_config
 
 from lit_compress.cli import main
-from lit_compress.training.resume import check_resumed
+from lit_compress.training.resume_checks import check_resumed
 
 PRUNE = {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.5, "end": "50%"}}
 

@@ -4,12 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_compress.storage.bitmap import pack_bitmap, unpack_bitmap
-from lit_compress.storage.layouts import (
-    pack_tiles,
-    pack_two_four,
-    unpack_tiles,
-    unpack_two_four,
-)
+from lit_compress.storage.tiles import pack_tiles, unpack_tiles
+from lit_compress.storage.two_four import pack_two_four, unpack_two_four
 
 dtypes = st.sampled_from([torch.int8, torch.float8_e4m3fn])
 densities = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from lit_compress.planning.latency import LatencyTable
+from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.structure import LayerShape, Structure
 
 TABLE = LatencyTable(
