@@ -219,7 +219,7 @@ def test_the_best_threshold_of_none_is_that_of_an_outside_evaluation(varied_mode
     assert {name: found[name] for name in ("best_f1", "best_exact", "best_f1_threshold")} == pytest.approx(
         {name: best[name] for name in ("best_f1", "best_exact", "best_f1_threshold")}, rel=1e-5
     )
-    assert found["best_f1"] >= found["f1"]
+    assert found["best_f1"] >= found["f1"] * (1 - 1e-9)  # both are sums, in another order
     # With the threshold that was found, F1 is the best one: in validation, prediction and report.
     threshold = best["best_f1_threshold"] + 1e-4  # rows are padded to other lengths
     assert scored(f"--data.null_threshold={threshold}")["f1"] == pytest.approx(best["best_f1"])
