@@ -33,6 +33,7 @@ CROSS_ENCODER_KEY = "sentence_transformers"
 _MODULES, _LENGTH, _PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 _TOKENIZER, _NO_LIMIT = "tokenizer_config.json", 10**6
 # In the order in which they are run; the last two may be missing.
+_EMBEDS = "feature-extraction"
 _KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 # What may follow the matrix of a Dense: names of classes of torch.nn.
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")
@@ -94,7 +95,10 @@ def is_bare_encoder(config: PretrainedConfig) -> bool:
     """Whether sentence-transformers saved the model as an encoder without a head, whatever its configuration names."""
     modules = _read(config, _MODULES)
     first = modules[0] if isinstance(modules, list) and modules else None
-    return isinstance(first, dict) and str(first.get("type")).endswith(f".{_KNOWN[0]}")
+    if not isinstance(first, dict) or not str(first.get("type")).endswith(f".{_KNOWN[0]}"):
+        return False
+    # A SPLADE model of its version 6 is a Transformer, too, and has the head of masked words.
+    return (_read(config, _LENGTH) or {}).get("transformer_task", _EMBEDS) == _EMBEDS
 
 
 def settings_of(config: PretrainedConfig) -> SentenceSettings | None:

@@ -27,6 +27,7 @@ from lit_compress.export.onnx_graph import input_names, trace
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import write_hf
 from lit_compress.models.load import quiet_transformers
+from lit_compress.models.sentence_embedding import give_embeddings
 from lit_compress.runtimes.onnx_session import DEFAULT_SESSION
 
 __all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
@@ -113,6 +114,7 @@ def _loaded(architecture: type[PreTrainedModel], folder: Path, dtype: Half) -> P
     """The model as users get it: in the dtype that ``config.json`` says."""
     with quiet_transformers():
         model = architecture.from_pretrained(folder, use_safetensors=True)
+    give_embeddings(model)
     for name, parameter in model.named_parameters():
         if parameter.dtype != _TORCH[dtype]:
             raise UserError(

@@ -168,7 +168,7 @@ def check_compatible(
 
     """
     other = next((name for name in teacher.architectures or [] if "For" in name), None)
-    if other and not task.has_head(teacher):
+    if other and not task.can_teach(teacher):
         raise UserError(
             f"{key}: {source!r} is a {other} without a head for {task.name}; give a teacher trained on this task"
         )

@@ -17,6 +17,7 @@ from lit_compress.errors import UserError
 from lit_compress.functional.retrieval import retrieval_scores
 from lit_compress.sentence_settings import SentenceSettings, has_settings, keep_settings, settings_of
 from lit_compress.tasks.batch import Batch
+from lit_compress.tasks.masked_words import MaskedWordsTask
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.regression import correlation, ranks_of
 from lit_compress.tasks.task import Task
@@ -48,8 +49,7 @@ class EmbeddingTask(Task):
 
     name = "embedding"
     head = AutoModel
-    # Pooling is all the head there is, so a model that guesses masked words lacks none of its weights.
-    architectures = ("Model", "ForMaskedLM", "ForPreTraining")
+    architectures = ("Model",)
     pipeline_tag = "sentence-similarity"
     data_module = "lit_compress.data.SentenceTexts"
     losses: ClassVar = ("cosine", "ranking", None)
@@ -73,6 +73,11 @@ class EmbeddingTask(Task):
         self.max_length = max_length
 
     # --- the head
+
+    @classmethod
+    def can_teach(cls, config: PretrainedConfig) -> bool:
+        # Pooling is all the head there is, so a model that guesses masked words lacks none of its weights.
+        return super().can_teach(config) or MaskedWordsTask.has_head(config)
 
     @classmethod
     def reads(cls, config: PretrainedConfig) -> bool:

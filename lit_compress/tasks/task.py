@@ -74,6 +74,11 @@ class Task(KeepsInitArgs):
         return any(name.endswith(cls.architectures) for name in config.architectures or [])
 
     @classmethod
+    def can_teach(cls, config: PretrainedConfig) -> bool:
+        """Whether a model with this configuration, which names a head, gives what a teacher of this task has to."""
+        return cls.has_head(config)
+
+    @classmethod
     def reads(cls, config: PretrainedConfig) -> bool:
         """Whether a model with this configuration was made for this task, as far as it says."""
         return cls.has_head(config)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForMaskedLM
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import load_checkpoint, student_from_checkpoint
-from lit_compress.models.load import load_model
+from lit_compress.models.load import load_config, load_model
 from lit_compress.modules import EmbeddingDistillation, LitStudent, LitTeacher
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.sentence_settings import settings_of, write_settings
@@ -286,6 +286,27 @@ def test_a_model_of_masked_words_is_a_teacher_where_the_data_says_how_it_pools(t
     module = student(tiny_model, datamodule, teacher=str(tmp_path / "mlm"))
     datamodule.setup("fit")
     assert float(module.losses(next(iter(datamodule.train_dataloader())))["kd"]) > 1e-4
+
+
+def test_a_model_of_masked_words_has_no_vectors_of_its_own(tmp_path, tiny_model):
+    """So `compress` trains it first, and times the encoder without its decoder; a SPLADE model keeps its head."""
+    BertForMaskedLM(AutoConfig.from_pretrained(tiny_model)).save_pretrained(tmp_path / "mlm")
+    assert not EmbeddingTask.has_head(load_config(str(tmp_path / "mlm"), "model"))
+    settings = {"sentence_bert_config.json": {"max_seq_length": 24, "transformer_task": "fill-mask"}}
+    splade = sentence_folder(tmp_path / "splade", tiny_model, **settings)
+    config = json.loads((splade / "config.json").read_text())
+    (splade / "config.json").write_text(json.dumps(config | {"architectures": ["BertForMaskedLM"]}))
+    assert load_config(str(splade), "model").architectures == ["BertForMaskedLM"]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_gives_the_same_vectors(dtype, sentence_model, texts_file, tmp_path):
+    main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'half'}", "--to=hf", f"--dtype={dtype}"])
+    before, after = (
+        np.load(predicted(folder, texts_file, tmp_path / f"{name}.npy"))
+        for name, folder in (("before", sentence_model), ("after", tmp_path / "half"))
+    )
+    assert float((before * after).sum(1).min()) > 0.999
 
 
 def test_an_encoder_that_names_the_model_it_began_from(tmp_path, tiny_model, sentence_model, texts_file):
