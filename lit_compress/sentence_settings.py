@@ -32,8 +32,8 @@ SENTENCE_KEY = "sentence_embedding"
 CROSS_ENCODER_KEY = "sentence_transformers"
 _MODULES, _LENGTH, _PROMPTS = "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"
 _TOKENIZER, _NO_LIMIT = "tokenizer_config.json", 10**6
-# In the order in which they are run; the last two may be missing.
 _EMBEDS = "feature-extraction"
+# In the order in which they are run; the last two may be missing.
 _KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 # What may follow the matrix of a Dense: names of classes of torch.nn.
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")

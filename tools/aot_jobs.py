@@ -1,7 +1,7 @@
 """Which kernels, in which configurations, ``tools.aot`` compiles: all that is shipped."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,6 @@ def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.P
     """A matrix product."""
     residual = epilogue == "residual"
     constants = quantized_linear.settings(shape, tile, WIDTH, True, "none" if residual else "gelu")
-    options = {key: constants.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
     index = pointer("i32") if tile[2] else None
     types = {
         "q": pointer(dtype),
@@ -79,16 +78,22 @@ def product(dtype: str, target: int, tile: tuple[int, int, int], shape: launch.P
         "inputs": ("i32", True),
     }
     swap = " swapped" if shape.swap else ""
+    name = f"quantized_linear {launch.FORMATS[tile]} {shape.block_m}x{shape.block_n}x{shape.block_k}{swap}"
+    job = _product_job(name, dtype, target, types, constants)
+    return replace(job, epilogue=epilogue, stage_bytes=shape.shared_bytes // shape.stages)
+
+
+def _product_job(name: str, dtype: str, target: int, types: dict[str, Any], settings: dict[str, Any]) -> Job:
+    """A product whose settings are constants of the kernel but for those that the compiler takes."""
+    compiler = ("num_warps", "num_stages", "enable_fp_fusion")
     return Job(
-        name=f"quantized_linear {launch.FORMATS[tile]} {shape.block_m}x{shape.block_n}x{shape.block_k}{swap}",
+        name=name,
         target=target,
         dtype=dtype,
         kernel=quantized_linear.quantized_linear_kernel,
         types=types,
-        constants=constants,
-        options=options,
-        epilogue=epilogue,
-        stage_bytes=shape.shared_bytes // shape.stages,
+        constants={key: value for key, value in settings.items() if key not in compiler},
+        options={key: settings[key] for key in compiler},
     )
 
 
@@ -114,7 +119,6 @@ def unusual_products(dtype: str, target: int) -> Iterator[Job]:
     for rows, outputs, inputs in ((8192, 768, 240), (8192, 1, 100)):
         shape = launch.product_launch(rows, outputs, inputs, launch.DENSE, torch.int8, torch.device("cpu"))
         constants = quantized_linear.settings(shape, launch.DENSE, inputs, False, "gelu")
-        options = {key: constants.pop(key) for key in ("num_warps", "num_stages", "enable_fp_fusion")}
         used = {"q": dtype, "values": dtype, "q_scale": "fp32", "w_scale": "fp32", "out": "fp32"}
         types: dict[str, Any] = {name: pointer(kind) for name, kind in used.items()}
         types |= {"rows": ("i32", False), "inputs": ("i32", inputs % 16 == 0)}
@@ -122,15 +126,7 @@ def unusual_products(dtype: str, target: int) -> Iterator[Job]:
             constants["outputs"] = 1
         else:
             types["outputs"] = ("i32", True)
-        yield Job(
-            name=f"unusual product of {inputs} inputs",
-            target=target,
-            dtype=dtype,
-            kernel=quantized_linear.quantized_linear_kernel,
-            types=types,
-            constants=constants,
-            options=options,
-        )
+        yield _product_job(f"unusual product of {inputs} inputs", dtype, target, types, constants)
 
 
 def rows(dtype: str, target: int) -> Iterator[Job]:

@@ -81,8 +81,9 @@ def _guess(
     if job.file is None:  # a family has a limit of time, whatever its data
         families = [minutes for kind, minutes in known.items() if (kind[0], kind[3]) == (settings.model, FAMILY)]
         return statistics.mean(families) if families else None
-    tokens = None if per_token is None else _tokens_of(job, settings)
-    return None if per_token is None or tokens is None else per_token * tokens
+    if per_token is None or (tokens := _tokens_of(job, settings)) is None:
+        return None
+    return per_token * tokens
 
 
 def _tokens_of(job: Job, settings: Settings) -> float | None:
