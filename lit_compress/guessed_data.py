@@ -28,6 +28,7 @@ from lit_compress.errors import UserError
 from lit_compress.export.run_folder import text_data
 from lit_compress.models.load import load_config
 from lit_compress.models.positions import longest_input
+from lit_compress.sentence_settings import settings_of
 from lit_compress.sources import resolve_source
 from lit_compress.text_files import TYPED, file_suffix, saved_splits
 
@@ -154,6 +155,9 @@ def guess_data(
     rows, found, why, lengths = _measured(guess, options, model, data)
     options = {**options, **found, **given}
     why = {"val_file": "as given"} | guess.why | why
+    if guess.task == "embedding" and "pooling" not in options and not _says_pooling(model):
+        options["pooling"] = "mean"
+        why["pooling"] = "of a model that does not say; those of sentence-transformers keep their own"
     held_out = not data.files["val"]  # which a saved split may be, too
     if held_out and "val_fraction" not in given:
         options["val_fraction"] = 0.1
@@ -194,6 +198,7 @@ def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None,
     if path.is_file() and suffix not in TYPED:
         return _text_file(path, file, suffix, task, text_columns, label_column)
     if path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
+        _refuse_choices("question-answering", f"{file!r} is SQuAD's", task, text_columns, label_column)
         squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")
         assert squad is not None
         return _Source(reading={}, guess=guess_answers(squad["answers"]))
@@ -207,7 +212,7 @@ def _text_folder(
     """A folder of texts, or of class folders with texts."""
     texts = sorted(path.glob("*/*.txt"))
     if not texts and any(path.glob("*.txt")):
-        return _Source(reading={}, guess=_text())
+        return _Source(reading={}, guess=_text(file, task, text_columns, label_column))
     content = b"".join(map(Path.read_bytes, texts))[:_MOST_BYTES]
     encoding = guess_encoding(content)
     reading = {} if encoding == "utf-8-sig" else {"encoding": encoding}
@@ -238,7 +243,7 @@ def _text_file(
     default = "," if suffix == ".csv" else "\t"
     delimiter = guess_delimiter(lines, default, quoting=suffix == ".csv")
     if suffix not in (".csv", ".tsv") and delimiter != "\t":
-        return _Source(reading=reading, guess=_text())
+        return _Source(reading=reading, guess=_text(file, task, text_columns, label_column))
     if delimiter not in (default, None):
         reading["delimiter"] = delimiter
     rows = [row for row in split_rows(lines, delimiter or default, suffix == ".csv") if row]
@@ -258,8 +263,22 @@ def _text_file(
     return _Source(reading=reading, guess=guess)
 
 
-def _text() -> Guess:
+def _text(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Guess:
+    _refuse_choices("pretraining", f"{file!r} is text without columns", task, text_columns, label_column)
     return Guess(task="pretraining", why={"train_file": "text without columns"})
+
+
+def _refuse_choices(
+    only: GuessedTask, what: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None
+) -> None:
+    """Refuse another task, or columns, for a file that is for one task and has none."""
+    texts = "; to learn from texts alone and a teacher, see SentenceTexts in the documentation"
+    if task not in (None, only):
+        alone = texts if task == "embedding" else ""
+        raise UserError(f"--task: {what}, for {only} alone; {task} needs a table with columns{alone}")
+    for key, value in (("text_columns", text_columns), ("label_column", label_column)):
+        if value:
+            raise UserError(f"--{key}: {what}, so that {value!r} is no column; leave it out, or give a table")
 
 
 def _head(path: Path, size: int = _HEAD) -> bytes:
@@ -298,6 +317,10 @@ def _reader(guess: Guess, options: dict[str, Any], model: str) -> TextData:
 
 def _longest(model: str) -> int:
     return _most_tokens(model) if _is_local(model) else _MOST_TOKENS
+
+
+def _says_pooling(model: str) -> bool:
+    return _is_local(model) and settings_of(load_config(model, "--model")) is not None
 
 
 def _is_local(model: str) -> bool:

@@ -18,6 +18,7 @@ __all__ = [
     "SENTENCE_KEY",
     "SentenceSettings",
     "companion_file",
+    "cross_encoder_settings",
     "has_settings",
     "is_bare_encoder",
     "keep_settings",
@@ -75,6 +76,8 @@ class SentenceSettings:
                 f"{SENTENCE_KEY}: max_length {self.max_length!r}, normalize {self.normalize!r} and prompts "
                 f"{self.prompts!r} must be a number of tokens, true or false, and texts by name"
             )
+        if not isinstance(self.default_prompt, str | None):
+            raise UserError(f"{SENTENCE_KEY}: default_prompt {self.default_prompt!r} must be a name of prompts or null")
         dense = self.dense
         if dense is None:
             return
@@ -84,6 +87,35 @@ class SentenceSettings:
                 f"{SENTENCE_KEY}: dense {dense!r} must have out_features, a number, bias, true or false, and "
                 f"activation, one of {', '.join(ACTIVATIONS)}"
             )
+
+
+def cross_encoder_settings(config: PretrainedConfig) -> dict[str, Any] | None:
+    """What a CrossEncoder of sentence-transformers keeps besides weights; None for a model that is none.
+
+    Args:
+        config: as loaded from a folder or the hub, whose name it has.
+
+    Returns:
+        ``activation_fn``, the class of what becomes of the logits, where it is known.
+
+    Raises:
+        UserError: a prompt before every pair, which is not known here.
+
+    """
+    saved = _read(config, _PROMPTS) or {}  # of version 6, which looks here first
+    is_one = saved.get("model_type") == "CrossEncoder"
+    if is_one and saved.get("default_prompt_name"):
+        raise UserError(
+            f"{str(config.name_or_path)!r}: its {_PROMPTS} has default_prompt_name "
+            f"{saved['default_prompt_name']!r}, a text before every pair, which is not known here for rerankers"
+        )
+    own = getattr(config, CROSS_ENCODER_KEY, None)
+    found: dict[str, Any] = dict(own) if isinstance(own, dict) else {}
+    before_4 = getattr(config, "sbert_ce_default_activation_function", None)
+    activation = (saved.get("activation_fn") if is_one else None) or found.get("activation_fn") or before_4
+    if activation:
+        return found | {"activation_fn": str(activation)}
+    return found if is_one or isinstance(own, dict) else None
 
 
 def has_settings(config: PretrainedConfig) -> bool:
@@ -132,13 +164,19 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
     length, prompts = (_read(config, name) or {} for name in (_LENGTH, _PROMPTS))
     files = [_read(config, f"{_plain(module.get('path'))}/config.json") or {} for module in modules[1:]]
     contents = dict(zip(names[1:], files, strict=True))
+    texts, default = (prompts.get(name) or None for name in ("prompts", "default_prompt_name"))
+    if not isinstance(texts, dict | None) or not isinstance(default, str | None):
+        raise UserError(
+            f"{source!r}: its {_PROMPTS} has prompts {texts!r} and default_prompt_name {default!r}, which must be texts "
+            "by name, and a name"
+        )
     return SentenceSettings(
         pooling=_pooling(contents["Pooling"], source),
         dense=_dense(contents["Dense"], source) if "Dense" in contents else None,
         normalize="Normalize" in contents,
         max_length=length.get("max_seq_length") or _tokenizer_length(config),
-        prompts={str(name): str(text) for name, text in (prompts.get("prompts") or {}).items()},
-        default_prompt=prompts.get("default_prompt_name"),
+        prompts={str(name): str(text) for name, text in (texts or {}).items()},
+        default_prompt=default,
     )
 
 
@@ -233,7 +271,7 @@ def _pooling(content: Mapping[str, Any], source: str) -> str:
     """The pooling that the file of sentence-transformers' Pooling names, in its old or its new form."""
     legacy = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
     found = content.get("pooling_mode") or [_LEGACY.get(name, name) for name in legacy]
-    names = [found] if isinstance(found, str) else [*found]
+    names = found if isinstance(found, list) else [found]
     if len(names) != 1 or names[0] not in POOLINGS:
         raise UserError(
             f"{source!r}: its pooling is {' and '.join(map(str, names)) or 'not named'}; known here are "

@@ -85,15 +85,25 @@ def no_names(folder):
     change(folder / "config.json", id2label={"0": "LABEL_0", "1": "LABEL_1"}, label2id={"LABEL_0": 0, "LABEL_1": 1})
 
 
-def sentence_encoder(folder):
-    (folder / "modules.json").write_text("[]")
+def sentence_encoder(folder, **pooling):
+    kinds = {"0": "Transformer", "1": "Pooling"}
+    modules = [
+        {"idx": int(i), "name": i, "path": f"{i}_{kind}" if i > "0" else "", "type": f"sentence_transformers.{kind}"}
+        for i, kind in kinds.items()
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (folder / "1_Pooling/config.json").write_text(json.dumps(pooling or {"pooling_mode": "cls"}))
+    change(folder / "config.json", architectures=["BertModel"])
 
 
 def damaged_pooling(folder):
     sentence_encoder(folder)
     (folder / "1_Pooling/config.json").write_text("{")
+
+
+def unknown_pooling(folder):
+    sentence_encoder(folder, pooling_mode="weightedmean")
 
 
 def more_tokens(folder):
@@ -119,8 +129,8 @@ DAMAGE = {
     no_padding: ("error", "has no padding token; name it in its tokenizer_config.json"),
     no_tokenizer: ("error", "data.tokenizer names one from elsewhere"),
     no_names: ("warning", "have no names and are taken in the order of the data; model.label_map"),
-    sentence_encoder: ("warning", "a sentence encoder, pooling by mean_tokens"),
-    damaged_pooling: ("error", "1_Pooling/config.json in"),
+    damaged_pooling: ("warning", "its 1_Pooling/config.json cannot be read"),
+    unknown_pooling: ("warning", "its pooling is weightedmean"),
     more_tokens: ("error", "rows of word embeddings"),
     other_padding: ("warning", "pads with 0, and pad_token_id of"),
     no_weights: ("error", "has no model.safetensors"),
@@ -136,6 +146,14 @@ def test_what_is_wrong_with_a_model(damage, checked, folder):
     assert status == (level == "error")
     assert any(said in line for line in lines[level])
     assert f"1 {level}" in end
+
+
+@pytest.mark.parametrize("pooling", [{"pooling_mode": "cls"}, {"pooling_mode_cls_token": True}])
+def test_a_sentence_encoder_says_how_it_pools(checked, folder, pooling):
+    sentence_encoder(folder, **pooling)
+    status, lines, _ = checked(folder)
+    assert not status
+    assert any("a sentence encoder (cls pooling" in line for line in lines["ok"])
 
 
 def test_a_packed_model_does_not_learn(checked, folder, tmp_path, config):

@@ -135,6 +135,24 @@ def test_text_is_for_pretraining(here):
     assert found["max_length"] == 128
 
 
+@pytest.mark.parametrize("option", ["--task=embedding", "--task=classification", "--text_columns=[text]"])
+def test_text_is_for_nothing_else(here, option):
+    (here / "a.txt").write_text("\n".join(TEXTS) + "\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["init", "a.txt", option])
+    assert "text without columns" in str(caught.value.code)
+    assert option.partition("=")[0] in str(caught.value.code)
+    assert not (here / "teacher.yaml").exists()
+
+
+def test_vectors_of_a_model_that_does_not_say_how_are_means(here, tiny_model):
+    rows = [{"a": text, "b": text, "score": i / 9} for i, text in enumerate(TEXTS)]
+    (here / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["init", "a.jsonl", "--task=embedding", f"--model={tiny_model}", "--text_columns=[a, b]"])
+    assert settings()["data"]["init_args"]["pooling"] == "mean"
+    main(["check", "teacher.yaml", "--trainer.accelerator=cpu", "--data.val_fraction=0.5"])
+
+
 def test_questions(here):
     answers = [{"text": "film", "answer_start": 2}]
     questions = [{"id": str(i), "question": "what", "answers": answers if i else []} for i in range(20)]

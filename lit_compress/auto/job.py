@@ -126,7 +126,7 @@ def begin(request: Request, folder: Path, dry_run: bool) -> Job:
     job = Job(request=request, folder=folder, guessed=guessed, config=config, has_head=has_head)
     check_length(config, job.shape[1], f"--model {request.model!r}", "--shape")
     say(f"{request.train}: {guessed.guess.task}, {guessed.rows:,} examples, {round(rows):,} of them for validation")
-    for key in (key for key in ("text_columns", "label_column", "max_length") if key in guessed.options):
+    for key in (key for key in ("text_columns", "label_column", "max_length", "pooling") if key in guessed.options):
         why = f" ({guessed.why[key]})" if key in guessed.why else ""
         say(f"  --data.{key}: {guessed.options[key]}{why}")
     say(f"Teacher: {request.model}" + ("" if has_head else ", to be trained for the task first"))

@@ -1,7 +1,11 @@
 """Queries with documents that are more or less relevant to them, read together."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
+from datasets import Dataset
 
 from lit_compress.data.sentences import SentencePairs
 from lit_compress.errors import UserError
@@ -9,13 +13,16 @@ from lit_compress.tasks import RerankingTask, Task
 
 __all__ = ["RankedPairs"]
 
+_log = logging.getLogger(__name__)
+
 
 class RankedPairs(SentencePairs):
     """Queries and documents for rerankers (cross-encoders): a document and its score, or a relevant one and others.
 
     Args:
         train_file: ``.tsv``, ``.csv``, ``.jsonl`` or ``.parquet`` (also ``.gz``).
-        val_file: validation examples; default: ``val_fraction`` of the training examples is held out.
+        val_file: validation examples; default: ``val_fraction`` of the training examples is held out, all of a query
+            or none.
         text_columns: query and document, with a score; or without one query, relevant document, and one or more that
             are not relevant.
         label_column: score of the document; None learns that the first document is better than the others.
@@ -70,6 +77,25 @@ class RankedPairs(SentencePairs):
 
     def ids_of(self, split: str) -> tuple[str, ...]:
         return () if split == "predict" else ("query",)
+
+    def held_out(self, table: Dataset, count: int) -> np.ndarray:
+        """All documents of queries drawn at random: what is ranked is whole, and was not trained on."""
+        if len(set(table[self.text_columns[0]])) == 1:
+            _log.warning("data.val_file: missing, and all documents are for one query: it is validated on, too")
+            return super().held_out(table, count)
+        return self._of_queries(table, count)
+
+    def drawn(self, table: Dataset, split: str, count: int) -> Dataset:
+        """About ``count`` rows; to validate and test, all documents of a query or none."""
+        return super().drawn(table, split, count) if split == "train" else table.select(self._of_queries(table, count))
+
+    def _of_queries(self, table: Dataset, count: int) -> np.ndarray:
+        """Row numbers, in order, of all documents of queries drawn at random: the fewest that have ``count``."""
+        _, query, documents = np.unique(list(table[self.text_columns[0]]), return_inverse=True, return_counts=True)
+        order = np.random.default_rng(self.options.split_seed).permutation(len(documents))
+        taken = int(np.searchsorted(np.cumsum(documents[order]), count)) + 1
+        # One query at least stays where there are several.
+        return np.flatnonzero(np.isin(query, order[: min(taken, max(len(order) - 1, 1))]))
 
     def tokenized(self, texts: list[list[str]]) -> list[Any]:
         """What the model reads of each example: the query with each document."""

@@ -96,15 +96,11 @@ class TextData(KeepsInitArgs, LightningDataModule):
                 f"data.tokenizer: {self.tokenizer_name!r} has no padding token, which texts of several lengths in a "
                 'batch need; give one that has, or name it in its tokenizer_config.json: "pad_token"'
             )
-        if self.max_length < self.special_tokens:
-            raise UserError(
-                f"data.max_length: {self.max_length} must be at least {self.special_tokens}, the special tokens alone"
-            )
-        longest = self.tokenizer.model_max_length
+        if self.max_length <= self.special_tokens:
+            raise UserError(f"data.max_length: {self.max_length} must be above {self.special_tokens}, the special tokens")
+        name, longest = self.tokenizer_name, self.tokenizer.model_max_length
         if self.max_length > longest:
-            raise UserError(
-                f"data.max_length: {self.max_length} is above {longest}, the longest input of {self.tokenizer_name!r}"
-            )
+            raise UserError(f"data.max_length: {self.max_length} is above {longest}, the longest input of {name!r}")
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker of the data loader gets a copy, pickled where processes are not forked; it collates what it is given.
@@ -348,7 +344,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
             table = self.trainable(table)
         limit = {"train": self.options.limit, "predict": None}.get(split, self.options.eval_limit)
         if table is not None and limit and limit < len(table):
-            table = table.shuffle(seed=self.options.split_seed).select(range(limit))
+            table = self.drawn(table, split, limit)
         return table
 
     def rows(self, split: str) -> Dataset | None:
@@ -394,6 +390,10 @@ class TextData(KeepsInitArgs, LightningDataModule):
         mask = np.zeros(len(table), dtype=bool)
         mask[self.held_out(table, held)] = True
         return table.select(np.flatnonzero(mask if split == "val" else ~mask))
+
+    def drawn(self, table: Dataset, split: str, count: int) -> Dataset:
+        """About ``count`` rows of a split that are used instead of all: drawn at random."""
+        return table.shuffle(seed=self.options.split_seed).select(range(count))
 
     def held_out(self, table: Dataset, count: int) -> np.ndarray:
         """Row numbers of about ``count`` rows to hold out: drawn at random."""

@@ -20,6 +20,7 @@ from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.models.packed import install_packed, packed_of
 from lit_compress.models.sentence_embedding import give_embeddings
 from lit_compress.models.shapes import apply_shapes, shapes_of
+from lit_compress.sentence_settings import CROSS_ENCODER_KEY, SENTENCE_KEY, cross_encoder_settings
 from lit_compress.sources import check_safetensors
 
 __all__ = ["check_settings", "check_size", "load_whole_model", "model_outline"]
@@ -33,6 +34,7 @@ _MOST = 2**24
 _FEW = 2**8
 _COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "num_hidden_groups", "inner_group_num")
 _MOST_LABELS = 2**17
+_POOLER = "pooler."  # of an encoder without a head
 _BUFFERS = 2**20  # elements that a model makes itself, positions for example, and that no file has
 
 
@@ -57,13 +59,19 @@ def load_whole_model(folder: str, key: str) -> PreTrainedModel:
         raise UserError(f"{key}: {error}") from error
     except Exception as error:  # whatever a foreign folder makes Transformers raise is that folder's fault
         raise UserError(f"{key}: {folder!r} cannot be loaded: {first_line(error)}") from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if wrong := sorted(str(entry) for entry in info.get(what) or ()):
-            raise UserError(f"{key}: {folder!r} has no {wrong[0]} of the shape that its configuration says")
     try:
         give_embeddings(model)
+        if (kept := cross_encoder_settings(model.config)) is not None:
+            setattr(model.config, CROSS_ENCODER_KEY, kept)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+    missing = {str(entry) for entry in info["missing_keys"]}
+    if SENTENCE_KEY in vars(model.config) and {name for name in missing if name.startswith(_POOLER)}:
+        # Vectors of texts are not made of it. What a file lacks is not made up here and saved as if it had been there.
+        model.pooler = None
+        missing = {name for name in missing if not name.startswith(_POOLER)}
+    if lacking := missing | {str(entry) for entry in info.get("mismatched_keys") or ()}:
+        raise UserError(f"{key}: {folder!r} has no {min(lacking)} of the shape that its configuration says")
     return model.eval()
 
 

@@ -9,14 +9,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from lit_compress.errors import UserError, first_line
 from lit_compress.functional.pooling import pool
 from lit_compress.sentence_settings import SENTENCE_KEY, companion_file, keep_settings, settings_of, write_settings
 
-__all__ = ["DENSE", "SentenceDense", "SentenceOutput", "add_dense", "give_embeddings", "write_sentence_files"]
+__all__ = [
+    "DENSE",
+    "SentenceDense",
+    "SentenceOutput",
+    "add_dense",
+    "dense_file",
+    "give_embeddings",
+    "write_sentence_files",
+]
 
 # Name of the projection in a model.
 DENSE = "sentence_dense"
@@ -79,16 +87,27 @@ def write_sentence_files(model: PreTrainedModel, folder: Path) -> None:
         save_file(state, folder / _FILE, metadata={"format": "pt"})
 
 
+def dense_file(config: PretrainedConfig) -> Path:
+    """The weights of a projection, in the folder of its model.
+
+    Raises:
+        UserError: there are none.
+
+    """
+    if (file := companion_file(config, _FILE)) is not None:
+        return file
+    source = str(config.name_or_path)
+    raise UserError(
+        f"{source!r}: it has no {_FILE}; load it with SentenceTransformer and save it again, as safetensors"
+    )
+
+
 def _load_dense(model: PreTrainedModel) -> None:
     """Read the weights of a new projection from the folder of its model."""
     dense, source = add_dense(model), str(model.config.name_or_path)
     if dense is None:
         return
-    file = companion_file(model.config, _FILE)
-    if file is None:
-        raise UserError(
-            f"{source!r}: it has no {_FILE}; load it with SentenceTransformer and save it again, as safetensors"
-        )
+    file = dense_file(model.config)
     try:
         state = {name.removeprefix("linear."): tensor.float() for name, tensor in load_file(file).items()}
         dense.load_state_dict(state)

@@ -1,7 +1,6 @@
 """What can be said of a model before it is trained: from its configuration, tokenizer and the names in its files."""
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from lit_compress.data.tables import load_tokenizer
-from lit_compress.errors import UserError, first_line
+from lit_compress.errors import UserError
 from lit_compress.extras import MissingPackage, optional
 from lit_compress.models.folder import model_outline
 from lit_compress.models.fused import why_never_fused
@@ -23,8 +22,10 @@ from lit_compress.models.layout import layer_linears
 from lit_compress.models.load import load_config, quiet_transformers
 from lit_compress.models.packed import check_trainable
 from lit_compress.models.positions import check_length, longest_input
+from lit_compress.models.sentence_embedding import dense_file
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.report.size import size_of
+from lit_compress.sentence_settings import settings_of
 from lit_compress.sources import resolve_source
 from lit_compress.strategies import (
     GradualLayerDropping,
@@ -35,7 +36,7 @@ from lit_compress.strategies import (
     StructuredPruning,
 )
 from lit_compress.strategies.strategy import Strategy
-from lit_compress.tasks import task_class_of
+from lit_compress.tasks import EmbeddingTask, task_class_of
 
 __all__ = ["Finding", "Level", "megabytes", "model_findings"]
 
@@ -125,20 +126,11 @@ def _outline(source: str, key: str) -> PreTrainedModel:
 
 
 def _head(model: PreTrainedModel, source: str, key: str) -> Finding:
-    config, folder = model.config, Path(resolve_source(source, key))
+    config = model.config
     name = f"{key}: {source!r} is a {type(model).__name__} ({config.model_type})"
-    if (folder / "modules.json").is_file():
-        pooling = folder / "1_Pooling" / "config.json"
-        try:
-            settings = dict(json.loads(pooling.read_text())) if pooling.is_file() else {}
-        except (OSError, ValueError, TypeError) as error:
-            text = f"{key}: 1_Pooling/config.json in {source!r} cannot be read: {first_line(error)}; copy it again"
-            return Finding(level="error", text=text)
-        modes = [mode.removeprefix("pooling_mode_") for mode, on in settings.items() if on is True and "mode_" in mode]
-        how = f", pooling by {', '.join(modes)}" if modes else ""
-        text = f"{name}, a sentence encoder{how}; fit puts a head of its own on the summary token, not on that pooling"
-        return Finding(level="warning", text=text)
     task = task_class_of(config)
+    if task is EmbeddingTask:
+        return _sentence_encoder(config, name)
     if task is None:
         return Finding(level="ok", text=f"{name} without a head of a known task; fit begins with a new one")
     if not task.has_classes:
@@ -149,6 +141,24 @@ def _head(model: PreTrainedModel, source: str, key: str) -> Finding:
         text = f"{name} whose {len(names)} labels have no names and are taken in the order of the data; model.label_map"
         return Finding(level="warning", text=text)
     return Finding(level="ok", text=f"{name} with a head for {task.name}: {shown}")
+
+
+def _sentence_encoder(config: PretrainedConfig, name: str) -> Finding:
+    try:
+        settings = settings_of(config)
+        assert settings is not None
+        if settings.dense is not None:
+            dense_file(config)
+    except UserError as error:
+        text = f"{name}; its vectors of texts cannot be had: {error}; a fit for labels puts a head of its own on it"
+        return Finding(level="warning", text=text)
+    parts = [f"{settings.pooling} pooling"]
+    parts += [f"a projection to {settings.dense['out_features']}"] if settings.dense else []
+    parts += ["vectors of length 1"] if settings.normalize else []
+    parts += [f"texts of {settings.max_length} tokens at most"] if settings.max_length else []
+    parts += [f"the prompt {settings.prompts.get(settings.default_prompt)!r}"] if settings.default_prompt else []
+    text = f"{name}, a sentence encoder ({', '.join(parts)}); SentencePairs and SentenceTexts keep that"
+    return Finding(level="ok", text=text)
 
 
 def _positions(model: PreTrainedModel, source: str, key: str, length: int | None) -> Iterator[Finding]:

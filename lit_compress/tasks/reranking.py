@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lit_compress.errors import UserError
 from lit_compress.functional.retrieval import retrieval_scores
-from lit_compress.sentence_settings import CROSS_ENCODER_KEY
+from lit_compress.sentence_settings import CROSS_ENCODER_KEY, cross_encoder_settings
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.task import Task
@@ -55,13 +55,12 @@ class RerankingTask(Task):
 
     @classmethod
     def reads(cls, config: PretrainedConfig) -> bool:
-        is_cross_encoder = isinstance(getattr(config, CROSS_ENCODER_KEY, None), dict)
-        return cls.has_head(config) and config.num_labels == 1 and is_cross_encoder
+        return cls.has_head(config) and config.num_labels == 1 and cross_encoder_settings(config) is not None
 
     def configure(self, config: PretrainedConfig) -> None:
-        kept: Any = getattr(config, CROSS_ENCODER_KEY, None)
+        kept = cross_encoder_settings(config) or {}
         super().configure(config)
-        setattr(config, CROSS_ENCODER_KEY, kept if isinstance(kept, dict) else {"activation_fn": _ACTIVATION})
+        setattr(config, CROSS_ENCODER_KEY, {"activation_fn": _ACTIVATION} | kept)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         logits = _logits(output, batch)

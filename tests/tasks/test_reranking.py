@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from lit_compress.cli import main
 from lit_compress.data import RankedPairs
 from lit_compress.errors import UserError
+from lit_compress.models.load import load_model
 from lit_compress.modules import LitStudent, LitTeacher, MarginDistillation
 from lit_compress.tasks import Batch, RegressionTask, RerankingTask, task_class_of
 from lit_compress.tasks.reranking import RankingScore
@@ -125,6 +126,71 @@ def test_what_a_cross_encoder_does_with_its_logits_is_kept(tiny_model):
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "5.0.0"}
     RerankingTask().configure(config)
     assert config.sentence_transformers["activation_fn"] == "torch.nn.modules.linear.Identity"
+
+
+@pytest.mark.parametrize("where", ["file", "key of version 3"])
+def test_what_other_versions_keep_in_other_places_is_kept_too(tiny_model, tmp_path, where):
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+    if where != "file":
+        config.sbert_ce_default_activation_function = "torch.nn.modules.linear.Identity"
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    if where == "file":
+        saved = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity", "prompts": {}}
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    assert task_class_of(AutoConfig.from_pretrained(tmp_path)) is RerankingTask
+    model = load_model(str(tmp_path), RerankingTask(), "model.pretrained")
+    assert model.config.sentence_transformers["activation_fn"] == "torch.nn.modules.linear.Identity"
+
+
+def test_a_folder_of_cross_encoder_scores_the_same_after_an_export(tiny_model, tmp_path):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    given, written = tmp_path / "given", tmp_path / "written"
+    before = sentence_transformers.CrossEncoder(str(tiny_model), num_labels=1, activation_fn=torch.nn.Identity())
+    before.save_pretrained(str(given))
+    main(["export", f"--model={given}", "--to=hf", f"--output={written}"])
+    pairs = [("a query", "a document"), ("another query", "words")]
+    after = sentence_transformers.CrossEncoder(str(written))
+    assert isinstance(after.activation_fn, torch.nn.Identity)
+    np.testing.assert_allclose(after.predict(pairs), before.predict(pairs), atol=1e-6)
+
+
+def test_a_prompt_before_every_pair_is_refused(tiny_model, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    saved = {"model_type": "CrossEncoder", "default_prompt_name": "web", "prompts": {"web": "web: "}}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="default_prompt_name 'web'"):
+        task_class_of(AutoConfig.from_pretrained(tmp_path))
+
+
+def queries_of(data, split):
+    return [row["query"] for row in data.table(split)]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("limit", [None, 5])
+def test_all_documents_of_a_query_are_held_out_or_none(labelled, limit, tiny_model, tmp_path):
+    """A query with some of its documents only would be ranked far too well."""
+    rows = [{"query": f"q{i % 7}", "document": f"d{i}", "other": "x", "label": float(i % 3 == 0)} for i in range(50)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = {} if labelled else {"label_column": None, "text_columns": ["query", "document", "other"]}
+    data = RankedPairs(
+        str(tmp_path / "a.jsonl"), tokenizer=str(tiny_model), max_length=24, val_fraction=0.2, eval_limit=limit, **more
+    )
+    train, val = queries_of(data, "train"), queries_of(data, "val")
+    assert not {*train} & {*val}
+    assert {*train} | {*val} == {f"q{i}" for i in range(7)} or limit
+    every = [row["query"] for row in rows]
+    assert all(val.count(query) == every.count(query) for query in val)
+    assert (limit or 10) <= len(val) < (limit or 10) + 8
+
+
+def test_the_documents_of_one_query_are_validated_on_and_trained_on(tiny_model, tmp_path, caplog):
+    rows = [{"query": "q", "document": f"d{i}", "label": float(i % 3 == 0)} for i in range(20)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = RankedPairs(str(tmp_path / "a.jsonl"), tokenizer=str(tiny_model), max_length=24, val_fraction=0.2)
+    assert len(queries_of(data, "val")) == 4
+    assert "all documents are for one query" in caplog.text
 
 
 def run_of(tiny_model, folder, *more):
