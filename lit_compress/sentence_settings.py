@@ -162,13 +162,17 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
             f"{' and one '.join(_KNOWN[2:])} after them, are known here"
         )
     length, prompts = (_read(config, name) or {} for name in (_LENGTH, _PROMPTS))
-    files = [_read(config, f"{_plain(module.get('path'))}/config.json") or {} for module in modules[1:]]
-    contents = dict(zip(names[1:], files, strict=True))
+    paths = [f"{_plain(module.get('path'))}/config.json" for module in modules[1:]]
+    contents = {name: _read(config, path) for name, path in zip(names[1:], paths, strict=True)}
+    if lacking := [
+        path for name, path in zip(names[1:], paths, strict=True) if name != _KNOWN[3] and contents[name] is None
+    ]:
+        raise UserError(f"{source!r}: it has no {lacking[0]}, which its {_MODULES} names; copy or download it again")
     texts, default = (prompts.get(name) or None for name in ("prompts", "default_prompt_name"))
     if not isinstance(texts, dict | None) or not isinstance(default, str | None):
         raise UserError(
-            f"{source!r}: its {_PROMPTS} has prompts {texts!r} and default_prompt_name {default!r}, which must be texts "
-            "by name, and a name"
+            f"{source!r}: its {_PROMPTS} has prompts {texts!r} and default_prompt_name {default!r}, which must be "
+            "texts by name, and a name"
         )
     return SentenceSettings(
         pooling=_pooling(contents["Pooling"], source),

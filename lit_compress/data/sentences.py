@@ -72,6 +72,15 @@ class SentencePairs(TextData):
         self._check_columns(prompts)
         super().__init__(train_file=train_file, val_file=val_file, **options)
         self.task  # noqa: B018  (says at once what is wrong with the options)
+        if self.loss == "ranking" and len(self.text_columns) == 2 and self.batch_size == 1:
+            raise UserError(
+                "data.batch_size: 1 leaves no negatives, which are the other texts of a batch; give 2 or more, or a "
+                "column of negatives in data.text_columns"
+            )
+
+    def _column_option(self, split: str) -> str:
+        """The option that names the columns of a split."""
+        return "text_columns"
 
     def _check_columns(self, prompts: Sequence[str] | None) -> None:
         count, label = len(self.text_columns), self.label_column
@@ -91,7 +100,17 @@ class SentencePairs(TextData):
 
     @property
     def task(self) -> Task:
-        return EmbeddingTask(self.pooling, self.normalize, self.loss, self.scale, self.max_length)
+        prompts, default = self.named_prompts()
+        return EmbeddingTask(self.pooling, self.normalize, self.loss, self.scale, self.max_length, prompts, default)
+
+    def named_prompts(self) -> tuple[dict[str, str], str | None]:
+        """Prompts by the names that a model is saved with, and the name of one that is before every text."""
+        names = self.text_columns
+        if self.loss == "ranking":  # which `encode_query` and `encode_document` of sentence-transformers look for
+            names = ["query", "document"]
+        texts = list(self.prompts.values())
+        found = {name: text for name, text in zip(names, texts, strict=False) if text}
+        return found, next(iter(found)) if found and len({*texts}) == 1 else None
 
     @property
     def loss(self) -> Literal["cosine", "ranking"] | None:
@@ -116,11 +135,16 @@ class SentencePairs(TextData):
     def check(self, table: Dataset, split: str) -> None:
         header = header_hint(table.column_names)
         for column in self.columns_of(split):
-            self.require_columns(table, split, {"text_columns": column}, header)
+            self.require_columns(table, split, {self._column_option(split): column}, header)
         if (label := self.scored(split)) is not None:
             self.require_columns(table, split, {"label_column": label}, header)
             for row, value in enumerate(table[label]):
                 self._check_score(value, row, split)
+            if split != "train" and len({float(value) for value in table[label]}) < 2:
+                raise UserError(
+                    f"data.label_column: all scores of {self.source(split)!r} are {table[label][0]}, and equal scores "
+                    "measure nothing; give other examples"
+                )
         if split == "predict":  # every row gets a vector
             return
         for column in self.columns_of(split):
@@ -129,8 +153,8 @@ class SentencePairs(TextData):
             empty = next((row for row, text in enumerate(texts, 1) if text is None or not str(text).strip()), None)
             if empty is not None:
                 raise UserError(
-                    f"data.text_columns: {column!r} in row {empty} of {self.source(split)!r} is empty, which has "
-                    "no meaningful vector; remove the row from the file"
+                    f"data.{self._column_option(split)}: {column!r} in row {empty} of {self.source(split)!r} is empty; "
+                    "remove the row from the file"
                 )
 
     def _check_score(self, value: Any, row: int, split: str) -> None:
@@ -266,6 +290,9 @@ class SentenceTexts(SentencePairs):
     def loss(self) -> Literal["cosine", "ranking"] | None:
         return None
 
+    def named_prompts(self) -> tuple[dict[str, str], str | None]:
+        return ({self.text_column: self.prompt}, self.text_column) if self.prompt else ({}, None)
+
     @classmethod
     def predicted_columns(cls, options: Mapping[str, Any]) -> list[str]:
         return [options.get("text_column") or "text"]
@@ -275,6 +302,9 @@ class SentenceTexts(SentencePairs):
 
     def scored(self, split: str) -> str | None:
         return None if split in ("train", "predict") else self.label_column
+
+    def _column_option(self, split: str) -> str:
+        return "text_column" if split in ("train", "predict") else "pair_columns"
 
     def load(self, source: str, key: str) -> Dataset:
         path = Path(resolve_source(source, key))

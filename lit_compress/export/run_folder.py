@@ -21,7 +21,7 @@ from lit_compress.init_args import instantiated
 from lit_compress.models.labels import label_names
 from lit_compress.models.positions import check_length, longest_input
 from lit_compress.sources import absolute_source
-from lit_compress.tasks import Task, make_task, task_class_of
+from lit_compress.tasks import EmbeddingTask, Task, make_task, task_class_of
 from lit_compress.usage_errors import option_names
 
 __all__ = [
@@ -177,7 +177,15 @@ def text_data_of(config: PretrainedConfig, folder: str, options: dict[str, Any])
         UserError: nothing here reads for this head, or an option is wrong.
 
     """
-    if (task := task_class_of(config)) is None:
+    task = task_class_of(config)
+    if task is None and EmbeddingTask.has_head(config):
+        if "pooling" not in options:
+            raise UserError(
+                f"--model: {folder!r} is a {', '.join(config.architectures or [])} that does not say how it pools the "
+                "vectors of tokens; give --data.pooling mean, cls or max, or the --run that it comes from"
+            )
+        task = EmbeddingTask
+    if task is None:
         raise UserError(
             f"--model: {folder!r} is a {', '.join(config.architectures or []) or 'model without a head'}, which no "
             "task of lit_compress reads for; give the --run that it comes from"

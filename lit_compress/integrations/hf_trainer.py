@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from lit_compress.errors import UserError
+from lit_compress.integrations.sentence_transformers_settings import with_settings_of
 from lit_compress.models.hf_folder import save_folder
 from lit_compress.nn.replace_layers import compressible_layers
 from lit_compress.strategies.strategy import Strategy
@@ -68,7 +69,8 @@ def add_strategies(trainer: Trainer, strategies: Sequence[Strategy]) -> "Strateg
 def save_compressed(trainer: Trainer, output: str | Path, overwrite: bool = False) -> Path:
     """Fold what a Trainer trained, and write it as a Hugging Face folder: weights, tokenizer, model card, manifest.
 
-    Of a SentenceTransformer it is the transformer alone.
+    Of a SentenceTransformer or CrossEncoder it is a folder that they load, with pooling, projection and prompts; of a
+    SentenceTransformer with other modules it is the transformer alone, which is said.
 
     Args:
         trainer: of :func:`add_strategies`.
@@ -88,7 +90,8 @@ def save_compressed(trainer: Trainer, output: str | Path, overwrite: bool = Fals
     unfinished = [entry for callback in callbacks for entry in callback.unfinished()]
     terms = student._modules.pop(TERMS, None)
     try:
-        return save_folder(student, tokenizer, output, overwrite, unfinished)
+        with with_settings_of(trainer.model, student):
+            return save_folder(student, tokenizer, output, overwrite, unfinished)
     finally:
         if terms is not None:
             setattr(student, TERMS, terms)

@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
-from lit_compress.sentence_settings import SENTENCE_KEY
+from lit_compress.sentence_settings import CROSS_ENCODER_KEY, SENTENCE_KEY
 
 __all__ = ["FOLDER", "base_metadata", "card_head", "code_of_transformers"]
 
@@ -21,10 +21,13 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def card_head(model: PreTrainedModel, title: str) -> list[str]:
     """Front matter, title, and what the model began as; lines of Markdown, to which facts are added."""
     base = base_metadata(model)
-    embeds = getattr(model.config, SENTENCE_KEY, None) is not None
-    kind = {"library_name": "sentence-transformers" if embeds else "transformers", "tags": ["lit_compress"]}
+    embeds, ranks = (getattr(model.config, key, None) is not None for key in (SENTENCE_KEY, CROSS_ENCODER_KEY))
+    library = "sentence-transformers" if embeds or ranks else "transformers"
+    kind: dict[str, Any] = {"library_name": library, "tags": ["lit_compress"]}
     if embeds:
         kind |= {"pipeline_tag": "sentence-similarity", "tags": ["lit_compress", "feature-extraction"]}
+    elif ranks and model.config.num_labels == 1:
+        kind |= {"pipeline_tag": "text-ranking", "tags": ["lit_compress", "cross-encoder"]}
     metadata = yaml.safe_dump(kind | base, sort_keys=False)
     lines = ["---", *metadata.splitlines(), "---", f"# {title}", ""]
     if "base_model" in base:
@@ -44,6 +47,14 @@ def code_of_transformers(model: PreTrainedModel) -> list[str]:
             FOLDER,
             "model = SentenceTransformer(folder)",
             'vectors = model.encode(["a text"])',
+        ]
+    if getattr(model.config, CROSS_ENCODER_KEY, None) is not None:
+        return [
+            "from sentence_transformers import CrossEncoder",
+            "",
+            FOLDER,
+            "model = CrossEncoder(folder)",
+            'scores = model.predict([("a query", "a document")])',
         ]
     name = type(model).__name__
     return [

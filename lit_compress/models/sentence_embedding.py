@@ -23,6 +23,7 @@ __all__ = [
     "add_dense",
     "dense_file",
     "give_embeddings",
+    "load_dense",
     "write_sentence_files",
 ]
 
@@ -102,8 +103,8 @@ def dense_file(config: PretrainedConfig) -> Path:
     )
 
 
-def _load_dense(model: PreTrainedModel) -> None:
-    """Read the weights of a new projection from the folder of its model."""
+def load_dense(model: PreTrainedModel) -> None:
+    """Give an encoder the projection that its configuration says, from the folder that the configuration names."""
     dense, source = add_dense(model), str(model.config.name_or_path)
     if dense is None:
         return
@@ -130,7 +131,7 @@ def give_embeddings(model: PreTrainedModel) -> None:
         return
     keep_settings(model.config, settings)
     if not hasattr(model, DENSE):
-        _load_dense(model)
+        load_dense(model)
     if _add_embedding not in model._forward_hooks.values():
         model.register_forward_hook(_add_embedding, with_kwargs=True)
     pooler: Any = getattr(model, "pooler", None)

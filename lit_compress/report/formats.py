@@ -87,6 +87,9 @@ def formats(
     order = None
     if dense:
         theirs = load_config(dense, "--dense")
+        if theirs.architectures and not task.can_teach(theirs):
+            made = ", ".join(theirs.architectures)
+            raise UserError(f"--dense: {dense!r} is a {made}, which was not made for {task.name}; give one that was")
         check_length(theirs, max(lengths), f"--dense {dense!r}", "--lengths")
         check_length(theirs, config["data"]["init_args"]["max_length"], f"--dense {dense!r}", "--data.max_length")
         label_map = label_map or config["model"]["init_args"].get("label_map")

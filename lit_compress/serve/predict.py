@@ -23,7 +23,7 @@ from lit_compress.runtimes.torch_engine import answers
 from lit_compress.serve.prediction_file import PredictionFile, check_predictions
 from lit_compress.serve.records import Records, schema_of
 from lit_compress.sources import resolve_package
-from lit_compress.tasks import Batch, Task
+from lit_compress.tasks import Batch, Task, task_class_of
 
 __all__ = ["fingerprint", "predict"]
 
@@ -65,7 +65,7 @@ def predict(
 
 def _show(text: str, run: str | None, model: str | None, data: dict[str, Any], **options: Any) -> None:
     """Predict one text and print what a file would have of it."""
-    kind, options_of_run = _of_run(Path(run)) if run is not None else ("", {})
+    kind, options_of_run = _of_run(Path(run)) if run is not None else (_reader_of(str(model)), {})
     module = locate(kind)
     reader = module if isinstance(module, type) and issubclass(module, TextData) else TextData
     names = reader.predicted_columns({**options_of_run, **data})
@@ -78,6 +78,12 @@ def _show(text: str, run: str | None, model: str | None, data: dict[str, Any], *
         _predict_file(str(file), str(output), run, model, data, part_rows=1, overwrite=False, **options)
         answer = json.loads(output.read_text())
     say(json.dumps({name: value for name, value in answer.items() if name != "row"}, ensure_ascii=False))
+
+
+def _reader_of(model: str) -> str:
+    """Class of the data module that reads for a model; empty for one of no known task, which is refused later."""
+    task = task_class_of(load_config(resolve_package(model, "--model"), "--model"))
+    return task.data_module if task is not None else ""
 
 
 def _predict_file(
@@ -94,6 +100,10 @@ def _predict_file(
     """Write a file of predictions; how many rows it has."""
     check_predictions(output, overwrite, inputs=[file])
     folder, key = (str(Path(run) / "model"), "--run") if run is not None else (str(model), "--model")
+    if run is not None:
+        _of_run(Path(run))  # says what is wrong with it
+        if not Path(folder).is_dir():
+            raise UserError(f"--run: {run!r} has no folder 'model', which a `fit` leaves at its end; give --model")
     folder = resolve_package(folder, key)
     config: Any = load_config(folder, key)
     options = {**data, "predict_file": file, "tokenizer": folder}

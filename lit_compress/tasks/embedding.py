@@ -1,5 +1,6 @@
 """A vector for each text, for search and comparison."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +25,8 @@ from lit_compress.tasks.task import Task
 
 __all__ = ["EmbeddingTask", "RetrievalScore", "SimilarityScore"]
 
+_log = logging.getLogger(__name__)
+
 _TOP = 10
 _QUERIES = 1024  # that are compared with all documents at a time
 # Cosine from which on two vectors of one text are the same for search.
@@ -44,6 +47,8 @@ class EmbeddingTask(Task):
             Henderson et al. 2017, arXiv 1705.00652); None leaves everything to a teacher.
         scale: what cosines are multiplied by in ``ranking``.
         max_length: longest text in tokens, which is saved with the model.
+        prompts: texts before the texts of the data, by the name under which they are saved with the model.
+        default_prompt: the name of the one that is before every text; None where there is no such.
 
     """
 
@@ -61,6 +66,8 @@ class EmbeddingTask(Task):
         loss: Literal["cosine", "ranking"] | None = "cosine",
         scale: float = 20.0,
         max_length: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt: str | None = None,
     ) -> None:
         super().__init__()
         if loss not in self.losses:
@@ -70,7 +77,7 @@ class EmbeddingTask(Task):
         if pooling is not None:
             SentenceSettings(pooling=pooling)
         self.pooling, self.normalize, self.kind, self.scale = pooling, normalize, loss, scale
-        self.max_length = max_length
+        self.max_length, self.prompts, self.default_prompt = max_length, dict(prompts or {}), default_prompt
 
     # --- the head
 
@@ -103,7 +110,20 @@ class EmbeddingTask(Task):
                     "become that of a text; give mean, cls or max"
                 )
             settings = SentenceSettings(pooling=self.pooling, normalize=self.normalize is not False)
-        keep_settings(config, settings, max_length=self.max_length or settings.max_length)
+        own = settings.prompts.get(settings.default_prompt or "")
+        if own and own not in self.prompts.values():
+            _log.warning(
+                "data.prompts: %r puts %r before each text by itself, the data does not; add it unless that is meant",
+                str(config.name_or_path),
+                own,
+            )
+        keep_settings(
+            config,
+            settings,
+            max_length=self.max_length or settings.max_length,
+            prompts=settings.prompts | self.prompts,
+            default_prompt=self.default_prompt or settings.default_prompt,
+        )
 
     def may_be_new(self, weight: str, config: PretrainedConfig) -> bool:
         return weight.startswith("pooler.")  # which vectors are not made of

@@ -118,6 +118,30 @@ def test_wrong_rows(row, options, said, tmp_path, tiny_model):
     assert said in error_of(scored(path, tiny_model, **options).check_sources)
 
 
+def test_equal_scores_measure_nothing(tmp_path, tiny_model):
+    path = table(tmp_path / "p.tsv", [("a", "b", "1"), ("c", "d", "1.0")])
+    assert "all scores of" in error_of(scored(path, tiny_model, val_file=str(path)).check_sources)
+    scored(path, tiny_model).rows("train")  # which a loss can do something with
+
+
+def test_a_batch_of_one_pair_has_no_negatives(tmp_path, tiny_model):
+    path = table(tmp_path / "p.tsv", [("a", "b", "1"), ("c", "d", "1")])
+    options = {"label_column": None, "score_range": None, "batch_size": 1}
+    assert "data.batch_size: 1 leaves no negatives" in error_of(scored, path, tiny_model, **options)
+    scored(path, tiny_model, text_columns=["sentence1", "sentence2", "score"], **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"text_column": "body"}, "data.text_column: 'body'"), ({"pair_columns": ["a", "b"]}, "data.pair_columns: 'a'")],
+)
+def test_errors_name_the_option_that_was_given(options, said, tmp_path, tiny_model):
+    train, val = tmp_path / "t.jsonl", table(tmp_path / "p.tsv", [("a", "b", "1"), ("c", "d", "2")])
+    train.write_text('{"text": "a film"}\n')
+    data = SentenceTexts(str(train), str(val), score_range=(0, 5), tokenizer=str(tiny_model), max_length=16, **options)
+    assert error_of(data.check_sources).startswith(said)
+
+
 def test_a_file_of_one_column(tmp_path, tiny_model):
     path = table(tmp_path / "p.tsv", [("a",), ("b",)], header="sentence1")
     assert "'sentence2'" in error_of(scored(path, tiny_model).check_sources)

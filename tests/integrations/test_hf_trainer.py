@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -331,3 +332,54 @@ def test_a_sentence_transformer_is_trained_with_its_own_trainer(tiny_model, tmp_
     with torch.no_grad():
         found = folded(**model.tokenizer(["a good film"], return_tensors="pt")).last_hidden_state.mean(1)
     assert torch.cosine_similarity(found, torch.tensor(expected)).item() > 0.99
+    loaded = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert np.abs(loaded.encode(["a good film"]) - found.numpy()).max() < 1e-5
+
+
+def encoder_with(st, modules, tiny_model, pooling="cls"):
+    transformer = modules.Transformer(str(tiny_model), max_seq_length=12)
+    dense = modules.Dense(32, 12, activation_function=torch.nn.Tanh())
+    parts = [transformer, modules.Pooling(32, pooling), dense, modules.Normalize()]
+    prompts = {"prompts": {"query": "the "}, "default_prompt_name": "query"}
+    return st.SentenceTransformer(modules=parts, device="cpu", **prompts)
+
+
+def test_what_is_around_the_transformer_is_saved_with_it(tiny_model, tmp_path):
+    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    modules: Any = pytest.importorskip("sentence_transformers.models")
+    model = encoder_with(st, modules, tiny_model)
+    args = st.SentenceTransformerTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = st.SentenceTransformerTrainer(model, args)
+    text = ["a good film, and the plot is very dull and the actor was not in it"]
+    expected = model.encode(text)
+    save_compressed(trainer, tmp_path / "out")
+    loaded = st.SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert np.abs(loaded.encode(text) - expected).max() < 1e-5
+    assert loaded.max_seq_length == 12
+    assert np.array_equal(model.encode(text), expected)  # as before
+    assert not hasattr(model[0].auto_model, "sentence_dense")
+    assert not hasattr(model[0].auto_model.config, "sentence_embedding")
+
+
+def test_modules_that_are_not_known_are_left_out_which_is_said(tiny_model, tmp_path, caplog):
+    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    modules: Any = pytest.importorskip("sentence_transformers.models")
+    model = encoder_with(st, modules, tiny_model, "weightedmean")
+    args = st.SentenceTransformerTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    save_compressed(st.SentenceTransformerTrainer(model, args), tmp_path / "out")
+    assert "the transformer alone is saved, because the SentenceTransformer: its pooling is weightedmean" in caplog.text
+    assert not (tmp_path / "out/modules.json").exists()
+
+
+def test_a_reranker_keeps_what_becomes_of_its_logits(tiny_model, tmp_path):
+    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder")
+    model = st.CrossEncoder(str(tiny_model), num_labels=1, activation_fn=torch.nn.Identity(), device="cpu")
+    args = cross_encoder.CrossEncoderTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    trainer = cross_encoder.CrossEncoderTrainer(model, args)
+    pairs = [("a film", "a good film"), ("a film", "very cold")]
+    expected = model.predict(pairs)
+    save_compressed(trainer, tmp_path / "out")
+    loaded = st.CrossEncoder(str(tmp_path / "out"), device="cpu")
+    assert isinstance(loaded.activation_fn, torch.nn.Identity)
+    assert np.abs(loaded.predict(pairs) - expected).max() < 1e-5

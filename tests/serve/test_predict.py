@@ -292,6 +292,16 @@ def test_mistakes_are_one_line(options, words, tiny_teacher, texts, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+def test_a_run_without_a_model_is_not_looked_for_on_the_hub(texts, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(
+        "data: {class_path: lit_compress.data.TextClassification, init_args: {}}\n"
+    )
+    for run, words in ((tmp_path / "nosuch", "has no config.yaml"), (tmp_path / "run", "has no folder 'model'")):
+        with pytest.raises(UserError, match=words):
+            predict(str(texts), str(tmp_path / "out.csv"), run=str(run))
+
+
 def test_a_mistake_in_the_data_leaves_nothing_behind(tiny_teacher, texts, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match="'sentences' is not a column"):

@@ -185,6 +185,7 @@ def test_a_model_pools_as_its_folder_says_whatever_the_data_says(pooling, normal
          "its pooling is mean and max"),
         ({"1_Pooling/config.json": {}}, "its pooling is not named"),
         ({"1_Pooling/config.json": []}, "is not a mapping"),
+        ({"1_Pooling/config.json": None}, "it has no 1_Pooling/config.json, which its modules.json names"),
         ({"modules.json": {"type": "Transformer"}}, "is not a list of modules"),
         ({"1_Pooling/config.json": {"pooling_mode": 3}}, "its pooling is 3"),
         ({"sentence_bert_config.json": {"max_seq_length": "long"}}, "max_length 'long'"),
@@ -412,6 +413,20 @@ def test_numbers_are_no_vectors(tiny_teacher, tiny_data, tmp_path):
         main(["predict", *given, f"--output={tmp_path / 'v.npy'}"])
 
 
+def test_a_plain_encoder_predicts_with_a_pooling(tiny_model, texts_file, tmp_path):
+    folder = tmp_path / "plain"
+    AutoModel.from_pretrained(tiny_model).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    with pytest.raises(SystemExit, match=r"--data\.pooling mean, cls or max"):
+        predicted(folder, texts_file, tmp_path / "v.npy")
+    found = [
+        np.load(predicted(folder, texts_file, tmp_path / f"{pooling}.npy", f"--data.pooling={pooling}"))
+        for pooling in ("mean", "cls")
+    ]
+    assert found[0].shape == (3, 32)
+    assert not np.allclose(*found)
+
+
 def test_one_text(sentence_model, capsys):
     main(["predict", f"--model={sentence_model}", "--text=a good film"])
     assert len(json.loads(capsys.readouterr().out.strip().splitlines()[-1])["embedding"]) == 32
@@ -487,6 +502,41 @@ def test_a_prompt_that_a_model_puts_there_by_itself(tmp_path, tiny_model, texts_
     assert np.abs(theirs - found).max() < 1e-5
     bare = np.load(predicted(folder, texts_file, tmp_path / "bare.npy", "--data.prompt=''"))
     assert np.abs(bare - found).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "named", "default"),
+    [
+        ({"prompts": ["q: ", "p: "]}, {"query": "q: ", "document": "p: "}, None),
+        ({"prompts": ["q: ", "p: "], "label_column": "score"}, {"a": "q: ", "b": "p: "}, None),
+        ({"prompts": ["q: ", "q: "], "label_column": "score"}, {"a": "q: ", "b": "q: "}, "a"),
+        ({}, {}, None),
+    ],
+)  # fmt: skip
+def test_prompts_of_the_data_are_saved_with_the_model(options, named, default, tmp_path, sentence_model):
+    from lit_compress.data import SentencePairs
+
+    data = SentencePairs(
+        val_file="a.tsv", text_columns=["a", "b"], tokenizer=str(sentence_model), max_length=24, **options
+    )
+    config = load_config(str(sentence_model), "model")
+    data.task.configure(config)
+    write_settings(config, tmp_path)
+    saved = json.loads((tmp_path / "config_sentence_transformers.json").read_text())
+    assert saved["prompts"] == PROMPTS | named
+    assert saved["default_prompt_name"] == default
+
+
+def test_a_default_prompt_that_the_data_leaves_out_is_said(tmp_path, tiny_model, caplog):
+    from lit_compress.data import SentenceTexts
+
+    asks = {"config_sentence_transformers.json": {"prompts": PROMPTS, "default_prompt_name": "query"}}
+    folder = sentence_folder(tmp_path / "sentence", tiny_model, **asks)
+    for prompt, said in (("the ", 0), ("", 1)):
+        SentenceTexts(val_file="a.tsv", tokenizer=str(folder), prompt=prompt).task.configure(
+            load_config(str(folder), "model")
+        )
+        assert caplog.text.count("puts 'the ' before each text by itself") == said
 
 
 @needs_sentence_transformers

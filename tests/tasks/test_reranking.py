@@ -163,6 +163,15 @@ def test_a_prompt_before_every_pair_is_refused(tiny_model, tmp_path):
         task_class_of(AutoConfig.from_pretrained(tmp_path))
 
 
+def test_one_text_is_no_pair(tiny_model, tmp_path):
+    config = AutoConfig.from_pretrained(tiny_model, num_labels=1)
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="--text: the model reads 2 texts, query, document; give --file"):
+        main(["predict", f"--model={tmp_path}", "--text=a film"])
+
+
 def queries_of(data, split):
     return [row["query"] for row in data.table(split)]
 
@@ -213,6 +222,9 @@ def test_a_folder_is_a_cross_encoder(tiny_model, tmp_path):
     main(["export", f"--run={run}", f"--output={tmp_path / 'out'}"])
     main(["predict", f"--file={tmp_path / 'val.tsv'}", f"--run={run}", f"--output={tmp_path / 'scores.jsonl'}"])
     ours = [json.loads(line)["score"] for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "pipeline_tag: text-ranking" in card
+    assert "CrossEncoder(folder)" in card
     rows = [line.split("\t")[:2] for line in (tmp_path / "val.tsv").read_text().splitlines()[1:]]
     theirs = st.CrossEncoder(str(tmp_path / "out"), device="cpu").predict(rows)
     assert ours == pytest.approx(theirs.tolist(), abs=1e-4)
