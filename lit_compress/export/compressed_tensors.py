@@ -21,6 +21,7 @@ from lit_compress.extras import optional
 from lit_compress.models.folded import Folded, stored_state
 from lit_compress.models.hf_folder import write_companions
 from lit_compress.models.load import quiet_transformers
+from lit_compress.models.model_card import code_of_transformers
 from lit_compress.models.shapes import describe_shapes
 from lit_compress.storage.weight import QuantizedWeight
 
@@ -69,7 +70,8 @@ def write_compressed_tensors(folded: Folded, folder: Path) -> None:
     model.config.architectures = [type(model).__name__]
     model.config.quantization_config = _config(schemes, model, package.__version__)
     model.config.save_pretrained(folder)
-    write_companions(model, folded.tokenizer, folded.manifest, folder)
+    usage = code_of_transformers(model, decompress=True)
+    write_companions(model, folded.tokenizer, folded.manifest, folder, usage)
     del stored
     nn.Module.to(model, "meta")  # gives its memory back before the package takes as much
     _check(model, weights, folder)

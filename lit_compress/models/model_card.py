@@ -38,24 +38,20 @@ def card_head(model: PreTrainedModel, title: str) -> list[str]:
     return lines
 
 
-def code_of_transformers(model: PreTrainedModel) -> list[str]:
-    """Lines of Python that load a folder with Transformers, or sentence-transformers, and ask it something."""
+def code_of_transformers(model: PreTrainedModel, decompress: bool = False) -> list[str]:
+    """Lines of Python that load a folder with Transformers, or sentence-transformers, and ask it something.
+
+    Args:
+        model: that the folder holds.
+        decompress: whether it has weights of compressed-tensors, which decompresses them in a call that
+            sentence-transformers does not make.
+
+    """
     if getattr(model.config, SENTENCE_KEY, None) is not None:
-        return [
-            "from sentence_transformers import SentenceTransformer",
-            "",
-            FOLDER,
-            "model = SentenceTransformer(folder)",
-            'vectors = model.encode(["a text"])',
-        ]
+        return _code_of_sentence_transformers("SentenceTransformer", 'vectors = model.encode(["a text"])', decompress)
     if getattr(model.config, CROSS_ENCODER_KEY, None) is not None:
-        return [
-            "from sentence_transformers import CrossEncoder",
-            "",
-            FOLDER,
-            "model = CrossEncoder(folder)",
-            'scores = model.predict([("a query", "a document")])',
-        ]
+        ask = 'scores = model.predict([("a query", "a document")])'
+        return _code_of_sentence_transformers("CrossEncoder", ask, decompress)
     name = type(model).__name__
     return [
         f"from transformers import AutoTokenizer, {name}",
@@ -65,6 +61,15 @@ def code_of_transformers(model: PreTrainedModel) -> list[str]:
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         'outputs = model(**tokenizer("a text", return_tensors="pt"))',
     ]
+
+
+def _code_of_sentence_transformers(kind: str, ask: str, decompress: bool) -> list[str]:
+    lines = [f"from sentence_transformers import {kind}"]
+    if not decompress:
+        return [*lines, "", FOLDER, f"model = {kind}(folder)", ask]
+    lines += ["from transformers import CompressedTensorsConfig", "", FOLDER]
+    options = '{"quantization_config": CompressedTensorsConfig(dequantize=True)}'
+    return [*lines, f"options = {options}", f"model = {kind}(folder, model_kwargs=options)", ask]
 
 
 def base_metadata(model: PreTrainedModel) -> dict[str, Any]:

@@ -492,6 +492,17 @@ def test_graphs_are_where_the_backends_of_sentence_transformers_look(
 
 
 @needs_sentence_transformers
+@pytest.mark.parametrize("to", ["hf", "compressed-tensors", "packed"])
+def test_the_code_of_the_card_runs(to, sentence_model, tmp_path, monkeypatch):
+    main(["export", f"--model={sentence_model}", f"--output={tmp_path / 'out'}", f"--to={to}"])
+    monkeypatch.chdir(tmp_path / "out")
+    code = (tmp_path / "out/README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    found: dict = {}
+    exec(code, found)
+    assert found["vectors"].shape == (1, 32)
+
+
+@needs_sentence_transformers
 def test_a_prompt_that_a_model_puts_there_by_itself(tmp_path, tiny_model, texts_file):
     from sentence_transformers import SentenceTransformer
 
