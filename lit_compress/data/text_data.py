@@ -97,9 +97,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
                 'batch need; give one that has, or name it in its tokenizer_config.json: "pad_token"'
             )
         if self.max_length <= self.special_tokens:
-            raise UserError(
-                f"data.max_length: {self.max_length} must be above {self.special_tokens}, the special tokens"
-            )
+            raise UserError(f"data.max_length: {self.max_length} must be above {self.special_tokens} special tokens")
         name, longest = self.tokenizer_name, self.tokenizer.model_max_length
         if self.max_length > longest:
             raise UserError(f"data.max_length: {self.max_length} is above {longest}, the longest input of {name!r}")
