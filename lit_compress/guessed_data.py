@@ -320,7 +320,12 @@ def _longest(model: str) -> int:
 
 
 def _says_pooling(model: str) -> bool:
-    return _is_local(model) and settings_of(load_config(model, "--model")) is not None
+    if not _is_local(model):
+        return False
+    try:
+        return settings_of(load_config(model, "--model")) is not None
+    except UserError as error:
+        raise UserError(f"--model: {str(error).removeprefix('--model: ')}") from error
 
 
 def _is_local(model: str) -> bool:

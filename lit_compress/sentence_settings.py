@@ -23,6 +23,7 @@ __all__ = [
     "is_bare_encoder",
     "keep_settings",
     "settings_of",
+    "tokenizer_length",
     "vector_width",
     "write_settings",
 ]
@@ -39,6 +40,7 @@ _KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
 # What may follow the matrix of a Dense: names of classes of torch.nn.
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "Sigmoid")
 _DENSE = {"out_features": int, "bias": bool, "activation": str}
+_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _LEGACY = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_max_tokens": "max"}
 
 
@@ -54,6 +56,7 @@ class SentenceSettings:
         default_prompt: the name of the one that it puts there by itself.
         dense: of a projection after the pooling: ``out_features``, ``bias`` and ``activation``, a class of
             ``torch.nn``; None for no projection.
+        similarity: how programs compare vectors: ``cosine``, ``dot``, ``euclidean`` or ``manhattan``.
 
     Raises:
         UserError: another pooling, or a projection that is not known here.
@@ -66,6 +69,7 @@ class SentenceSettings:
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
     dense: dict[str, Any] | None = None
+    similarity: str = "cosine"
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:
@@ -76,8 +80,12 @@ class SentenceSettings:
                 f"{SENTENCE_KEY}: max_length {self.max_length!r}, normalize {self.normalize!r} and prompts "
                 f"{self.prompts!r} must be a number of tokens, true or false, and texts by name"
             )
-        if not isinstance(self.default_prompt, str | None):
-            raise UserError(f"{SENTENCE_KEY}: default_prompt {self.default_prompt!r} must be a name of prompts or null")
+        if self.default_prompt is not None and self.default_prompt not in self.prompts:
+            raise UserError(
+                f"{SENTENCE_KEY}: default_prompt {self.default_prompt!r} must be one of {list(self.prompts)}, or null"
+            )
+        if self.similarity not in _SIMILARITIES:
+            raise UserError(f"{SENTENCE_KEY}: similarity {self.similarity!r} must be one of {', '.join(_SIMILARITIES)}")
         dense = self.dense
         if dense is None:
             return
@@ -174,13 +182,19 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
             f"{source!r}: its {_PROMPTS} has prompts {texts!r} and default_prompt_name {default!r}, which must be "
             "texts by name, and a name"
         )
+    if length.get("do_lower_case") is True and not _lowers_case(config):
+        raise UserError(
+            f"{source!r}: its {_LENGTH} has do_lower_case, and its tokenizer keeps capitals, which is not known here; "
+            "give it a tokenizer that lowers them"
+        )
     return SentenceSettings(
         pooling=_pooling(contents["Pooling"], source),
         dense=_dense(contents["Dense"], source) if "Dense" in contents else None,
         normalize="Normalize" in contents,
-        max_length=length.get("max_seq_length") or _tokenizer_length(config),
+        max_length=length.get("max_seq_length") or tokenizer_length(config),
         prompts={str(name): str(text) for name, text in (texts or {}).items()},
         default_prompt=default,
+        similarity=str(prompts.get("similarity_fn_name") or "cosine"),
     )
 
 
@@ -213,7 +227,7 @@ def write_settings(config: PretrainedConfig, folder: Path) -> None:
         "1_Pooling/config.json": {"word_embedding_dimension": width}
         | {name: settings.pooling == pooling for name, pooling in _LEGACY.items()},
         _PROMPTS: {"prompts": settings.prompts, "default_prompt_name": settings.default_prompt}
-        | {"similarity_fn_name": "cosine"},
+        | {"similarity_fn_name": settings.similarity},
     }
     if settings.dense is not None:
         dense = settings.dense
@@ -233,8 +247,9 @@ def write_settings(config: PretrainedConfig, folder: Path) -> None:
 def keep_settings(config: PretrainedConfig, settings: SentenceSettings, **changed: Any) -> None:
     """Put settings, some of them changed, into a configuration, which is saved with its model."""
     kept = asdict(replace(settings, **changed))
-    if kept["dense"] is None:  # which versions before 0.2 do not know
-        del kept["dense"]
+    for name, usual in (("dense", None), ("similarity", "cosine")):  # which versions before 0.2 do not know
+        if kept[name] == usual:
+            del kept[name]
     setattr(config, SENTENCE_KEY, kept)
 
 
@@ -264,8 +279,15 @@ def _dense(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer_length(config: PretrainedConfig) -> int | None:
-    """The longest text of the tokenizer, where sentence-transformers 6 keeps it; None where that is not a limit."""
+def _lowers_case(config: PretrainedConfig) -> bool:
+    """Whether the tokenizer in a configuration's folder lowers capitals itself, as far as its files say."""
+    normalizer = json.dumps((_read(config, "tokenizer.json") or {}).get("normalizer"))
+    said = (_read(config, _TOKENIZER) or {}).get("do_lower_case")
+    return '"lowercase": true' in normalizer or '"Lowercase"' in normalizer or (normalizer == "null" and said is True)
+
+
+def tokenizer_length(config: PretrainedConfig) -> int | None:
+    """The longest text of the tokenizer in a configuration's folder; None where that is not a limit."""
     length = (_read(config, _TOKENIZER) or {}).get("model_max_length")
     positions = getattr(config, "max_position_embeddings", None) or _NO_LIMIT
     return min(length, positions) if isinstance(length, int) and 0 < length < _NO_LIMIT else None

@@ -61,6 +61,9 @@ class RankedPairs(SentencePairs):
             pair=True,
             **options,
         )
+        given = {"prompts": self.prompts_given, "pooling": self.pooling, "normalize": self.normalize is not None}
+        if of_vectors := next((name for name, value in given.items() if value), None):
+            raise UserError(f"data.{of_vectors}: has no effect on a reranker; leave it out")
 
     @property
     def task(self) -> Task:
@@ -90,12 +93,23 @@ class RankedPairs(SentencePairs):
         return super().drawn(table, split, count) if split == "train" else table.select(self._of_queries(table, count))
 
     def _of_queries(self, table: Dataset, count: int) -> np.ndarray:
-        """Row numbers, in order, of all documents of queries drawn at random: the fewest that have ``count``."""
-        _, query, documents = np.unique(list(table[self.text_columns[0]]), return_inverse=True, return_counts=True)
-        order = np.random.default_rng(self.options.split_seed).permutation(len(documents))
-        taken = int(np.searchsorted(np.cumsum(documents[order]), count)) + 1
-        # One query at least stays where there are several.
-        return np.flatnonzero(np.isin(query, order[: min(taken, max(len(order) - 1, 1))]))
+        """Rows, in order, of queries drawn at random, each whole: ``count`` at most, or those of the smallest query.
+
+        Queries without a relevant document are not drawn: they measure nothing.
+        """
+        rows: dict[str, list[int]] = {}
+        for row, query in enumerate(table[self.text_columns[0]]):
+            rows.setdefault(query, []).append(row)
+        if self.label_column is not None:
+            low, high = self.score_range or (0.0, 1.0)
+            right = [float(score) >= (low + high) / 2 for score in table[self.label_column]]
+            rows = {query: found for query, found in rows.items() if any(right[row] for row in found)} or rows
+        queries = list(rows.values())
+        taken: list[int] = []
+        for place in np.random.default_rng(self.options.split_seed).permutation(len(queries)):
+            if len(taken) + len(queries[place]) <= count:
+                taken += queries[place]
+        return np.sort(taken or min(queries, key=len))
 
     def tokenized(self, texts: list[list[str]]) -> list[Any]:
         """What the model reads of each example: the query with each document."""

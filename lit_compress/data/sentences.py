@@ -21,6 +21,8 @@ from lit_compress.text_files import BUILDERS, check_there, file_suffix, header_h
 
 __all__ = ["SentencePairs", "SentenceTexts"]
 
+_SIDES = ("query", "document")  # prompts that `encode_query` and `encode_document` of sentence-transformers look for
+
 
 class SentencePairs(TextData):
     """Texts for sentence embeddings: two and how similar they are, or a query, its document and hard negatives.
@@ -69,6 +71,7 @@ class SentencePairs(TextData):
         self.normalize = normalize
         self.columns, self.delimiter = columns, delimiter
         self.prompts = dict(zip(self.text_columns, prompts or [""] * len(self.text_columns), strict=False))
+        self.prompts_given = prompts is not None
         self._check_columns(prompts)
         super().__init__(train_file=train_file, val_file=val_file, **options)
         self.task  # noqa: B018  (says at once what is wrong with the options)
@@ -103,14 +106,14 @@ class SentencePairs(TextData):
         prompts, default = self.named_prompts()
         return EmbeddingTask(self.pooling, self.normalize, self.loss, self.scale, self.max_length, prompts, default)
 
-    def named_prompts(self) -> tuple[dict[str, str], str | None]:
+    def named_prompts(self) -> tuple[dict[str, str] | None, str | None]:
         """Prompts by the names that a model is saved with, and the name of one that is before every text."""
-        names = self.text_columns
-        if self.loss == "ranking":  # which `encode_query` and `encode_document` of sentence-transformers look for
-            names = ["query", "document"]
+        if not self.prompts_given:
+            return None, None
         texts = list(self.prompts.values())
-        found = {name: text for name, text in zip(names, texts, strict=False) if text}
-        return found, next(iter(found)) if found and len({*texts}) == 1 else None
+        if len({*texts}) == 1:
+            return _before_all(texts[0])
+        return dict(zip(_SIDES if self.loss == "ranking" else self.text_columns, texts, strict=False)), None
 
     @property
     def loss(self) -> Literal["cosine", "ranking"] | None:
@@ -249,7 +252,7 @@ class SentenceTexts(SentencePairs):
         score_range: lowest and highest score, which become 0 and 1; None takes scores from -1 to 1 as cosines.
         pooling: how the vectors of tokens become the vector of a text, for models that do not say.
         normalize: whether vectors have length 1, for models that do not say; None is true.
-        prompt: text before each text.
+        prompt: text before each text; None is none, also where a model has one.
         delimiter: one character between the fields of ``.csv``, ``.tsv`` and ``.txt``; None is a comma in ``.csv``, and
             a tab in the others.
         options: see :class:`TextOptions`.
@@ -267,7 +270,7 @@ class SentenceTexts(SentencePairs):
         score_range: tuple[float, float] | None = None,
         pooling: Literal["mean", "cls", "max"] | None = None,
         normalize: bool | None = None,
-        prompt: str = "",
+        prompt: str | None = None,
         delimiter: str | None = None,
         **options: Any,
     ) -> None:
@@ -283,6 +286,8 @@ class SentenceTexts(SentencePairs):
             delimiter=delimiter,
             **options,
         )
+        if self.prompts_given:
+            raise UserError("data.prompts: texts have one prompt, whatever their column; give data.prompt")
         if self.files["train"] and not self.files["val"]:
             raise UserError("data.val_file: missing; texts alone cannot be validated on; give pairs with a score")
 
@@ -290,8 +295,8 @@ class SentenceTexts(SentencePairs):
     def loss(self) -> Literal["cosine", "ranking"] | None:
         return None
 
-    def named_prompts(self) -> tuple[dict[str, str], str | None]:
-        return ({self.text_column: self.prompt}, self.text_column) if self.prompt else ({}, None)
+    def named_prompts(self) -> tuple[dict[str, str] | None, str | None]:
+        return (None, None) if self.prompt is None else _before_all(self.prompt)
 
     @classmethod
     def predicted_columns(cls, options: Mapping[str, Any]) -> list[str]:
@@ -325,7 +330,12 @@ class SentenceTexts(SentencePairs):
         return table if self.text_column == "text" else table.rename_column("text", self.text_column)
 
     def _text(self, text: Any, column: str) -> str:
-        return self.prompt + ("" if text is None else str(text))
+        return (self.prompt or "") + ("" if text is None else str(text))
+
+
+def _before_all(prompt: str) -> tuple[dict[str, str], str | None]:
+    """The names of a prompt that is before every text, and the one that programs put there by themselves."""
+    return dict.fromkeys(_SIDES, prompt), _SIDES[0] if prompt else None
 
 
 def _id(text: str) -> int:

@@ -126,6 +126,8 @@ def _config(schemes: dict[str, dict[str, Any]], model: PreTrainedModel, version:
             groups.append(group := {"targets": []} | scheme)
         group["targets"].append(name)
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if getattr(model, "pooler", model) is None:  # Transformers makes one, whose weights are in no file
+        linears.append("pooler.dense")
     if len(groups) == 1:
         groups[0]["targets"] = ["Linear"]  # as most files say it; the rest is ignored by name
     formats = {group["format"] for group in groups}

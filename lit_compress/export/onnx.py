@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from lit_compress.choices import Processor
 from lit_compress.console import say
@@ -38,7 +39,7 @@ from lit_compress.export.onnx_graph import input_names, trace, with_layers
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import add_to_card, write_companions, write_manifest
-from lit_compress.models.model_card import FOLDER
+from lit_compress.models.model_card import FOLDER, code_of_runtime
 from lit_compress.runtimes.onnx_session import DEFAULT_SESSION, adds_in_16_bits, open_session
 
 __all__ = [
@@ -172,7 +173,7 @@ def prepare(folded: Folded, folder: Path, name: str, options: IntegerOptions) ->
     model = folded.model
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    write_companions(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name, options.processor))
+    write_companions(model, folded.tokenizer, folded.manifest, folder, usage=_usage(model, name, options.processor))
     path = folder / "onnx" / name
     path.parent.mkdir()
     return path
@@ -268,7 +269,7 @@ def layer_runner(form: GraphForm, path: Path) -> Run:
     return lambda inputs: session.run(names, inputs)
 
 
-def _usage(name: str, processor: Processor) -> list[str]:
+def _usage(model: PreTrainedModel, name: str, processor: Processor) -> list[str]:
     options = [
         "options = onnxruntime.SessionOptions()",
         "# Without it, processors that lack 8-bit dot products add pairs of products in 16 bits, where some overflow.",
@@ -284,6 +285,5 @@ def _usage(name: str, processor: Processor) -> list[str]:
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f'session = onnxruntime.InferenceSession(f"{{folder}}/onnx/{name}"{given})',
         "names = [each.name for each in session.get_inputs()]",
-        'inputs = tokenizer(["a text"], return_tensors="np")',
-        "outputs = session.run(None, {name: inputs[name] for name in names})",
+        *code_of_runtime(model, "session.run(None, {name: inputs[name] for name in names})"),
     ]

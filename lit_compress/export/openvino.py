@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from lit_compress.export.check import Reference, Run, check_structure
 from lit_compress.export.graph_form import GraphForm, is_quantized
@@ -21,7 +22,7 @@ from lit_compress.export.onnx_graph import trace, with_layers
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import write_companions
-from lit_compress.models.model_card import FOLDER
+from lit_compress.models.model_card import FOLDER, code_of_runtime
 
 __all__ = ["runner", "write_openvino", "write_openvino_int8"]
 
@@ -62,7 +63,7 @@ def _prepare(folded: Folded, folder: Path, name: str) -> Path:
     model = folded.model
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    write_companions(model, folded.tokenizer, folded.manifest, folder, usage=_usage(name))
+    write_companions(model, folded.tokenizer, folded.manifest, folder, usage=_usage(model, name))
     path = folder / _FOLDER / f"{name}.xml"
     path.parent.mkdir()
     return path
@@ -127,7 +128,7 @@ def _layer_runner(core: Any, form: GraphForm, graph: Path) -> Callable[[], Run]:
     return layers
 
 
-def _usage(name: str) -> list[str]:
+def _usage(model: PreTrainedModel, name: str) -> list[str]:
     return [
         "import openvino",
         "from transformers import AutoTokenizer",
@@ -136,6 +137,5 @@ def _usage(name: str) -> list[str]:
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f'model = openvino.Core().compile_model(f"{{folder}}/{_FOLDER}/{name}.xml", "CPU")',
         "names = [each.get_any_name() for each in model.inputs]",
-        'inputs = tokenizer(["a text"], return_tensors="np")',
-        "outputs = model({name: inputs[name] for name in names})",
+        *code_of_runtime(model, "model({name: inputs[name] for name in names})"),
     ]

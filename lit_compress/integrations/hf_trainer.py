@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from lit_compress.errors import UserError
-from lit_compress.integrations.sentence_transformers_settings import with_settings_of
+from lit_compress.integrations.sentence_transformers_settings import check_prompts, with_settings_of
 from lit_compress.models.hf_folder import save_folder
 from lit_compress.nn.replace_layers import compressible_layers
 from lit_compress.strategies.strategy import Strategy
@@ -42,7 +42,7 @@ def add_strategies(trainer: Trainer, strategies: Sequence[Strategy]) -> "Strateg
 
     Raises:
         UserError: a strategy cannot work on this model or in so many steps; a model of peft, or one that is wrapped
-            already; sharded training.
+            already; sharded training; a CrossEncoder with a default prompt.
 
     """
     if not strategies:
@@ -59,6 +59,7 @@ def add_strategies(trainer: Trainer, strategies: Sequence[Strategy]) -> "Strateg
         )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise UserError("strategies: weights sharded by FSDP or DeepSpeed cannot be masked here; use lit_compress fit")
+    check_prompts(trainer.model)
     callback = StrategyCallback(trainer, strategies)
     callback.install()
     # The first one, so that the loggers of the others write what it adds.

@@ -17,7 +17,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.sentence_embedding import DENSE, load_dense
 from lit_compress.sentence_settings import CROSS_ENCODER_KEY, SENTENCE_KEY, keep_settings, settings_of
 
-__all__ = ["with_settings_of"]
+__all__ = ["check_prompts", "with_settings_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,10 +44,24 @@ def with_settings_of(model: nn.Module | None, student: PreTrainedModel) -> Itera
             setattr(student.config, CROSS_ENCODER_KEY, {"activation_fn": f"{kind.__module__}.{kind.__qualname__}"})
         elif isinstance(model, SentenceTransformer):
             _take_settings(model, student)
+        elif type(model).__module__.startswith("sentence_transformers."):
+            _log.warning("save_compressed: of a %s the transformer alone is saved", type(model).__name__)
         yield
     finally:
         student.config = before
         student._modules.pop(DENSE, None)
+
+
+def check_prompts(model: nn.Module | None) -> None:
+    """Raise a ``UserError`` where a reranker puts a text before every pair, which a compressed one would lose."""
+    if "sentence_transformers" in sys.modules:
+        from sentence_transformers import CrossEncoder
+
+        if isinstance(model, CrossEncoder) and getattr(model, "default_prompt_name", None):
+            raise UserError(
+                f"strategies: the CrossEncoder has default_prompt_name {model.default_prompt_name!r}, which is not "
+                "kept; set it to None, and put the prompt into the data"
+            )
 
 
 def _take_settings(model: Any, student: PreTrainedModel) -> None:
@@ -81,11 +95,16 @@ def _write_modules(model: Any, folder: Path) -> None:
             module.save(str(folder / path))
     contents = {
         "modules.json": entries,
-        "sentence_bert_config.json": {"max_seq_length": model.max_seq_length},
+        "sentence_bert_config.json": {
+            "max_seq_length": model.max_seq_length,
+            "do_lower_case": getattr(model[0], "do_lower_case", False),
+        },
         "config_sentence_transformers.json": {
             "prompts": model.prompts,
             "default_prompt_name": model.default_prompt_name,
+            "similarity_fn_name": getattr(model, "similarity_fn_name", None),
         },
     }
+    model.tokenizer.save_pretrained(folder)
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content))

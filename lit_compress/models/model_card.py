@@ -1,5 +1,6 @@
 """What model cards share: metadata with the base model and its licence where they are known, and code that loads."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import yaml
 from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
+from lit_compress.models.sentence_embedding import embeds
 from lit_compress.sentence_settings import CROSS_ENCODER_KEY, SENTENCE_KEY
 
-__all__ = ["FOLDER", "base_metadata", "card_head", "code_of_transformers"]
+__all__ = ["FOLDER", "base_metadata", "card_head", "code_of_runtime", "code_of_transformers"]
 
 FOLDER = 'folder = "."  # where this card is, or the name of the model on the hub'  # in the examples of all cards
 
@@ -21,10 +23,10 @@ _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 def card_head(model: PreTrainedModel, title: str) -> list[str]:
     """Front matter, title, and what the model began as; lines of Markdown, to which facts are added."""
     base = base_metadata(model)
-    embeds, ranks = (getattr(model.config, key, None) is not None for key in (SENTENCE_KEY, CROSS_ENCODER_KEY))
-    library = "sentence-transformers" if embeds or ranks else "transformers"
+    ranks = getattr(model.config, CROSS_ENCODER_KEY, None) is not None
+    library = "sentence-transformers" if embeds(model) or ranks else "transformers"
     kind: dict[str, Any] = {"library_name": library, "tags": ["lit_compress"]}
-    if embeds:
+    if embeds(model):
         kind |= {"pipeline_tag": "sentence-similarity", "tags": ["lit_compress", "feature-extraction"]}
     elif ranks and model.config.num_labels == 1:
         kind |= {"pipeline_tag": "text-ranking", "tags": ["lit_compress", "cross-encoder"]}
@@ -47,7 +49,7 @@ def code_of_transformers(model: PreTrainedModel, decompress: bool = False) -> li
             sentence-transformers does not make.
 
     """
-    if getattr(model.config, SENTENCE_KEY, None) is not None:
+    if embeds(model):
         return _code_of_sentence_transformers("SentenceTransformer", 'vectors = model.encode(["a text"])', decompress)
     if getattr(model.config, CROSS_ENCODER_KEY, None) is not None:
         ask = 'scores = model.predict([("a query", "a document")])'
@@ -70,6 +72,22 @@ def _code_of_sentence_transformers(kind: str, ask: str, decompress: bool) -> lis
     lines += ["from transformers import CompressedTensorsConfig", "", FOLDER]
     options = '{"quantization_config": CompressedTensorsConfig(dequantize=True)}'
     return [*lines, f"options = {options}", f"model = {kind}(folder, model_kwargs=options)", ask]
+
+
+def code_of_runtime(model: PreTrainedModel, run: str) -> list[str]:
+    """Lines of Python that ask a runtime something, where ``tokenizer`` is loaded.
+
+    Args:
+        model: that the folder holds.
+        run: the call with ``inputs``.
+
+    """
+    text = "a text"
+    if embeds(model):  # as SentenceTransformer reads it
+        settings = getattr(model.config, SENTENCE_KEY)
+        text = settings["prompts"].get(settings["default_prompt"] or "", "") + text
+    lines = [f'inputs = tokenizer([{json.dumps(text, ensure_ascii=False)}], return_tensors="np")', f"outputs = {run}"]
+    return [*lines, "vectors = outputs[1]"] if embeds(model) else lines
 
 
 def base_metadata(model: PreTrainedModel) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "SentenceOutput",
     "add_dense",
     "dense_file",
+    "embeds",
     "give_embeddings",
     "load_dense",
     "write_sentence_files",
@@ -80,8 +81,22 @@ def add_dense(model: PreTrainedModel) -> SentenceDense | None:
     return dense
 
 
+def embeds(model: PreTrainedModel) -> bool:
+    """Whether a model is an encoder without a head that says how its tokens become a vector.
+
+    A classifier that began as one has the settings in its configuration, too.
+    """
+    return _is_encoder(model) and getattr(model.config, SENTENCE_KEY, None) is not None
+
+
+def _is_encoder(model: PreTrainedModel) -> bool:
+    return type(model).__name__.endswith("Model")
+
+
 def write_sentence_files(model: PreTrainedModel, folder: Path) -> None:
     """Write what ``SentenceTransformer(folder)`` needs besides weights; nothing for models of other tasks."""
+    if not embeds(model):
+        return
     write_settings(model.config, folder)
     if isinstance(dense := getattr(model, DENSE, None), SentenceDense):
         state = {f"linear.{name}": tensor.detach().float().contiguous() for name, tensor in dense.state_dict().items()}
@@ -126,8 +141,7 @@ def give_embeddings(model: PreTrainedModel) -> None:
         UserError: the folder says it in a way that is not known here.
 
     """
-    name = type(model).__name__
-    if not name.endswith("Model") or (settings := settings_of(model.config)) is None:
+    if not _is_encoder(model) or (settings := settings_of(model.config)) is None:
         return
     keep_settings(model.config, settings)
     if not hasattr(model, DENSE):

@@ -30,8 +30,9 @@ from lit_compress.report.machine import command_line, machine
 from lit_compress.report.measure import dense_of
 from lit_compress.report.phrasing import speed
 from lit_compress.report.timing import Ask, Case, cases_of, keep_memory, measure, opened, row, runtimes
+from lit_compress.sentence_settings import settings_of
 from lit_compress.sources import resolve_package
-from lit_compress.tasks import Task
+from lit_compress.tasks import EmbeddingTask, Task
 
 __all__ = ["evaluate_cases", "formats"]
 
@@ -90,6 +91,8 @@ def formats(
         if theirs.architectures and not task.can_teach(theirs):
             made = ", ".join(theirs.architectures)
             raise UserError(f"--dense: {dense!r} is a {made}, which was not made for {task.name}; give one that was")
+        if isinstance(task, EmbeddingTask) and settings_of(theirs) is None:
+            raise UserError(f"--dense: {dense!r} does not say how it pools; give one that sentence-transformers saved")
         check_length(theirs, max(lengths), f"--dense {dense!r}", "--lengths")
         check_length(theirs, config["data"]["init_args"]["max_length"], f"--dense {dense!r}", "--data.max_length")
         label_map = label_map or config["model"]["init_args"].get("label_map")

@@ -128,7 +128,10 @@ def _outline(source: str, key: str) -> PreTrainedModel:
 def _head(model: PreTrainedModel, source: str, key: str) -> Finding:
     config = model.config
     name = f"{key}: {source!r} is a {type(model).__name__} ({config.model_type})"
-    task = task_class_of(config)
+    try:
+        task = task_class_of(config)
+    except UserError as error:
+        return Finding(level="error", text=f"{key}: {error}")
     if task is EmbeddingTask:
         return _sentence_encoder(config, name)
     if task is None:

@@ -46,9 +46,10 @@ class EmbeddingTask(Task):
             of the second text among the others' in the batch, and all further ones (multiple negatives ranking,
             Henderson et al. 2017, arXiv 1705.00652); None leaves everything to a teacher.
         scale: what cosines are multiplied by in ``ranking``.
-        max_length: longest text in tokens, which is saved with the model.
-        prompts: texts before the texts of the data, by the name under which they are saved with the model.
-        default_prompt: the name of the one that is before every text; None where there is no such.
+        max_length: longest text in tokens, which is saved with a model that does not say its own.
+        prompts: texts before the texts of the data, empty ones too, by the names under which they are saved with the
+            model; None where the data does not say.
+        default_prompt: with ``prompts``, the name of the one that is before every text; None where there is no such.
 
     """
 
@@ -77,7 +78,8 @@ class EmbeddingTask(Task):
         if pooling is not None:
             SentenceSettings(pooling=pooling)
         self.pooling, self.normalize, self.kind, self.scale = pooling, normalize, loss, scale
-        self.max_length, self.prompts, self.default_prompt = max_length, dict(prompts or {}), default_prompt
+        self.max_length, self.default_prompt = max_length, default_prompt
+        self.prompts = None if prompts is None else dict(prompts)
 
     # --- the head
 
@@ -97,8 +99,7 @@ class EmbeddingTask(Task):
             return {}
         length = {"max_length": settings.max_length} if settings.max_length else {}
         # As `SentenceTransformer.encode` puts it there.
-        prompt = settings.prompts.get(settings.default_prompt or "")
-        return length | ({"prompt": prompt} if prompt else {})
+        return length | {"prompt": settings.prompts.get(settings.default_prompt or "", "")}
 
     def configure(self, config: PretrainedConfig) -> None:
         settings = settings_of(config)
@@ -110,20 +111,16 @@ class EmbeddingTask(Task):
                     "become that of a text; give mean, cls or max"
                 )
             settings = SentenceSettings(pooling=self.pooling, normalize=self.normalize is not False)
-        own = settings.prompts.get(settings.default_prompt or "")
-        if own and own not in self.prompts.values():
+        changed: dict[str, Any] = {"max_length": settings.max_length or self.max_length}
+        if self.prompts is not None:
+            changed |= {"prompts": settings.prompts | self.prompts, "default_prompt": self.default_prompt}
+        elif own := {name: text for name, text in settings.prompts.items() if text}:
             _log.warning(
-                "data.prompts: %r puts %r before each text by itself, the data does not; add it unless that is meant",
+                "data.prompts: missing, and %r has prompts %s; give those that are before the texts, or empty ones",
                 str(config.name_or_path),
                 own,
             )
-        keep_settings(
-            config,
-            settings,
-            max_length=self.max_length or settings.max_length,
-            prompts=settings.prompts | self.prompts,
-            default_prompt=self.default_prompt or settings.default_prompt,
-        )
+        keep_settings(config, settings, **changed)
 
     def may_be_new(self, weight: str, config: PretrainedConfig) -> bool:
         return weight.startswith("pooler.")  # which vectors are not made of
@@ -142,7 +139,7 @@ class EmbeddingTask(Task):
             return F.mse_loss(_cosine(vectors), batch.targets["labels"])
         if self.kind is not None:
             raise UserError("data.label_column: the texts have no scores; a loss of cosines needs them")
-        return vectors.sum() * 0  # what there is to learn, the teacher says
+        return vectors.sum().abs() * 0  # never -0, which progress bars show; what there is to learn, the teacher says
 
     def _ranking(self, vectors: Tensor, documents: Tensor) -> Tensor:
         first, *others = F.normalize(vectors, dim=-1)

@@ -1,5 +1,6 @@
 """How relevant a document is to a query, read together."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from lit_compress.errors import UserError
 from lit_compress.functional.retrieval import retrieval_scores
-from lit_compress.sentence_settings import CROSS_ENCODER_KEY, cross_encoder_settings
+from lit_compress.sentence_settings import CROSS_ENCODER_KEY, cross_encoder_settings, tokenizer_length
 from lit_compress.tasks.batch import Batch
 from lit_compress.tasks.outcomes import Outcomes, Scores, array, divide
 from lit_compress.tasks.task import Task
@@ -56,6 +57,11 @@ class RerankingTask(Task):
     @classmethod
     def reads(cls, config: PretrainedConfig) -> bool:
         return cls.has_head(config) and config.num_labels == 1 and cross_encoder_settings(config) is not None
+
+    @classmethod
+    def options_for(cls, config: PretrainedConfig) -> Mapping[str, Any]:
+        length = tokenizer_length(config)  # as CrossEncoder reads
+        return {"max_length": length} if length else {}
 
     def configure(self, config: PretrainedConfig) -> None:
         kept = cross_encoder_settings(config) or {}

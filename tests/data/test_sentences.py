@@ -142,6 +142,11 @@ def test_errors_name_the_option_that_was_given(options, said, tmp_path, tiny_mod
     assert error_of(data.check_sources).startswith(said)
 
 
+def test_a_prompt_of_a_column_is_no_prompt_of_texts(tiny_model):
+    given = {"tokenizer": str(tiny_model), "val_file": "a.tsv", "prompts": ["a ", "b "]}
+    assert "give data.prompt" in error_of(SentenceTexts, **given)
+
+
 def test_a_file_of_one_column(tmp_path, tiny_model):
     path = table(tmp_path / "p.tsv", [("a",), ("b",)], header="sentence1")
     assert "'sentence2'" in error_of(scored(path, tiny_model).check_sources)

@@ -371,6 +371,16 @@ def test_modules_that_are_not_known_are_left_out_which_is_said(tiny_model, tmp_p
     assert not (tmp_path / "out/modules.json").exists()
 
 
+def test_a_prompt_that_would_be_lost_is_refused_before_the_training(tiny_model, tmp_path):
+    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder")
+    options = {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
+    model = st.CrossEncoder(str(tiny_model), num_labels=1, device="cpu", **options)
+    args = cross_encoder.CrossEncoderTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
+    with pytest.raises(UserError, match="default_prompt_name 'q'"):
+        add_strategies(cross_encoder.CrossEncoderTrainer(model, args), [MagnitudePruning(0.5)])
+
+
 def test_a_reranker_keeps_what_becomes_of_its_logits(tiny_model, tmp_path):
     st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder")

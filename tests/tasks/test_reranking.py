@@ -191,7 +191,43 @@ def test_all_documents_of_a_query_are_held_out_or_none(labelled, limit, tiny_mod
     assert {*train} | {*val} == {f"q{i}" for i in range(7)} or limit
     every = [row["query"] for row in rows]
     assert all(val.count(query) == every.count(query) for query in val)
-    assert (limit or 10) <= len(val) < (limit or 10) + 8
+    assert 0 < len(val) <= max(limit or 10, 8)  # a query has 7 or 8
+    assert {*train} or limit
+
+
+@pytest.mark.parametrize("options", [{"val_fraction": 0.1}, {"eval_limit": 10}])
+def test_what_is_drawn_measures_something_and_leaves_something(options, tiny_model, tmp_path):
+    """One query has nearly all documents, and one no relevant document."""
+    rows = [{"query": "large", "document": f"d{i}", "label": 1.0} for i in range(90)]
+    rows += [{"query": "small", "document": f"d{i}", "label": float(i == 0)} for i in range(8)]
+    rows += [{"query": "none", "document": f"d{i}", "label": 0.0} for i in range(2)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for seed in range(5):
+        data = RankedPairs(
+            str(tmp_path / "a.jsonl"), tokenizer=str(tiny_model), max_length=24, split_seed=seed,
+            **({"val_file": str(tmp_path / "a.jsonl")} if "eval_limit" in options else {}), **options,
+        )  # fmt: skip
+        assert {*queries_of(data, "val")} == {"small"}
+
+
+@pytest.mark.parametrize("option", [{"prompts": ["a ", "b "]}, {"pooling": "mean"}, {"normalize": True}])
+def test_options_of_vectors_are_not_taken(option, tiny_model):
+    with pytest.raises(UserError, match="has no effect on a reranker"):
+        RankedPairs("a.tsv", tokenizer=str(tiny_model), max_length=24, **option)
+
+
+def test_a_document_is_read_as_far_as_a_cross_encoder_reads_it(tiny_model, tmp_path):
+    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+    before = st.CrossEncoder(str(tiny_model), num_labels=1, device="cpu")
+    before.save_pretrained(str(tmp_path / "ce"))
+    pair = {"query": "the film", "document": " ".join(["good plot"] * 40 + ["very cold"] * 20)}
+    (tmp_path / "a.jsonl").write_text(json.dumps(pair) + "\n")
+    before = st.CrossEncoder(str(tmp_path / "ce"), device="cpu")
+    scores = tmp_path / "scores.jsonl"
+    main(["predict", f"--model={tmp_path / 'ce'}", f"--file={tmp_path / 'a.jsonl'}", f"--output={scores}"])
+    assert json.loads(scores.read_text())["score"] == pytest.approx(
+        float(before.predict([(*pair.values(),)])[0]), abs=1e-5
+    )
 
 
 def test_the_documents_of_one_query_are_validated_on_and_trained_on(tiny_model, tmp_path, caplog):
