@@ -130,9 +130,11 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
                 max(line.get("date", "") for line in lines),
             )
             out.append("| " + " | ".join(cells) + " |")
-        made: dict[str, list[str]] = {}  # by command and machine, of the first seed
+        made: dict[str, list[str]] = {}  # by command and machine
         for (_, dataset, _), lines in own.items():
-            made.setdefault(f"`{lines[0]['command']}` on {lines[0]['machine']}", []).append(dataset)
+            seeds = ", ".join(line["seed"] for line in lines)
+            command = lines[0]["command"].replace(f"--seeds '[{lines[0]['seed']}]'", f"--seeds '[{seeds}]'")
+            made.setdefault(f"`{command}` on {lines[0]['machine']}", []).append(dataset)
         out += ["", *(f"{how}: {', '.join(dict.fromkeys(datasets))}.\n" for how, datasets in made.items())]
     if left:
         out += [f"Not measured yet: {'; '.join(left)}.", ""]
@@ -140,8 +142,10 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
 
 
 def _interval(lines: Sequence[Mapping[str, str]], points: float) -> str:
-    """The paired interval of one seed's loss; the spread says it for several."""
-    if len(lines) > 1 or not lines[0].get("difference_low"):
+    """The paired interval of one seed's loss, or the spread of the losses of several."""
+    if len(lines) > 1:
+        return f" ± {statistics.stdev(points * (float(line['dense']) - float(line['value'])) for line in lines):.2f}"
+    if not lines[0].get("difference_low"):
         return ""
     low, high = (-points * float(lines[0][f"difference_{end}"]) for end in ("high", "low"))
     return f" ({low:.1f} to {high:.1f})"

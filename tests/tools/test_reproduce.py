@@ -266,6 +266,22 @@ def test_a_row_is_written_for_each_stage_once(table, tmp_path, monkeypatch):
     assert len(table.trained) == before
 
 
+def test_a_loss_over_seeds_has_the_spread_of_its_seeds_and_their_command(table, tmp_path, monkeypatch):
+    run(tmp_path, tiny_plan(), monkeypatch, seeds=[1, 2])
+    rows = reproduce_table.read_rows(table.path)
+    for row, dense, value in zip(
+        [row for row in rows if row["recipe"] == "layers"], (0.9, 0.8), (0.85, 0.79), strict=True
+    ):
+        row |= {"dense": str(dense), "value": str(value)}
+    groups = {("layers", "mine", "top"): [row for row in rows if row["recipe"] == "layers"]}
+    plan = tiny_plan()
+    for entry in plan["recipes"].values():
+        entry |= {"title": "a title", "claim": "a claim"}
+    text = reproduce_table._table(groups, plan)
+    assert "| 3.00 ± 2.83 |" in text
+    assert "--seeds '[1, 2]'` on" in text
+
+
 def test_cuts_are_runs_and_rows_of_their_own(table, tmp_path, monkeypatch):
     run(tmp_path, tiny_plan(), monkeypatch)
     run(tmp_path, tiny_plan(), monkeypatch, limit=32, max_steps=4, gpu=True)
