@@ -31,18 +31,17 @@ def with_settings_of(model: nn.Module | None, student: PreTrainedModel) -> Itera
         student: the Hugging Face model in it.
 
     """
-    if "sentence_transformers" not in sys.modules:  # then it is neither
+    library: Any = sys.modules.get("sentence_transformers")
+    if library is None:  # then it is neither
         yield
         return
-    from sentence_transformers import CrossEncoder, SentenceTransformer
-
     before = student.config
     student.config = copy.deepcopy(before)
     try:
-        if isinstance(model, CrossEncoder):
+        if isinstance(model, library.CrossEncoder):
             kind = type(model.activation_fn)
             setattr(student.config, CROSS_ENCODER_KEY, {"activation_fn": f"{kind.__module__}.{kind.__qualname__}"})
-        elif isinstance(model, SentenceTransformer):
+        elif isinstance(model, library.SentenceTransformer):
             _take_settings(model, student)
         elif type(model).__module__.startswith("sentence_transformers."):
             _log.warning("save_compressed: of a %s the transformer alone is saved", type(model).__name__)
@@ -54,14 +53,14 @@ def with_settings_of(model: nn.Module | None, student: PreTrainedModel) -> Itera
 
 def check_prompts(model: nn.Module | None) -> None:
     """Raise a ``UserError`` where a reranker puts a text before every pair, which a compressed one would lose."""
-    if "sentence_transformers" in sys.modules:
-        from sentence_transformers import CrossEncoder
-
-        if isinstance(model, CrossEncoder) and getattr(model, "default_prompt_name", None):
-            raise UserError(
-                f"strategies: the CrossEncoder has default_prompt_name {model.default_prompt_name!r}, which is not "
-                "kept; set it to None, and put the prompt into the data"
-            )
+    library: Any = sys.modules.get("sentence_transformers")
+    if library is None or not isinstance(model, library.CrossEncoder):
+        return
+    if name := getattr(model, "default_prompt_name", None):
+        raise UserError(
+            f"strategies: the CrossEncoder has default_prompt_name {name!r}, which is not kept; set it to None, and "
+            "put the prompt into the data"
+        )
 
 
 def _take_settings(model: Any, student: PreTrainedModel) -> None:

@@ -102,7 +102,12 @@ def test_batch_sizes(make):
     assert [len(batch.targets["labels"]) for batch in data.val_dataloader()] == [5, 5, 5, 5]
 
 
-@pytest.mark.parametrize("max_length", [2, 3, 6])
+def test_a_row_has_room_for_more_than_its_special_tokens(make):
+    with pytest.raises(UserError, match=r"data\.max_length: 2 must be above 2 special tokens"):
+        make("the plot was very good and funny\t1\nbad\t0\n", val=ROWS, max_length=2)
+
+
+@pytest.mark.parametrize("max_length", [3, 4, 6])
 def test_no_row_is_longer_than_max_length(make, max_length):
     data = make("the plot was very good and funny\t1\nbad\t0\n", val=ROWS, max_length=max_length)
     assert max(batch.inputs["input_ids"].shape[1] for batch in data.train_dataloader()) <= max_length
