@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def with_settings_of(model: nn.Module | None, student: PreTrainedModel) -> Iterator[None]:
+def with_settings_of(model: Any, student: PreTrainedModel) -> Iterator[None]:
     """Let the Hugging Face model in a SentenceTransformer or CrossEncoder say what the others do, until the block ends.
 
     Args:
