@@ -96,6 +96,11 @@ class SentenceSettings:
                 f"activation, one of {', '.join(ACTIVATIONS)}"
             )
 
+    @property
+    def own_prompt(self) -> str:
+        """What a program puts before each text by itself; empty for nothing."""
+        return self.prompts.get(self.default_prompt or "", "")
+
 
 def cross_encoder_settings(config: PretrainedConfig) -> dict[str, Any] | None:
     """What a CrossEncoder of sentence-transformers keeps besides weights; None for a model that is none.
@@ -171,11 +176,11 @@ def settings_of(config: PretrainedConfig) -> SentenceSettings | None:
         )
     length, prompts = (_read(config, name) or {} for name in (_LENGTH, _PROMPTS))
     paths = [f"{_plain(module.get('path'))}/config.json" for module in modules[1:]]
-    contents = {name: _read(config, path) for name, path in zip(names[1:], paths, strict=True)}
-    if lacking := [
-        path for name, path in zip(names[1:], paths, strict=True) if name != _KNOWN[3] and contents[name] is None
-    ]:
-        raise UserError(f"{source!r}: it has no {lacking[0]}, which its {_MODULES} names; copy or download it again")
+    contents: dict[str, Any] = {}
+    for name, path in zip(names[1:], paths, strict=True):
+        contents[name] = _read(config, path)
+        if contents[name] is None and name != "Normalize":  # which has nothing to say
+            raise UserError(f"{source!r}: it has no {path}, which its {_MODULES} names; copy or download it again")
     texts, default = (prompts.get(name) or None for name in ("prompts", "default_prompt_name"))
     if not isinstance(texts, dict | None) or not isinstance(default, str | None):
         raise UserError(

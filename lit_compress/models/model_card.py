@@ -10,7 +10,7 @@ from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
 from lit_compress.models.sentence_embedding import embeds
-from lit_compress.sentence_settings import CROSS_ENCODER_KEY, SENTENCE_KEY
+from lit_compress.sentence_settings import CROSS_ENCODER_KEY, settings_of
 
 __all__ = ["FOLDER", "base_metadata", "card_head", "code_of_runtime", "code_of_transformers"]
 
@@ -82,12 +82,10 @@ def code_of_runtime(model: PreTrainedModel, run: str) -> list[str]:
         run: the call with ``inputs``.
 
     """
-    text = "a text"
-    if embeds(model):  # as SentenceTransformer reads it
-        settings = getattr(model.config, SENTENCE_KEY)
-        text = settings["prompts"].get(settings["default_prompt"] or "", "") + text
+    settings = settings_of(model.config) if embeds(model) else None
+    text = ("" if settings is None else settings.own_prompt) + "a text"  # as SentenceTransformer reads it
     lines = [f'inputs = tokenizer([{json.dumps(text, ensure_ascii=False)}], return_tensors="np")', f"outputs = {run}"]
-    return [*lines, "vectors = outputs[1]"] if embeds(model) else lines
+    return lines if settings is None else [*lines, "vectors = outputs[1]"]
 
 
 def base_metadata(model: PreTrainedModel) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def _sentence_encoder(config: PretrainedConfig, name: str) -> Finding:
     parts += [f"a projection to {settings.dense['out_features']}"] if settings.dense else []
     parts += ["vectors of length 1"] if settings.normalize else []
     parts += [f"texts of {settings.max_length} tokens at most"] if settings.max_length else []
-    parts += [f"the prompt {settings.prompts.get(settings.default_prompt)!r}"] if settings.default_prompt else []
+    parts += [f"the prompt {settings.own_prompt!r}"] if settings.own_prompt else []
     text = f"{name}, a sentence encoder ({', '.join(parts)}); SentencePairs and SentenceTexts keep that"
     return Finding(level="ok", text=text)
 

@@ -100,18 +100,17 @@ def _predict_file(
     """Write a file of predictions; how many rows it has."""
     check_predictions(output, overwrite, inputs=[file])
     folder, key = (str(Path(run) / "model"), "--run") if run is not None else (str(model), "--model")
-    if run is not None:
-        _of_run(Path(run))  # says what is wrong with it
-        if not Path(folder).is_dir():
-            raise UserError(f"--run: {run!r} has no folder 'model', which a `fit` leaves at its end; give --model")
+    of_run = None if run is None else _of_run(Path(run))  # says what is wrong with it
+    if of_run is not None and not Path(folder).is_dir():
+        raise UserError(f"--run: {run!r} has no folder 'model', which a `fit` leaves at its end; give --model")
     folder = resolve_package(folder, key)
     config: Any = load_config(folder, key)
     options = {**data, "predict_file": file, "tokenizer": folder}
     settings: dict[str, Any] = {}
-    if run is None:
+    if of_run is None:
         module = text_data_of(config, folder, options)
     else:
-        name, settings = _of_run(Path(run))
+        name, settings = of_run
         module = text_data(name, settings | options)
     check_length(config, module.max_length, f"{key} {folder!r}", "--data.max_length")
     use_labels(module, config)

@@ -99,7 +99,7 @@ class EmbeddingTask(Task):
             return {}
         length = {"max_length": settings.max_length} if settings.max_length else {}
         # As `SentenceTransformer.encode` puts it there.
-        return length | {"prompt": settings.prompts.get(settings.default_prompt or "", "")}
+        return length | {"prompt": settings.own_prompt}
 
     def configure(self, config: PretrainedConfig) -> None:
         settings = settings_of(config)

@@ -336,6 +336,12 @@ def test_a_sentence_transformer_is_trained_with_its_own_trainer(tiny_model, tmp_
     assert np.abs(loaded.encode(["a good film"]) - found.numpy()).max() < 1e-5
 
 
+@pytest.fixture
+def st() -> Any:
+    """The library; where it is there, a part of it that is gone fails a test instead of leaving it out."""
+    return pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
+
+
 def encoder_with(st, modules, tiny_model, pooling="cls"):
     transformer = modules.Transformer(str(tiny_model), max_seq_length=12)
     dense = modules.Dense(32, 12, activation_function=torch.nn.Tanh())
@@ -344,9 +350,9 @@ def encoder_with(st, modules, tiny_model, pooling="cls"):
     return st.SentenceTransformer(modules=parts, device="cpu", **prompts)
 
 
-def test_what_is_around_the_transformer_is_saved_with_it(tiny_model, tmp_path):
-    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    modules: Any = pytest.importorskip("sentence_transformers.models")
+def test_what_is_around_the_transformer_is_saved_with_it(st, tiny_model, tmp_path):
+    from sentence_transformers import models as modules
+
     model = encoder_with(st, modules, tiny_model)
     args = st.SentenceTransformerTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
     trainer = st.SentenceTransformerTrainer(model, args)
@@ -361,9 +367,9 @@ def test_what_is_around_the_transformer_is_saved_with_it(tiny_model, tmp_path):
     assert not hasattr(model[0].auto_model.config, "sentence_embedding")
 
 
-def test_modules_that_are_not_known_are_left_out_which_is_said(tiny_model, tmp_path, caplog):
-    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    modules: Any = pytest.importorskip("sentence_transformers.models")
+def test_modules_that_are_not_known_are_left_out_which_is_said(st, tiny_model, tmp_path, caplog):
+    from sentence_transformers import models as modules
+
     model = encoder_with(st, modules, tiny_model, "weightedmean")
     args = st.SentenceTransformerTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
     save_compressed(st.SentenceTransformerTrainer(model, args), tmp_path / "out")
@@ -371,9 +377,9 @@ def test_modules_that_are_not_known_are_left_out_which_is_said(tiny_model, tmp_p
     assert not (tmp_path / "out/modules.json").exists()
 
 
-def test_a_prompt_that_would_be_lost_is_refused_before_the_training(tiny_model, tmp_path):
-    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder")
+def test_a_prompt_that_would_be_lost_is_refused_before_the_training(st, tiny_model, tmp_path):
+    from sentence_transformers import cross_encoder
+
     options = {"prompts": {"q": "query: "}, "default_prompt_name": "q"}
     model = st.CrossEncoder(str(tiny_model), num_labels=1, device="cpu", **options)
     args = cross_encoder.CrossEncoderTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
@@ -381,9 +387,9 @@ def test_a_prompt_that_would_be_lost_is_refused_before_the_training(tiny_model, 
         add_strategies(cross_encoder.CrossEncoderTrainer(model, args), [MagnitudePruning(0.5)])
 
 
-def test_a_reranker_keeps_what_becomes_of_its_logits(tiny_model, tmp_path):
-    st: Any = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder")
+def test_a_reranker_keeps_what_becomes_of_its_logits(st, tiny_model, tmp_path):
+    from sentence_transformers import cross_encoder
+
     model = st.CrossEncoder(str(tiny_model), num_labels=1, activation_fn=torch.nn.Identity(), device="cpu")
     args = cross_encoder.CrossEncoderTrainingArguments(str(tmp_path / "run"), report_to="none", use_cpu=True)
     trainer = cross_encoder.CrossEncoderTrainer(model, args)

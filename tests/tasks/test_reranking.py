@@ -143,7 +143,9 @@ def test_what_other_versions_keep_in_other_places_is_kept_too(tiny_model, tmp_pa
 
 
 def test_a_folder_of_cross_encoder_scores_the_same_after_an_export(tiny_model, tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers")
+    sentence_transformers = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
     given, written = tmp_path / "given", tmp_path / "written"
     before = sentence_transformers.CrossEncoder(str(tiny_model), num_labels=1, activation_fn=torch.nn.Identity())
     before.save_pretrained(str(given))
