@@ -2,7 +2,18 @@
 
 from typing import Literal
 
-__all__ = ["Dtype", "EngineName", "Format", "GuessedTask", "Half", "LayoutChoice", "Precision", "Processor", "Target"]
+__all__ = [
+    "Dtype",
+    "EngineName",
+    "Format",
+    "GuessedTask",
+    "Half",
+    "LayoutChoice",
+    "Precision",
+    "Processor",
+    "Target",
+    "TrainerPrecision",
+]
 
 Dtype = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 EngineName = Literal["eager", "compile", "onnxruntime", "openvino"]
@@ -22,3 +33,4 @@ LayoutChoice = Literal["auto", "dense", "tall_blocks", "blocks", "bitmap", "two_
 Precision = Literal["int8", "fp8"]
 Processor = Literal["any", "vnni"]
 Target = Literal["onnx-int8", "onnx", "openvino-int8", "openvino", "hf"]
+TrainerPrecision = Literal["32-true", "bf16-mixed"]

@@ -26,7 +26,7 @@ from lit_compress.auto.plans import (
 from lit_compress.auto.request import PLAN, SPEEDUPS, Request
 from lit_compress.auto.stages import TEACHER, int8_stage, member_stage, teacher_stage
 from lit_compress.auto.time_budget import START, Steps, steps_of, training_seconds
-from lit_compress.choices import GuessedTask, Target
+from lit_compress.choices import GuessedTask, Target, TrainerPrecision
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file
@@ -102,6 +102,7 @@ def compress(
     label_map: Mapping[str, str | int] | None = None,
     retrieval: str | None = None,
     seed: int = 42,
+    precision: TrainerPrecision = "32-true",
     dry_run: bool = False,
 ) -> Family | None:
     """Make a family of faster models of an encoder for somebody's data, measure each, and recommend one.
@@ -128,6 +129,7 @@ def compress(
         label_map: class names of the model -> labels of the data, if they differ.
         retrieval: file with a query and the text to find in each row; sentence encoders are measured on it, too.
         seed: random seed of every training.
+        precision: of every training: ``bf16-mixed`` takes less time where the hardware computes in bf16.
         dry_run: print the plan and train nothing.
 
     Returns:
@@ -155,6 +157,7 @@ def compress(
         label_map=label_map,
         retrieval=retrieval,
         seed=seed,
+        precision=precision,
     )
     request.check()
     job = begin(request, Path(run), dry_run)
@@ -202,7 +205,7 @@ def _timing(job: Job, dry_run: bool) -> _Timing:
     _check_reach(job, limit)
     # Batches are of rows of nearly the same length, so that hardly any of their tokens is padding.
     rows = guessed.options["batch_size"] * guessed.inputs
-    seconds = training_seconds(job.model(request.model), rows, guessed.tokens)
+    seconds = training_seconds(job.model(request.model), rows, guessed.tokens, request.precision)
     if not dry_run:
         keep(file, {"table": table.to_json(), "seconds": seconds, "limit": limit})
     return _Timing(table, seconds, limit)

@@ -75,6 +75,7 @@ class Job:
         return Training(
             data=self.guessed.section,
             seed=self.request.seed,
+            precision=self.request.precision,
             learning_rate=_SMALL_RATE if config.hidden_size < _SMALL else _RATE,
             label_map=self.request.label_map,
             embeds=self.guessed.guess.task == "embedding",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from lit_compress.choices import GuessedTask, Target
+from lit_compress.choices import GuessedTask, Target, TrainerPrecision
 from lit_compress.errors import UserError
 from lit_compress.files import atomic_file, check_shared_folder
 
@@ -39,6 +39,7 @@ class Request:
         label_map: names of the model's classes -> labels of the data.
         retrieval: file of queries and the texts that they are to find, on which a sentence encoder is measured, too.
         seed: of every training.
+        precision: of every training, as Lightning's Trainer names it.
 
     """
 
@@ -58,6 +59,7 @@ class Request:
     label_map: Mapping[str, str | int] | None = None
     retrieval: str | None = None
     seed: int = 42
+    precision: TrainerPrecision = "32-true"
 
     @property
     def int8(self) -> bool:
@@ -81,6 +83,8 @@ class Request:
             raise UserError(f"--speedup: {given} must be one or more numbers from 1 on, such as 4 or '[2,4,8]'")
         if self.target not in get_args(Target):
             raise UserError(f"--target: {self.target!r} must be one of {', '.join(get_args(Target))}")
+        if self.precision not in get_args(TrainerPrecision):
+            raise UserError(f"--precision: {self.precision!r} must be one of {', '.join(get_args(TrainerPrecision))}")
         for key in ("minutes", "threads"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lit_compress.choices import TrainerPrecision
 from lit_compress.planning.structure import Structure
 
 __all__ = ["TEACHER", "Training", "int8_stage", "member_stage", "momentum", "teacher_stage"]
@@ -25,6 +26,7 @@ class Training:
         learning_rate: of a dense model; a pruned one takes three times as much.
         label_map: names of the model's classes -> labels of the data, where they differ.
         embeds: whether the model makes vectors of texts, and no logits.
+        precision: of each, as Lightning's Trainer names it.
 
     """
 
@@ -33,6 +35,7 @@ class Training:
     learning_rate: float
     label_map: Mapping[str, str | int] | None = None
     embeds: bool = False
+    precision: TrainerPrecision = "32-true"
 
 
 def teacher_stage(training: Training, model: str, steps: int) -> dict[str, Any]:
@@ -154,10 +157,12 @@ def _student(
 def _stage(training: Training, model: dict[str, Any], strategies: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     if training.label_map:
         model["init_args"]["label_map"] = dict(training.label_map)
-    settings = {
+    settings: dict[str, Any] = {
         "seed_everything": training.seed,
         "model": model,
         "data": dict(training.data),
         "trainer": {"max_steps": steps, "max_epochs": -1},  # however many epochs that is
     }
+    if training.precision != "32-true":  # which a stage is in without being told
+        settings["trainer"]["precision"] = training.precision
     return settings | ({"compression": strategies} if strategies else {})

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from lit_compress.choices import TrainerPrecision
 from lit_compress.guessed_data import student_epochs, teacher_epochs
 
 __all__ = ["START", "Steps", "steps_of", "training_seconds"]
@@ -57,13 +58,16 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
     }
 
 
-def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions: int = 3) -> dict[str, float]:
+def training_seconds(
+    model: PreTrainedModel, rows: int, tokens: int, precision: TrainerPrecision = "32-true", repetitions: int = 3
+) -> dict[str, float]:
     """Seconds of an optimizer step of each kind of training, measured on random tokens; the model stays as it is.
 
     Args:
         model: dense, with any head.
         rows: of a batch.
         tokens: of each row.
+        precision: of the trainings.
         repetitions: of which the fastest counts.
 
     """
@@ -77,10 +81,11 @@ def training_seconds(model: PreTrainedModel, rows: int, tokens: int, repetitions
     optimizer = torch.optim.AdamW([parameter for parameter in learner.parameters() if parameter.requires_grad])
     for _ in range(repetitions + 1):
         started = _now(device)
-        with torch.no_grad():
-            learner(**inputs)
-        between = _now(device)
-        output = learner(**inputs)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            with torch.no_grad():
+                learner(**inputs)
+            between = _now(device)
+            output = learner(**inputs)
         values = [value for value in output.values() if isinstance(value, torch.Tensor) and value.requires_grad]
         torch.stack([value.float().square().mean() for value in values]).sum().backward()
         optimizer.step()

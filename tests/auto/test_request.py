@@ -17,6 +17,7 @@ GIVEN = {"model": "m", "train": "rows.csv", "data": {}}
         ({"speedups": ()}, "--speedup: nothing must be one or more numbers from 1 on"),
         ({"speedups": (float("nan"),)}, "--speedup: nan must be"),
         ({"target": "tensorrt"}, "--target: 'tensorrt' must be one of onnx-int8, onnx"),
+        ({"precision": "bf16"}, "--precision: 'bf16' must be one of 32-true, bf16-mixed"),
         ({"minutes": 0}, "--minutes: 0 must be above 0"),
         ({"threads": -1}, "--threads: -1 must be above 0"),
         ({"max_loss": -1}, "--max_loss: -1 must be 0 or more points"),

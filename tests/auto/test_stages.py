@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from lit_compress.auto.stages import Training, int8_stage, member_stage, teacher_stage
 from lit_compress.planning.structure import LayerShape, Structure
 
@@ -40,3 +42,13 @@ def test_a_teacher_and_its_integers():
     quantized = strategies(int8_stage(TRAINING, "stage:teacher", 100))
     assert list(quantized) == ["QuantAwareTraining"]
     assert quantized["QuantAwareTraining"]["momentum"] == 0.088
+
+
+def test_every_stage_is_trained_in_the_precision_that_was_asked_for():
+    half = replace(TRAINING, precision="bf16-mixed")
+    stages = [
+        teacher_stage(half, "bert", 10),
+        int8_stage(half, "stage:teacher", 10),
+        member_stage(half, ("stage:teacher", DENSE), "stage:teacher", HALF, 10, int8=True),
+    ]
+    assert [stage["trainer"]["precision"] for stage in stages] == ["bf16-mixed"] * 3

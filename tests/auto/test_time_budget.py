@@ -1,3 +1,4 @@
+import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
@@ -28,3 +29,12 @@ def test_a_step_is_timed_on_a_copy(tiny_teacher):
     assert not model.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_a_step_is_timed_in_the_precision_of_the_trainings(precision, dtype, tiny_teacher):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
+    seen = set()
+    model.classifier.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))  # the copy has it, too
+    training_seconds(model, 2, 8, precision, repetitions=1)
+    assert seen == {dtype}
