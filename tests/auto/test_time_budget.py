@@ -34,7 +34,7 @@ def test_a_step_is_timed_on_a_copy(tiny_teacher):
 @pytest.mark.parametrize(("precision", "dtype"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
 def test_a_step_is_timed_in_the_precision_of_the_trainings(precision, dtype, tiny_teacher):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher)
-    seen = set()
-    model.classifier.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))  # the copy has it, too
+    seen = set()  # of the copy that is timed, which has the hook, too
+    model.classifier.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     training_seconds(model, 2, 8, precision, repetitions=1)
     assert seen == {dtype}
