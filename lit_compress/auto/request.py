@@ -81,10 +81,9 @@ class Request:
         if wrong is not None or not self.speedups:
             given = "nothing" if wrong is None else f"{wrong:g}"
             raise UserError(f"--speedup: {given} must be one or more numbers from 1 on, such as 4 or '[2,4,8]'")
-        if self.target not in get_args(Target):
-            raise UserError(f"--target: {self.target!r} must be one of {', '.join(get_args(Target))}")
-        if self.precision not in get_args(TrainerPrecision):
-            raise UserError(f"--precision: {self.precision!r} must be one of {', '.join(get_args(TrainerPrecision))}")
+        for key, choices in (("target", get_args(Target)), ("precision", get_args(TrainerPrecision))):
+            if (chosen := getattr(self, key)) not in choices:
+                raise UserError(f"--{key}: {chosen!r} must be one of {', '.join(choices)}")
         for key in ("minutes", "threads"):
             value = getattr(self, key)
             if value is not None and not 0 < value < math.inf:

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,16 +76,18 @@ def training_seconds(
     device = torch.accelerator.current_accelerator() or torch.device("cpu")  # where Lightning trains
     inputs = {"input_ids": torch.randint(0, config.vocab_size, (rows, tokens), device=device)}
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     learning, listening = [], []
     learner: Any = copy.deepcopy(model).train()
     learner.to(device)
     optimizer = torch.optim.AdamW([parameter for parameter in learner.parameters() if parameter.requires_grad])
     for _ in range(repetitions + 1):
         started = _now(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            with torch.no_grad():
-                learner(**inputs)
-            between = _now(device)
+        # Each forward pass casts the weights anew, as those of a teacher and a student do.
+        with autocast(), torch.no_grad():
+            learner(**inputs)
+        between = _now(device)
+        with autocast():
             output = learner(**inputs)
         values = [value for value in output.values() if isinstance(value, torch.Tensor) and value.requires_grad]
         torch.stack([value.float().square().mean() for value in values]).sum().backward()

@@ -1,5 +1,6 @@
 """The command as a stranger runs it, on a tiny model: everything is real but the size."""
 
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -15,6 +16,7 @@ from lit_compress.auto.job import begin
 from lit_compress.auto.plans import Planned
 from lit_compress.auto.request import Request
 from lit_compress.cli import main
+from lit_compress.commands.models import compress_family
 from lit_compress.errors import UserError
 from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.structure import LayerShape, Structure
@@ -66,6 +68,10 @@ def test_the_family_is_exported_measured_and_reported(family):
     assert "<title>Family of" in page
     stages = yaml.safe_load((family / "fast/recipe.yaml").read_text())["stages"]
     assert "StructuredPruning" in str(stages) or "LayerDropping" in str(stages) or members["1_3x"]["same_as"] == "int8"
+
+
+def test_the_command_has_every_option_of_the_function():
+    assert list(inspect.signature(compress_family).parameters) == list(inspect.signature(compress).parameters)
 
 
 def test_the_same_again_trains_nothing_and_chooses_by_what_may_be_lost(family, deep_model, monkeypatch):
