@@ -64,6 +64,7 @@ def family_rows(report: Path, options: Mapping[str, Any]) -> list[dict[str, Any]
             "int8_bytes": members[name]["bytes"],
             "machine": f"{machine['device']}, {machine['threads']} threads, {found['target']} at {found['shape']}",
             "device": machine["device"],
+            "instructions": machine.get("processor", ""),
             "runtime": found["target"],
             # One that became the same model as another was measured as that one.
             **_interval(differences[members[name].get("same_as") or name]),

@@ -292,6 +292,7 @@ def row(job: Job, settings: Settings, result: dict[str, Any]) -> dict[str, Any]:
         **{f"speedup_batch_{batch}": round(ratio, 2) for batch, ratio in latency.items()},
         "machine": f"{used['device']}, {used['threads']} threads, torch {used['torch']}",
         "device": used["device"],
+        "instructions": used.get("processor", ""),
         "runtime": "eager",
         "majority": majority_of(metric, result),
     }

@@ -15,13 +15,15 @@ __all__ = ["FIELDS", "KEY", "add_rows", "read_rows", "write_table"]
 
 # Whose scores are no shares of 1.
 TASKS: dict[str, type[Task]] = {MASKED_WORDS: MaskedWordsTask, "QuestionAnswering": QuestionAnsweringTask}
+# From the fastest for 8-bit integers to the slowest.
+_INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
 # What tells one row from another.
 KEY = ("model", "recipe", "data", "stage", "seed", "limit", "max_steps")
 FIELDS = (
     *("recipe", "stage", "data", "seed", "metric", "value", "dense", "encoder_sparsity", "encoder_compression"),
     *("model_compression", "parameters", "speedup_batch_1", "speedup_batch_32", "machine", "date", "commit", "command"),
     *("model", "device", "runtime", "majority", "limit", "max_steps", "minutes"),
-    *("int8_value", "int8_speedup", "int8_bytes", "difference_low", "difference_high"),
+    *("int8_value", "int8_speedup", "int8_bytes", "difference_low", "difference_high", "instructions"),
 )
 
 
@@ -91,6 +93,7 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
         "int8 of dense",
         "int8 speed",
         "int8 file",
+        "instructions",
         "seed",
         "date",
     )
@@ -108,6 +111,8 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
             task = TASKS.get(plan["data"][dataset]["data"]["class_path"], Task)()
             points = task.points(lines[0]["metric"]) if lines[0]["dense"] else None
             int8 = _mean(lines, "int8_value")
+            # Speeds are those of one processor: others have other instructions for integers.
+            alike = [line for line in lines if line.get("instructions") == lines[0].get("instructions")]
             cells = (
                 dataset,
                 stage,
@@ -121,11 +126,12 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
                 _number(lines[0]["encoder_compression"], "{:.1f}x".format),
                 # Of a family it would be that of the exported file, which has a column of its own.
                 "" if "family" in entry else _number(lines[0]["model_compression"], "{:.1f}x".format),
-                _number(_mean(lines, "speedup_batch_1"), "{:.2f}x".format),
+                _number(_mean(alike, "speedup_batch_1"), "{:.2f}x".format),
                 _number(int8, "{:.4f}".format),
                 f"{float(int8) / dense:.1%}" if int8 and points and dense else "",
-                _number(_mean(lines, "int8_speedup"), "{:.2f}x".format),
+                _number(_mean(alike, "int8_speedup"), "{:.2f}x".format),
                 _number(lines[0].get("int8_bytes", ""), lambda count: f"{count / 1e6:.1f} MB"),
+                _widest(lines[0].get("instructions", "")),
                 ", ".join(line["seed"] for line in lines),
                 max(line.get("date", "") for line in lines),
             )
@@ -155,6 +161,11 @@ def _mean(lines: Sequence[Mapping[str, str]], column: str) -> str:
     """The mean over the seeds that have it; empty where none has."""
     found = [float(line[column]) for line in lines if line.get(column)]
     return str(statistics.mean(found)) if found else ""
+
+
+def _widest(instructions: str) -> str:
+    """The set that says most about the speed of integers; empty where the row says nothing."""
+    return next((name for name in _INSTRUCTIONS if name in instructions.split()), "")
 
 
 def _number(text: str, write: Callable[[float], str]) -> str:

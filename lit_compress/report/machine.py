@@ -15,14 +15,18 @@ __all__ = ["command_line", "instruction_sets", "machine", "processor"]
 
 
 def machine() -> dict[str, str]:
-    """Processor or GPU, threads, and the versions that matter."""
+    """Processor or GPU, threads, versions, and what the processor has for 8-bit integers."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     packages = {"lit_compress": __version__} | {name: version(name) for name in ("torch", "transformers", "lightning")}
-    return {
-        "device": device,
-        "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
-        "python": platform.python_version(),
-    } | packages
+    return (
+        {
+            "device": device,
+            "threads": f"{torch.get_num_threads()} of {os.cpu_count()}",
+            "python": platform.python_version(),
+        }
+        | packages
+        | ({"processor": sets} if (sets := instruction_sets()) else {})
+    )
 
 
 def command_line() -> str:

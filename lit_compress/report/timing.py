@@ -18,7 +18,6 @@ from lit_compress.errors import UserError
 from lit_compress.models.load import load_config
 from lit_compress.models.packed import packed_of
 from lit_compress.models.positions import longest_input
-from lit_compress.report.machine import instruction_sets
 from lit_compress.report.timing_rounds import undisturbed_rounds
 from lit_compress.runtimes.engines import (
     ENGINES,
@@ -261,11 +260,9 @@ def _times(rows: int, seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def runtimes(cases: Sequence[Case]) -> dict[str, str]:
-    """Versions of the runtimes that were used, and what the processor has for 8-bit integers."""
+    """Versions of the runtimes that were used."""
     used = {case.variant.engine for case in cases}
-    versions = {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
-    sets = instruction_sets()
-    return versions | ({"processor": sets} if sets else {})
+    return {name: version(name) for name in ("onnxruntime", "openvino") if name in used}
 
 
 def row(case: Case) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import lit_compress
-from lit_compress.report.machine import command_line, machine
+from lit_compress.report.machine import command_line, instruction_sets, machine
 
 
 def test_what_a_figure_was_measured_on():
@@ -20,6 +20,7 @@ def test_what_a_figure_was_measured_on():
     assert {name: version.partition("+")[0] for name, version in facts.items() if name in expected} == {
         name: version.partition("+")[0] for name, version in expected.items()
     }
+    assert facts.get("processor", "") == instruction_sets()  # speeds of integers depend on them
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ REPORT = {
         "dense": {"accuracy": {"accuracy": 0.8}, "size": SIZES},
         "compressed": {"accuracy": {"accuracy": 0.6}, "size": SIZES},
     },
-    "machine": {"device": reproduce_time.machine()["device"], "threads": "1 of 2", "torch": "2"},
+    "machine": {"device": reproduce_time.machine()["device"], "threads": "1 of 2", "torch": "2", "processor": "avx2"},
     "majority": {"answer": "1", "share": 0.65},
     "comparison": {"metrics": {"accuracy": {"differences": {"compressed": {"low": -0.25, "high": -0.15}}}}},
     "lower_is_better": [],
@@ -259,7 +259,7 @@ def test_a_row_is_written_for_each_stage_once(table, tmp_path, monkeypatch):
     assert {(row["model"], row["runtime"], row["majority"], row["limit"]) for row in rows} == {
         ("minilm", "eager", "0.65", "")
     }
-    assert all(row["minutes"] and row["device"] for row in rows)
+    assert all(row["minutes"] and row["device"] and row["instructions"] == "avx2" for row in rows)
     assert all(row["speedup_batch_1"] and row["speedup_batch_32"] for row in rows)
     before = len(table.trained)
     run(tmp_path, tiny_plan(), monkeypatch, seeds=[1, 2])
@@ -521,7 +521,10 @@ def test_the_picture_has_a_point_for_each_stage_and_none_of_nothing(tmp_path):
     assert (second.method, second.kept, second.constant) == ("f", pytest.approx(0.9), False)
     assert (dense.method, dense.kept) == ("dense", 1)
     results = tmp_path / "results.csv"
-    reproduce_table.add_rows(results, [row | {"seed": row["seed"] or "1"} for row in lines])
+    elsewhere = lines[0] | {"seed": "3", "int8_value": "0.5", "int8_speedup": "1", "instructions": "avx2"}
+    reproduce_table.add_rows(results, [row | {"seed": row["seed"] or "1"} for row in [elsewhere, *lines]])
+    drawn = {point.stage: point for point in accuracy_over_speed(tmp_path / "out.png", "mpnet", results=results)}
+    assert drawn["c"] == first  # of the processor that most rows are of
     assert len(accuracy_over_speed(tmp_path / "out.png", "mpnet", results=results)) == 3
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"has no row of 'mpnet' of other with a dense model"):
@@ -565,6 +568,28 @@ def test_the_table_leaves_empty_what_a_family_does_not_say(tmp_path):
         t for t in reproduce_table._table({("a", "b", "8x"): [line]}, plan).splitlines() if t.startswith("| b |")
     )
     assert [cell.strip() for cell in row.split("|")][8:13] == ["", "", "", "5.0x", "8.30x"]
+
+
+def test_speeds_of_two_processors_have_no_mean():
+    line = dict.fromkeys(reproduce_table.FIELDS, "") | {"recipe": "a", "metric": "accuracy", "dense": "0.8"}
+    with_vnni = {"instructions": "avx2 avx512_vnni avx512f", "int8_speedup": "5", "speedup_batch_1": "2"}
+    without = {"instructions": "avx2", "int8_speedup": "3", "speedup_batch_1": "1"}
+    lines = [
+        line | {"seed": str(seed), "value": value, "int8_value": value} | where
+        for seed, (value, where) in enumerate(
+            [("0.7", with_vnni), ("0.8", without), ("0.6", with_vnni | {"int8_speedup": "4"})]
+        )
+    ]
+    plan = {
+        "data": {"b": {"data": {"class_path": "TextClassification"}}},
+        "recipes": {"a": {"title": "A", "claim": "b"}},
+    }
+    table = reproduce_table._table({("a", "b", "c"): lines}, plan).splitlines()
+    header, row = (next(t for t in table if t.startswith(begin)) for begin in ("| data |", "| b |"))
+    cells = dict(zip(*([cell.strip() for cell in each.split("|")] for each in (header, row)), strict=True))
+    assert cells["value"].startswith("0.7000")
+    assert (cells["int8"], cells["int8 speed"], cells["speed, eager"]) == ("0.7000", "4.50x", "2.00x")
+    assert (cells["instructions"], cells["seed"]) == ("avx512_vnni", "0, 1, 2")
 
 
 def test_each_model_has_its_part_of_the_page_and_cuts_are_said(tmp_path):

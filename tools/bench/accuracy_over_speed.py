@@ -4,12 +4,13 @@
 
 A point is a stage of a recipe on one data set as it is deployed, in 8 bits on its runtime, the mean over its seeds,
 with the name that the plan's `labels` give it; speeds are compared with the dense model in fp32 on the same runtime. A
-hollow point is no better than one answer to every example. Rows without a deployed speed or score are left out.
+hollow point is no better than one answer to every example. Rows without a deployed speed or score are left out, and
+those that were measured on a processor with other instructions than most.
 """
 
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def accuracy_over_speed(
         for line in read_rows(results)
         if line["model"] == model and line["recipe"] != "ablations" and (not datasets or line["data"] in datasets)
     ]
-    points = points_of(lines)
+    points = points_of(_of_one_processor(lines))
     if not points:
         among = f" of {', '.join(datasets)}" if datasets else ""
         raise UserError(
@@ -111,6 +112,13 @@ def grouped(lines: Iterable[Mapping[str, str]]) -> dict[tuple[str, ...], list[Ma
             key = ("model", "recipe", "data", "stage", "limit", "max_steps")
             groups[tuple(line[name] for name in key)].append({**line, "dense": dense})
     return groups
+
+
+def _of_one_processor(lines: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Rows whose speed was measured with the instructions that most were, as speeds of others cannot be compared."""
+    deployed = [line for line in lines if line["int8_speedup"]]
+    counts = Counter(line["instructions"] for line in deployed)
+    return [line for line in deployed if line["instructions"] == counts.most_common(1)[0][0]]
 
 
 def points_of(lines: Iterable[Mapping[str, str]]) -> list[Point]:
