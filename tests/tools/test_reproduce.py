@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from matplotlib import pyplot
 
 import lit_compress.data
 from lit_compress.data.options import TextOptions
@@ -19,7 +20,7 @@ from lit_compress.errors import UserError
 from lit_compress.recipe import load_recipe
 from tools import reproduce, reproduce_jobs, reproduce_plan, reproduce_table, reproduce_time
 from tools.bench.accuracy_over_compression import PANELS, accuracy_over_compression, ours, papers
-from tools.bench.accuracy_over_speed import accuracy_over_speed, points_of
+from tools.bench.accuracy_over_speed import Point, accuracy_over_speed, draw, points_of
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
 
@@ -529,6 +530,42 @@ def test_the_picture_has_a_point_for_each_stage_and_none_of_nothing(tmp_path):
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"has no row of 'mpnet' of other with a dense model"):
         accuracy_over_speed(tmp_path / "out.png", "mpnet", ["other"], results)
+
+
+def test_labels_cover_no_other_label_no_point_and_no_legend(tmp_path, monkeypatch):
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
+    places = [
+        (2.4, 0.99),
+        (2.5, 1.0),
+        (2.5, 0.98),
+        (2.6, 0.99),
+        (3.7, 1.0),
+        (3.75, 1.0),
+        (5.7, 1.002),
+        (7.7, 1.0),
+        (8.8, 0.98),
+    ]
+    points = [
+        Point(
+            method=f"m{index % 3}",
+            stage=f"{index}: half the heads, 1/4 of the neurons",
+            data="b",
+            speedup=x,
+            kept=y,
+            constant=False,
+        )
+        for index, (x, y) in enumerate(places)
+    ]
+    draw(points, "title", tmp_path / "out.png", {})
+    pyplot.gcf().draw_without_rendering()
+    (axes,) = pyplot.gcf().axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    whole, legend = axes.get_window_extent(), axes.get_legend().get_window_extent()
+    for index, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in [*boxes[:index], legend])
+        assert whole.x0 < box.x0 < box.x1 < whole.x1
+        assert not any(box.contains(*axes.transData.transform((x, 100 * y))) for x, y in places)
+    assert len(boxes) == len(points)
 
 
 def test_ours_have_the_spread_of_the_seeds_or_the_interval_of_one():

@@ -131,6 +131,7 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 7), layout="constrained", sharex=True, sharey=True)
+    top = 2 + max([100.0, *(100 * mark.high for marks in found.values() for mark in marks)])
     labels = list(dict.fromkeys(mark.label for marks in found.values() for mark in marks))
     for panel, (title, marks) in zip(axes.flat, found.items(), strict=False):
         recipes, size = PANELS[title]
@@ -154,11 +155,12 @@ def draw(found: Mapping[str, Sequence[Mark]], output: Path) -> None:
                 mark.compression, 100 * mark.kept, yerr=spread, fmt="o", color=color, capsize=2, fillstyle=fill
             )
         panel.axhline(100, color="0.8", zorder=0)
-        panel.set_ylim(_FLOOR - 1, 105)
+        panel.set_ylim(_FLOOR - 1, top)
         panel.set_xscale("log", base=2)
         panel.set_xticks([1, 2, 4, 8, 16], ["1x", "2x", "4x", "8x", "16x"])
         panel.set_title(title)
         panel.set_xlabel(f"{size}, times smaller")
+        panel.tick_params(labelbottom=True)
     for panel in axes[:, 0]:
         panel.set_ylabel("score kept, %")
     legend = axes.flat[-1]

@@ -13,6 +13,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ __all__ = ["Point", "accuracy_over_speed", "grouped", "points_of"]
 
 RESULTS = Path(__file__).parents[1] / "results.csv"
 _NAMED = 20  # points, above which their names would hide each other
-_RIGHT = 0.8  # of the width, from which on a label is on the left of its point
 _FLOOR = 50.0  # percent
 _TICKS = (50, 60, 70, 80, 90, 95, 98, 100, 102, 105)
-_LOWEST = -60  # points of the page that a label may be below its own
+_FARTHEST = 60  # points of the page that a label may be above or below its own
+_ASIDE = 7  # likewise, to the right or left of it
+_MARKER = 5  # pixels around the middle of a point that no label may cover
 _MARKERS = "os^vD<>PXph*8d"
 
 
@@ -186,7 +188,7 @@ def draw(
     axes.set_ylim(min(95.0, *(_height(point) for point in points)) - 2, top)
     axes.set_title(title)
     axes.margins(x=0.16)  # for the labels
-    axes.legend(fontsize="small", loc="upper left")
+    axes.legend(fontsize="small", loc="lower left")
     if len(points) <= _NAMED:
         _label(axes, points, recipes, datasets or {})
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -200,9 +202,14 @@ def _height(point: Point) -> float:
 
 
 def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any], datasets: Mapping[str, str]) -> None:
-    """Write each stage's label beside its point, towards the middle; lower where another label is in the way."""
+    """Write each stage's label at its point, where no other label, point or legend is."""
+    from matplotlib.transforms import Bbox
+
     axes.figure.draw_without_rendering()
-    taken: list[Any] = []
+    places = axes.transData.transform([(point.speedup, _height(point)) for point in points])
+    taken: list[Any] = [Bbox.from_extents(x - _MARKER, y - _MARKER, x + _MARKER, y + _MARKER) for x, y in places]
+    taken.append(axes.get_legend().get_window_extent())
+    whole = axes.get_window_extent()
     for point in sorted(points, key=lambda one: -one.kept):
         label = recipes.get(point.method, {}).get("labels", {}).get(point.stage, point.stage)
         if point.data in datasets:
@@ -210,20 +217,24 @@ def _label(axes: Any, points: Sequence[Point], recipes: Mapping[str, Any], datas
         place = (point.speedup, _height(point))
         if place[1] == _FLOOR:
             label += f", {point.kept:.0%}"
-        on_left = axes.transAxes.inverted().transform(axes.transData.transform(place))[0] > _RIGHT
-        aside, below = (-7, 3) if on_left else (7, 3)
         text = axes.annotate(
             label,
             place,
-            xytext=(aside, below),
+            xytext=(0, 0),
             textcoords="offset points",
-            ha="right" if on_left else "left",
+            va="center",
             fontsize="small",
             color="0.3",
+            zorder=1,  # behind the frame
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0},  # the line of 100 % would go through it
         )
-        while below > _LOWEST and any(text.get_window_extent().overlaps(other) for other in taken):
-            below -= 2
-            text.set_position((aside, below))
+        # The nearest free place: on the right, on the left, then farther above or below.
+        for offset, side in product(sorted(range(-_FARTHEST, _FARTHEST, 2), key=abs), ("left", "right")):
+            text.set_horizontalalignment(side)
+            text.set_position((_ASIDE if side == "left" else -_ASIDE, offset))
+            box = text.get_window_extent()
+            if whole.x0 < box.x0 and box.x1 < whole.x1 and not any(box.overlaps(other) for other in taken):
+                break
         taken.append(text.get_window_extent())
 
 
