@@ -17,6 +17,7 @@ __all__ = ["FIELDS", "KEY", "add_rows", "read_rows", "write_table"]
 TASKS: dict[str, type[Task]] = {MASKED_WORDS: MaskedWordsTask, "QuestionAnswering": QuestionAnsweringTask}
 # From the fastest for 8-bit integers to the slowest.
 _INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512f", "avx2")
+_PROCESSOR = ("device", "instructions")
 # What tells one row from another.
 KEY = ("model", "recipe", "data", "stage", "seed", "limit", "max_steps")
 FIELDS = (
@@ -112,7 +113,7 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
             points = task.points(lines[0]["metric"]) if lines[0]["dense"] else None
             int8 = _mean(lines, "int8_value")
             # Speeds are those of one processor: others have other instructions for integers.
-            alike = [line for line in lines if line.get("instructions") == lines[0].get("instructions")]
+            alike = [line for line in lines if all(line.get(key) == lines[0].get(key) for key in _PROCESSOR)]
             cells = (
                 dataset,
                 stage,

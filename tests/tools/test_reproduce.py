@@ -614,7 +614,12 @@ def test_speeds_of_two_processors_have_no_mean():
     lines = [
         line | {"seed": str(seed), "value": value, "int8_value": value} | where
         for seed, (value, where) in enumerate(
-            [("0.7", with_vnni), ("0.8", without), ("0.6", with_vnni | {"int8_speedup": "4"})]
+            [
+                ("0.7", with_vnni),
+                ("0.8", without),
+                ("0.6", with_vnni | {"int8_speedup": "4"}),
+                ("0.7", with_vnni | {"device": "a GPU"}),
+            ]
         )
     ]
     plan = {
@@ -626,7 +631,7 @@ def test_speeds_of_two_processors_have_no_mean():
     cells = dict(zip(*([cell.strip() for cell in each.split("|")] for each in (header, row)), strict=True))
     assert cells["value"].startswith("0.7000")
     assert (cells["int8"], cells["int8 speed"], cells["speed, eager"]) == ("0.7000", "4.50x", "2.00x")
-    assert (cells["instructions"], cells["seed"]) == ("avx512_vnni", "0, 1, 2")
+    assert (cells["instructions"], cells["seed"]) == ("avx512_vnni", "0, 1, 2, 3")
 
 
 def test_each_model_has_its_part_of_the_page_and_cuts_are_said(tmp_path):
