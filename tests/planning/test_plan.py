@@ -126,12 +126,17 @@ def bert(depth=12, **options):
     return Losses(**{"heads": tuple(heads), "neurons": tuple(neurons), "layers": tuple(gone)} | options)
 
 
+# Seconds of processor time. A quarter of one is enough; a busy machine needed ten times that. Trying everything, or
+# planning in Python loops, takes minutes.
+AT_ONCE = 20
+
+
 @pytest.mark.parametrize("speedup", [1.2, 2, 8])
 def test_twelve_layers_are_planned_at_once(speedup):
     losses = bert()
     begun = time.process_time()
     planned = plan(losses, BERT, BERT.seconds(losses.dense) / speedup)
-    assert time.process_time() - begun < 2
+    assert time.process_time() - begun < AT_ONCE
     used = BERT.seconds(planned) * speedup / BERT.seconds(losses.dense)
     # Widths of 32 neurons are steps of 0.05: little of the time is left over.
     assert 0.99 < used <= 1
@@ -152,7 +157,7 @@ def test_layers_with_the_same_heads_are_planned_at_once():
     losses = bert(same_heads=True, layers=stay)
     begun = time.process_time()
     planned = plan(losses, BERT, BERT.seconds(losses.dense) / 3)
-    assert time.process_time() - begun < 4
+    assert time.process_time() - begun < AT_ONCE
     (heads,) = {shape.heads for shape in planned.shapes}
     assert 0 < heads < 12
     assert len({shape.neurons for shape in planned.shapes}) > 1
