@@ -244,7 +244,8 @@ def _check_reach(job: Job, limit: float) -> None:
 
 def _measure(job: Job, cases: Cases) -> dict[str, float]:
     """Seconds of structures with random weights, each in a process of its own, as the members are timed at the end."""
-    return measure_structures(job.config, cases, job.request.target, *job.shape, job.request.threads, apart=True)
+    request = job.request
+    return measure_structures(job.config, cases, request.target, *job.shape, request.threads, apart=True).seconds
 
 
 def _steps(job: Job, seconds: Mapping[str, float]) -> Steps:

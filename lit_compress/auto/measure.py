@@ -64,13 +64,14 @@ def verify(job: Job, planned: Sequence[Planned], trained: Mapping[str, Path]) ->
     scores, outcomes = _evaluate(cases[1:], data, task, threads)
     retrieval = _retrieval(request, first, cases[1:], threads) if request.retrieval is not None else None
     shapes = list(dict.fromkeys([shape, (_MANY, shape[1])]))
+    busy: dict[str, str] = {}
     with opened(cases, threads, "cpu") as asks:
         for each, repetitions in zip(shapes, (_REPETITIONS, _FEW), strict=False):
-            measure(cases, asks, [each], _WARMUP, repetitions)
+            busy |= measure(cases, asks, [each], _WARMUP, repetitions)
     results = {
         "schema": SCHEMA,
         "command": command_line(),
-        "machine": machine() | {"threads": str(threads)} | runtimes(cases),
+        "machine": machine() | {"threads": str(threads)} | runtimes(cases) | busy,
         "model": request.model,
         "target": request.target,
         "shape": "x".join(map(str, shape)),

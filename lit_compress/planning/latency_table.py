@@ -22,6 +22,7 @@ class LatencyTable:
             model cannot have one.
         fixed: of embeddings, head and the runtime itself.
         settings: what the times depend on: target, versions, processor, threads, rows, tokens and model.
+        busy: what to say of the machine when something else disturbed the measuring; empty when it was quiet.
 
     """
 
@@ -30,6 +31,7 @@ class LatencyTable:
     ranks: Mapping[int, float]
     fixed: float
     settings: Mapping[str, str]
+    busy: str = ""
 
     def layer(self, shape: LayerShape) -> float:
         """Seconds of one layer."""
@@ -50,7 +52,7 @@ class LatencyTable:
     def to_json(self) -> dict[str, Any]:
         """JSON types, for :meth:`from_json`."""
         parts = {name: {str(count): time for count, time in getattr(self, name).items()} for name in _PARTS}
-        return {"settings": dict(self.settings), "fixed": self.fixed, **parts}
+        return {"settings": dict(self.settings), "busy": self.busy, "fixed": self.fixed, **parts}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "LatencyTable":
@@ -61,8 +63,9 @@ class LatencyTable:
             ValueError: something is not a number.
 
         """
-        parts = {name: {int(count): float(time) for count, time in content[name].items()} for name in _PARTS}
-        return cls(settings=dict(content["settings"]), fixed=float(content["fixed"]), **parts)
+        heads, neurons, ranks = ({int(count): float(time) for count, time in content[name].items()} for name in _PARTS)
+        settings, fixed, busy = dict(content["settings"]), float(content["fixed"]), content.get("busy", "")
+        return cls(heads=heads, neurons=neurons, ranks=ranks, fixed=fixed, settings=settings, busy=busy)
 
 
 _PARTS = ("heads", "neurons", "ranks")

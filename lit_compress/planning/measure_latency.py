@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +42,15 @@ from lit_compress.report.timing import Case, measure, opened, opened_here
 from lit_compress.runtimes.engines import variants
 from lit_compress.version import __version__
 
-__all__ = ["fit_times", "fixed_parts", "measure_structures", "measure_table", "table_file", "table_settings"]
+__all__ = [
+    "Measured",
+    "fit_times",
+    "fixed_parts",
+    "measure_structures",
+    "measure_table",
+    "table_file",
+    "table_settings",
+]
 
 # Fractions of the dense model's counts that are measured; the fourth of six and the third of five are an average
 # layer's.
@@ -57,6 +65,13 @@ _WEIGHTS = 30_000_000
 _WARMUP, _ROUNDS = 3, 25
 # Of a configuration, what says nothing about the time that a model takes.
 _NAMES = {"transformers_version", "_name_or_path", "architectures", "id2label", "label2id", "problem_type", "dtype"}
+
+
+class Measured(NamedTuple):
+    """Median seconds of a forward pass by the structure's name, and what to say of a machine that was busy, or ""."""
+
+    seconds: dict[str, float]
+    busy: str = ""
 
 
 def measure_table(
@@ -87,6 +102,11 @@ def measure_table(
     path = table_file(settings)
     if not remeasure and (kept := _kept(path, settings)) is not None:
         say(f"Latency table from an earlier measurement: {path}")
+        if kept.busy:
+            say(
+                f"The machine was busy then ({kept.busy}). When it is quiet, measure again: lit_compress latency MODEL "
+                f"--target {target} --shape {rows}x{tokens} --threads {threads} --remeasure true"
+            )
         return kept
     table = _measured(config, target, rows, tokens, threads, settings)
     try:
@@ -107,7 +127,7 @@ def measure_structures(
     threads: int | None = None,
     rounds: int | None = None,
     apart: bool = False,
-) -> dict[str, float]:
+) -> Measured:
     """Median seconds of a forward pass of whole models of random weights, by name, interleaved.
 
     Args:
@@ -143,9 +163,9 @@ def measure_structures(
                 tell(number + 1)
         threads = threads or torch.get_num_threads()
         with opened(cases, threads, "cpu") if apart else opened_here(cases, threads) as asks:
-            measure(cases, asks, [(rows, tokens)], _WARMUP, rounds or _ROUNDS)
+            busy = measure(cases, asks, [(rows, tokens)], _WARMUP, rounds or _ROUNDS)
     found = {case.model: case.results["times"][f"{rows}x{tokens}"] for case in cases}
-    return {name: times["median_ms"] / 1e3 for name, times in found.items()}
+    return Measured({name: times["median_ms"] / 1e3 for name, times in found.items()}, ", ".join(busy.values()))
 
 
 def fixed_parts(config: PretrainedConfig) -> dict[Kind, str]:
@@ -208,8 +228,8 @@ def _measured(
     counts, ranks = _counts(config), _ranks(skeleton)
     stacks = _stacks(counts, ranks, height, depth)
     found = measure_structures(config, stacks, target, rows, tokens, threads)
-    times = fit_times([(stacks[name], seconds) for name, seconds in found.items()], counts, ranks)
-    return LatencyTable(**times, settings=settings)
+    times = fit_times([(stacks[name], seconds) for name, seconds in found.seconds.items()], counts, ranks)
+    return LatencyTable(**times, settings=settings, busy=found.busy)
 
 
 def fit_times(

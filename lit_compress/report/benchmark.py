@@ -58,11 +58,11 @@ def benchmark(
         )
     with opened(cases, threads, chosen) as asks:
         agreement(cases, asks, limits)
-        measure(cases, asks, shapes, warmup, repetitions)
+        busy = measure(cases, asks, shapes, warmup, repetitions)
         keep_memory(cases, asks)
     results = {
         "command": command_line(),
-        "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases),
+        "machine": machine() | {"threads": str(threads), "torch_device": chosen} | runtimes(cases) | busy,
         "settings": settings | {"tolerance": tolerance, "int8_tolerance": int8_tolerance},
         "cases": [row(case) for case in cases],
     }

@@ -106,12 +106,12 @@ def formats(
         case.order = order if case.model == "dense" else None
     shapes = [(rows, tokens) for tokens in lengths for rows in batch_sizes]
     with opened(cases, threads, "cpu") as asks:
-        measure(cases, asks, shapes, warmup, repetitions)
+        busy = measure(cases, asks, shapes, warmup, repetitions)
         keep_memory(cases, asks)  # before batches of another size
         evaluate_cases(cases, asks, validation, task, reference="hf")
     results: dict[str, Any] = {
         "command": command_line(),
-        "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases),
+        "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases) | busy,
         "settings": settings,
         "score": next(iter(cases[0].results["metrics"])),
         "validation_rows": len(validation.val_dataloader().dataset),

@@ -1,6 +1,5 @@
 """How long a forward pass takes, models side by side in one run."""
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -9,22 +8,14 @@ from transformers import PreTrainedModel
 
 from lit_compress.report.timing_rounds import undisturbed_rounds
 
-__all__ = ["latencies", "median_latency"]
-
-
-def median_latency(
-    models: dict[str, PreTrainedModel], batch_size: int, tokens: int, repetitions: int = 10
-) -> dict[str, float]:
-    """Median of :func:`latencies`, in milliseconds, by model."""
-    times = latencies(models, batch_size, tokens, repetitions)
-    return {name: statistics.median(values) for name, values in times.items()}
+__all__ = ["latencies"]
 
 
 @torch.inference_mode()
 def latencies(
     models: dict[str, PreTrainedModel], batch_size: int, tokens: int, repetitions: int = 10
-) -> dict[str, list[float]]:
-    """Milliseconds of each forward pass of each model, eager, on the models' device.
+) -> tuple[dict[str, list[float]], str]:
+    """Milliseconds of each forward pass of each model, eager, on the models' device; and what to say of a busy machine.
 
     Calls of the models are interleaved, so that whatever else the machine does falls on all of them; one round of
     warm-up is not measured, and disturbed ones do not count. Inputs are full length, no padding.
@@ -47,7 +38,8 @@ def latencies(
         return seconds
 
     rounds = undisturbed_rounds(f"Measuring latency, batch {batch_size}", len(models), repetitions, one_round)
-    return {name: [each[index] * 1e3 for each in rounds] for index, name in enumerate(models)}
+    times = zip(*rounds.seconds, strict=True)
+    return {name: [each * 1e3 for each in seconds] for name, seconds in zip(models, times, strict=True)}, rounds.busy
 
 
 def _seconds(model: PreTrainedModel, batch_size: int, tokens: int) -> float:

@@ -121,7 +121,11 @@ def measure_run(
     tokens = config["data"]["init_args"]["max_length"]
     models, manifest = _models(exported, dense, task, label_map, tokens)
     layers = manifest.get("linears", {})
-    times = {batch: latencies(models, batch, tokens, repetitions) for batch in batch_sizes}
+    times, busy = {}, {}
+    for batch in batch_sizes:
+        times[batch], disturbed = latencies(models, batch, tokens, repetitions)
+        if disturbed:
+            busy[f"busy at {batch}x{tokens}"] = disturbed
     entries: dict[str, Any] = {}
     outcomes: dict[str, Outcomes] = {}
     for model_name, model in models.items():
@@ -151,7 +155,7 @@ def measure_run(
         "run": str(folder),
         "config": str(folder / "config.yaml"),
         "command": command_line(),
-        "machine": machine(),
+        "machine": machine() | busy,
         "task": task.name,
         "labels": task.labels,
         "pipeline_tag": task.pipeline_tag,

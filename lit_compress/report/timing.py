@@ -210,7 +210,7 @@ def keep_memory(cases: Sequence[Case], asks: Sequence[Ask]) -> None:
 
 def measure(
     cases: Sequence[Case], asks: Sequence[Ask], shapes: Sequence[tuple[int, int]], warmup: int, repetitions: int
-) -> None:
+) -> dict[str, str]:
     """Time every case at every shape; calls are interleaved, each after others that are not measured.
 
     Rounds that something else disturbed are made again, see :mod:`~lit_compress.report.timing_rounds`. Every case gets
@@ -224,7 +224,11 @@ def measure(
         warmup: calls of each case before the first round.
         repetitions: rounds that count, in each of which every case is called once.
 
+    Returns:
+        To be said beside the machine: the shapes at which it stayed busy; empty when it was quiet.
+
     """
+    busy = {}
     vocabulary = min(case.vocabulary for case in cases)
     for rows, tokens in shapes:
         batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
@@ -232,8 +236,11 @@ def measure(
             ask("time", **batch, warmup=warmup, calls=0)
         one_round = partial(_one_round, asks, batch)
         rounds = undisturbed_rounds(f"Measuring {rows}x{tokens}", len(cases), repetitions, one_round)
-        for case, seconds in zip(cases, zip(*rounds, strict=True), strict=True):
+        if rounds.busy:
+            busy[f"busy at {rows}x{tokens}"] = rounds.busy
+        for case, seconds in zip(cases, zip(*rounds.seconds, strict=True), strict=True):
             case.results.setdefault("times", {})[f"{rows}x{tokens}"] = _times(rows, seconds)
+    return busy
 
 
 def _one_round(asks: Sequence[Ask], batch: Mapping[str, int], number: int, tell: Callable[[], None]) -> list[float]:

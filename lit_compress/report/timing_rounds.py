@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from lit_compress.console import say
 from lit_compress.progress import counted
 
-__all__ = ["undisturbed", "undisturbed_rounds"]
+__all__ = ["Rounds", "undisturbed", "undisturbed_rounds"]
 
 Round = Callable[[int, Callable[[], None]], list[float]]
 
@@ -16,7 +17,14 @@ _DISTURBED = 1.25
 _MOST = 4  # times the rounds that are wanted, in all
 
 
-def undisturbed_rounds(what: str, models: int, wanted: int, one_round: Round) -> list[list[float]]:
+class Rounds(NamedTuple):
+    """Rounds that count: for each the seconds of each model, and what to say of a machine that stayed busy, or ""."""
+
+    seconds: list[list[float]]
+    busy: str
+
+
+def undisturbed_rounds(what: str, models: int, wanted: int, one_round: Round) -> Rounds:
     """Time rounds until as many as wanted are undisturbed; four times as many are made at most.
 
     Where the machine stays busy, the least disturbed rounds count, and it is said.
@@ -27,9 +35,6 @@ def undisturbed_rounds(what: str, models: int, wanted: int, one_round: Round) ->
         wanted: rounds.
         one_round: calls the models in the round of that number, and tells after each call; returns their seconds in
             the order of the models.
-
-    Returns:
-        For each round that counts the seconds of each model.
 
     """
     rounds: list[list[float]] = []
@@ -44,14 +49,16 @@ def undisturbed_rounds(what: str, models: int, wanted: int, one_round: Round) ->
 
             rounds.append(one_round(len(rounds), called))
             steady = undisturbed(rounds)
-    if len(steady) < wanted:
+    busy = ""
+    if (quiet := len(steady)) < wanted:
+        busy = f"{wanted - quiet} of {wanted} timed rounds were disturbed"
         say(
-            f"The machine is busy: {len(rounds) - len(steady)} of {len(rounds)} rounds of calls were disturbed by "
+            f"The machine is busy: {len(rounds) - quiet} of {len(rounds)} rounds of calls were disturbed by "
             f"something else; the times are those of the least disturbed {wanted}, measure again when it is quiet"
         )
         slowness = _slowness(rounds)
         steady = sorted(sorted(range(len(rounds)), key=slowness.__getitem__)[:wanted])
-    return [rounds[index] for index in steady[:wanted]]
+    return Rounds([rounds[index] for index in steady[:wanted]], busy)
 
 
 def undisturbed(rounds: Sequence[Sequence[float]]) -> list[int]:

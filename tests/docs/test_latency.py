@@ -8,7 +8,7 @@ from lit_compress.planning import measure_latency
 
 def test_the_program_is_run(tmp_path, monkeypatch, capsys):
     def seconds(config, structures, target, rows, tokens, threads):
-        return {name: 1e-3 * len(structure.kept) for name, structure in structures.items()}
+        return measure_latency.Measured({name: 1e-3 * len(each.kept) for name, each in structures.items()})
 
     monkeypatch.setattr(measure_latency, "measure_structures", seconds)
     monkeypatch.setattr(measure_latency, "HF_ASSETS_CACHE", str(tmp_path / "cache"))

@@ -15,7 +15,8 @@ def machine(tmp_path, monkeypatch):
     """Takes 2 ms, and one for each layer that is left."""
 
     def seconds(config, structures, target, rows, tokens, threads):
-        return {name: 0.002 + 0.001 * len(structure.kept) for name, structure in structures.items()}
+        times = {name: 0.002 + 0.001 * len(structure.kept) for name, structure in structures.items()}
+        return measure_latency.Measured(times)
 
     monkeypatch.setattr(measure_latency, "measure_structures", seconds)
     monkeypatch.setattr(measure_latency, "HF_ASSETS_CACHE", str(tmp_path / "cache"))

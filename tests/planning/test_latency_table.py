@@ -6,7 +6,12 @@ from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.structure import LayerShape, Structure
 
 TABLE = LatencyTable(
-    heads={1: 1.0, 3: 2.0, 4: 4.0}, neurons={16: 1.0, 64: 2.0}, ranks={8: -0.5, 24: 0.5}, fixed=3.0, settings={"a": "b"}
+    heads={1: 1.0, 3: 2.0, 4: 4.0},
+    neurons={16: 1.0, 64: 2.0},
+    ranks={8: -0.5, 24: 0.5},
+    fixed=3.0,
+    settings={"a": "b"},
+    busy="c",
 )
 
 

@@ -29,12 +29,12 @@ class Machine:
     """Takes a known time for each part, and counts what it was asked for."""
 
     def __init__(self, noise=0.0):
-        self.noise, self.asked, self.calls = noise, [], 0
+        self.noise, self.asked, self.calls, self.busy = noise, [], 0, ""
 
     def __call__(self, config, structures, target, rows, tokens, threads=None):
         self.calls += 1
         self.asked = list(structures.values())
-        return {name: self.seconds(each) for name, each in structures.items()}
+        return module.Measured({name: self.seconds(each) for name, each in structures.items()}, self.busy)
 
     def seconds(self, structure: Structure) -> float:
         # The noise makes some smaller structures slower than larger ones.
@@ -126,6 +126,22 @@ def test_a_table_is_measured_once(machine, cache, capsys):
     assert machine.calls == 2
 
 
+def test_a_table_of_a_busy_machine_says_so_each_time_it_is_used(machine, cache, capsys):
+    machine.busy = "22 of 25 timed rounds were disturbed"
+    assert measure_table(BERT, "hf", 1, 16, 1).busy == machine.busy
+    for _ in range(2):
+        capsys.readouterr()
+        assert measure_table(BERT, "hf", 1, 16, 1).busy == machine.busy
+        said = " ".join(capsys.readouterr().out.split())
+        assert "The machine was busy then (22 of 25 timed rounds were disturbed)" in said
+        assert "lit_compress latency MODEL --target hf --shape 1x16 --threads 1 --remeasure true" in said
+    machine.busy = ""
+    measure_table(BERT, "hf", 1, 16, 1, remeasure=True)
+    capsys.readouterr()
+    assert measure_table(BERT, "hf", 1, 16, 1).busy == ""
+    assert "was busy" not in capsys.readouterr().out
+
+
 def test_what_times_depend_on_makes_another_table():
     settings = table_settings(BERT, "hf", 1, 16, 1)
     others = [
@@ -165,7 +181,7 @@ def test_whole_structures_are_timed_in_their_runtimes(apart):
     dense = dense_structure(BERT)
     small = Structure(layers=(LayerShape(1, 16), None, None))
     structures = {"eager": (dense, "hf"), "dense": dense, "small": small}
-    seconds = measure_structures(BERT, structures, "onnx", 2, 24, 1, 3, apart)
+    seconds = measure_structures(BERT, structures, "onnx", 2, 24, 1, 3, apart).seconds
     assert list(seconds) == ["eager", "dense", "small"]
     assert min(seconds.values()) > 0
     assert max(seconds.values()) < 10
@@ -177,7 +193,8 @@ def test_apart_is_a_process_for_each(monkeypatch):
         timing.WorkerProcess, "ask", lambda process, do, **_: started.append(process) or {"seconds": [1]}
     )
     dense = dense_structure(BERT)
-    assert measure_structures(BERT, {"a": dense, "b": dense}, "onnx", 1, 8, rounds=1, apart=True) == {"a": 1, "b": 1}
+    measured = measure_structures(BERT, {"a": dense, "b": dense}, "onnx", 1, 8, rounds=1, apart=True)
+    assert measured == ({"a": 1, "b": 1}, "")
     assert len(set(started)) == 2
 
 

@@ -64,6 +64,13 @@ def test_times_and_turns(monkeypatch, pause_of_users):
     assert all((options["warmup"], options["calls"]) == (1, 1) for _, _, options in turns)
 
 
+def test_a_busy_machine_is_told_to_those_who_write_reports():
+    busy = [0.004, 0.008, 0.008]
+    asks = [Player("a", [], [*busy, *[0.004] * 3]), Player("b", [], [*busy, *[0.004] * 3])]
+    told = measure([case(), case("b")], asks, [(2, 16), (1, 16)], warmup=1, repetitions=3)
+    assert told == {"busy at 2x16": "2 of 3 timed rounds were disturbed"}
+
+
 def test_forms_of_one_model_must_agree():
     cases = [case("a"), case("a", "onnxruntime"), case("b")]
     log: list = []

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.report import latency
-from lit_compress.report.latency import median_latency
+from lit_compress.report.latency import latencies
 
 
 class Stopwatch:
@@ -37,14 +37,18 @@ def measured(monkeypatch):
     clock, calls = Stopwatch(), []
     monkeypatch.setattr(latency, "time", clock)
     models = {
-        "dense": Model("dense", clock, [99, 3.1, 3, 3], calls),
-        "compressed": Model("compressed", clock, [99, 0.5, 0.4, 0.6], calls),
+        "dense": Model("dense", clock, [99, 3.1, 3, 3.25], calls),
+        "compressed": Model("compressed", clock, [99, 0.5, 0.5, 0.625], calls),
     }
-    return median_latency(models, batch_size=2, tokens=5, repetitions=3), calls
+    return latencies(models, batch_size=2, tokens=5, repetitions=3), calls
 
 
-def test_the_median_in_milliseconds_without_the_warm_up(measured):
-    assert measured[0] == {"dense": 3000.0, "compressed": 500.0}
+def test_milliseconds_of_each_call_without_the_warm_up(measured):
+    times, busy = measured[0]
+    assert list(times) == ["dense", "compressed"]
+    assert times["dense"] == pytest.approx([3100, 3000, 3250])
+    assert times["compressed"] == pytest.approx([500, 500, 625])
+    assert busy == ""
 
 
 def test_models_take_turns(measured):
@@ -62,7 +66,8 @@ def test_inputs_are_full_and_legal(measured):
 @pytest.mark.parametrize("repetitions", [1, 2])
 def test_real_models(tiny_teacher, repetitions):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).eval()
-    got = median_latency({"a": model, "b": model, "c": model}, 1, 16, repetitions)
+    got, _ = latencies({"a": model, "b": model, "c": model}, 1, 16, repetitions)
     assert list(got) == ["a", "b", "c"]
-    assert all(0 < value < 60_000 for value in got.values())
+    assert all(0 < value < 60_000 for times in got.values() for value in times)
+    assert all(len(times) == repetitions for times in got.values())
     assert not any(p.grad is not None for p in model.parameters())

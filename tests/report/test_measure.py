@@ -189,6 +189,13 @@ def test_progress_is_shown(run, monkeypatch, capsys):
     assert "Measuring latency, batch 1: 2 of 2 calls, " in said
 
 
+def test_a_report_says_that_the_machine_was_busy(run, monkeypatch):
+    monkeypatch.setattr("lit_compress.report.timing_rounds.undisturbed", lambda rounds: [])
+    assert results_of(run)["machine"]["busy at 1x16"] == "1 of 1 timed rounds were disturbed"
+    for name in ("report.md", "report.html"):
+        assert "1 of 1 timed rounds were disturbed" in (run / "report" / name).read_text()
+
+
 def test_the_model_card_gets_the_results(reported):
     run, results = reported
     text = (run / "model" / "README.md").read_text()

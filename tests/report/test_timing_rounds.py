@@ -36,7 +36,7 @@ def test_a_round_is_disturbed_when_most_models_are_slow():
 
 def test_disturbed_rounds_are_made_again(capsys):
     one_round, made = played([SLOW, QUIET, SLOW, QUIET, QUIET, QUIET])
-    assert undisturbed_rounds("Measuring", 3, 3, one_round) == [list(QUIET)] * 3
+    assert undisturbed_rounds("Measuring", 3, 3, one_round) == ([list(QUIET)] * 3, "")
     assert next(made) == 5
     assert "busy" not in capsys.readouterr().out
 
@@ -44,7 +44,10 @@ def test_disturbed_rounds_are_made_again(capsys):
 def test_a_machine_that_stays_busy_is_said_and_the_least_disturbed_rounds_count(capsys):
     slower = (3.0, 12.0, 27.0)
     one_round, made = played([QUIET, slower, SLOW, *[slower] * 5])
-    assert undisturbed_rounds("Measuring", 3, 2, one_round) == [list(QUIET), list(SLOW)]
+    assert undisturbed_rounds("Measuring", 3, 2, one_round) == (
+        [list(QUIET), list(SLOW)],
+        "1 of 2 timed rounds were disturbed",
+    )
     assert next(made) == 8
     assert "The machine is busy: 7 of 8 rounds of calls were disturbed" in capsys.readouterr().out
 
@@ -52,5 +55,5 @@ def test_a_machine_that_stays_busy_is_said_and_the_least_disturbed_rounds_count(
 @pytest.mark.parametrize("wanted", [1, 5])
 def test_a_quiet_machine_makes_no_more_than_are_wanted(wanted):
     one_round, made = played([QUIET] * 9)
-    assert len(undisturbed_rounds("Measuring", 3, wanted, one_round)) == wanted
+    assert len(undisturbed_rounds("Measuring", 3, wanted, one_round).seconds) == wanted
     assert next(made) == wanted

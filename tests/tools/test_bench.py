@@ -330,14 +330,16 @@ def test_exports(table):
 def test_latency_table_sets_what_is_predicted_beside_what_is_measured(head, table, tiny_teacher, tmp_path, monkeypatch):
     AutoConfig.from_pretrained(tiny_teacher, architectures=[head]).save_pretrained(tmp_path / "model")
 
-    def seconds(config, structures, *_):
-        return {name: 1e-3 * (1 + len(structure.kept)) for name, structure in structures.items()}
+    def taking(seconds):
+        def measured(config, structures, *_):
+            times = {name: seconds * (1 + len(each.kept)) for name, each in structures.items()}
+            return measure_latency.Measured(times)
+
+        return measured
 
     monkeypatch.setattr(measure_latency, "HF_ASSETS_CACHE", str(tmp_path))
-    monkeypatch.setattr(measure_latency, "measure_structures", seconds)
-    monkeypatch.setattr(
-        latency_table, "measure_structures", lambda *args: {k: v / 2 for k, v in seconds(*args).items()}
-    )
+    monkeypatch.setattr(measure_latency, "measure_structures", taking(1e-3))
+    monkeypatch.setattr(latency_table, "measure_structures", taking(5e-4))
     latency_table.latency_table(str(tmp_path / "model"), ["hf"], "1x16", structures=3, threads=1, output=table.path)
     (row,) = table().values()
     assert float(row["ratio_median"]) == pytest.approx(2.0)

@@ -55,7 +55,7 @@ def latency_table(
     for target in targets:
         with quiet():
             table = measure_table(config, target, rows, tokens, threads, remeasure=True)
-            measured = measure_structures(config, chosen, target, rows, tokens, threads, repetitions)
+            measured = measure_structures(config, chosen, target, rows, tokens, threads, repetitions).seconds
         predicted = {name: table.seconds(structure) for name, structure in chosen.items()}
         ratios = [predicted[name] / measured[name] for name in chosen]
         settings = {
