@@ -32,6 +32,7 @@ from lit_compress.recipe import load_recipe, recipe, run_stage
 from lit_compress.report.measure import dense_of, report
 from lit_compress.report.size import sparsity_of
 from lit_compress.report.summary import own_name, reference
+from tools.commit import commit
 from tools.family import family_command, family_rows
 from tools.pubmedqa import write_pubmedqa
 from tools.reproduce_jobs import Job, Settings, data_of, filled, has_row, left_of, once
@@ -321,16 +322,9 @@ def _common(job: Job, settings: Settings) -> dict[str, Any]:
         "limit": settings.limit or "",
         "max_steps": settings.max_steps or "",
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "command": f"python -m tools.reproduce --data data{given} --only '[{job.recipe}]' --seeds '[{job.seed}]'",
     }
-
-
-def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

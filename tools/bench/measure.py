@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -37,6 +36,7 @@ from lit_compress.progress import ProgressLines
 from lit_compress.report.machine import machine
 from lit_compress.strategies import CompressionMonitor
 from lit_compress.tasks import Batch
+from tools.commit import commit
 
 __all__ = [
     "MINILM",
@@ -46,7 +46,6 @@ __all__ = [
     "Row",
     "StepClock",
     "cli_trainer",
-    "commit",
     "interleave",
     "milliseconds",
     "model_source",
@@ -307,19 +306,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
-
-
-def commit() -> str:
-    """Of the code, with ``+dirty`` when files were changed since."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-    if (ROOT / "COMMIT").exists():  # a copy of the code without its history
-        return (ROOT / "COMMIT").read_text().strip()
-    # The results themselves change with every run and say nothing about the code.
-    changed = git("status", "--porcelain", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+dirty" if changed else "")
 
 
 def _cells(row: Row) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from tools.bench.measure import MINILM, commit
+from tools.bench.measure import MINILM
+from tools.commit import commit
 from tools.gpu.steps import ROOT, write_texts
 
 # Package of the index -> what is imported.
