@@ -84,7 +84,7 @@ def _table(groups: Mapping[tuple[str, ...], list[dict[str, str]]], plan: dict[st
         "value",
         "dense",
         "of dense",
-        "points lost (95 %)",
+        "points lost (95 %, or ± SD)",
         "parameters",
         "sparsity",
         "encoder",
@@ -155,7 +155,7 @@ def _interval(lines: Sequence[Mapping[str, str]], points: float) -> str:
     if not lines[0].get("difference_low"):
         return ""
     low, high = (-points * float(lines[0][f"difference_{end}"]) for end in ("high", "low"))
-    return f" ({low:.1f} to {high:.1f})"
+    return f" ({low:.2f} to {high:.2f})"
 
 
 def _mean(lines: Sequence[Mapping[str, str]], column: str) -> str:
