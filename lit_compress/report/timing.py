@@ -225,7 +225,7 @@ def measure(
         repetitions: rounds that count, in each of which every case is called once.
 
     Returns:
-        To be said beside the machine: the shapes at which it stayed busy; empty when it was quiet.
+        To be said with the facts about the machine: the shapes at which it stayed busy; empty when it was quiet.
 
     """
     busy = {}
