@@ -14,7 +14,7 @@ __all__ = ["latencies"]
 @torch.inference_mode()
 def latencies(
     models: dict[str, PreTrainedModel], batch_size: int, tokens: int, repetitions: int = 10
-) -> tuple[dict[str, list[float]], str]:
+) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Milliseconds of each forward pass of each model, eager, on the models' device; and what to say of a busy machine.
 
     Calls of the models are interleaved, so that whatever else the machine does falls on all of them; one round of
@@ -38,8 +38,8 @@ def latencies(
         return seconds
 
     rounds = undisturbed_rounds(f"Measuring latency, batch {batch_size}", len(models), repetitions, one_round)
-    times = zip(*rounds.seconds, strict=True)
-    return {name: [each * 1e3 for each in seconds] for name, seconds in zip(models, times, strict=True)}, rounds.busy
+    times, busy = zip(*rounds.seconds, strict=True), rounds.busy_at(batch_size, tokens)
+    return {name: [each * 1e3 for each in seconds] for name, seconds in zip(models, times, strict=True)}, busy
 
 
 def _seconds(model: PreTrainedModel, batch_size: int, tokens: int) -> float:

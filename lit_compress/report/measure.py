@@ -121,11 +121,11 @@ def measure_run(
     tokens = config["data"]["init_args"]["max_length"]
     models, manifest = _models(exported, dense, task, label_map, tokens)
     layers = manifest.get("linears", {})
-    times, busy = {}, {}
+    times: dict[int, dict[str, list[float]]] = {}
+    busy: dict[str, str] = {}
     for batch in batch_sizes:
         times[batch], disturbed = latencies(models, batch, tokens, repetitions)
-        if disturbed:
-            busy[f"busy at {batch}x{tokens}"] = disturbed
+        busy |= disturbed
     entries: dict[str, Any] = {}
     outcomes: dict[str, Outcomes] = {}
     for model_name, model in models.items():

@@ -228,7 +228,7 @@ def measure(
         To be said with the facts about the machine: the shapes at which it stayed busy; empty when it was quiet.
 
     """
-    busy = {}
+    busy: dict[str, str] = {}
     vocabulary = min(case.vocabulary for case in cases)
     for rows, tokens in shapes:
         batch = {"rows": rows, "tokens": tokens, "vocabulary": vocabulary}
@@ -236,8 +236,7 @@ def measure(
             ask("time", **batch, warmup=warmup, calls=0)
         one_round = partial(_one_round, asks, batch)
         rounds = undisturbed_rounds(f"Measuring {rows}x{tokens}", len(cases), repetitions, one_round)
-        if rounds.busy:
-            busy[f"busy at {rows}x{tokens}"] = rounds.busy
+        busy |= rounds.busy_at(rows, tokens)
         for case, seconds in zip(cases, zip(*rounds.seconds, strict=True), strict=True):
             case.results.setdefault("times", {})[f"{rows}x{tokens}"] = _times(rows, seconds)
     return busy

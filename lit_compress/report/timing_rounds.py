@@ -23,6 +23,10 @@ class Rounds(NamedTuple):
     seconds: list[list[float]]
     busy: str
 
+    def busy_at(self, rows: int, tokens: int) -> dict[str, str]:
+        """The same for the facts about a machine, by the shape that was timed; empty when it was quiet."""
+        return {f"busy at {rows}x{tokens}": self.busy} if self.busy else {}
+
 
 def undisturbed_rounds(what: str, models: int, wanted: int, one_round: Round) -> Rounds:
     """Time rounds until as many as wanted are undisturbed; four times as many are made at most.

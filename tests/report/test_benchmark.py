@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +69,18 @@ def test_a_busy_machine_is_told_to_those_who_write_reports():
     asks = [Player("a", [], [*busy, *[0.004] * 3]), Player("b", [], [*busy, *[0.004] * 3])]
     told = measure([case(), case("b")], asks, [(2, 16), (1, 16)], warmup=1, repetitions=3)
     assert told == {"busy at 2x16": "2 of 3 timed rounds were disturbed"}
+
+
+def test_a_busy_machine_is_in_what_benchmark_prints_and_saves(folders, monkeypatch):
+    told = {"busy at 1x8": "2 of 3 timed rounds were disturbed"}
+    shown: list = []
+    monkeypatch.setattr(module, "opened", lambda *_: nullcontext([]))
+    monkeypatch.setattr(module, "agreement", lambda *_: None)
+    monkeypatch.setattr(module, "keep_memory", lambda *_: None)
+    monkeypatch.setattr(module, "measure", lambda *_: told)
+    monkeypatch.setattr(module, "print_results", shown.append)
+    benchmark([str(folders / "one/model")], engines=["eager"], lengths=[8])
+    assert shown[0]["machine"].items() >= told.items()
 
 
 def test_forms_of_one_model_must_agree():

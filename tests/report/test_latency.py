@@ -48,7 +48,7 @@ def test_milliseconds_of_each_call_without_the_warm_up(measured):
     assert list(times) == ["dense", "compressed"]
     assert times["dense"] == pytest.approx([3100, 3000, 3250])
     assert times["compressed"] == pytest.approx([500, 500, 625])
-    assert busy == ""
+    assert busy == {}
 
 
 def test_models_take_turns(measured):
