@@ -237,7 +237,7 @@ def _host() -> str:
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process; on Windows the library has seen to it."""
+    """Whether there is such a process and it has not ended; on Windows the library has seen to it."""
     if os.name == "nt":
         return True
     try:
@@ -246,6 +246,9 @@ def _runs(pid: int) -> bool:
         return False
     except PermissionError:
         pass
+    # One that nobody waits for stays after its end, for as long as a container whose first process waits for none.
+    with suppress(OSError):  # Linux alone has this file
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
     return True
 
 

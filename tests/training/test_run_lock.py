@@ -4,8 +4,10 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -66,16 +68,21 @@ def enter(run, new=True):
         return {path.name for path in run.iterdir()}
 
 
+def claimed_by(run, **owner):
+    """A run that an owner of these entries has claimed."""
+    lock = run / "fit.lock"
+    run.mkdir(exist_ok=True)
+    with SoftFileLease(lock, lease_duration=3.0):
+        lines = [line for line in lock.read_text().splitlines() if not line.startswith("start=")]
+    changed = {name: f"{name}={value}" for name, value in owner.items()}
+    lock.write_text("".join(f"{changed.get(line.split('=')[0], line)}\n" for line in lines))
+    return run
+
+
 @pytest.fixture
 def elsewhere(tmp_path, _impatient):
     """The run ``run``, which process 7 of another host has claimed."""
-    lock = tmp_path / "run" / "fit.lock"
-    lock.parent.mkdir(exist_ok=True)
-    with SoftFileLease(lock, lease_duration=3.0):
-        lines = [line for line in lock.read_text().splitlines() if not line.startswith("start=")]
-    changed = {"pid": "pid=7", "host": "host=elsewhere"}
-    lock.write_text("".join(f"{changed.get(line.split('=')[0], line)}\n" for line in lines))
-    return lock.parent
+    return claimed_by(tmp_path / "run", pid=7, host="elsewhere")
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -90,6 +97,16 @@ def test_the_claim_of_a_killed_process_ends_with_it(other, tmp_path):
     other.wait()
     assert (tmp_path / "run" / "fit.lock").is_file()
     assert enter(tmp_path / "run") == {".fit", "fit.lock"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says here that a process is a zombie")
+def test_the_claim_of_a_process_that_nobody_waited_for_ends_with_it(tmp_path):
+    # In a container whose first process waits for no other, a killed one stays as a zombie.
+    with subprocess.Popen(["true"]) as zombie:
+        while b") Z " not in Path(f"/proc/{zombie.pid}/stat").read_bytes():
+            time.sleep(0.02)
+        run = claimed_by(tmp_path / "run", pid=zombie.pid)
+        assert enter(run) == {".fit", "fit.lock"}
 
 
 def test_a_process_that_was_suspended_still_has_its_claim(other, tmp_path):
