@@ -206,7 +206,8 @@ def relation_kl(student: Tensor, teacher: Tensor, heads: int, mask: Tensor | Non
 def _log_relations(vectors: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     """``(batch, tokens, width)`` to log-probabilities ``(batch, heads, tokens, tokens)``."""
     parts = vectors.float().unflatten(-1, (heads, -1)).transpose(1, 2)
-    scores = parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5
+    with torch.autocast(parts.device.type, enabled=False):  # which makes products half precision again
+        scores = parts @ parts.transpose(-1, -2) / parts.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(mask[:, None, None, :] == 0, _NEVER)
     return F.log_softmax(scores, dim=-1)
@@ -246,8 +247,9 @@ def similarity_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     if len(student) < 3:
         return student.sum() * 0
     itself = torch.eye(len(student), dtype=torch.bool, device=student.device)
-    ours, theirs = (
-        (unit @ unit.T / temperature).masked_fill(itself, _NEVER)
-        for unit in (F.normalize(vectors.float(), dim=-1) for vectors in (student, teacher.detach()))
-    )
+    with torch.autocast(student.device.type, enabled=False):  # which makes products half precision again
+        ours, theirs = (
+            (unit @ unit.T / temperature).masked_fill(itself, _NEVER)
+            for unit in (F.normalize(vectors.float(), dim=-1) for vectors in (student, teacher.detach()))
+        )
     return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), reduction="batchmean", log_target=True)

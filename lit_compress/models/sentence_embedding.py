@@ -64,7 +64,8 @@ class SentenceDense(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """``(texts, in_features)`` to ``(texts, out_features)``, in fp32."""
         bias = None if self.bias is None else self.bias.float()
-        return self.activation(F.linear(vectors, self.weight.float(), bias))
+        with torch.autocast(vectors.device.type, enabled=False):  # which makes products half precision
+            return self.activation(F.linear(vectors.float(), self.weight.float(), bias))
 
 
 def add_dense(model: PreTrainedModel) -> SentenceDense | None:

@@ -157,7 +157,7 @@ class LogitDistillation(Distillation):
             raise UserError("distillation tokens: 'masked' needs a label per token; for answers use attended or all")
         if self.tokens != "all":
             padding = batch.inputs["attention_mask"] == 0
-            student, *teachers = (logits.masked_fill(padding, _NEVER) for logits in (student.float(), *teachers))
+            student, *teachers = (logits.float().masked_fill(padding, _NEVER) for logits in (student, *teachers))
         return self._loss(student, teachers)
 
     def _classes(self, student: Tensor, teachers: list[Tensor], batch: Batch, alone: bool) -> Tensor:
@@ -171,7 +171,7 @@ class LogitDistillation(Distillation):
                 student, *teachers = (torch.stack([torch.zeros_like(x), x], -1) for x in (student, *teachers))
             elif student.shape[-1] == 1:
                 # One output is a regression: a softmax over it is constant, its imitation is the squared error.
-                return (student - torch.stack(teachers).mean(0)).square().mean()
+                return (student.float() - torch.stack(teachers).float().mean(0)).square().mean()
             return self._loss(student, teachers)
         # Tables of words that were filled up to a round number differ in what lies beyond the tokenizer.
         words = min(logits.shape[-1] for logits in (student, *teachers))

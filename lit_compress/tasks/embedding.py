@@ -142,8 +142,9 @@ class EmbeddingTask(Task):
         return vectors.sum().abs() * 0  # never -0, which progress bars show; what there is to learn, the teacher says
 
     def _ranking(self, vectors: Tensor, documents: Tensor) -> Tensor:
-        first, *others = F.normalize(vectors, dim=-1)
-        logits = self.scale * first @ torch.cat(others).T
+        first, *others = F.normalize(vectors.float(), dim=-1)
+        with torch.autocast(first.device.type, enabled=False):  # which makes products half precision
+            logits = self.scale * first @ torch.cat(others).T
         own = torch.arange(len(first), device=logits.device)
         # A text that several examples share is right for each of them, and no negative.
         same = (documents[:, None] == documents) & (own[:, None] != own)

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lit_compress.functional import (
     relation_kl,
     soft_cross_entropy,
 )
+from lit_compress.functional.distill import similarity_kl
 
 
 def kl_by_hand(student, teacher, temperature):
@@ -208,3 +210,19 @@ def test_relations_do_not_see_padding():
     assert torch.isclose(relation_kl(student, teacher, 2, mask), alone)
     assert torch.isclose(relation_kl(padded, teacher, 2, mask), alone)
     assert relation_kl(student, student, 2, mask).item() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "loss", [partial(relation_kl, heads=2), partial(similarity_kl, temperature=0.05)], ids=["relations", "similarities"]
+)
+def test_mixed_precision_changes_nothing(loss, dtype):
+    shape = (4, 6, 8) if loss.func is relation_kl else (6, 8)
+    mask = {"mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2] * 2)} if loss.func is relation_kl else {}
+    teacher = torch.randn(shape)
+    student = (teacher + 0.01 * torch.randn(shape)).requires_grad_()
+    expected = loss(student, teacher, **mask)
+    with torch.autocast("cpu", dtype):
+        found = loss(student, teacher, **mask)
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(each, student)[0] for each in (found, expected)))

@@ -324,3 +324,19 @@ def test_only_the_rows_that_count_are_computed():
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
         LogitDistillation(1.0, tokens="masked")(output(student), output(teacher), Batch({}, {"labels": labels}, {}))
     assert max(saved) <= 1000
+
+
+def test_answers_in_half_precision():
+    batch = Batch({"attention_mask": torch.tensor([[1, 1, 0]])}, {}, {})
+    ours, theirs = ({name: torch.randn(1, 3) for name in ("start_logits", "end_logits")} for _ in range(2))
+    term = LogitDistillation()
+    expected = term(SimpleNamespace(**ours), SimpleNamespace(**theirs), batch)
+    halves = ({name: logits.half() for name, logits in each.items()} for each in (ours, theirs))
+    found = term(*(SimpleNamespace(**each) for each in halves), batch)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-2)
+
+
+def test_a_regression_in_half_precision_has_no_largest_error():
+    ours, theirs = (SimpleNamespace(logits=torch.tensor([[value]]).half()) for value in (300.0, 0.0))
+    assert LogitDistillation()(ours, theirs, Batch({}, {}, {})).item() == 90_000

@@ -99,6 +99,14 @@ def test_the_loss_of_a_ranking_has_the_others_and_the_hard_ones_as_negatives():
     assert found.item() == pytest.approx(F.cross_entropy(logits, torch.arange(3)).item(), rel=1e-5)
 
 
+def test_the_loss_of_a_ranking_is_in_fp32_whatever_the_precision():
+    task, given = EmbeddingTask(loss="ranking"), batch(3, document=torch.arange(3))
+    vectors = torch.randn(9, 5)
+    expected = task.loss(output(vectors), given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(task.loss(output(vectors), given), expected)
+
+
 def test_a_batch_counts_examples_and_not_texts():
     task, given = EmbeddingTask(), batch(2, labels=torch.rand(3))
     assert task.count(given._replace(inputs={"input_ids": torch.zeros(6, 4)})) == 3

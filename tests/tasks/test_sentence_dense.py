@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from lit_compress.cli import main
 from lit_compress.export import load_checkpoint, student_from_checkpoint
 from lit_compress.models.load import load_model
+from lit_compress.models.sentence_embedding import SentenceDense
 from lit_compress.modules import LitStudent
 from lit_compress.tasks import EmbeddingTask
 
@@ -113,3 +114,12 @@ def test_what_is_not_known_of_it_is_refused(tmp_path, tiny_model):
     ):
         (folder / "2_Dense" / "config.json").write_text(json.dumps(settings | {key: value}))
         assert message in error_of(load_model, str(folder), EmbeddingTask(), "model")
+
+
+def test_vectors_are_in_fp32_whatever_the_precision():
+    torch.manual_seed(0)
+    dense, given = SentenceDense(8, 4, True, "Identity"), torch.randn(3, 8)
+    nn.init.normal_(dense.weight)
+    expected = dense(given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dense(given), expected)
