@@ -19,6 +19,7 @@ __all__ = [
     "layer_linears",
     "layer_parts",
     "layout_of",
+    "tokens_first",
 ]
 
 Ability = Literal["layers", "first_layer", "heads", "uneven_heads", "neurons", "attention_masks", "fused"]
@@ -57,6 +58,8 @@ class Layout:
         head_count: attribute of ``attention`` that is the number of heads; None when it has none.
         head_size: attribute of ``attention`` that is the size of a head.
         summary_token: position of the token that stands for the sequence.
+        tokens_first: inside a layer, the module that works on ``(tokens, batch, width)``; ``""`` is the whole layer,
+            None where all work on ``(batch, tokens, width)``.
         shared: whether one stored layer is run as every layer.
         unsupported: what this family does not allow, and why.
 
@@ -87,6 +90,7 @@ class Layout:
     head_count: str | None = "num_attention_heads"
     head_size: str = "attention_head_size"
     summary_token: Literal["first", "last"] = "first"
+    tokens_first: str | None = None
     shared: bool = False
     unsupported: Mapping[Ability, str] = field(default_factory=dict)
 
@@ -181,6 +185,7 @@ LAYOUTS: dict[str, Layout] = {
         head_count="n_head",
         head_size="d_head",
         summary_token="last",
+        tokens_first="",
         unsupported={
             "heads": "XLNet's attention has no linears: q, k, v, o and r are Parameters of rel_attn",
             "attention_masks": "XLNet's attention has no linears (q, k, v, o and r are Parameters of rel_attn); "
@@ -281,6 +286,7 @@ LAYOUTS: dict[str, Layout] = {
         head_linears=("attention.self.query_global", "attention.self.key_global", "attention.self.value_global"),
         head_count="num_heads",
         head_size="head_dim",
+        tokens_first="attention.self",
         unsupported=_NO_FUSED | {"heads": "Longformer's heads are as wide together as its hidden states"},
     ),
     "big_bird": replace(
@@ -365,6 +371,15 @@ def layer_linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside
     }
+
+
+def tokens_first(model: nn.Module) -> set[nn.Module]:
+    """The modules of a model that work on ``(tokens, batch, width)``, of the families in the table."""
+    layout = LAYOUTS.get(family_of(model))
+    if layout is None or layout.tokens_first is None:
+        return set()
+    parts = (layer.get_submodule(layout.tokens_first) for layer in encoder_layers(model))
+    return {module for part in parts for module in part.modules()}
 
 
 def embedding_tables(model: nn.Module) -> dict[str, nn.Embedding]:

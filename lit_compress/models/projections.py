@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from lit_compress.errors import UserError
-from lit_compress.models.layout import encoder_layers, layout_of
+from lit_compress.models.layout import encoder_layers, layout_of, tokens_first
 
 __all__ = ["read_projections"]
 
@@ -24,23 +25,27 @@ def read_projections(model: nn.Module, layers: Iterable[int]) -> Iterator[dict[i
 
     Yields:
         Layer, as given, to ``{"query": (batch, tokens, width), "key": ..., "value": ...}``, all heads side by side.
+        Longformer's have the tokens that fill its windows, too, at the end.
 
     Raises:
         UserError: no such layer, or a family whose projections are not modules of their own.
 
     """
     taken: dict[int, dict[str, Tensor]] = {}
-    handles = []
+    handles, transposed = [], tokens_first(model)
+
+    def keep(index: int, names: tuple[str, ...], layer: nn.Module, _: Any, output: Tensor) -> None:
+        output = output.transpose(0, 1) if layer in transposed else output
+        parts = dict(zip(names, output.chunk(len(names), dim=-1), strict=True))
+        before = taken.get(index, {})
+        # Of a layer that is run as every layer it is the last use; of others the first, which is that on the tokens:
+        # DeBERTa projects its relative positions with the same weights afterwards.
+        taken[index] = before | parts if layout_of(model).shared else parts | before
+
     try:
         for index in layers:
             for names, module in _projections(model, index):
-
-                def keep(
-                    _: nn.Module, __: Any, output: Tensor, index: int = index, names: tuple[str, ...] = names
-                ) -> None:
-                    taken.setdefault(index, {}).update(zip(names, output.chunk(len(names), dim=-1), strict=True))
-
-                handles.append(module.register_forward_hook(keep))
+                handles.append(module.register_forward_hook(partial(keep, index, names)))
         yield taken
     finally:
         for handle in handles:

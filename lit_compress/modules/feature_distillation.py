@@ -176,11 +176,12 @@ class RelationDistillation(Distillation):
     def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
         assert self.needs_projections is not None
         student_layer, teacher_layer = self.needs_projections
-        ours, theirs = student.projections[student_layer], teacher.projections[teacher_layer]
-        terms = []
+        found = student.projections[student_layer], teacher.projections[teacher_layer]
+        mask, terms = batch.inputs["attention_mask"], []
         for name in self.relations:
-            _check_relation_heads(self.relation_heads, ours[name].shape[-1], theirs[name].shape[-1])
-            terms.append(relation_kl(ours[name], theirs[name], self.relation_heads, batch.inputs["attention_mask"]))
+            ours, theirs = (each[name][:, : mask.shape[1]] for each in found)
+            _check_relation_heads(self.relation_heads, ours.shape[-1], theirs.shape[-1])
+            terms.append(relation_kl(ours, theirs, self.relation_heads, mask))
         return sum(terms[1:], terms[0])
 
 

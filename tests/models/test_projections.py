@@ -7,6 +7,7 @@ from transformers import (
     DebertaV2Config,
     DistilBertConfig,
     FNetConfig,
+    LongformerConfig,
     ModernBertConfig,
     MPNetConfig,
     RobertaConfig,
@@ -30,6 +31,10 @@ CONFIGS = [
     RobertaConfig(**SIZES),
     DistilBertConfig(vocab_size=50, dim=32, n_layers=2, n_heads=2, hidden_dim=64),
     DebertaV2Config(**SIZES),
+    DebertaV2Config(
+        **SIZES, relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"], share_att_key=True
+    ),
+    LongformerConfig(**SIZES, attention_window=[4, 4], pad_token_id=0),
     MPNetConfig(**SIZES),
     ModernBertConfig(**SIZES, **TOKENS),
 ]
@@ -50,8 +55,9 @@ def test_every_family_shows_its_projections(config, ids):
     assert torch.equal(plain, read)
     assert projections.keys() == {1, -1}
     for layer in projections.values():
+        tokens = 12 if config.model_type == "longformer" else 9  # windows of four
         assert {name: tuple(tensor.shape) for name, tensor in layer.items()} == dict.fromkeys(
-            ("query", "key", "value"), (2, 9, 32)
+            ("query", "key", "value"), (2, tokens, 32)
         )
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -5,9 +5,11 @@ import torch
 from contracts.errors import error_of
 from contracts.training import data, fit, trainer
 from lightning.pytorch import seed_everything
+from transformers import LongformerConfig, LongformerModel
 
 from lit_compress.export import load_checkpoint, student_from_checkpoint
 from lit_compress.functional import attention_kl, attention_mse, hidden_mse, relation_kl
+from lit_compress.models.projections import read_projections
 from lit_compress.modules import (
     AttentionDistillation,
     HiddenDistillation,
@@ -312,3 +314,29 @@ def test_a_compiled_student_gives_the_same_terms(make, batch, wide_teacher):
         gradient = module.student.bert.encoder.layer[1].attention.self.query.weight.grad
         losses.append({name: part.item() for name, part in parts.items()} | {"gradient": gradient.norm().item()})
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_relations_of_longformer_are_those_of_each_text(rows):
+    # Its attention works on (tokens, batch, width), and fills windows: 6 tokens become 8.
+    torch.manual_seed(0)
+    config = LongformerConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, attention_window=[4], pad_token_id=0,
+    )  # fmt: skip
+    models = [LongformerModel(config).eval() for _ in range(2)]
+    ids, mask = torch.randint(5, 40, (rows, 6)), torch.ones(rows, 6, dtype=torch.long)
+    mask[0, 4:] = 0
+
+    def term(chosen):
+        outputs = []
+        for model in models:
+            with torch.no_grad(), read_projections(model, [-1]) as projections:
+                model(input_ids=ids[chosen], attention_mask=mask[chosen])
+            outputs.append(SimpleNamespace(projections=projections))
+        return RelationDistillation(relation_heads=2)(*outputs, Batch({"attention_mask": mask[chosen]}, {}, {})).item()
+
+    alone = [term(slice(row, row + 1)) for row in range(rows)]
+    tokens = mask.sum(1).tolist()
+    mean = sum(value * count for value, count in zip(alone, tokens, strict=True)) / sum(tokens)
+    assert term(slice(None)) == pytest.approx(mean, rel=1e-4)
