@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_compress.console import say
+from lit_compress.data.batch_transfer import to_device
 from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.data.logit_cache import LogitStore, model_digest, rows_digest
 from lit_compress.errors import UserError
@@ -148,7 +149,7 @@ def _fill(
     if trainer.is_global_zero:  # where no terminal shows the bar, these are minutes in which nothing is said
         say(f"Running the teacher on {len(dataset):,} examples once")
     for batch in tqdm(loader, desc="Running the teacher", disable=not trainer.is_global_zero or None):
-        batch = trainer.strategy.batch_to_device(batch)
+        batch = to_device(batch, trainer)
         with trainer.precision_plugin.forward_context():
             heads = logit_heads(teacher(**batch.inputs))
         index = batch.meta["index"].tolist()

@@ -5,10 +5,10 @@ from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_compress.data.batch_transfer import to_device
 from lit_compress.errors import UserError
 from lit_compress.functional.layer_selection import (
     Position,
@@ -156,7 +156,7 @@ class LayerDropping(Strategy):
         batches = spread(data.val_dataloader(), self.examples / trainer.world_size)
         student.to(device)
         try:
-            sums = similarity_sums(student, pl_module, (move_data_to_device(batch, device) for batch in batches))
+            sums = similarity_sums(student, pl_module, (to_device(batch, trainer) for batch in batches))
         finally:
             student.to(home)
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_compress.data.batch_transfer import to_device
 from lit_compress.data.batches import LengthGroupedBatches
 from lit_compress.errors import UserError
+from lit_compress.models.layout import tokens_first
 from lit_compress.strategies.distributed_weights import full_tensor, sum_over_ranks_
 from lit_compress.strategies.strategy import student_of
 
@@ -48,7 +50,7 @@ def sample_batches(
     seed = np.random.SeedSequence([int(os.environ.get("PL_GLOBAL_SEED", 0)), trainer.global_step, draw])
     with _undisturbed(pl_module, [*seed.generate_state(1), trainer.global_rank]):
         for batch in islice(_draw(trainer, batch_size, seed), batches):
-            yield trainer.strategy.batch_to_device(batch)
+            yield to_device(batch, trainer)
 
 
 def sample_gradients(
@@ -97,6 +99,8 @@ def sample_input_norms(
 ) -> dict[str, Tensor]:
     """Root mean square of each input feature of some layers over the tokens of :func:`sample_batches`, without padding.
 
+    Of a layer that is used on tokens, other uses do not count (DeBERTa's projections of its relative positions).
+
     Args:
         trainer: whose training examples are drawn.
         pl_module: has ``task_loss(batch)``, which runs the layers.
@@ -116,15 +120,25 @@ def sample_input_norms(
     parameters = inspect.signature(student.forward)
     sums: dict[str, Tensor] = {}
     attended: list[Tensor | None] = [None]
+    on_tokens: set[str] = set()  # layers that this forward used on its tokens
+    transposed = tokens_first(student)
 
     def begin(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         attended[0] = parameters.bind_partial(*given, **named).arguments.get("attention_mask")
+        on_tokens.clear()
 
-    def look(name: str, _: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
+    def look(name: str, layer: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
         rows = inputs[0].detach().float()
         mask = attended[0]
-        if mask is not None and rows.shape[:-1] == mask.shape:
-            rows = rows[mask.bool()]
+        if mask is not None:
+            tokens = rows.transpose(0, 1) if layer in transposed and rows.ndim == 3 else rows
+            # Longformer adds tokens at the end to fill its windows.
+            tokens = tokens[:, : mask.shape[1]] if transposed else tokens
+            if tokens.shape[:-1] == mask.shape:
+                on_tokens.add(name)
+                rows = tokens[mask.bool()]
+            elif name in on_tokens:
+                return
         rows = rows.reshape(-1, rows.shape[-1])
         # The number of tokens is one more entry: a single tensor to add up over ranks.
         total = torch.cat([rows.square().sum(0), rows.new_tensor([len(rows)])])

@@ -1,15 +1,23 @@
 import random
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from contracts.training import data, fit, student
+from contracts.training import data, data_config, fit, student
 from lightning.pytorch import Callback, LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import AutoModel, BertConfig, DebertaV2Config, LongformerConfig, XLNetConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from lit_compress.data import TextClassification
 from lit_compress.errors import UserError
+from lit_compress.modules import LitStudent, LogitDistillation
+from lit_compress.strategies import LayerDropping, Pruning, sampling
+from lit_compress.strategies.importance import Taylor
 from lit_compress.strategies.sampling import sample_gradients
 
 ROWS = 64
@@ -168,3 +176,96 @@ def test_a_module_without_a_task_loss():
 
     with pytest.raises(UserError, match=r"compression: .*task_loss.*Linear"):
         next(sample_gradients(Run(), torch.nn.Linear(1, 1), [], 1, 1))
+
+
+class Sevens(TextClassification):
+    """Changes its batches before they go to the device."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        ids = torch.full_like(batch.inputs["input_ids"], 7)
+        return batch._replace(inputs=batch.inputs | {"input_ids": ids})
+
+
+@pytest.mark.parametrize("who", ["gradients", "layers", "teacher"])
+def test_what_is_drawn_goes_through_the_hooks_of_the_data(who, tiny_teacher, tiny_data, tmp_path, monkeypatch):
+    seen, forward = [], BertEmbeddings.forward
+
+    def look(self, input_ids, *args, **options):
+        seen.append(input_ids)
+        return forward(self, input_ids, *args, **options)
+
+    monkeypatch.setattr(BertEmbeddings, "forward", look)
+    strategies = {
+        "gradients": [Pruning(importance=Taylor(4), sparsity=0.5, schedule="constant", start="0%", end="0%")],
+        "layers": [LayerDropping(drop=1, which="contribution")],
+        "teacher": [],
+    }
+    module = student(tiny_teacher)
+    if who == "teacher":
+        options = {"distillation": {"kd": LogitDistillation()}, "teacher_cache": str(tmp_path / "cache")}
+        module = LitStudent(str(tiny_teacher), str(tiny_teacher), labels=["0", "1"], **options)
+    source = Sevens(tokenizer=str(tiny_teacher), **data_config(tiny_data)["init_args"])
+    fit(module, source, strategies[who], tmp_path / "run", max_steps=2)
+    assert len(seen) > 2
+    assert all((ids == 7).all() for ids in seen)
+
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+RELATIVE = {"relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
+# Layers by what is particular to their inputs: batch or tokens first, filled windows, relative positions.
+LOOKED_AT = {
+    "bert": (BertConfig(**SIZES), "encoder.layer.1.attention.self.query"),
+    "xlnet": (XLNetConfig(vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=64), "layer.1.ff.layer_1"),
+    "longformer": (
+        LongformerConfig(**SIZES, attention_window=[4, 4], pad_token_id=0),
+        "encoder.layer.1.attention.self.query",
+    ),
+    "longformer-neurons": (
+        LongformerConfig(**SIZES, attention_window=[4, 4], pad_token_id=0),
+        "encoder.layer.1.intermediate.dense",
+    ),
+    "deberta": (DebertaV2Config(**SIZES, **RELATIVE), "encoder.layer.1.attention.self.query_proj"),
+}
+
+
+@pytest.mark.parametrize("length", [4, 7])
+@pytest.mark.parametrize("family", LOOKED_AT)
+def test_norms_of_inputs_are_those_of_the_tokens_of_each_text(family, length, monkeypatch):
+    config, name = LOOKED_AT[family]
+    torch.manual_seed(0)
+    model = AutoModel.from_config(config).eval()
+    texts = [torch.randint(5, 40, (tokens,)) for tokens in (length, 2, 3, 1)]
+    inputs: list = []
+    hook = model.get_submodule(name).register_forward_hook(lambda _, given, __: inputs.append(given[0]))
+    total = torch.zeros(32)
+    for text in texts:
+        inputs.clear()
+        with torch.no_grad():
+            model(input_ids=text[None], attention_mask=torch.ones(1, len(text), dtype=torch.long))
+        total += inputs[0].reshape(-1, 32)[: len(text)].square().sum(0)
+    hook.remove()
+
+    ids, mask = torch.zeros(2, 4, length, dtype=torch.long)
+    for row, text in enumerate(texts):
+        place = slice(-len(text), None) if family == "xlnet" else slice(len(text))
+        ids[row, place], mask[row, place] = text, 1
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student = model
+
+        def task_loss(self, batch):
+            self.student(input_ids=ids, attention_mask=mask)
+
+    monkeypatch.setattr(sampling, "sample_batches", lambda *_: [None])
+    run = SimpleNamespace(precision_plugin=SimpleNamespace(train_step_context=nullcontext))
+    found = sampling.sample_input_norms(run, Module(), {name: model.get_submodule(name)}, 1, 4)[name]
+    torch.testing.assert_close(found, (total / sum(map(len, texts))).sqrt(), rtol=1e-3, atol=1e-5)
