@@ -31,7 +31,7 @@ def clip_as_lightning(
 
 
 def clip_on_device(optimizer: Optimizer, value: float | None, algorithm: str | None) -> Tensor:
-    """Clip the gradients of an optimizer in place, and give their norm ``()`` before a clipping by norm.
+    """Clip the gradients of an optimizer in place, and give their norm ``()`` before that.
 
     Not through Lightning, which under mixed precision refuses to clip for a fused optimizer: such a one unscales
     gradients itself. Only fp16 scales them, and is not fused.
@@ -44,9 +44,9 @@ def clip_on_device(optimizer: Optimizer, value: float | None, algorithm: str | N
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     clip, by_value = value or 0.0, algorithm == "value"
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])  # first: an infinite gradient is clipped, too
     if clip > 0 and by_value:
         torch.nn.utils.clip_grad_value_(parameters, clip)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if clip > 0 and not by_value:
+    elif clip > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm

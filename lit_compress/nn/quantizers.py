@@ -53,7 +53,8 @@ class FakeQuantizer(nn.Module):
 class MinMaxWeightQuantizer(FakeQuantizer):
     """Symmetric signed weights; the scale follows the current weights, one per output channel or one per tensor.
 
-    The largest magnitude is always representable, so nothing is ever clamped, and 0 maps to 0: sparsity survives.
+    The largest magnitude is representable, so nothing is clamped while the scale follows, and 0 maps to 0: sparsity
+    survives.
 
     Args:
         out_features: number of output channels.

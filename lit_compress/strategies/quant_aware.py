@@ -183,6 +183,11 @@ class QuantAwareTraining(Strategy):
             raise UserError(
                 f"{owner}.freeze_observers: step {freeze} leaves no step after start, step {start}, to see any data"
             )
+        if freeze > total:
+            raise UserError(
+                f"{owner}.freeze_observers: step {freeze} comes after training ends at step {total}; freeze earlier, "
+                "or give null"
+            )
         return start, freeze
 
     def _attention_slots(self) -> dict[str, FakeQuantizer | None]:

@@ -186,3 +186,8 @@ def test_updates_go_on_after_the_end(count_past_end, expected):
     updates = Updates(start=1, end=6, every=3, last=11, count_past_end=count_past_end)
     assert [step for step in range(20) if step in updates] == expected
     assert [updates.progress(step) for step in (1, 6, 11)] == [0.0, 1.0, 1.0]
+
+
+def test_progress_of_one_update():
+    updates = Updates(start=4, end=4, every=1, last=4)
+    assert [updates.progress(step) for step in (2, 3, 4, 5)] == [-2, -1, 1, 1]

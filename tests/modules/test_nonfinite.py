@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 
 from lit_compress.errors import UserError
 from lit_compress.modules import Distillation, LitStudent, Optimization, encoder
+from lit_compress.modules.gradient_clipping import clip_on_device
 from lit_compress.modules.nonfinite import LossWatch, all_or_nan
 from lit_compress.tasks import IGNORED, Batch
 from lit_compress.tasks.batch import count_of, counted, tied
@@ -286,3 +287,10 @@ def test_a_loss_that_a_callback_monitors_is_that_of_each_step(train):
     monitor = Monitor()
     train(Odd(), monitor, name="monitored")
     assert len(set(monitor.seen)) == len(monitor.seen) > 2
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_an_infinite_gradient_is_seen_however_it_is_clipped(algorithm):
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([torch.inf, 0.0])
+    assert clip_on_device(torch.optim.SGD([weight]), 1.0, algorithm) == torch.inf

@@ -113,6 +113,7 @@ WRONG_IN_A_RUN = {
     "starts at the end": ({"start": "100%", "freeze_observers": None}, ["QuantAwareTraining.start", "step 8"]),
     "starts after it": ({"start": "3 epochs", "freeze_observers": None}, ["QuantAwareTraining.start", "step 12"]),
     "frozen at once": ({"start": "2 steps", "freeze_observers": "2 steps"}, ["freeze_observers", "step 2"]),
+    "frozen after the end": ({"freeze_observers": "9000 steps"}, ["freeze_observers", "9000", "step 8"]),
     "frozen before it starts": ({"start": "6 steps", "freeze_observers": "1 epochs"}, ["step 4", "step 6"]),
     "no output": ({"outputs": ["*.pooler.dense"]}, ["QuantAwareTraining.outputs", "'*.pooler.dense'", "targets"]),
     "no table": (

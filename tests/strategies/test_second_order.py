@@ -8,9 +8,11 @@ from contracts.errors import error_of
 from contracts.training import data, fit, student
 from lightning.pytorch import Callback
 
+from lit_compress.functional import fisher as functional
 from lit_compress.modules import LitStudent, Optimization
-from lit_compress.nn import compressible_layers
+from lit_compress.nn import CompressibleLinear, compressible_layers
 from lit_compress.strategies import MagnitudePruning, SecondOrderPruning
+from lit_compress.strategies.importance import Fisher
 from lit_compress.strategies.units import WeightUnits
 
 SAMPLE = {"gradients": 16, "gradient_batch_size": 8, "damping": 1e-4}
@@ -182,3 +184,14 @@ def test_pruned_weights_stay_pruned(prune):
     _, watch = prune(sparsity=0.8, start="0%", end="100%", every="1 steps", **SAMPLE)
     for earlier, later in pairwise(watch.after.values()):
         assert not any((later[name][1] & ~earlier[name][1]).any() for name in later)
+
+
+def test_an_inverse_that_rounding_has_spoilt_is_refused():
+    # Gradients that are large and nearly the same, and hardly a damping: the diagonal comes out below 0.
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(50, generator=generator)
+    gradients = 14 * (shared + 0.01 * torch.randn(1, 64, 50, generator=generator))
+    inverse = functional.add_gradients_(functional.damped_inverse(50, 50, 1e-7), gradients, 64)
+    assert (inverse.diagonal(dim1=1, dim2=2) < 0).any()
+    layer = CompressibleLinear(10, 5)
+    assert "some scores are no numbers, or below 0" in error_of(Fisher()._saliency, layer, inverse, 1)

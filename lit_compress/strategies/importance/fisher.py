@@ -114,9 +114,10 @@ class Fisher(Importance):
 
     def _saliency(self, layer: CompressibleLinear, inverse: Tensor, group: int) -> Tensor:
         scores = fisher.saliency(full_weight(layer), inverse, group)
-        if not torch.isfinite(scores).all():
+        # Rounding can make an inverse of none: large gradients that are nearly the same, and little damping.
+        if not (torch.isfinite(scores).all() and (inverse.diagonal(dim1=1, dim2=2) > 0).all()):
             raise UserError(
-                f"{self.key}.damping: with {self.damping:g} some scores are not numbers; give a larger one, "
+                f"{self.key}.damping: with {self.damping:g} some scores are no numbers, or below 0; give a larger one, "
                 "or lower model.optimization.learning_rate if the loss overflows"
             )
         return scores
