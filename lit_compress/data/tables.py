@@ -226,7 +226,9 @@ def cached_map(
         with_indices: whether the function takes the rows' numbers.
 
     """
-    fingerprint = Hasher.hash([table._fingerprint, _vocabulary_of(tokenizer), depends_on])
+    # Two tokenizers of one vocabulary differ in what they give: DistilBERT's has no token types.
+    reads = [_vocabulary_of(tokenizer), tokenizer.model_input_names, tokenizer.truncation_side]
+    fingerprint = Hasher.hash([table._fingerprint, reads, depends_on])
     return table.map(
         function,
         batched=True,

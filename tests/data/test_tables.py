@@ -227,3 +227,23 @@ def test_tokenize_pairs_and_leaves_labels_out(tokenizer):
     assert pieces(tokenizer, found) == ["[CLS] bad plot [SEP] good film [SEP]"]
     assert found["token_type_ids"][0] == [0, 0, 0, 0, 1, 1, 1]
     assert "labels" not in found.column_names
+
+
+def test_what_another_tokenizer_of_the_same_vocabulary_made_is_not_taken(tmp_path, tiny_model):
+    load_dataset = pytest.importorskip("datasets").load_dataset
+    (tmp_path / "pairs.jsonl").write_text('{"one": "good film", "two": "the plot was not very good"}\n')
+
+    def encoded(**changed):
+        tokenizer = load_tokenizer(str(tiny_model), "data.tokenizer")
+        for name, value in changed.items():
+            setattr(tokenizer, name, value)
+        # Read anew each time: only a table from a file has a cache on disk.
+        table = load_dataset("json", data_files=str(tmp_path / "pairs.jsonl"), split="train", cache_dir=str(tmp_path))
+        found = tokenize(table, tokenizer, ["two"], 5, "")
+        return set(found.column_names), pieces(tokenizer, found)
+
+    without, first = encoded(model_input_names=["input_ids", "attention_mask"])  # as DistilBERT
+    assert "token_type_ids" not in without
+    assert "token_type_ids" in encoded()[0]
+    assert first == ["[CLS] the plot was [SEP]"]
+    assert encoded(truncation_side="left")[1] == ["[CLS] not very good [SEP]"]
