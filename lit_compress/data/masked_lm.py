@@ -125,6 +125,17 @@ class MaskedLanguageModeling(TextData):
         """The last lines: lines that belong together stay together."""
         return np.arange(len(table) - count, len(table))
 
+    def drawn(self, table: Dataset, split: str, count: int) -> Dataset:
+        """Documents of several lines stay whole: as many as have so many lines, in the order of the file."""
+        if self.documents == "line":
+            return super().drawn(table, split, count)
+        blank = [not (text or "").strip() for text in table[self._column(split)]]
+        document = np.cumsum(blank)  # a document with the blank line before it
+        lines = np.bincount(document)
+        order = np.random.default_rng(self.options.split_seed).permutation(len(lines))
+        enough = int(np.searchsorted(np.cumsum(lines[order]), count)) + 1
+        return table.select(np.flatnonzero(np.isin(document, order[:enough])))
+
     def encode(self, table: Dataset, split: str) -> Dataset:
         column = self._column(split)
 

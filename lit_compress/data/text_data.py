@@ -369,7 +369,7 @@ class TextData(KeepsInitArgs, LightningDataModule):
         require_columns(table.column_names, self.source(split), columns, hint)
 
     def _read(self, split: str) -> Dataset | None:
-        if hub := self.options.hub:
+        if (hub := self.options.hub) and not self.files[split]:
             name = {"train": "train", "val": self.options.hub_val_split}.get(split)
             if name is not None:
                 if saved_splits(hub, "data.hub") is not None:

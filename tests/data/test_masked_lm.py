@@ -289,3 +289,15 @@ def test_a_tokenizer_without_a_mask(make, tmp_path):
     BertTokenizerFast(vocab=vocabulary, mask_token=None).save_pretrained(tmp_path / "maskless")
     with pytest.raises(UserError, match=r"^data\.tokenizer: .*mask"):
         make(tokenizer=str(tmp_path / "maskless"))
+
+
+@pytest.mark.parametrize("split", ["limit", "eval_limit"])
+def test_fewer_lines_are_whole_documents(make, split):
+    text = "".join(f"film {n} one\nfilm {n} two\nfilm {n} three\n\n" for n in range(30))
+    data = make(text, text, documents="blank_line", **{split: 20})
+    lines = data.table("train" if split == "limit" else "val")["text"][:]
+    assert 20 <= len(lines) <= 24
+    documents = [part.split("\n") for part in "\n".join(lines).strip("\n").split("\n\n")]
+    numbers = [int(document[0].split()[1]) for document in documents]
+    assert documents == [[f"film {n} {word}" for word in ("one", "two", "three")] for n in numbers]
+    assert numbers != list(range(len(numbers)))

@@ -295,3 +295,12 @@ def test_a_tokenizer_of_sentencepiece_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "deberta-v2"}')
     tokenizer = load_tokenizer(str(tmp_path), "data.tokenizer")
     assert tokenizer.decode(tokenizer("the good film")["input_ids"], skip_special_tokens=True) == "the good film"
+
+
+def test_a_validation_file_is_what_is_validated_on_with_a_dataset_of_the_hub(make, tmp_path):
+    rows = Dataset.from_dict(ROWS)
+    DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "saved")
+    data = make(TextClassification, {"own.csv": "text,label\nmy own film,1\nmy other film,0\n"}, hub="saved")
+    data = make(TextClassification, hub="saved", val_file="own.csv")
+    assert data.table("val")["text"][:] == ["my own film", "my other film"]
+    assert len(data.table("train")) == len(TEXTS)
