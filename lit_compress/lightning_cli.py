@@ -159,7 +159,8 @@ class LitCompressCLI(LightningCLI):
         if self.subcommand == "fit":
             callbacks, claim = [*self._started.callbacks], self._started.claim
         if config.get("output"):
-            callbacks.append(WritePredictions(config.output, self._predicting_model()))
+            options = self.config[str(self.subcommand)].data.init_args.as_dict()
+            callbacks.append(WritePredictions(config.output, self._predicting_model(), options))
         return make_trainer(
             self.run_folder,
             config.compression,

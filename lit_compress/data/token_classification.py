@@ -160,6 +160,8 @@ class TokenClassification(TextData):
         names = (words_column, "tags" if split == "predict" else self._tag_name(split, table))
         settings = [self.scheme, self.long_sentences, self.max_length, names, kind]
         encoded = cached_map(table, windows, self.tokenizer, [settings, known, "tokens-3"], f"Tokenizing {split}", True)
+        if not len(encoded):  # no sentence has a word: `datasets` knows of no column then
+            return Dataset.from_dict({name: [] for name in _COLUMNS})
         if long := int((np.asarray(encoded["first_word"]) > 0).sum() + (np.asarray(encoded["lost"]) > 0).sum()):
             lost = int(np.sum(encoded["lost"]))
             what = f"{lost} words beyond them are left out" if lost else f"they became {long} more examples"

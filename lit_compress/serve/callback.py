@@ -1,5 +1,6 @@
 """`lit_compress predict --config ... --output`: predictions of the training form, as a file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -7,9 +8,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import task_of
-from lit_compress.serve.predict import fingerprint
+from lit_compress.serve.predict import NOT_FOR_PREDICTION, fingerprint
 from lit_compress.serve.prediction_file import PredictionFile
 from lit_compress.serve.records import Records, schema_of
+from lit_compress.sources import resolve_package
 
 __all__ = ["WritePredictions"]
 
@@ -19,12 +21,13 @@ class WritePredictions(Callback):
 
     Args:
         output: ``.csv``, ``.jsonl`` or ``.parquet``.
-        model: the checkpoint, or the model without one: what parts that are there must have been made with.
+        model: the checkpoint, or the model without one.
+        data: options of the data module. Parts that are there must have been made with the same of both.
 
     """
 
-    def __init__(self, output: str, model: str) -> None:
-        self.output, self.model = output, model
+    def __init__(self, output: str, model: str, data: Mapping[str, Any]) -> None:
+        self.output, self.model, self.data = output, model, data
         self._file: PredictionFile | None = None
         self._records: Records | None = None
 
@@ -37,13 +40,21 @@ class WritePredictions(Callback):
         source = data.source("predict")
         if data.files["predict"] is None or source is None:
             raise UserError("data.predict_file: missing; give the file to predict on")
+        rows = data.predict_rows()
+        if not len(rows):
+            raise UserError(
+                f"data.predict_file: no row of {source!r} makes an example; give --model instead of --config, which "
+                "writes the empty answers"
+            )
         task = task_of(data)
-        settings = {"model": fingerprint(self.model), "file": fingerprint(source), "max_length": data.max_length}
+        options = {name: value for name, value in self.data.items() if name not in NOT_FOR_PREDICTION}
+        settings = {"model": fingerprint(self.model), "data": options, "precision": str(trainer.precision)}
+        settings["file"] = fingerprint(resolve_package(source, "data.predict_file"))
         self._file = PredictionFile(self.output, schema_of(task), settings)
-        rows, done = data.predict_rows(), self._file.done
+        done = self._file.done
         # All rows may be written: a loader without examples would be an error, so that the last is predicted again.
         data.predict_from = min(done, int(rows[-1]))
-        self._records = Records(task, rows[data.predict_start :], int(rows[data.predict_start]))
+        self._records = Records(task, rows[data.predict_start :], min(done, int(rows[data.predict_start])))
 
     def on_predict_batch_end(
         self,

@@ -25,13 +25,15 @@ from lit_compress.serve.records import Records, schema_of
 from lit_compress.sources import resolve_package
 from lit_compress.tasks import Batch, Task, task_class_of
 
-__all__ = ["fingerprint", "predict"]
+__all__ = ["NOT_FOR_PREDICTION", "fingerprint", "predict"]
 
 # Options of a run's data that a file to predict has nothing to do with.
-_NOT_FOR_PREDICTION = (
+NOT_FOR_PREDICTION = (
     *("train_file", "val_file", "test_file", "hub", "hub_config", "hub_val_split"),
     *("augmentation", "limit", "answer_marks"),
 )
+# How a file of one text is read, whatever those of the run are like.
+_OF_ONE_TEXT = {"delimiter": None, "columns": None, "encoding": "utf-8", "token_column": "tokens"}
 
 
 def predict(
@@ -68,6 +70,8 @@ def _show(text: str, run: str | None, model: str | None, data: dict[str, Any], *
     kind, options_of_run = _of_run(Path(run)) if run is not None else (_reader_of(str(model)), {})
     module = locate(kind)
     reader = module if isinstance(module, type) and issubclass(module, TextData) else TextData
+    # What is said of the run's files is not true of the one that is made here.
+    data = {**data, **{name: own for name, own in _OF_ONE_TEXT.items() if name in options_of_run}}
     names = reader.predicted_columns({**options_of_run, **data})
     if len(names) != 1:
         raise UserError(f"--text: the model reads {len(names)} texts, {', '.join(names)}; give --file")
@@ -118,12 +122,14 @@ def _predict_file(
     schema = schema_of(task)
     check_predictions(output, overwrite, inputs=[file], column=schema.names[1])
     answer = _loaded(folder, engine, task, key, _device(device))
-    settings = {"model": fingerprint(folder), "file": fingerprint(file), "data": {**settings, **data}, "engine": engine}
+    settings = {"model": fingerprint(folder), "data": {**settings, **data}, "engine": engine}
+    settings["file"] = fingerprint(resolve_package(file, "--file"))
     count = module.predict_count()  # reads and checks the rows, before anything is written
     target = PredictionFile(output, schema, settings, part_rows, overwrite)
     module.predict_from = target.done
     rows = module.predict_rows()[module.predict_start :]
-    records = Records(task, rows, min([target.done, *rows[:1]]))
+    # The batch of the first row that is left is predicted again from its beginning, which may be before that row.
+    records = Records(task, rows, min([target.done, *rows[:1]]) if target.done < count else count)
     if target.done:
         say(f"{target.done:,} of {count:,} rows were predicted before; continuing after them")
     with torch.inference_mode(), counted("Predicting", len(rows)) as tell:
@@ -159,16 +165,9 @@ def _loaded(
 
 
 def fingerprint(path: str) -> list[Any]:
-    """What tells a file or a model folder from another version of itself: name, sizes and times."""
+    """What tells a file or a folder from another version of itself: name, sizes and times."""
     found = Path(path)
-    kinds = ("*.safetensors", "onnx/*", "openvino/*")
-    files = (
-        sorted(file for kind in kinds for file in found.glob(kind))
-        if found.is_dir()
-        else [found]
-        if found.is_file()
-        else []
-    )
+    files = sorted(file for file in (found.rglob("*") if found.is_dir() else [found]) if file.is_file())
     return [str(found), *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
 
 
@@ -182,7 +181,7 @@ def _of_run(run: Path) -> tuple[str, dict[str, Any]]:
         name, options = section["class_path"], dict(section["init_args"])
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--run: {str(path)!r} is damaged or has no data section; give --model instead") from error
-    return name, {key: value for key, value in options.items() if key not in _NOT_FOR_PREDICTION}
+    return name, {key: value for key, value in options.items() if key not in NOT_FOR_PREDICTION}
 
 
 def _device(name: str) -> str:

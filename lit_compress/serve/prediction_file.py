@@ -23,7 +23,7 @@ FORMATS = (".csv", ".jsonl", ".parquet", ".npy")  # the last for vectors alone
 PART_SECONDS = 30.0
 _SETTINGS = "settings.json"
 # What follows the row in predictions of the package's own tasks: how a file of predictions is told from others.
-_SECOND_COLUMNS = ("label", "labels", "value", "tags", "id", "embedding")
+_SECOND_COLUMNS = ("label", "labels", "value", "score", "tags", "id", "embedding")
 
 
 def check_predictions(
@@ -82,7 +82,7 @@ class PredictionFile:
     ) -> None:
         self.output, self.schema, self.part_rows = Path(output), schema, part_rows
         check_predictions(output, overwrite, column=schema.names[1])
-        if self.output.suffix == ".npy" and (len(schema) != 2 or not pyarrow.types.is_list(schema.types[1])):
+        if self.output.suffix == ".npy" and not (len(schema) == 2 and _is_vector(schema.types[1])):
             raise UserError(f"--output: {str(output)!r} holds vectors alone; give .csv, .jsonl or .parquet")
         if part_rows < 1:
             raise UserError(f"--part_rows: {part_rows} must be 1 or more")
@@ -106,13 +106,24 @@ class PredictionFile:
             self._write_part()
 
     def finish(self) -> None:
-        """Write the last part, join all of them to the output, and remove them."""
+        """Write the last part, join all of them to the output, and remove them.
+
+        Raises:
+            UserError: parts are missing, which somebody has removed meanwhile.
+
+        """
         if self._waiting:
             self._write_part()
+        finished = self._finished()
+        if (found := sum(map(self._rows_of, finished))) != self.done:
+            raise UserError(
+                f"--output: {str(self.parts)!r} has the first {found} of {self.done} rows that were written; another "
+                f"`predict` has removed the others, perhaps to write {str(self.output)!r}; run this one again"
+            )
         with atomic_file(self.output) as staging:
             join = {".csv": self._join_text, ".jsonl": self._join_text, ".parquet": self._join_parquet}
             join[".npy"] = _join_npy
-            join[self.output.suffix](staging, self._finished())
+            join[self.output.suffix](staging, finished)
         if foreign_file(self.parts, _is_own_part) is None:
             shutil.rmtree(self.parts)
 
@@ -167,6 +178,10 @@ class PredictionFile:
         with parquet.ParquetWriter(staging, self.schema) as writer:
             for part in parts:
                 writer.write_table(parquet.read_table(part, schema=self.schema))
+
+
+def _is_vector(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_list(kind) and pyarrow.types.is_floating(kind.value_type)
 
 
 def _is_own_part(name: str) -> bool:

@@ -1,6 +1,9 @@
 """`lit_compress predict` on all tasks: the file's order, the model's own answers, resuming after an interruption."""
 
+import errno
 import json
+import shutil
+import sys
 import time
 
 import pytest
@@ -22,6 +25,7 @@ from lit_compress.export.source import from_source
 from lit_compress.serve import predict, prediction_file
 from lit_compress.serve.records import Records
 
+predict_module = sys.modules[predict.__module__]
 TEXTS = ["good film", "bad", "the story is dull and cold", "a", "very good plot", "cold film", "warm", "the actor"] * 3
 
 
@@ -338,3 +342,103 @@ def test_one_text_is_shown(tiny_teacher, run, capsys):
 def test_what_one_text_cannot_be_with(options, message, tiny_teacher):
     with pytest.raises(SystemExit, match=message):
         main(["predict", f"--model={tiny_teacher}", *options])
+
+
+@pytest.mark.parametrize("rows", [5, 8])
+def test_what_could_not_be_joined_for_want_of_room_is_joined_later(rows, tiny_teacher, tmp_path, monkeypatch):
+    file = tmp_path / "rows.tsv"
+    file.write_text("sentence\n" + "\n".join(TEXTS[:rows]) + "\n")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    options = {"data": {"text_columns": ["sentence"], "batch_size": 4}}
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_file.PredictionFile, "_join_parquet", full)
+        with pytest.raises((UserError, OSError), match="No space left"):
+            columns(file, tmp_path / "out.parquet", tiny_teacher, **options)
+    assert columns(file, tmp_path / "out.parquet", tiny_teacher, **options)["row"] == list(range(rows))
+
+
+def test_a_fingerprint_is_of_all_files_of_a_folder(tmp_path):
+    (tmp_path / "saved" / "train").mkdir(parents=True)
+    file = tmp_path / "saved" / "train" / "data.arrow"
+    file.write_text("one")
+    before = predict_module.fingerprint(str(tmp_path / "saved"))
+    file.write_text("another")
+    assert predict_module.fingerprint(str(tmp_path / "saved")) != before
+
+
+@pytest.fixture
+def tagger(tiny_model, tmp_path):
+    model = AutoModelForTokenClassification.from_pretrained(tiny_model, id2label={0: "O", 1: "B-X"})
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def from_config(tmp_path, model, data, *arguments):
+    """`predict --config` of a trained model, which is what `fit` leaves."""
+    config = {
+        "run": str(tmp_path / "run"),
+        "model": {"class_path": "LitTeacher", "init_args": {"pretrained": str(model)}},
+        "data": data,
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False, "logger": False},
+    }
+    (tmp_path / "predict.yaml").write_text(yaml.safe_dump(config))
+    main(["predict", f"--config={tmp_path / 'predict.yaml'}", *arguments])
+
+
+def test_sentences_without_words_have_rows_from_a_config_too(tagger, tmp_path):
+    sentences = [[], [], ["good", "film"], [], ["bad"]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"tokens": words}) + "\n" for words in sentences))
+    data = {"class_path": "TokenClassification", "init_args": {"predict_file": str(tmp_path / "rows.jsonl")}}
+    from_config(tmp_path, tagger, data, f"--output={tmp_path / 'out.jsonl'}")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [(row["row"], len(row["tags"])) for row in rows] == [(0, 0), (1, 0), (2, 2), (3, 0), (4, 1)]
+    (tmp_path / "rows.jsonl").write_text('{"tokens": []}\n')
+    with pytest.raises(SystemExit, match=r"data\.predict_file: no row of .* makes an example; give --model"):
+        from_config(tmp_path, tagger, data, f"--output={tmp_path / 'none.jsonl'}")
+    predict(str(tmp_path / "rows.jsonl"), str(tmp_path / "none.jsonl"), model=str(tagger))
+    assert (tmp_path / "none.jsonl").read_text() == '{"row": 0, "tags": []}\n'
+
+
+def test_parts_of_other_columns_are_not_gone_on_with_from_a_config(tiny_teacher, tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text('{"a": "good film", "b": "bad film"}\n' * 3)
+    options = {"predict_file": str(tmp_path / "rows.jsonl"), "text_columns": ["a"]}
+    data = {"class_path": "TextClassification", "init_args": options}
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_file.PredictionFile, "finish", stop)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            from_config(tmp_path, tiny_teacher, data, f"--output={tmp_path / 'out.csv'}")
+    assert (tmp_path / ".out.csv.parts").is_dir()
+    options["text_columns"] = ["b"]
+    with pytest.raises(SystemExit, match=r"parts of another model, file or setting"):
+        from_config(tmp_path, tiny_teacher, data, f"--output={tmp_path / 'out.csv'}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"delimiter": ";"}, {"encoding": "utf-16"}, {"columns": ["sentence", "label"]}],
+    ids=["delimiter", "encoding", "columns"],
+)
+def test_one_text_is_read_whatever_the_files_of_the_run_are_like(options, run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["init_args"] |= options
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["predict", f"--run={tmp_path / 'run'}", "--text=good film"])
+    assert "label" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("column", [0, "words"])
+def test_one_sentence_is_read_whatever_the_column_of_the_run(column, tagger, tmp_path, capsys):
+    shutil.copytree(tagger, tmp_path / "run" / "model")
+    data = {"class_path": "lit_compress.data.TokenClassification", "init_args": {"token_column": column}}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    main(["predict", f"--run={tmp_path / 'run'}", "--text=good film"])
+    assert len(json.loads(capsys.readouterr().out)["tags"]) == 2

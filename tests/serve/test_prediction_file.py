@@ -144,3 +144,29 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     assert path.read_text() == "row,label\n"
     file.finish()
     assert len(read(path)) == 7
+
+
+def test_parts_that_another_process_has_joined_are_not_replaced_by_fewer(tmp_path):
+    path = tmp_path / "out.csv"
+    one, other = (PredictionFile(path, SCHEMA, {}, part_rows=2) for _ in range(2))
+    one.add(RECORDS[:4])
+    other.add(RECORDS[:3])
+    one.add(RECORDS[4:])
+    one.finish()
+    whole = path.read_text()
+    other.add(RECORDS[3:])
+    with pytest.raises(UserError, match=r"the first 0 of 7 rows.*run this one again"):
+        other.finish()
+    assert path.read_text() == whole
+
+
+@pytest.mark.parametrize("column", ["label", "score"])
+def test_earlier_predictions_of_another_task_are_replaced(tmp_path, column):
+    path = tmp_path / "out.csv"
+    path.write_text(f"row,{column}\n0,0.5\n")
+    assert len(written(path, overwrite=True)) == 7
+
+
+def test_tags_are_no_vectors(tmp_path):
+    with pytest.raises(UserError, match="holds vectors alone"):
+        PredictionFile(tmp_path / "out.npy", schema_of(TokenClassificationTask(["O"])), {})
