@@ -37,3 +37,16 @@ def test_a_saved_split_is_what_is_validated(tmp_path, tiny_teacher):
 
 def test_a_validation_file_among_the_options_of_the_data_counts(file, tiny_teacher):
     assert "val_fraction" not in guess_data(file, model=str(tiny_teacher), given={"val_file": file}).options
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "names"),
+    [(",text,label", "{0},{1},{2}", ("text", "label")), ("v1,v2,,,", "{2},{1},,,", ("v2", "v1"))],
+)
+def test_a_header_with_columns_of_no_name_is_no_example(tmp_path, tiny_teacher, header, row, names):
+    rows = [row.format(number, f"a good film number {number}", ("up", "down")[number % 2]) for number in range(40)]
+    (tmp_path / "train.csv").write_text("\n".join([header, *rows]))
+    guessed = guess_data(str(tmp_path / "train.csv"), model=str(tiny_teacher))
+    assert "columns" not in guessed.options
+    assert guessed.rows == 40
+    assert (guessed.options["text_columns"], guessed.options["label_column"]) == ([names[0]], names[1])

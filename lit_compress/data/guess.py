@@ -264,7 +264,8 @@ def _may_be_label(name: str, values: Sequence[Any]) -> bool:
 
 
 def _is_id(name: str) -> bool:
-    return re.fullmatch(r"(.*[_ #])?(id|idx|index|uid|guid)", name.lower()) is not None
+    # A table is read with "Unnamed: 0" for the name of a column that has none, such as the index that pandas writes.
+    return re.fullmatch(r"(.*[_ #])?(id|idx|index|uid|guid)|unnamed: \d+", name.lower()) is not None
 
 
 def _text_columns(

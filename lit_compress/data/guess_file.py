@@ -74,14 +74,24 @@ def split_rows(lines: Sequence[str], delimiter: str, quoting: bool) -> list[list
 def has_header(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first row names the columns: no number, no sentence, and nothing that stands in its column again.
 
+    Columns of numbers alone and those that are nearly all blank need no name.
+
     Example:
         >>> has_header([["text", "label"], ["a good film", "1"]]), has_header([["1", "a good film"], ["0", "bad"]])
         (True, False)
 
     """
     first, rest = rows[0], rows[1:]
-    again = any(name in {row[place] for row in rest if len(row) > place} for place, name in enumerate(first))
-    return not again and all(name.strip() and not is_number(name) and len(name.split()) <= 4 for name in first)
+    below = [[row[place] for row in rest if len(row) > place] for place in range(len(first))]
+    return any(name.strip() for name in first) and all(map(_is_name, first, below))
+
+
+def _is_name(name: str, below: Sequence[str]) -> bool:
+    """Whether the first cell of a column is the name of the others."""
+    if not name.strip():
+        # The index that pandas writes, or what spreadsheets leave at the end of rows, into which some text spills.
+        return all(map(is_number, below)) or sum(not cell.strip() for cell in below) >= 0.9 * len(below)
+    return name not in below and not is_number(name) and len(name.split()) <= 4
 
 
 def is_column_file(lines: Sequence[str]) -> bool:

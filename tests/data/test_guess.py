@@ -124,6 +124,10 @@ def test_what_could_also_be_meant_is_said_with_its_option(columns, option):
     assert any(option in doubt for doubt in guess_task(columns).doubts)
 
 
+def test_a_column_of_numbers_without_a_name_is_no_label():
+    assert guess_task({"Unnamed: 0": [*"0123"], "text": TEXTS}).task == "pretraining"
+
+
 def test_what_is_known_is_no_guess():
     columns = {"title": OTHERS, "text": TEXTS, "label": [*"1234"], "toxic": FLAGS}
     assert guess_task(columns, "regression").task == "regression"
@@ -167,6 +171,21 @@ def test_header():
     assert not has_header([["gj04", "1", "", "a text"], ["gj04", "0", "*", "another"]])
     assert not has_header([["good", "fine"], ["good", "bad"]])
     assert not has_header([["this is a whole sentence already", "good"], ["this is another", "bad"]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "there"),
+    [
+        ([["", "text", "label"], ["0", "good", "up"], ["1", "bad", "down"]], True),  # the index of pandas
+        ([["v1", "v2", "", ""], ["up", "good", "", ""], ["down", "bad", "", " "]], True),
+        ([["v1", "v2", ""], *[["up", "good", ""]] * 40, ["down", "bad", " and so on"]], True),
+        ([["gj04", "1", "", "a text"], ["bc01", "0", "*", "another"]], False),
+        ([["gj04", "", "a text"], ["bc01", "*", "another"]], False),
+        ([["", ""], ["0", ""]], False),
+    ],
+)
+def test_a_header_may_leave_columns_of_numbers_or_almost_nothing_without_a_name(rows, there):
+    assert has_header(rows) is there
 
 
 def test_encoding():
