@@ -1,28 +1,19 @@
 """What a file of examples is for, and how it is best read: task, columns, labels and lengths, with the reasons."""
 
-import gzip
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, List
+from datasets import Dataset
 
-import lit_compress.data
 from lit_compress.choices import GuessedTask
-from lit_compress.data.guess import Guess, guess_answers, guess_task
-from lit_compress.data.guess_file import (
-    guess_delimiter,
-    guess_encoding,
-    guess_length,
-    has_header,
-    is_column_file,
-    percentile,
-    split_rows,
-)
-from lit_compress.data.tables import load_table, load_tokenizer
+from lit_compress.data.guess import Guess
+from lit_compress.data.guess_file import guess_length, percentile
+from lit_compress.data.guess_source import guess_source, some_rows
+from lit_compress.data.tables import load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.export.run_folder import text_data
@@ -30,15 +21,11 @@ from lit_compress.models.load import load_config
 from lit_compress.models.positions import longest_input
 from lit_compress.sentence_settings import settings_of
 from lit_compress.sources import resolve_source
-from lit_compress.text_files import TYPED, file_suffix, saved_splits
 
 __all__ = ["GuessedData", "guess_data", "student_epochs", "teacher_epochs"]
 
 _CASED, _UNCASED = "google-bert/bert-base-cased", "google-bert/bert-base-uncased"
-_ROWS = 20_000  # looked at for the task
 _TEXTS = 1_000  # counted for the lengths
-_HEAD, _LINES = 2**20, 200  # bytes and lines looked at for delimiter and header
-_MOST_BYTES = 2**26  # looked at for the encoding
 _MOST_TOKENS = 512
 _WORD = 1.3  # tokens
 _STEPS = 1_000  # optimizer steps that a short training should have
@@ -52,20 +39,6 @@ _MODULES: dict[str, str] = {
     "embedding": "SentencePairs",
     "reranking": "RankedPairs",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """How a file is read, and what it was taken for.
-
-    Args:
-        reading: options of the data module about the file alone.
-        guess: about what is in it.
-
-    """
-
-    reading: dict[str, Any]
-    guess: Guess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +119,7 @@ def guess_data(
 
     """
     given = given or {}
-    source = _source(file, task, text_columns, label_column)
+    source = guess_source(file, task, text_columns, label_column)
     guess = source.guess
     model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
     options: dict[str, Any] = {"train_file": file}
@@ -187,126 +160,6 @@ def teacher_epochs(steps: int) -> int:
 def student_epochs(steps: int) -> int:
     """Epochs of a compression, 3 to 20, so that small data has about two thousand optimizer steps."""
     return min(max(-(-2 * _STEPS // steps), 3), 20)
-
-
-def _source(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> _Source:
-    """What a file is taken for."""
-    path = Path(resolve_source(file, "file"))
-    suffix = file_suffix(path)
-    if path.is_dir() and saved_splits(file, "file") is None:
-        return _text_folder(path, file, task, text_columns, label_column)
-    if path.is_file() and suffix not in TYPED:
-        return _text_file(path, file, suffix, task, text_columns, label_column)
-    if path.is_file() and suffix == ".json" and '"paragraphs"' in _head(path).decode(errors="replace"):
-        _refuse_choices("question-answering", f"{file!r} is SQuAD's", task, text_columns, label_column)
-        squad = lit_compress.data.QuestionAnswering(train_file=file, no_answer=True, tokenizer=_UNCASED).rows("train")
-        assert squad is not None
-        return _Source(reading={}, guess=guess_answers(squad["answers"]))
-    columns = _columns(load_table(file, "file"))
-    return _Source(reading={}, guess=guess_task(columns, task, text_columns, label_column))
-
-
-def _text_folder(
-    path: Path, file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None
-) -> _Source:
-    """A folder of texts, or of class folders with texts."""
-    texts = sorted(path.glob("*/*.txt"))
-    if not texts and any(path.glob("*.txt")):
-        return _Source(reading={}, guess=_text(file, task, text_columns, label_column))
-    content = b"".join(map(Path.read_bytes, texts))[:_MOST_BYTES]
-    encoding = guess_encoding(content)
-    reading = {} if encoding == "utf-8-sig" else {"encoding": encoding}
-    table = load_table(file, "file", encoding=encoding)
-    return _Source(reading=reading, guess=guess_task(_columns(table), task, text_columns, label_column))
-
-
-def _text_file(
-    path: Path,
-    file: str,
-    suffix: str,
-    task: GuessedTask | None,
-    text_columns: list[str] | None,
-    label_column: str | None,
-) -> _Source:
-    """A file of lines: a table, words with tags, or text."""
-    content = _head(path, _MOST_BYTES)
-    head, encoding = content[:_HEAD], guess_encoding(content)
-    reading: dict[str, Any] = {} if encoding == "utf-8-sig" else {"encoding": encoding}
-    lines = head.decode(encoding, errors="replace").splitlines(keepends=True)
-    lines = [line for line in lines if line.strip() or suffix not in (".csv", ".tsv")]
-    lines = (lines[:-1] if len(head) == _HEAD and len(lines) > 1 else lines)[:_LINES]
-    if not lines:
-        raise UserError(f"file: {file!r} is empty")
-    if suffix not in (".csv", ".tsv") and (task == "token-classification" or (not task and is_column_file(lines))):
-        why = {"train_file": "a word a line, its tag at the end, blank lines between sentences"}
-        return _Source(reading=reading, guess=Guess(task="token-classification", why=why))
-    default = "," if suffix == ".csv" else "\t"
-    delimiter = guess_delimiter(lines, default, quoting=suffix == ".csv")
-    if suffix not in (".csv", ".tsv") and delimiter != "\t":
-        return _Source(reading=reading, guess=_text(file, task, text_columns, label_column))
-    if delimiter not in (default, None):
-        reading["delimiter"] = delimiter
-    rows = [row for row in split_rows(lines, delimiter or default, suffix == ".csv") if row]
-    names = None if has_header(rows) else [f"column_{number}" for number in range(1, len(rows[0]) + 1)]
-    table = load_table(file, "file", names, encoding, delimiter=reading.get("delimiter"))
-    guess = guess_task(_columns(table), task, text_columns, label_column)
-    if guess.task == "pretraining" and (names or "delimiter" in reading):
-        raise UserError(
-            f"file: {file!r} has no column that looks like a label, and for pretraining a table needs a header and the "
-            "delimiter of its ending; give --label_column, or the text alone as .txt"
-        )
-    if names:
-        reading["columns"] = names
-        guess = replace(
-            guess, why=guess.why | {"columns": "its first row is not a header: give the columns better names"}
-        )
-    return _Source(reading=reading, guess=guess)
-
-
-def _text(file: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None) -> Guess:
-    _refuse_choices("pretraining", f"{file!r} is text without columns", task, text_columns, label_column)
-    return Guess(task="pretraining", why={"train_file": "text without columns"})
-
-
-def _refuse_choices(
-    only: GuessedTask, what: str, task: GuessedTask | None, text_columns: list[str] | None, label_column: str | None
-) -> None:
-    """Refuse another task, or columns, for a file that is for one task and has none."""
-    texts = "; to learn from texts alone and a teacher, see SentenceTexts in the documentation"
-    if task not in (None, only):
-        alone = texts if task == "embedding" else ""
-        raise UserError(f"--task: {what}, for {only} alone; {task} needs a table with columns{alone}")
-    for key, value in (("text_columns", text_columns), ("label_column", label_column)):
-        if value:
-            raise UserError(f"--{key}: {what}, so that {value!r} is no column; leave it out, or give a table")
-
-
-def _head(path: Path, size: int = _HEAD) -> bytes:
-    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as opened:
-            return opened.read(size)
-    except (OSError, EOFError) as error:
-        raise UserError(f"file: {str(path)!r} cannot be read: {error}") from error
-
-
-def _columns(table: Dataset) -> dict[str, list[Any]]:
-    """Values of some rows, by column; classes by their names."""
-    table = _some_rows(table, _ROWS)
-    found: dict[str, list[Any]] = {}
-    for name, feature in table.features.items():
-        inner = feature.feature if isinstance(feature, List) else feature
-        values = list(table[name])
-        if isinstance(inner, ClassLabel):
-            names = dict(enumerate(inner.names))
-            values = [[names.get(e, e) for e in v] if isinstance(v, list) else names.get(v, v) for v in values]
-        found[name] = values
-    return found
-
-
-def _some_rows(table: Dataset, most: int) -> Dataset:
-    """Rows at equal distances."""
-    return table.select(range(0, len(table), -(-len(table) // most)))
 
 
 def _reader(guess: Guess, options: dict[str, Any], model: str) -> TextData:
@@ -352,7 +205,7 @@ def _measured(
         length = min(384, most)
         found = {"max_length": length, "doc_stride": length // 3, "batch_size": 16}
         return len(table), found, {"max_length": "windows of a context", "doc_stride": "tokens that windows share"}, []
-    chosen = _some_rows(table, _TEXTS)
+    chosen = some_rows(table, _TEXTS)
     lengths = [*(_token_counts(data, guess, chosen) if local else _word_counts(guess, chosen))]
     length = options.get("max_length") or guess_length(lengths, most)
     long = sum(each > length for each in lengths)
