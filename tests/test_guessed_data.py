@@ -50,3 +50,13 @@ def test_a_header_with_columns_of_no_name_is_no_example(tmp_path, tiny_teacher, 
     assert "columns" not in guessed.options
     assert guessed.rows == 40
     assert (guessed.options["text_columns"], guessed.options["label_column"]) == ([names[0]], names[1])
+
+
+@pytest.mark.parametrize("end", ["\n", "\u2028"])
+def test_long_quoted_texts_do_not_hide_what_is_between_the_fields(tmp_path, tiny_teacher, end):
+    text = end.join(["a good film"] * 7)  # the first lines of the file end in the middle of a text
+    rows = [f'"{text}";{("up", "down")[number % 2]}' for number in range(60)]
+    (tmp_path / "train.csv").write_text("\n".join(["text;label", *rows]), encoding="utf-8")
+    guessed = guess_data(str(tmp_path / "train.csv"), model=str(tiny_teacher))
+    assert guessed.guess.task == "classification"
+    assert guessed.options["delimiter"] == ";"

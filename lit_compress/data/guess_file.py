@@ -44,13 +44,14 @@ def guess_encoding(content: bytes) -> str:
     return "utf-8-sig"
 
 
-def guess_delimiter(lines: Sequence[str], default: str, quoting: bool) -> str | None:
+def guess_delimiter(lines: Sequence[str], default: str, quoting: bool, is_cut: bool = False) -> str | None:
     r"""What is between the fields of a table's first lines.
 
     Args:
         lines: complete ones, the header first.
         default: taken when it divides every line into as many fields.
         quoting: whether fields may stand in quotation marks.
+        is_cut: whether lines follow, which the last row may go on in.
 
     Returns:
         None where nothing divides the lines into as many fields.
@@ -61,14 +62,15 @@ def guess_delimiter(lines: Sequence[str], default: str, quoting: bool) -> str | 
 
     """
     for sign in dict.fromkeys((default, "\t", ";", "|", ",")):
-        if len({len(row) for row in split_rows(lines, sign, quoting)} - {0}) == 1 and sign in lines[0]:
+        if len({len(row) for row in split_rows(lines, sign, quoting, is_cut)} - {0}) == 1 and sign in lines[0]:
             return sign
     return default if default in lines[0] else None
 
 
-def split_rows(lines: Sequence[str], delimiter: str, quoting: bool) -> list[list[str]]:
-    """Fields of lines."""
-    return list(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE))
+def split_rows(lines: Sequence[str], delimiter: str, quoting: bool, is_cut: bool = False) -> list[list[str]]:
+    """Fields of lines; where lines follow, without the last row, which may go on in them, unless it is the only one."""
+    rows = list(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE))
+    return rows[:-1] if is_cut and len(rows) > 1 else rows
 
 
 def has_header(rows: Sequence[Sequence[str]]) -> bool:

@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ def _text_file(
     content = _head(path, _MOST_BYTES)
     head, encoding = content[:_HEAD], guess_encoding(content)
     reading: dict[str, Any] = {} if encoding == "utf-8-sig" else {"encoding": encoding}
-    lines = head.decode(encoding, errors="replace").splitlines(keepends=True)
+    # Not `splitlines`, which divides a text at more characters than a table has between its rows.
+    lines = [*StringIO(head.decode(encoding, errors="replace"), newline="")]
     lines = [line for line in lines if line.strip() or suffix not in (".csv", ".tsv")]
+    is_cut = len(head) == _HEAD or len(lines) > _LINES
     lines = (lines[:-1] if len(head) == _HEAD and len(lines) > 1 else lines)[:_LINES]
     if not lines:
         raise UserError(f"file: {file!r} is empty")
@@ -93,12 +96,12 @@ def _text_file(
         why = {"train_file": "a word a line, its tag at the end, blank lines between sentences"}
         return GuessedSource(reading=reading, guess=Guess(task="token-classification", why=why))
     default = "," if suffix == ".csv" else "\t"
-    delimiter = guess_delimiter(lines, default, quoting=suffix == ".csv")
+    delimiter = guess_delimiter(lines, default, quoting=suffix == ".csv", is_cut=is_cut)
     if suffix not in (".csv", ".tsv") and delimiter != "\t":
         return GuessedSource(reading=reading, guess=_text(file, task, text_columns, label_column))
     if delimiter not in (default, None):
         reading["delimiter"] = delimiter
-    rows = [row for row in split_rows(lines, delimiter or default, suffix == ".csv") if row]
+    rows = [row for row in split_rows(lines, delimiter or default, suffix == ".csv", is_cut) if row]
     names = None if has_header(rows) else [f"column_{number}" for number in range(1, len(rows[0]) + 1)]
     table = load_table(file, "file", names, encoding, delimiter=reading.get("delimiter"))
     guess = guess_task(_columns(table), task, text_columns, label_column)
