@@ -69,7 +69,11 @@ def guess_delimiter(lines: Sequence[str], default: str, quoting: bool, is_cut: b
 
 def split_rows(lines: Sequence[str], delimiter: str, quoting: bool, is_cut: bool = False) -> list[list[str]]:
     """Fields of lines; where lines follow, without the last row, which may go on in them, unless it is the only one."""
-    rows = list(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE))
+    usual = csv.field_size_limit(sum(map(len, lines)) + 1)  # a line of text may be longer than usual
+    try:
+        rows = list(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE))
+    finally:
+        csv.field_size_limit(usual)
     return rows[:-1] if is_cut and len(rows) > 1 else rows
 
 

@@ -166,6 +166,11 @@ def test_delimiter(lines, default, sign):
     assert guess_delimiter(lines, default, quoting=True) == sign
 
 
+@pytest.mark.parametrize("quoting", [True, False])
+def test_a_field_may_be_very_long(quoting):
+    assert guess_delimiter(["text;label", f"{'good ' * 40_000};1"], ",", quoting) == ";"
+
+
 def test_header():
     assert has_header([["text", "label"], ["good", "1"]])
     assert not has_header([["gj04", "1", "", "a text"], ["gj04", "0", "*", "another"]])
