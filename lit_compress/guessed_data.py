@@ -119,7 +119,7 @@ def guess_data(
 
     """
     given = given or {}
-    source = guess_source(file, task, text_columns, label_column)
+    source = guess_source(file, task, text_columns, label_column, given)
     guess = source.guess
     model = model or (_CASED if guess.task == "token-classification" else _UNCASED)
     options: dict[str, Any] = {"train_file": file}

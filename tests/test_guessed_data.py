@@ -1,6 +1,9 @@
+import json
+
 import pytest
 from datasets import Dataset, DatasetDict
 
+from lit_compress.errors import UserError
 from lit_compress.guessed_data import guess_data
 
 
@@ -60,3 +63,57 @@ def test_long_quoted_texts_do_not_hide_what_is_between_the_fields(tmp_path, tiny
     guessed = guess_data(str(tmp_path / "train.csv"), model=str(tiny_teacher))
     assert guessed.guess.task == "classification"
     assert guessed.options["delimiter"] == ";"
+
+
+COLUMNS = ["label", "text"]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "given"),
+    [
+        ("train.jsonl", '{{"text": "caf\xe9 {1}", "label": {0}}}', {"encoding": "latin-1"}),
+        ("train.jsonl", '{{"text": "caf\xe9 {1}", "label": {0}}}', {"encoding_errors": "replace"}),
+        ("train.csv", "{0},a caf\xe9 {1}", {"columns": COLUMNS}),
+        ("train.csv", "up{0},a caf\xe9 {1}", {"columns": COLUMNS, "encoding": "cp1252"}),
+        ("train.txt", "{0};a caf\xe9 {1}", {"columns": COLUMNS, "delimiter": ";"}),
+    ],
+)
+def test_a_file_is_read_as_the_options_of_the_data_say(tmp_path, tiny_teacher, name, line, given):
+    lines = [line.format(number % 2, number) for number in range(40)]
+    (tmp_path / name).write_bytes("\n".join(lines).encode("latin-1"))
+    guessed = guess_data(str(tmp_path / name), model=str(tiny_teacher), given=given)
+    assert guessed.guess.task == "classification"
+    assert guessed.rows == 40
+    assert (guessed.options["text_columns"], guessed.options["label_column"]) == (["text"], "label")
+    assert {key: guessed.options[key] for key in given} == given
+
+
+def test_questions_are_read_in_the_encoding_of_the_data(tmp_path, tiny_teacher):
+    question = {"id": "1", "question": "o\xf9", "answers": [{"text": "caf\xe9", "answer_start": 3}]}
+    content = {"data": [{"paragraphs": [{"context": "au caf\xe9", "qas": [question] * 20}]}]}
+    (tmp_path / "train.json").write_bytes(json.dumps(content, ensure_ascii=False).encode("utf-16"))
+    guessed = guess_data(str(tmp_path / "train.json"), model=str(tiny_teacher), given={"encoding": "utf-16"})
+    assert guessed.guess.task == "question-answering"
+
+
+def test_a_folder_of_classes_is_read_as_the_options_of_the_data_say(tmp_path, tiny_teacher):
+    for label in ("up", "down"):
+        (tmp_path / label).mkdir()
+        for number in range(9):
+            (tmp_path / label / f"{number}.txt").write_text("a good caf\xe9 here", encoding="utf-16-le")
+    guessed = guess_data(str(tmp_path), model=str(tiny_teacher), given={"encoding": "utf-16-le"})
+    assert {*guessed.texts(str(tiny_teacher)).rows("train")["text"]} == {"a good caf\xe9 here"}
+    assert guessed.guess.options["text_columns"] == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"encoding": "utf8000"}, r"^data\.encoding: 'utf8000'"),
+        ({"delimiter": ";;"}, r"^data\.delimiter: ';;' must be one character"),
+        ({"columns": "text,label"}, r"^data\.columns: 'text,label' must be a list of names"),
+    ],
+)
+def test_a_file_cannot_be_read_so(file, tiny_teacher, given, said):
+    with pytest.raises(UserError, match=said):
+        guess_data(file, model=str(tiny_teacher), given=given)
