@@ -114,7 +114,7 @@ class TokenClassification(TextData):
             if not isinstance(value, int):
                 raise UserError(f"data.{name}: {value!r} is a name; {source!r} has numbered columns, so give a number")
         if key == "data.predict_file":
-            columns["tag_column"] = columns["token_column"]
+            columns["tag_column"] = None
         encoding = self.options.encoding, self.options.encoding_errors
         return generate_table(_read_columns, source, key, self.options.cache_dir, _FEATURES, *encoding, **columns)
 
@@ -312,14 +312,18 @@ def _between_entities(tags: Sequence[str], begin: int, end: int) -> int:
 
 
 def _read_columns(
-    path: str, stamp: str, token_column: int, tag_column: int, encoding: str, errors: str
+    path: str, stamp: str, token_column: int, tag_column: int | None, encoding: str, errors: str
 ) -> Iterator[dict[str, list[str]]]:
-    """Sentences of a column file; fields are separated by tabs where there are any, and by white space otherwise."""
+    """Sentences of a column file; fields are separated by tabs where there are any, and by white space otherwise.
+
+    Without a ``tag_column`` words have no tags.
+    """
     words: list[str] = []
     tags: list[str] = []
     with open_text(path, encoding, errors) as file:
         for number, line in enumerate(file, 1):
-            fields = line.rstrip("\r\n").split("\t") if "\t" in line.strip() else line.split()
+            # A tab at the end is before an empty field: what has no tag must not have its word for one.
+            fields = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
             if not fields or not "".join(fields).strip() or fields[0].startswith("-DOCSTART-"):
                 if words:
                     yield {"tokens": words, "tags": tags}
@@ -327,11 +331,22 @@ def _read_columns(
                 continue
             try:
                 words.append(fields[token_column].strip())
-                tags.append(fields[tag_column].strip())
+                tags.append("" if tag_column is None else _tag(fields, token_column, tag_column))
             except IndexError:
+                said = f"line {number} of {path!r} has {len(fields)} columns and no word"
+                if tag_column is None:
+                    raise UserError(f"{said} among them; data.token_column is {token_column}") from None
                 raise UserError(
-                    f"line {number} of {path!r} has {len(fields)} columns; "
-                    f"data.token_column is {token_column} and data.tag_column {tag_column}"
+                    f"{said} with a tag; data.token_column is {token_column} and data.tag_column {tag_column}"
                 ) from None
     if words:
         yield {"tokens": words, "tags": tags}
+
+
+def _tag(fields: Sequence[str], token_column: int, tag_column: int) -> str:
+    """The tag of a word; an ``IndexError`` where it is empty, or the same field as the word."""
+    places = range(len(fields))
+    tag = fields[tag_column].strip()
+    if not tag or places[token_column] == places[tag_column]:
+        raise IndexError
+    return tag

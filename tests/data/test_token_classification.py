@@ -161,7 +161,7 @@ def test_a_long_training_sentence_can_be_cut(make, caplog):
 
 def test_predictions_keep_the_order_and_need_no_tags(make, tmp_path):
     path = tmp_path / "predict.txt"
-    path.write_text("film\nis\n\n" + "good\n" * 20 + "\na\n")
+    path.write_text("film\nis\t\n\n" + "good\n" * 20 + "\na\n")
     data = make(predict_file=str(path), max_length=12)
     (batch,) = data.predict_dataloader()
     places = [(example["sentence"], example["first_word"]) for example in batch.meta["examples"]]
@@ -189,7 +189,11 @@ def test_padding_has_no_label(make):
     ("settings", "key", "part"),
     [
         ({"val": "film\tB-NEW\n"}, "data.val_file", "'B-NEW' in sentence 1"),
-        ({"train": "film\nfilm\n"}, "data.tag_column", "['film']"),
+        ({"train": "film\nfilm\n"}, "data.train_file", "line 1"),
+        ({"train": ROWS + "it\n"}, "data.train_file", "line 8"),
+        ({"val": ROWS + "it\t\n"}, "data.val_file", "line 8"),
+        ({"train": ROWS + "it\t \tPRP\n", "tag_column": 1}, "data.train_file", "line 8"),
+        ({"token_column": 1, "tag_column": -1}, "data.train_file", "line 1"),
         ({"train": "film O\n"}, "data.tag_column", "['O']"),
         ({"train": ROWS + "it\n", "token_column": 1, "tag_column": 0}, "data.train_file", "line 8"),
         ({"train": "\n\n"}, "data.train_file", "no rows"),
