@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, List
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_compress.data.augmentation import MaskedWordReplacement
+from lit_compress.data.missing import missing_row
 from lit_compress.data.tables import tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
@@ -91,7 +92,7 @@ class TextClassification(TextData):
             if isinstance(feature, ClassLabel):
                 self._labels = list(feature.names)
             else:
-                values = ["" if value is None else str(value) for value in table[self.label_column]]
+                values = [str(value) for value in table[self.label_column]]
                 if "" in values:
                     raise UserError(
                         f"data.label_column: no label in row {values.index('') + 1} of {self.source('train')!r}; fix "
@@ -149,19 +150,22 @@ class TextClassification(TextData):
             self.require_columns(table, split, {key: column}, header)
         self.check_labels(table, split)
         for column in self.text_columns:
-            if table.data.column(column).null_count:
-                row = next(i for i, value in enumerate(table[column]) if value is None)
+            if (row := missing_row(table, column)) is not None:
                 raise UserError(
-                    f"data.text_columns: no {column!r} in row {row + 1} of {self.source(split)!r}; fix the file"
+                    f"data.text_columns: no {column!r} in row {row} of {self.source(split)!r}; fix the file"
                 )
 
     def check_labels(self, table: Dataset, split: str) -> None:
         """Raise a ``UserError`` when the column of labels holds something else than one for each row."""
-        if split != "predict" and isinstance(table.features[self.label_column], List):
+        if split == "predict":
+            return
+        if isinstance(table.features[self.label_column], List):
             raise UserError(
                 f"data.label_column: {self.label_column!r} of {self.source(split)!r} holds lists of labels; take "
                 "data: MultiLabelClassification"
             )
+        if (row := missing_row(table, self.label_column)) is not None:
+            raise UserError(f"data.label_column: no label in row {row} of {self.source(split)!r}; fix the file")
 
     def table(self, split: str) -> Dataset | None:
         table = super().table(split)

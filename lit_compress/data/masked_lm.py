@@ -112,9 +112,16 @@ class MaskedLanguageModeling(TextData):
         return table
 
     def check(self, table: Dataset, split: str) -> None:
-        self.require_columns(table, split, {"text_column": self._column(split)})
-        if not any((text or "").strip() for text in table[self._column(split)]):
+        column = self._column(split)
+        self.require_columns(table, split, {"text_column": column})
+        # One kind for all values of a column; null where each is missing.
+        if getattr(table.features[column], "dtype", None) not in ("string", "large_string", "null"):
+            raise self._no_texts(column, split)
+        if not any((text or "").strip() for text in table[column]):
             raise UserError(f"data.{split}_file: {self.source(split)!r} has no text")
+
+    def _no_texts(self, column: str, split: str) -> UserError:
+        return UserError(f"data.text_column: {column!r} of {self.source(split)!r} holds no texts; name another column")
 
     def rows(self, split: str) -> Dataset | None:
         if self.streaming and split == "train":  # never a table: it may be larger than the disk
@@ -223,6 +230,8 @@ class MaskedLanguageModeling(TextData):
             raise UserError(
                 f"data.text_column: {column!r} is not a column of {self.source('train')!r}; it has {list(first)}"
             )
+        if not isinstance(first[column], str | None):
+            raise self._no_texts(column, "train")
         world, rank = self.ranks()
         batches = StreamedBatches(
             self._stream,

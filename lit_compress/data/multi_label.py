@@ -8,6 +8,7 @@ import torch
 from datasets import ClassLabel, Dataset
 
 from lit_compress.data.classification import TextClassification, label_order
+from lit_compress.data.missing import missing_row
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, MultiLabelTask, Task
 
@@ -93,7 +94,13 @@ class MultiLabelClassification(TextClassification):
         return ("label_columns", self.label_columns) if self.label_columns else super().label_sources
 
     def check_labels(self, table: Dataset, split: str) -> None:
-        """Nothing: whether a value is a list, or a text with labels in it, is seen when it is read."""
+        """Whether a value is a list, or a text with labels in it, is seen when it is read."""
+        if split == "predict" or self.label_columns:
+            return
+        if (row := missing_row(table, self.label_column, in_lists_alone=True)) is not None:
+            raise UserError(
+                f"data.label_column: the list in row {row} of {self.source(split)!r} has a missing label; fix the file"
+            )
 
     def collate(self, rows: dict[str, list[Any]]) -> Batch:
         """Ids and masks ``(batch, tokens)``, padded to the longest row; target ``labels`` ``(batch, labels)``."""

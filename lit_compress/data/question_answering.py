@@ -1,5 +1,6 @@
 """Questions whose answer is a span of a context: SQuAD 1.1 and 2.0."""
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -111,7 +112,10 @@ class QuestionAnswering(TextData):
             raise UserError(
                 f"data.{split}_file: {self.source(split)!r} has no column {missing[0]!r}; it has {table.column_names}"
             )
-        return table.map(_normal_row, remove_columns=table.column_names, features=_FEATURES)
+        place = {"key": f"data.{split}_file: ", "source": self.source(split)}
+        return table.map(
+            _row, with_indices=True, fn_kwargs=place, remove_columns=table.column_names, features=_FEATURES
+        )
 
     def check(self, table: Dataset, split: str) -> None:
         if split == "predict":
@@ -283,14 +287,42 @@ class QuestionAnswering(TextData):
 _FOR_METRICS = ("char_start", "char_end", "id", "context", "answers")
 
 
+def _row(row: dict[str, Any], number: int, source: str | None, key: str = "") -> dict[str, Any]:
+    """:func:`_normal_row`; an error names the row, from 0, and its source."""
+    try:
+        return _normal_row(row)
+    except UserError as error:
+        raise UserError(f"{key}row {number + 1} of {source!r} {error}; fix the file") from None
+
+
 def _normal_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a table in the form of SQuAD on the hub."""
-    answers = row.get("answers") or {}
-    if isinstance(answers, list):
-        answers = {name: [answer.get(name) for answer in answers] for name in ("text", "answer_start", "start")}
-    texts = list(answers.get("text") or [])
-    starts = [-1 if start is None else start for start in answers.get("answer_start") or [-1] * len(texts)]
-    marks = [str(mark or "") for mark in answers.get("start") or [""] * len(texts)]
+    """A row of a table in the form of SQuAD on the hub.
+
+    Raises:
+        UserError: the end of a sentence about a row that is not what it must be.
+
+    """
+    for name in ("id", "question", "context"):
+        if row[name] is None:
+            raise UserError(f"has no {name}")
+        if name != "id" and not isinstance(row[name], str):
+            raise UserError(f"has the {name} {row[name]!r}, which is not text")
+    given: Any = row.get("answers") or {}
+    wrong = f"has the answers {given!r}, which must be lists of text and answer_start"
+    answers = given
+    if isinstance(given, list) and all(isinstance(answer, dict) for answer in given):
+        answers = {name: [answer.get(name) for answer in given] for name in ("text", "answer_start", "start")}
+    if not isinstance(answers, dict):
+        raise UserError(wrong)
+    texts, starts, marks = (answers.get(name) or [] for name in ("text", "answer_start", "start"))
+    if not all(isinstance(each, list) for each in (texts, starts, marks)):
+        raise UserError(wrong)
+    starts = [-1 if start is None else start for start in starts or [-1] * len(texts)]
+    marks = [str(mark or "") for mark in marks or [""] * len(texts)]
+    if len({len(texts), len(starts), len(marks)}) > 1:
+        raise UserError(f"has answers with {len(texts)} texts and {len(starts)} answer_start, {len(marks)} start")
+    if not all(isinstance(text, str) for text in texts) or not all(map(_is_whole, starts)):
+        raise UserError(wrong)
     impossible = bool(row["is_impossible"]) if row.get("is_impossible") is not None else not texts
     return {
         "id": str(row["id"]),
@@ -303,14 +335,18 @@ def _normal_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int | float) and float(number).is_integer()
+
+
 def _read_squad(path: str, stamp: str, encoding: str, errors: str) -> Iterator[dict[str, Any]]:
     """Rows of SQuAD's nested JSON."""
-    content = read_json(path, encoding, errors)
+    content, numbers = read_json(path, encoding, errors), itertools.count()
     try:
         for article in content["data"]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    yield _normal_row(question | {"context": paragraph["context"]})
+                    yield _row(question | {"context": paragraph["context"]}, next(numbers), path)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path!r} is not SQuAD's JSON (data > paragraphs > context, qas > id, question, answers): {error!r}"

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from transformers import PreTrainedTokenizerBase
 
 from lit_compress.data.classification import label_order
+from lit_compress.data.missing import missing_row
 from lit_compress.data.tables import cached_map, generate_table, load_tokenizer
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
@@ -124,12 +125,17 @@ class TokenClassification(TextData):
             columns["tag_column"] = self._tag_name(split, table)
         self.require_columns(table, split, columns)
         for key, column in columns.items():
+            if (row := missing_row(table, column)) is not None:
+                raise UserError(
+                    f"data.{key}: {column!r} in row {row} of {self.source(split)!r} is missing, or has an empty entry; "
+                    "fix the file"
+                )
             if not isinstance(table[0][column], list):
                 raise UserError(f"data.{key}: {column!r} of {self.source(split)!r} holds no lists")
         if split == "predict":
             return
         words, tags = (table.data.column(columns[key]) for key in ("token_column", "tag_column"))
-        counts = [np.array([len(row or ()) for row in column.to_pylist()]) for column in (words, tags)]
+        counts = [np.array([len(row) for row in column.to_pylist()]) for column in (words, tags)]
         if (wrong := np.flatnonzero(counts[0] != counts[1])).size:
             row = wrong[0]
             raise UserError(

@@ -403,6 +403,15 @@ def test_a_missing_value_is_no_class_and_no_word(make, write, name, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_missing_label_is_not_the_class_none(make, write, split):
+    right = '{"sentence":"good","label":"None"}\n{"sentence":"bad","label":"x"}\n'
+    files = {f"{name}_file": write(f"{name}.jsonl", right) for name in ("train", "val", "test")}
+    write(f"{split}.jsonl", right + '{"sentence":"film","label":null}\n')
+    with pytest.raises(UserError, match=rf"^data\.label_column: no label in row 3 of .*{split}\.jsonl"):
+        make(None, None, **files)
+
+
 @pytest.mark.parametrize("split", ["test", "predict"])
 def test_a_split_that_was_not_given(make, split):
     with pytest.raises(UserError, match=rf"^data\.{split}_file: missing"):

@@ -266,6 +266,13 @@ def test_a_missing_column(make, write):
         make(train_file=write("a.jsonl", '{"body": "the film"}\n'))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("value", ["5", '["the film"]'])
+def test_a_column_without_texts(make, write, streaming, value):
+    with pytest.raises(UserError, match=r"^data\.text_column: 'text' of .*a\.jsonl.* holds no texts"):
+        make(train_file=write("a.jsonl", f'{{"text": {value}}}\n' * 9), streaming=streaming).train_dataloader()
+
+
 def test_a_missing_column_of_a_stream(make, write):
     data = make(train_file=write("a.jsonl", '{"body": "the film"}\n'), streaming=True)
     with pytest.raises(UserError, match=r"^data\.text_column: 'text' is not a column of .*body"):

@@ -76,6 +76,11 @@ def test_lists_of_numbers_that_have_names(make):
     [
         ([{"text": "a", "labels": []}], {}, ["data.label_column: no row of ", "'labels'", "data.label_columns"]),
         ([{"text": "a", "labels": 3}], {}, ["data.label_column: 3 ", "not a list"]),
+        (
+            [{"text": "a", "labels": ["x"]}, {"text": "b", "labels": ["x", None]}],
+            {},
+            ["data.label_column: ", "row 2 of"],
+        ),
         ([{"text": "a", "mine": ["x"]}], {}, ["data.label_column: 'labels' is not a column", "mine"]),
         ([{"text": "a", "x": 2}], {"label_columns": ["x"]}, ["data.label_columns: 2 in column 'x' must be 0 or 1"]),
         ([{"text": "a", "x": ""}], {"label_columns": ["x"]}, ["data.label_columns: '' in column 'x' must be 0 or 1"]),
@@ -96,3 +101,8 @@ def test_a_label_that_never_occurs_in_training(make, tmp_path):
     (tmp_path / "val.jsonl").write_text('{"text": "a", "labels": ["x"]}\n{"text": "b", "labels": ["w"]}\n')
     message = error_of(data.setup, "validate")
     assert message.startswith("data.val_file: label 'w' in row 2 ")
+
+
+def test_no_list_is_no_label(make):
+    data = make([{"text": "good", "labels": ["x"]}, {"text": "bad", "labels": None}])
+    assert targets(data) == {"good": ["x"], "bad": []}

@@ -244,6 +244,37 @@ def test_a_missing_column(make, tmp_path):
         make(train_file=str(path))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"context": None}, "has no context"),
+        ({"question": None}, "has no question"),
+        ({"question": 7}, "the question 7, which is not text"),
+        ({"id": None}, "has no id"),
+        ({"answers": {"text": "bad", "answer_start": 34}}, "'bad'"),
+        ({"answers": {"text": ["bad"], "answer_start": ["34"]}}, "'34'"),
+        ({"answers": {"text": ["film", "bad"], "answer_start": [4]}}, "2 texts and 1 answer_start"),
+        ({"answers": ["bad"]}, "['bad']"),
+        ({"answers": "bad"}, "'bad'"),
+        ({"answers": [{"text": None, "answer_start": 4}]}, "None"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_what_is_missing_or_of_another_kind_is_said_with_its_row(make, tmp_path, wrong, said, name):
+    right = {"id": "q1", "question": "it was", "context": CONTEXT, "answers": [{"text": "bad", "answer_start": 34}]}
+    path, rows = tmp_path / name, [right | wrong] * 2
+    if name == "a.json":
+        paragraphs = [{"context": row["context"], "qas": [row | {"context": "another"}]} for row in rows]
+        path.write_text(squad(*paragraphs))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as caught:
+        make(train_file=str(path))
+    assert str(caught.value).startswith("data.train_file: row 1 of "), str(caught.value)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_padding_is_outside_the_context(make):
     short = question("good", "it was good", number=2)
     data = make(val=[question(), short])

@@ -1,5 +1,6 @@
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,3 +230,26 @@ def test_mistakes_in_tables(make, row, settings, key, part):
         make(text, text, "jsonl", **settings)
     assert str(caught.value).startswith(f"{key}: "), str(caught.value)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "predict"])
+@pytest.mark.parametrize(
+    ("row", "key"),
+    [
+        ({"tokens": None, "tags": None}, "token_column"),
+        ({"tokens": ["a", None], "tags": ["O", "O"]}, "token_column"),
+        ({"tokens": ["a", "b"], "tags": ["O", None]}, "tag_column"),
+        ({"tokens": [], "tags": None}, "tag_column"),
+    ],
+)
+def test_a_missing_word_or_tag_is_said_with_its_row(make, tmp_path, split, row, key):
+    right = {"tokens": ["a", "film"], "tags": ["O", "B-X"]}
+    files = {f"{name}_file": str(tmp_path / f"{name}.jsonl") for name in ("train", "val", "predict")}
+    for name, path in files.items():
+        rows = [right, row] if name == f"{split}_file" else [right, right]
+        Path(path).write_text("".join(json.dumps(each) + "\n" for each in rows))
+    if split == "predict" and key == "tag_column":
+        assert make(None, None, **files).predict_count() == 2
+        return
+    with pytest.raises(UserError, match=rf"^data\.{key}: .*row 2 of .*{split}\.jsonl"):
+        make(None, None, **files)
