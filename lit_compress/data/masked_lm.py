@@ -1,5 +1,6 @@
 """Text whose masked words are to be guessed: language modelling for encoders."""
 
+import zlib
 from collections.abc import Iterator
 from functools import cached_property, partial
 from pathlib import Path
@@ -225,7 +226,7 @@ class MaskedLanguageModeling(TextData):
         if steps < 0:
             raise UserError("trainer.max_steps: missing; a stream (data.streaming) has no end of its own")
         column = self._column("train")
-        first = next(iter(self._stream().take(1)), {})
+        first = {name: values[0] for name, values in next(self._blocks(1), {}).items()}
         if column not in first:
             raise UserError(
                 f"data.text_column: {column!r} is not a column of {self.source('train')!r}; it has {list(first)}"
@@ -234,13 +235,14 @@ class MaskedLanguageModeling(TextData):
             raise self._no_texts(column, "train")
         world, rank = self.ranks()
         batches = StreamedBatches(
-            self._stream,
+            self._blocks,
             partial(self._sequences_of_block, column),
             self.collate,
             self.batch_size,
             run_seed(),
             world,
             rank,
+            str(self.source("train")),
         )
         return self.remember(StreamLoader(batches, steps, self.options.num_workers))
 
@@ -248,6 +250,17 @@ class MaskedLanguageModeling(TextData):
         self, column: str, rows: dict[str, list[Any]], number: int, block: int
     ) -> dict[str, list[Any]]:
         return self.sequences(rows[column], (self.options.split_seed, number, block))
+
+    def _blocks(self, size: int) -> Iterator[dict[str, list[Any]]]:
+        """The corpus of a stream from its beginning, in blocks of so many rows, as columns."""
+        try:
+            yield from self._stream().iter(batch_size=size)
+        except UserError:
+            raise
+        except (DatasetGenerationError, OSError, ValueError, LookupError, EOFError, zlib.error) as error:
+            # Without advice that has no effect on a stream.
+            why = read_failure(error).removesuffix(", or data.encoding_errors to replace")
+            raise UserError(f"data.train_file: {self.source('train')!r} cannot be read: {why}") from error
 
     def _stream(self) -> IterableDataset:
         if self.options.hub:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import IterableDataset
 from torch.utils.data import DataLoader
 from torch.utils.data import IterableDataset as TorchIterable
 
@@ -26,13 +25,14 @@ class StreamedBatches(TorchIterable):
     three numbers: the pass over the corpus, the block, and the sequence in it.
 
     Args:
-        read: opens the corpus at its beginning.
+        read: the corpus from its beginning, in blocks of so many rows, as columns.
         encode: columns of a block of rows, and its pass and number, to columns of sequences.
         collate: columns of a batch to what the model takes; gets a column ``key`` that names each sequence.
         batch_size: sequences in a batch.
         seed: determines the order within blocks, and is part of each ``key``.
         world: number of ranks.
         rank: this rank.
+        source: name of the corpus in errors.
 
     """
 
@@ -40,17 +40,19 @@ class StreamedBatches(TorchIterable):
 
     def __init__(
         self,
-        read: Callable[[], IterableDataset],
+        read: Callable[[int], Iterator[dict[str, list[Any]]]],
         encode: Callable[[dict[str, list[Any]], int, int], dict[str, list[Any]]],
         collate: Callable[[dict[str, list[Any]]], Batch],
         batch_size: int,
         seed: int,
         world: int = 1,
         rank: int = 0,
+        source: str = "the corpus",
     ) -> None:
         super().__init__()
         self.read, self.encode, self.collate = read, encode, collate
         self.batch_size, self.seed, self.world, self.rank = batch_size, seed, world, rank
+        self.source = source
         self.start: Position = (0, 0, 0)
 
     def __iter__(self) -> Iterator[tuple[Batch, Position]]:
@@ -62,22 +64,41 @@ class StreamedBatches(TorchIterable):
                 rows = []
 
     def _sequences(self, number: int, first: int, offset: int) -> Iterator[tuple[dict[str, Any], Position]]:
+        empty = 0  # whole passes in a row without a sequence
         while True:
-            found = False
-            for block, rows in enumerate(self.read().iter(batch_size=self.BLOCK)):
-                found = True
+            made, is_whole = False, (first, offset) == (0, 0)
+            for block, rows in enumerate(self.read(self.BLOCK)):
                 if block < first or (block + number) % self.world != self.rank:
                     continue
                 columns = self.encode(rows, number, block)
                 order = np.random.default_rng([self.seed, number, block]).permutation(len(columns["input_ids"]))
                 for place in range(offset, len(order)):
-                    index = int(order[place])
+                    made, index = True, int(order[place])
                     row = {name: column[index] for name, column in columns.items()}
                     yield row | {"key": (self.seed, number, block, index)}, (number, block, place + 1)
                 offset = 0
-            if not found:
-                raise UserError("data.train_file: the corpus has no rows")
+            empty = 0 if made else empty + is_whole
+            # In so many passes each block was this rank's once.
+            if empty == self.world:
+                raise UserError(
+                    f"data.train_file: {self.source!r} has no text that makes a sequence; pairs need documents of "
+                    "several sentences"
+                )
             number, first, offset = number + 1, 0, 0
+
+
+class _InOneLine(TorchIterable):
+    """Items of a stream, and a ``UserError`` as the last one: a worker would put its traceback into the message."""
+
+    def __init__(self, batches: StreamedBatches) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[tuple[Batch, Position] | UserError]:
+        try:
+            yield from self.batches
+        except UserError as error:
+            yield error
 
 
 class StreamLoader:
@@ -105,9 +126,12 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         loader = DataLoader(
-            self.batches, batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
+            _InOneLine(self.batches), batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
         )
-        for batch, position in loader:
+        for item in loader:
+            if isinstance(item, UserError):
+                raise item
+            batch, position = item
             self._before, self._position = self._position, tuple(position)
             yield batch
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from contracts.errors import error_of
 from contracts.tasks import corpus
 from contracts.training import fit
 from datasets import Dataset
@@ -227,6 +228,40 @@ def test_a_stream_does_not_resume_on_another_number_of_ranks(make):
     loader = make(streaming=True).train_dataloader()
     with pytest.raises(UserError, match=r"^data\.streaming: .* 2 processes .* 1"):
         loader.load_state_dict({"positions": [[0, 0, 0], [0, 1, 0]]})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"a film\n" * 9 + b"na\xefve film\n", "data.encoding"),
+        ("a.txt.gz", gzip.compress(b"a film\n" * 9)[:-9], "Compressed file ended"),
+        ("a.jsonl", b'{"text": "a film"}\n' * 9 + b'{"text": "a fi\n', "JSON"),
+        ("a.txt", b"\n \n" * 9, "has no text"),
+        ("a.jsonl", b'{"text": null}\n' * 9, "has no text"),
+    ],
+    ids=["latin-1", "cut", "no json", "blank", "null"],
+)
+def test_a_stream_that_cannot_be_read_is_said_in_one_line(make, tmp_path, name, content, said, workers):
+    (tmp_path / name).write_bytes(content)
+
+    def read():
+        data = make(train_file=str(tmp_path / name), streaming=True, num_workers=workers, batch_size=2)
+        return [*itertools.islice(data.train_dataloader(), 99)]
+
+    message = error_of(read)
+    assert message.startswith(f"data.train_file: '{tmp_path / name}' ")
+    assert said in message
+    assert "data.encoding_errors" not in message  # which has no effect on a stream
+
+
+def test_a_rank_waits_for_its_first_text(make, write, monkeypatch):
+    monkeypatch.setattr("lit_compress.data.streaming.StreamedBatches.BLOCK", 2)
+    data = make(train_file=write("a.txt", "a film\nit was\n\n\n"), streaming=True, packing="line", batch_size=2)
+    for rank in range(3):
+        monkeypatch.setattr(data, "ranks", lambda rank=rank: (3, rank))
+        batch, _ = next(iter(data.train_dataloader().batches))
+        assert sorted(original(data, batch)) == ["[CLS] a film [SEP]", "[CLS] it was [SEP]"]
 
 
 # --- mistakes
