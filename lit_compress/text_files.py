@@ -22,6 +22,7 @@ from lit_compress.sources import resolve_source
 __all__ = [
     "BUILDERS",
     "TYPED",
+    "check_fields",
     "check_json",
     "check_text",
     "check_there",
@@ -55,6 +56,29 @@ def file_suffix(path: Path) -> str:
 def is_delimited(source: str) -> bool:
     """Whether a file is a table with something between its fields."""
     return BUILDERS.get(file_suffix(Path(source))) == "csv"
+
+
+def check_fields(
+    delimiter: str | None, columns: Sequence[str] | None, files: Mapping[str, str | None], hub: str | None = None
+) -> None:
+    """Refuse a delimiter, or names of columns, that cannot be, or that no source is read with.
+
+    Args:
+        delimiter: between fields; None is not given.
+        columns: names of a file without a header; None is not given.
+        files: by split. One to predict is not looked at: a run has these options of its training file.
+        hub: a data set of the hub.
+
+    Raises:
+        UserError: it cannot be.
+
+    """
+    if delimiter is not None and len(delimiter) != 1:
+        raise UserError(f"data.delimiter: {delimiter!r} must be one character")
+    sources = [source for source in (*(files[split] for split in files if split != "predict"), hub) if source]
+    for key, value in (("delimiter", delimiter), ("columns", columns)):
+        if value is not None and sources and not any(map(is_delimited, sources)):
+            raise UserError(f"data.{key}: {value!r} has no effect on {sources[0]!r}; leave it out")
 
 
 def open_text(path: str, encoding: str, errors: str) -> TextIO:

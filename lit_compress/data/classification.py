@@ -16,7 +16,7 @@ from lit_compress.data.tables import tokenize
 from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.tasks import Batch, ClassificationTask, RegressionTask, Task
-from lit_compress.text_files import header_hint, is_delimited
+from lit_compress.text_files import check_fields, header_hint
 
 __all__ = ["TextClassification"]
 
@@ -72,7 +72,7 @@ class TextClassification(TextData):
         self.delimiter, self.class_weights, self.sampling = delimiter, class_weights, sampling
         self.augmentation = augmentation
         super().__init__(pair=len(text_columns) == 2, train_file=train_file, val_file=val_file, **options)
-        _check_delimiter(delimiter, [file for file in self.files.values() if file])
+        check_fields(delimiter, columns, self.files, self.options.hub)
 
     @property
     def task(self) -> Task:
@@ -240,15 +240,6 @@ def _check_imbalance(class_weights: Any, sampling: str, task: str) -> None:
                 raise UserError(f"data.class_weights: {weight} of {name!r} must be a positive number")
     elif class_weights not in (None, "balanced"):
         raise UserError(f"data.class_weights: {class_weights!r} must be balanced, or a number for each class")
-
-
-def _check_delimiter(delimiter: str | None, files: Sequence[str]) -> None:
-    if delimiter is None:
-        return
-    if len(delimiter) != 1:
-        raise UserError(f"data.delimiter: {delimiter!r} must be one character")
-    if files and not any(is_delimited(file) for file in files):
-        raise UserError(f"data.delimiter: {delimiter!r} has no effect on {files[0]!r}; leave it out")
 
 
 def label_order(label: str) -> tuple[bool, float, str]:

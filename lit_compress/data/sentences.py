@@ -17,7 +17,7 @@ from lit_compress.data.text_data import TextData
 from lit_compress.errors import UserError
 from lit_compress.sources import resolve_source
 from lit_compress.tasks import Batch, EmbeddingTask, Task
-from lit_compress.text_files import BUILDERS, check_there, file_suffix, header_hint, read_failure
+from lit_compress.text_files import BUILDERS, check_fields, check_there, file_suffix, header_hint, read_failure
 
 __all__ = ["SentencePairs", "SentenceTexts"]
 
@@ -74,6 +74,7 @@ class SentencePairs(TextData):
         self.prompts_given = prompts is not None
         self._check_columns(prompts)
         super().__init__(train_file=train_file, val_file=val_file, **options)
+        check_fields(delimiter, columns, self.files, self.options.hub)
         self.task  # noqa: B018  (says at once what is wrong with the options)
         if self.loss == "ranking" and len(self.text_columns) == 2 and self.batch_size == 1:
             raise UserError(

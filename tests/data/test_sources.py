@@ -12,7 +12,15 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from sentencepiece import SentencePieceTrainer
 from torch.nn import functional as F
 
-from lit_compress.data import LengthGroupedBatches, MultiLabelClassification, TextClassification, TokenClassification
+from lit_compress.data import (
+    LengthGroupedBatches,
+    MultiLabelClassification,
+    RankedPairs,
+    SentencePairs,
+    SentenceTexts,
+    TextClassification,
+    TokenClassification,
+)
 from lit_compress.data.tables import load_tokenizer
 from lit_compress.errors import UserError
 
@@ -75,8 +83,6 @@ def test_lines_of_text_are_no_table_with_commas(make):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delimiter": "::"}, "data.delimiter: '::' must be one character"),
-        ({"train_file": "a.jsonl", "delimiter": ";"}, r"data.delimiter: ';' has no effect on '.*a.jsonl'"),
         ({"text_columns": ["text", "label"]}, "data.label_column: 'label' is one of data.text_columns"),
         ({"num_workers": -1}, "data.num_workers: -1 must be at least 0"),
         ({"eval_limit": 0}, "data.eval_limit: 0 must be at least 1"),
@@ -90,6 +96,34 @@ def test_lines_of_text_are_no_table_with_commas(make):
 def test_options_that_cannot_be(make, options, message):
     with pytest.raises(UserError, match=message):
         make(TextClassification, **{"train_file": "a.csv"} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"delimiter": "::"}, "data.delimiter: '::' must be one character"),
+        ({"train_file": "a.jsonl", "delimiter": ";"}, r"data.delimiter: ';' has no effect on '.*a.jsonl'"),
+        ({"train_file": "a.jsonl", "columns": ["x", "y"]}, r"data.columns: \['x', 'y'\] has no effect on '.*a.jsonl'"),
+        ({"hub": "a", "delimiter": ";"}, r"data.delimiter: ';' has no effect on '.*a'"),
+    ],
+)
+@pytest.mark.parametrize("kind", [TextClassification, MultiLabelClassification, SentencePairs, RankedPairs])
+def test_fields_and_names_of_columns_are_of_files_that_have_them(make, kind, options, message):
+    with pytest.raises(UserError, match=message):
+        make(kind, **({} if "hub" in options else {"train_file": "a.csv"}) | options)
+
+
+@pytest.mark.parametrize("kind", [TextClassification, SentencePairs])
+def test_a_file_to_predict_need_not_be_of_the_kind_of_the_training_file(make, kind):
+    # A run keeps how its training file is read, also for a prediction of another.
+    make(kind, predict_file="a.jsonl", delimiter=";", columns=["label", "text"])
+
+
+def test_texts_alone_have_a_delimiter_of_one_character(make):
+    options = {"train_file": "a.csv", "val_file": "b.csv"}
+    make(SentenceTexts, **options, delimiter=";")
+    with pytest.raises(UserError, match=r"data.delimiter: '::' must be one character"):
+        make(SentenceTexts, **options, delimiter="::")
 
 
 def compressed():
