@@ -11,6 +11,7 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from lit_compress.data.json_dates import read_rows, without_dates
 from lit_compress.errors import UserError, first_line
 from lit_compress.extras import optional
 from lit_compress.hub import check_hub
@@ -51,7 +52,7 @@ def load_table(
     It may be larger than memory.
 
     Tab-separated files are read as GLUE's are meant: no quoting, so a lone quotation mark is text. In every format
-    "NA" and "null" are text, too.
+    "NA" and "null" are text, too, and dates in JSON.
 
     Args:
         source: ``.tsv``, ``.csv``, ``.jsonl``, ``.parquet`` (each also ``.gz``), a folder, or ``package:name/path``.
@@ -88,6 +89,10 @@ def load_table(
         hint = delimiter_hint([*options.get("features", ())])
         raise UserError(f"{key}: {source!r} cannot be read as {suffix[1:]}: {read_failure(error)}{hint}") from error
     assert isinstance(table, Dataset)
+    if builder == "json" and (features := without_dates(table.features)) != table.features:
+        # No cast, which would write a date in another way than the file does.
+        names = {"names": (*features,)}
+        return generate_table(read_rows, source, key, cache_dir, features, encoding, encoding_errors, **names)
     if len(table) == 0:
         raise UserError(f"{key}: {source!r} has a header and no rows")
     return table

@@ -1,4 +1,5 @@
 import gzip
+import json
 
 import pytest
 from datasets import Dataset
@@ -81,6 +82,32 @@ def test_text_that_looks_like_numbers_is_read_as_written(load, name):
     separator = "\t" if name == "a.tsv" else ","
     table = load(name, f"sentence{separator}label\n007{separator}x\n1.50{separator}y\n")
     assert table["sentence"][:] == ["007", "1.50"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_text_that_looks_like_dates_is_read_as_written(tmp_path, name, encoding):
+    more = {"n": 1, "at": "2020-01-01"}
+    rows = [
+        {"text": "2020-01-01", "label": "2020-01-01T10:00:00Z", "tags": ["2020-01-01"], "more": more},
+        {"text": "2021-05-01 10:00:00", "tags": ["2020-05-01", None], "more": None, "count": 0.5},
+    ]
+    content = json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\n" for row in rows)
+    content = content.encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    table = load_table(str(tmp_path / name), "key", encoding=encoding, cache_dir=str(tmp_path / "cache"))
+    columns = table.column_names
+    assert {*columns} == {"text", "label", "tags", "more", "count"}
+    expected = [{name: row.get(name) for name in columns} for row in rows]
+    found = table.to_list()
+    assert found[0] == expected[0]
+    assert {**found[1], "more": None} == expected[1]
+
+
+def test_a_list_of_dates_and_labels_of_several_types_are_read_as_written(load):
+    assert load("a.json", ' ["2020-01-01", "2020-05-01"]')["text"][:] == ["2020-01-01", "2020-05-01"]
+    table = load("b.jsonl", '{"text": "2020-01-01", "label": 1}\n{"text": "2020-05-01", "label": "x"}\n')
+    assert table.to_list() == [{"text": "2020-01-01", "label": 1}, {"text": "2020-05-01", "label": "x"}]
 
 
 def test_the_kind_of_a_column_does_not_follow_from_its_first_rows(load):
