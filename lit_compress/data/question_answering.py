@@ -319,9 +319,10 @@ def _normal_row(row: dict[str, Any]) -> dict[str, Any]:
         raise UserError(wrong)
     starts = [-1 if start is None else start for start in starts or [-1] * len(texts)]
     marks = [str(mark or "") for mark in marks or [""] * len(texts)]
-    if len({len(texts), len(starts), len(marks)}) > 1:
-        raise UserError(f"has answers with {len(texts)} texts and {len(starts)} answer_start, {len(marks)} start")
-    if not all(isinstance(text, str) for text in texts) or not all(map(_is_whole, starts)):
+    if len(texts) != len(starts):
+        raise UserError(f"has answers with {len(texts)} texts and {len(starts)} answer_start")
+    are_of_their_kinds = all(isinstance(text, str) for text in texts) and all(map(_is_whole, starts))
+    if len(texts) != len(marks) or not are_of_their_kinds:
         raise UserError(wrong)
     impossible = bool(row["is_impossible"]) if row.get("is_impossible") is not None else not texts
     return {
