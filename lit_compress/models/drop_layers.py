@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_compress.errors import UserError
+from lit_compress.models.heads_and_neurons import require_unpacked
 from lit_compress.models.layout import encoder_layers, layout_of
 from lit_compress.models.shapes import shapes_of, update_config
 from lit_compress.nn.gates import layer_gate, remove_layer_gate
@@ -49,6 +50,8 @@ def drop_layers(model: PreTrainedModel, keep: Sequence[int], setting: str = "kee
         raise UserError(f"{setting}: {keep} must be ascending 0-based indices of the {count} layers, at least one")
     if len(keep) == count:
         return
+    if shapes_of(model.config) is not None:
+        require_unpacked(model)
     if layout.shared:
         # With several groups, which of them runs when follows from the number of layers.
         if keep != list(range(len(keep))) or model.config.num_hidden_groups > 1:

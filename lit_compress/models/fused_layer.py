@@ -245,7 +245,10 @@ def _product(
     if choice == "dense":
         bias = None if linear.bias is None else linear.bias.to(dtype)
         y = activate(F.linear(_floats(rows), linear.dense_weight(dtype), bias), activation)
-        return y if residual is None else y.add_(residual)
+        if residual is None:
+            return y
+        # Under autocast the product is half precision and what it is added to is not.
+        return y.add_(residual) if y.dtype == residual.dtype else y + residual
     assert rows.q is not None
     assert rows.scale is not None
     return _operators(choice).quantized_linear(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lit_compress.errors import UserError
 from lit_compress.models.layout import Layout, encoder_layers, layout_of
 from lit_compress.nn.compressible import CompressibleLinear
+from lit_compress.nn.packed import PackedLinear
 from lit_compress.nn.slicing import keep_columns, keep_inputs, keep_outputs
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "remove_heads",
     "remove_neurons",
     "remove_pruned",
+    "require_unpacked",
     "row_mask",
 ]
 
@@ -223,6 +225,7 @@ def remove_neurons(model: nn.Module, layer: int | None, kept: Tensor) -> None:
 
 
 def _remove_kind(model: nn.Module, kind: Kind, layer: int | None, kept: Tensor) -> None:
+    require_unpacked(model)
     every = removable_groups(model, kind)
     chosen = every if layer is None else [every[layer]]
     for groups in chosen:
@@ -249,6 +252,12 @@ def remove_pruned(model: nn.Module) -> None:
     for groups, _ in selection:
         for name in (groups.consumer, *groups.producers):
             _drop_full_mask(model.get_submodule(name))
+
+
+def require_unpacked(model: nn.Module) -> None:
+    """Raise a ``UserError`` for a packed model, whose linears cannot be cut."""
+    if any(isinstance(module, PackedLinear) for module in model.modules()):
+        raise UserError("a packed model keeps its shape; change the one that it was made from, and pack that")
 
 
 def _drop_full_mask(layer: nn.Module) -> None:

@@ -15,10 +15,16 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lit_compress.errors import UserError
-from lit_compress.models.heads_and_neurons import KINDS, Groups, Kind, removable_groups, remove_from_layers
+from lit_compress.models.heads_and_neurons import (
+    KINDS,
+    Groups,
+    Kind,
+    removable_groups,
+    remove_from_layers,
+    require_unpacked,
+)
 from lit_compress.models.layout import layout_of
 from lit_compress.nn.factorized import FactorizedEmbedding, factorized_embeddings
-from lit_compress.nn.packed import PackedLinear
 
 __all__ = ["METHOD", "apply_shapes", "describe_shapes", "shapes_of", "update_config"]
 
@@ -80,8 +86,7 @@ def update_config(model: PreTrainedModel) -> None:
 
     """
     config: Any = model.config
-    if any(isinstance(module, PackedLinear) for module in model.modules()):
-        raise UserError("a packed model keeps its shape; change the one that it was made from, and pack that")
+    require_unpacked(model)
     widths = {groups.count for groups in _groups(model, "neurons")}
     if len(widths) == 1:
         setattr(config, layout_of(model).width_key, widths.pop())

@@ -26,7 +26,8 @@ def attention_varlen(
 ) -> Tensor:
     """``softmax(q @ k.T * scale + bias) @ v`` of every head, each token with the tokens of its own sequence.
 
-    Rows behind the last sequence belong to none and are 0. A NaN or an infinity spoils its own sequence and no other.
+    Rows behind the last sequence belong to none and are 0. A NaN or an infinity spoils its own sequence and no other;
+    with ``out_scale`` it becomes 0 there.
 
     Args:
         qkv: ``(tokens, 3 * heads * head_dim)``: the queries of all heads, then the keys, then the values.

@@ -130,7 +130,7 @@ def decide(rows: int, problem: Problem) -> Decision:
     """The same with the reason, for any device, also one that is not here.
 
     Raises:
-        UserError: no such device, or an environment variable that holds something else than a choice.
+        UserError: an environment variable that holds something else than a choice.
 
     """
     if _override is not None:

@@ -111,7 +111,10 @@ def _times() -> dict[Shape, list[tuple[float, Times]]]:
 
 @cache
 def _rows(name: str) -> list[dict[str, Any]]:
-    path = Path(os.environ.get(VARIABLE) or Path(__file__).parent) / name
+    given = os.environ.get(VARIABLE)
+    if given and not Path(given).is_dir():
+        raise UserError(f"{VARIABLE}: {given!r} is no folder; give the one with {LAUNCHES} and {TIMES}, or unset it")
+    path = Path(given or Path(__file__).parent) / name
     try:
         return json.loads(path.read_text()) if path.exists() else []
     except json.JSONDecodeError as error:

@@ -224,7 +224,7 @@ def added_scores(positions: Tensor, bias: Tensor | None, window: int | None) -> 
 
 def rotate_rows(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """See :func:`lit_compress.ops.rotate_rows`."""
-    x = qkv.reshape(qkv.shape[0], 3, heads, -1)
+    x = qkv.reshape(qkv.shape[0], 3, heads, qkv.shape[1] // (3 * heads))
     turned = x[:, :2].float()
     first, second = turned.chunk(2, dim=-1)
     cos, sin = cos.float()[:, None, None], sin.float()[:, None, None]

@@ -19,20 +19,21 @@ _weights: WeakIdKeyDictionary = WeakIdKeyDictionary()
 def dequantized(values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, inputs: int) -> Tensor:
     """The fp32 weight ``(out_features, inputs)`` that packed values stand for.
 
-    Made again when any of the tensors has been replaced or changed in place. A change that torch does not count
-    (through ``.data`` or a NumPy view) goes unnoticed.
+    Made again when any of the tensors has been replaced or changed in place, and at each call for tensors that were
+    made in inference mode, whose changes torch does not count. One through ``.data`` or a NumPy view goes unnoticed.
     """
-    state = tuple(_state(tensor) for tensor in (values, w_scale, columns, offsets))
+    others = (w_scale, columns, offsets)
+    tensors = [tensor for tensor in (values, *others) if tensor is not None]
+    if any(tensor.is_inference() for tensor in tensors):
+        return _made(values, w_scale, columns, offsets, inputs)
+    state = (inputs, *((tensor.data_ptr(), tensor._version) for tensor in tensors))
     known = _weights.get(values)
-    if known is None or known[0] != state:
-        with torch.inference_mode(False), torch.no_grad():
-            weight = dense_values(values, columns, offsets, w_scale.shape[0], inputs) * w_scale.unsqueeze(1)
-        known = _weights[values] = (state, weight)
-    return known[1]
+    # The others are kept, too: a new one could have the address of one that is gone.
+    if known is None or known[1] != state or any(a is not b for a, b in zip(known[0], others, strict=True)):
+        known = _weights[values] = (others, state, _made(values, w_scale, columns, offsets, inputs))
+    return known[2]
 
 
-def _state(tensor: Tensor | None) -> tuple[int, int] | None:
-    if tensor is None:
-        return None
-    # Tensors made in inference mode count no versions.
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+def _made(values: Tensor, w_scale: Tensor, columns: Tensor | None, offsets: Tensor | None, inputs: int) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return dense_values(values, columns, offsets, w_scale.shape[0], inputs) * w_scale.unsqueeze(1)

@@ -169,5 +169,14 @@ class _OpenVino:
 
 
 def _given(batch: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
-    """An input; token types that a tokenizer does not make are 0."""
-    return batch[name] if name in batch else np.zeros_like(batch["input_ids"])
+    """An input; token types that a tokenizer does not make are 0.
+
+    Raises:
+        UserError: another one that is not given.
+
+    """
+    if name in batch:
+        return batch[name]
+    if name == "token_type_ids":
+        return np.zeros_like(batch["input_ids"])
+    raise UserError(f"the model has the input {name!r}, and is given {', '.join(batch)}; export it without that input")

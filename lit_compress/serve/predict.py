@@ -33,7 +33,7 @@ NOT_FOR_PREDICTION = (
     *("augmentation", "limit", "answer_marks"),
 )
 # How a file of one text is read, whatever those of the run are like.
-_OF_ONE_TEXT = {"delimiter": None, "columns": None, "encoding": "utf-8", "token_column": "tokens"}
+_OF_ONE_TEXT = {"encoding": "utf-8", "token_column": "tokens"}
 
 
 def predict(

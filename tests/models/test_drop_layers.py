@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 from models.families import FAMILIES, LISTED, batch, build
+from models.packing import packed
 from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
 from lit_compress.export import fold
-from lit_compress.models import drop_layers, encoder_layers, kept_layers, layout_of
+from lit_compress.models import drop_layers, encoder_layers, kept_layers, layout_of, remove_heads
 from lit_compress.models.drop_layers import depth, restore_layers
+from lit_compress.models.shapes import update_config
 from lit_compress.nn.gates import add_layer_gate, gated_layers, layer_gate
 
 
@@ -215,3 +217,15 @@ def test_a_pretrained_model(tmp_path):
         assert torch.equal(model(input_ids=ids).last_hidden_state, states[8])
         again = reloaded(model, tmp_path)
         assert torch.equal(again(input_ids=ids).last_hidden_state, states[8])
+
+
+def test_a_packed_model_that_cannot_be_changed_is_as_it_was():
+    model = build("bert")
+    remove_heads(model, 0, torch.tensor([True] + [False] * (model.config.num_attention_heads - 1)))
+    update_config(model)
+    model = packed(model)
+    count = depth(model)
+    for change in (lambda: drop_layers(model, [0]), lambda: remove_heads(model, 0, torch.tensor([True]))):
+        with pytest.raises(UserError, match="a packed model keeps its shape"):
+            change()
+    assert depth(model) == len(encoder_layers(model)) == count > 1

@@ -371,3 +371,12 @@ def test_the_old_name_of_a_token_budget_still_works():
     encoder = encoder_of(fuse(packed(build("bert", AutoModel, num_hidden_layers=1))))
     encoder.row_budget = 12
     assert (encoder.token_budget, encoder.row_budget) == (12, 12)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_under_autocast_what_goes_from_layer_to_layer_stays_in_fp32(family):
+    model = packed(build(family, AutoModel))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = model(**inputs()).last_hidden_state
+        fused = fuse(model)(**inputs()).last_hidden_state
+    assert fused.dtype == plain.dtype == torch.float32

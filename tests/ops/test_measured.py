@@ -86,3 +86,11 @@ def test_what_is_shipped_was_measured_by_somebody():
         shape = launch.Product(**{key: row[key] for key in measured.SETTINGS})
         assert shape.shared_bytes <= launch.SHARED_MEMORY[tuple(row["capability"])]
     assert measured._times() is not None
+
+
+def test_a_folder_of_figures_that_is_not_there(files, tmp_path, monkeypatch):
+    files()
+    monkeypatch.setenv(measured.VARIABLE, str(tmp_path / "nowhere"))
+    measured._rows.cache_clear()
+    with pytest.raises(UserError, match=r"LIT_COMPRESS_MEASURED: .*nowhere.* is no folder"):
+        measured._rows(measured.LAUNCHES)

@@ -321,3 +321,22 @@ def test_padding_there_and_back():
 def test_what_does_not_fit_is_refused(call, words):
     with pytest.raises(UserError, match=words):
         call()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_scale_that_is_new_or_changed_is_what_is_multiplied_with(inference):
+    x = torch.randn(4, 32)
+    values, w_scale = weight()
+    with torch.inference_mode(inference):
+        values, w_scale = values.clone(), w_scale.clone()
+        for factor in (1.0, 2.0, 4.0):  # each scale is gone before the next is made, perhaps in the same place
+            found = ops.dynamic_linear(x, values, w_scale * factor)
+            torch.testing.assert_close(found, reference.dynamic_linear(x, values, w_scale * factor, None, None, None))
+        before = ops.dynamic_linear(x, values, w_scale).clone()
+        w_scale.mul_(3)
+        torch.testing.assert_close(ops.dynamic_linear(x, values, w_scale), 3 * before)
+
+
+def test_rows_of_no_token_are_rotated_to_none():
+    nothing = torch.zeros(0, 16)
+    assert ops.rotate_rows(torch.zeros(0, 96), nothing, nothing, 2).shape == (0, 96)

@@ -83,3 +83,10 @@ def test_batches_repeat_and_are_padded_where_asked():
     assert batch_of(3, 9, 40)["attention_mask"].all()
     assert BATCH["input_ids"].max() < 40
     assert json.dumps(BATCH["input_ids"].tolist())
+
+
+def test_an_input_that_nobody_gives_is_named():
+    given = {"input_ids": np.ones((2, 3), dtype=np.int64)}
+    assert not engines._given(given, "token_type_ids").any()
+    with pytest.raises(UserError, match=r"the model has the input 'position_ids', and is given input_ids"):
+        engines._given(given, "position_ids")
