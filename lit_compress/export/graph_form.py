@@ -4,7 +4,8 @@ What is rounded is written as ONNX's ``QuantizeLinear`` and ``DequantizeLinear``
 by integer kernels; ranges that follow the data as ``DynamicQuantizeLinear`` and ``MatMulInteger``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "Activations",
     "GraphForm",
     "WideWeights",
+    "as_trained",
     "graph_form",
     "graph_tables",
     "is_quantized",
@@ -104,6 +106,19 @@ def graph_form(folded: Folded, inputs: list[str], activations: Activations) -> G
             for slot, known in attention[name]["scales"].items():
                 setattr(owner, slot, FixedQuantizer(known, attention[name][slot]["spec"]))
     return GraphForm(model, inputs)
+
+
+@contextmanager
+def as_trained(form: GraphForm) -> Iterator[None]:
+    """Let a form compute as training did: inputs that only the file rounds, with the range of a batch, stay floats."""
+    dynamic = [each for each in form.modules() if isinstance(each, GraphLinear) and each.mode == "dynamic"]
+    for linear in dynamic:
+        linear.mode = "static"  # without a quantizer of its input
+    try:
+        yield
+    finally:
+        for linear in dynamic:
+            linear.mode = "dynamic"
 
 
 @torch.no_grad()

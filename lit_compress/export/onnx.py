@@ -28,6 +28,7 @@ from lit_compress.export.graph_form import (
     Activations,
     GraphForm,
     WideWeights,
+    as_trained,
     graph_form,
     graph_tables,
     is_quantized,
@@ -138,7 +139,8 @@ def integer_form(
     rounded: list[str] = []
     if is_quantized(folded):
         form = graph_form(folded, names, activations)
-        expected = reference(form, examples) if examples else None
+        with as_trained(form):
+            expected = reference(form, examples) if examples else None
     else:
         expected = reference(GraphForm(folded.model, names), examples) if examples else None
         # Only products of integers can overflow.

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from functools import partial
 from shutil import copytree
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from contracts.errors import error_of
-from export.quantized import tiny_tokenizer
+from export.quantized import quantized, tiny_tokenizer
 from models.families import build
 from transformers import (
     AutoModelForMaskedLM,
@@ -45,7 +46,7 @@ from lit_compress.export.check import (
 from lit_compress.export.command import export
 from lit_compress.export.examples import examples_of_data, examples_of_file
 from lit_compress.export.graph_form import GraphForm
-from lit_compress.export.onnx import IntegerOptions, advice
+from lit_compress.export.onnx import IntegerOptions, advice, write_onnx_int8
 from lit_compress.models.folded import Folded
 from lit_compress.tasks import Batch, make_task
 
@@ -204,6 +205,31 @@ def test_the_reference_is_what_the_model_was_before_rounding():
         expected = model(**examples().batches[0].inputs).logits
     torch.testing.assert_close(found.outputs[0]["logits"], expected)
     assert [layer.shape for layer in found.layers] == [(4, 5, 16)] * 3
+
+
+def test_a_model_trained_without_ranges_of_activations_is_compared_as_training_computed(tmp_path):
+    torch.manual_seed(0)
+    model = quantized("bert", inputs="none", bits=7)
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            # A constant that nothing reads: it takes the whole range of a batch, and floating point does not mind.
+            layer.intermediate.dense.bias[0] = 3000.0
+            layer.output.dense.weight[:, 0] = 0.0
+    ids = torch.randint(5, 30, (256, 12))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        labels = model(**given).logits.argmax(-1)
+    texts = Examples(
+        batches=[Batch(given, {"labels": labels}, {})],
+        task=make_task("classification", [str(label) for label in range(model.config.num_labels)]),
+        origin="a test",
+        labelled=True,
+    )
+    folded = from_student(model, tiny_tokenizer(tmp_path))
+    options = IntegerOptions(examples=texts, strict=True)
+    with pytest.raises(UserError, match=r"PyTorch 1\.0000\).*--strict true asks for 98 %"):
+        write(folded, tmp_path / "out", partial(write_onnx_int8, options=options))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("to", ["onnx-int8", "openvino-int8"])
