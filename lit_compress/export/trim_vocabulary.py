@@ -17,7 +17,9 @@ from lit_compress.errors import UserError, first_line
 from lit_compress.export.source import from_source
 from lit_compress.files import atomic_folder, check_folder
 from lit_compress.models.folded import Folded
+from lit_compress.models.folder import load_whole_model
 from lit_compress.models.hf_folder import write_hf
+from lit_compress.models.sentence_embedding import DENSE, add_dense, give_embeddings
 from lit_compress.models.shapes import apply_shapes, shapes_of
 from lit_compress.sources import resolve_package
 from lit_compress.text_files import open_text
@@ -64,6 +66,7 @@ def trim_vocabulary(
         write_hf(_trim_model(folded, keep), staging)
         _write_tokenizer(staging, smaller, keep)
         _check_loaded(load_tokenizer(str(staging), "--output"), smaller, files)
+        load_whole_model(str(staging), "--output")  # what cannot be loaded must not appear
     say(f"{len(keep):,} of {rows:,} tokens are left; saved as {output}")
 
 
@@ -101,8 +104,13 @@ def _trim_model(folded: Folded, keep: list[int]) -> Folded:
     smaller: PreTrainedModel = type(model)(config)
     if (shapes := shapes_of(config)) is not None:
         apply_shapes(smaller, shapes)
+    if hasattr(model, DENSE):
+        add_dense(smaller)
+    if hasattr(model, "pooler") and model.pooler is None:
+        smaller.pooler = None  # the class makes one that the model has not
     state = {name: _rows(name, old[name], tuple(value.shape), index) for name, value in smaller.state_dict().items()}
     smaller.load_state_dict(state)
+    give_embeddings(smaller)
     manifest = json.loads(json.dumps(folded.manifest))
     for name, entry in manifest.get("embeddings", {}).items():
         scales = (entry.get("scales") or {}).get("weight", ())

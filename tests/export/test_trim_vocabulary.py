@@ -1,12 +1,15 @@
 import copy
 import json
+import sys
 
 import pytest
 import torch
+from contracts.errors import error_of
 from data.test_vocabulary import KINDS, texts
 from export.quantized import quantized
 from models.families import build
 from transformers import (
+    AutoModel,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -19,6 +22,10 @@ from transformers import (
 from lit_compress.cli import main
 from lit_compress.errors import UserError
 from lit_compress.export import from_source, from_student, trim_vocabulary, write
+from lit_compress.models.folded import Folded
+from lit_compress.models.folder import load_whole_model
+from lit_compress.models.hf_folder import write_hf
+from lit_compress.models.sentence_embedding import add_dense
 from lit_compress.nn.factorized import FactorizedEmbedding
 
 NAMES = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>"}
@@ -107,6 +114,44 @@ def test_the_command_and_an_old_tokenizer_description(corpus, tmp_path, capsys):
     after = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert after.convert_tokens_to_ids("<unk>") == after.unk_token_id
     assert capsys.readouterr().out.rstrip().endswith(f"saved as {tmp_path / 'out'}")
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+@pytest.mark.parametrize("width", [None, 12])
+def test_a_sentence_encoder_gives_the_same_vectors(width, pooler, corpus, tmp_path):
+    before = tokenizer_of("wordpiece")
+    model = build("bert", AutoModel, vocab_size=len(before), max_position_embeddings=80)
+    if not pooler:
+        model.pooler = None
+    dense = None if width is None else {"out_features": width, "bias": True, "activation": "Tanh"}
+    model.config.sentence_embedding = {"pooling": "mean", "normalize": False, "max_length": 80, "dense": dense}
+    if (projection := add_dense(model)) is not None:
+        torch.nn.init.normal_(projection.weight)
+    write(Folded(model=model, manifest={}, tokenizer=before), tmp_path / "model", "hf")
+    trim_vocabulary(str(tmp_path / "model"), str(corpus), str(tmp_path / "out"))
+    whole, smaller = (load_whole_model(str(tmp_path / name), "model") for name in ("model", "out"))
+    assert (smaller.pooler is None) is not pooler
+    assert smaller.config.vocab_size < len(before)
+    for line in corpus.read_text().splitlines():
+        with torch.no_grad():
+            expected, found = (
+                each(**AutoTokenizer.from_pretrained(tmp_path / name)(line, return_tensors="pt")).sentence_embedding
+                for each, name in ((whole, "model"), (smaller, "out"))
+            )
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        assert found.shape == (1, width or model.config.hidden_size)
+
+
+def test_a_folder_that_cannot_be_loaded_never_appears(corpus, tmp_path, monkeypatch):
+    folder_of("wordpiece", build("bert", vocab_size=len(tokenizer_of("wordpiece"))), tmp_path / "model")
+
+    def without_weights(folded, folder):
+        write_hf(folded, folder)
+        (folder / "model.safetensors").unlink()
+
+    monkeypatch.setattr(sys.modules["lit_compress.export.trim_vocabulary"], "write_hf", without_weights)
+    assert "--output" in error_of(trim_vocabulary, str(tmp_path / "model"), str(corpus), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
