@@ -1,6 +1,5 @@
 """A model as one ONNX graph: traced without its weights, and written with them one after the other."""
 
-import inspect
 import io
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from lit_compress.export.check import sample_inputs, sample_lengths
 from lit_compress.export.graph_form import GraphForm
 from lit_compress.extras import optional
 from lit_compress.models.folded import Folded
+from lit_compress.models.input_names import model_inputs
 from lit_compress.models.layout import encoder_layers
 
 __all__ = ["input_names", "trace", "with_layers"]
@@ -22,16 +22,12 @@ __all__ = ["input_names", "trace", "with_layers"]
 OPSET = 17
 
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def input_names(folded: Folded) -> list[str]:
     """Inputs that the tokenizer makes and the model takes."""
     made = folded.tokenizer.model_input_names
-    taken = inspect.signature(folded.model.forward).parameters
-    types = getattr(folded.model.config, "type_vocab_size", 1) != 0  # XLNet has none and counts differently
-    names = [name for name in _INPUTS if name in made and (name != "token_type_ids" or types)]
-    return [name for name in names if name in taken]
+    return [name for name in model_inputs(folded.model) if name in made]
 
 
 @torch.no_grad()

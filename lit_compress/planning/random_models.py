@@ -20,6 +20,7 @@ from lit_compress.models.drop_layers import drop_layers
 from lit_compress.models.folded import from_student
 from lit_compress.models.heads_and_neurons import KINDS, removable_groups, remove_from_layers
 from lit_compress.models.in_place import quantize_
+from lit_compress.models.input_names import model_inputs
 from lit_compress.models.layout import LAYOUTS, Layout, layer_linears, layout_of
 from lit_compress.models.load import quiet_transformers
 from lit_compress.models.shapes import update_config
@@ -133,7 +134,7 @@ def export_random(config: PretrainedConfig, structure: Structure, target: Target
             model.train()(input_ids=ids, attention_mask=torch.ones_like(ids))  # ranges of activations
         model.eval()
     with quiet_transformers():
-        format_writer(target)(from_student(model, _tokenizer(model.config)), folder)
+        format_writer(target)(from_student(model, _tokenizer(model)), folder)
 
 
 def _layout(config: PretrainedConfig, key: str) -> Layout:
@@ -184,11 +185,11 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def _tokenizer(config: Any) -> PreTrainedTokenizerFast:
+def _tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerFast:
     """A tokenizer of the inputs that tokenizers of such a model make; nothing is tokenized with it."""
-    types = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
+    several = getattr(model.config, "type_vocab_size", 2) > 1  # RoBERTa has one type, which its tokenizers leave out
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"[PAD]": 0}, unk_token="[PAD]")),
         pad_token="[PAD]",
-        model_input_names=["input_ids", "attention_mask", *types],
+        model_input_names=[name for name in model_inputs(model) if several or name != "token_type_ids"],
     )

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from lit_compress.models.folder import load_whole_model
+from lit_compress.models.input_names import model_inputs
 from lit_compress.runtimes.engines import Engine
 
 __all__ = ["TorchEngine", "answers"]
@@ -31,9 +32,7 @@ class TorchEngine:
         self.device = torch.device(device)
         model: Any = load_whole_model(str(folder), "model")
         model.to(self.device)
-        self.inputs = ["input_ids", "attention_mask"]
-        if getattr(model.config, "type_vocab_size", 0) > 1:
-            self.inputs.append("token_type_ids")
+        self.inputs = model_inputs(model)
         self._model = torch.compile(model) if compiled else model
 
     @torch.inference_mode()

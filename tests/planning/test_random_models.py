@@ -124,6 +124,22 @@ def test_an_export_runs_and_is_of_the_structure(target, tmp_path):
     assert len(linears) == (12 if target.endswith("int8") else 0)
 
 
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (BERT, ["input_ids", "attention_mask", "token_type_ids"]),
+        (XLNetConfig(d_model=32, n_layer=3, n_head=4, d_inner=64), ["input_ids", "attention_mask", "token_type_ids"]),
+        (RobertaConfig(**SIZES, type_vocab_size=1), ["input_ids", "attention_mask"]),
+        (FAMILIES["distilbert"], ["input_ids", "attention_mask"]),
+    ],
+    ids=["bert", "xlnet", "roberta", "distilbert"],
+)
+def test_a_graph_takes_what_tokenizers_of_its_family_make(config, names, tmp_path):
+    export_random(config, dense_structure(config), "onnx", tmp_path)
+    variant = next(each for each in variants(tmp_path) if each.engine == "onnxruntime")
+    assert open_engine(variant, threads=1).inputs == names
+
+
 def test_a_target_without_its_runtime_is_one_line(monkeypatch):
     with pytest.raises(UserError, match="--target: 'tensorrt' is not one of onnx-int8, onnx, "):
         check_target("tensorrt")

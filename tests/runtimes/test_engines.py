@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from models.families import build
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress.errors import UserError
@@ -39,6 +40,20 @@ def test_outputs_are_those_of_pytorch(exported, tiny_teacher, name, engine):
         expected = model(**{key: torch.tensor(value) for key, value in BATCH.items()}).logits
     torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-4, atol=1e-5)
     assert variant.bytes > 10_000
+
+
+def test_a_family_that_does_not_say_how_many_types_it_has_is_given_them(tmp_path):
+    model = build("xlnet", initializer_range=0.3)
+    model.save_pretrained(tmp_path)
+    first = batch_of(2, 9, 30)
+    second = first | {"token_type_ids": np.arange(18).reshape(2, 9) % 2}
+    with torch.inference_mode():
+        expected, other = (
+            model(**{key: torch.tensor(value) for key, value in batch.items()}).logits for batch in (second, first)
+        )
+    assert not torch.allclose(expected, other, atol=1e-3)
+    found = open_engine(variants(tmp_path)[0], threads=1)(second)
+    torch.testing.assert_close(torch.tensor(found["logits"]), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_form_of_a_folder(tmp_path, tiny_teacher):
