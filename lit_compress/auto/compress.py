@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml
 
 from lit_compress.auto.job import Job, begin, keep, kept
 from lit_compress.auto.measure import verify
@@ -23,13 +22,13 @@ from lit_compress.auto.plans import (
     plan_members,
     smallest_structure,
 )
+from lit_compress.auto.recipe_file import keep_recipe, teacher_steps
 from lit_compress.auto.request import PLAN, SPEEDUPS, Request
 from lit_compress.auto.stages import TEACHER, int8_stage, member_stage, teacher_stage
 from lit_compress.auto.time_budget import START, Steps, steps_of, training_seconds
 from lit_compress.choices import GuessedTask, Target, TrainerPrecision
 from lit_compress.console import say
 from lit_compress.errors import UserError
-from lit_compress.files import atomic_file
 from lit_compress.planning.latency_command import parse_shape
 from lit_compress.planning.latency_table import LatencyTable
 from lit_compress.planning.losses import measure_losses
@@ -37,7 +36,7 @@ from lit_compress.planning.measure_latency import fixed_parts, measure_structure
 from lit_compress.planning.plan import Losses
 from lit_compress.planning.random_models import dense_structure
 from lit_compress.planning.structure import Structure
-from lit_compress.recipe import load_recipe, read_recipe, run_stage
+from lit_compress.recipe import load_recipe, run_stage
 from lit_compress.sources import absolute_source
 
 __all__ = ["Family", "Member", "compress", "train_stages"]
@@ -253,7 +252,9 @@ def _steps(job: Job, seconds: Mapping[str, float]) -> Steps:
     kinds = {} if job.has_head else {TEACHER: "teacher"}
     kinds |= {INT8: "int8"} if job.request.int8 else {}
     kinds |= {member_name(speedup): "member" for speedup in job.request.speedups}
-    return steps_of(kinds, job.guessed.steps, seconds, job.request.minutes)
+    # How many speedups are asked for may have changed since.
+    begun = teacher_steps(job.folder / _RECIPE)
+    return steps_of(kinds, job.guessed.steps, seconds, job.request.minutes, begun)
 
 
 def _say_trainings(job: Job, steps: Steps, seconds: Mapping[str, float]) -> None:
@@ -327,7 +328,7 @@ def train_stages(job: Job, stages: Mapping[str, Any]) -> None:
         stages: configurations of `fit`, by name.
 
     """
-    _keep_recipe(job.folder / _RECIPE, stages)
+    keep_recipe(job.folder / _RECIPE, stages)
     for stage in load_recipe(job.folder / _RECIPE, str(job.folder)).values():
         if stage.name not in stages:
             continue
@@ -337,36 +338,6 @@ def train_stages(job: Job, stages: Mapping[str, Any]) -> None:
         say(f"Training {stage.name}: lit_compress {shlex.join(stage.command())}")
         stage.write()
         run_stage(stage)
-
-
-def _keep_recipe(file: Path, stages: Mapping[str, Any]) -> None:
-    """Write the recipe, unless it has these stages already.
-
-    Raises:
-        UserError: it has others of these names: somebody changed it, and it stays.
-
-    """
-    wanted = yaml.safe_load(yaml.safe_dump(dict(stages), sort_keys=False))  # as it is read
-    recipe = read_recipe(file) if file.is_file() else None
-    known = recipe["stages"] if recipe else {}
-    complete = wanted.keys() <= known.keys()
-    # One that is complete is not written again: it may have stages and comments of somebody's own.
-    changed = [name for name in known if known[name] != wanted.get(name) and (name in wanted or not complete)]
-    if changed or (recipe and not complete and file.read_text() != _recipe_text(recipe["run"], known)):
-        what = f"another stage {changed[0]!r}" if changed else "other lines"
-        raise UserError(
-            f"--run: {str(file)!r} has {what} than compress wrote; run it with "
-            f"`lit_compress recipe {shlex.quote(str(file))}`, or choose another --run"
-        )
-    if complete:
-        return
-    with atomic_file(file) as staging:
-        staging.write_text(_recipe_text(str(file.parent), wanted))
-
-
-def _recipe_text(run: str, stages: Mapping[str, Any]) -> str:
-    text = "# Made by `lit_compress compress`; a stage alone: lit_compress recipe THIS_FILE --only NAME\n"
-    return text + yaml.safe_dump({"run": run, "stages": dict(stages)}, sort_keys=False)
 
 
 def _say_members(planned: Sequence[Planned], whole: Structure) -> None:

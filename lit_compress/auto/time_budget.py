@@ -22,7 +22,13 @@ START = 10.0  # seconds that a training takes in addition to its steps
 Steps = dict[str, int]
 
 
-def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float], minutes: float | None) -> Steps:
+def steps_of(
+    names: Mapping[str, str],
+    epoch: int,
+    seconds: Mapping[str, float],
+    minutes: float | None,
+    begun: int | None = None,
+) -> Steps:
     """Optimizer steps of each training.
 
     The integers alone have at most an epoch. When everything takes longer than there is time, all become shorter by the
@@ -33,6 +39,8 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
         epoch: steps of an epoch.
         seconds: of a step, by kind.
         minutes: for all trainings together; None takes as long as it takes.
+        begun: steps of the teacher, where an earlier call with other names decided them; the others share the time that
+            they leave.
 
     Example:
         >>> steps_of({"teacher": "teacher", "4x": "member"}, 500, {"teacher": 0.1, "member": 0.2}, None)
@@ -54,9 +62,14 @@ def steps_of(names: Mapping[str, str], epoch: int, seconds: Mapping[str, float],
     cheap = {name for name, kind in names.items() if kind == "int8" and taken[name] <= _CHEAP * time_left}
     left = {name: each for name, each in taken.items() if name not in cheap}
     share = (time_left - sum(taken[name] for name in cheap)) / max(sum(left.values()), 1e-9)
-    return {
+    found = {
         name: count if name in cheap else min(count, max(round(share * count), _LEAST)) for name, count in steps.items()
     }
+    if begun is None or "teacher" not in names or found["teacher"] == begun:
+        return found
+    others = {name: kind for name, kind in names.items() if name != "teacher"}
+    left = minutes - (START + begun * seconds["teacher"]) / 60
+    return {"teacher": begun} | steps_of(others, epoch, seconds, left)
 
 
 def training_seconds(

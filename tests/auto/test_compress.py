@@ -3,6 +3,7 @@
 import inspect
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +135,10 @@ def again(family, model, **options):
     return compress(model=str(model), train="train.csv", val="val.csv", run=str(family), **given)
 
 
+def _stop(*given):
+    raise UserError("stopped")
+
+
 @pytest.fixture
 def copied(family, tmp_path, monkeypatch):
     """The family in a folder of its own, for what must not touch the other tests'."""
@@ -161,6 +166,22 @@ def test_a_stage_that_somebody_added_before_there_was_a_plan_stays(copied, deep_
     with pytest.raises(UserError, match=r"--run: .*recipe.yaml' has another stage 'mine'"):
         again(copied, deep_model)
     assert recipe.read_text() == mine
+
+
+def test_another_speedup_before_there_is_a_plan_keeps_the_teacher_that_was_begun(deep_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.csv").write_text(_rows(8))
+    Path("val.csv").write_text(_rows(4))
+    module = sys.modules["lit_compress.auto.compress"]
+    seconds = {"teacher": 1.0, "int8": 1.0, "member": 1.0}
+    monkeypatch.setattr(module, "training_seconds", lambda *given: seconds)
+    monkeypatch.setattr(module, "run_stage", _stop)
+    steps = set()
+    for speedup in ([1.1, 1.2, 1.3], [1.1, 1.2], 1.1):
+        with pytest.raises(UserError, match="stopped"):
+            again("fast", deep_model, minutes=2.0, speedup=speedup)
+        steps.add(yaml.safe_load(Path("fast/recipe.yaml").read_text())["stages"]["teacher"]["trainer"]["max_steps"])
+    assert len(steps) == 1
 
 
 def test_data_of_another_version_is_one_line(copied, deep_model):

@@ -21,6 +21,20 @@ def test_the_integers_alone_are_shortened_with_the_others_where_time_is_short():
     assert steps_of(KINDS, 500, SECONDS, 1.0)["int8"] == 20
 
 
+def test_a_teacher_that_is_begun_keeps_its_steps_and_the_others_share_the_time_it_leaves():
+    kinds, seconds = {"teacher": "teacher", **KINDS}, SECONDS
+    alone = steps_of(kinds, 500, seconds, 10.0)
+    assert steps_of(kinds, 500, seconds, 10.0, begun=alone["teacher"]) == alone
+    for begun in (100, 1500):
+        steps = steps_of(kinds, 500, seconds, 10.0, begun=begun)
+        assert list(steps) == list(kinds)
+        assert steps["teacher"] == begun
+        assert (steps["4x"] > alone["4x"]) is (begun < alone["teacher"])
+        taken = sum(seconds[kind] * steps[name] for name, kind in kinds.items())
+        assert 0.99 * 600 < taken + len(kinds) * START <= 601
+    assert steps_of(kinds, 500, seconds, 1.0, begun=1500)["4x"] == 20  # nothing is left
+
+
 def test_a_step_is_timed_on_a_copy(tiny_teacher):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_teacher).eval()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

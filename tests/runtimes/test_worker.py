@@ -41,6 +41,7 @@ def test_a_process_answers_and_its_end_is_one_line(tmp_path):
         with pytest.raises(UserError, match=r"mine: .*config\.json"):
             worker.ask("open", **open_request(tmp_path))
         worker._process.kill()
+        worker._process.wait()  # nobody reads the next request
         with pytest.raises(UserError, match="mine: the process ended"):
             worker.ask("memory")
 
