@@ -1,5 +1,6 @@
 """A worker as a child process that is asked and answers."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -41,7 +42,9 @@ class WorkerProcess:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream:
-                stream.close()
+                # Closing writes what a process that was gone did not read: that it was gone is said already.
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:
         """The answer to a request of :class:`lit_compress.runtimes.worker.Worker`.
