@@ -140,7 +140,8 @@ def formats(
         dense: folder or hub name of the baseline in the first line; default: the run's teacher, if there is one.
         data: options that override the run's data: `--data.val_file other.tsv`.
         batch_sizes: batch sizes to measure.
-        lengths: sequence lengths in tokens; default: the run's `max_length`.
+        lengths: sequence lengths in tokens; default: the run's `max_length`, or its longest validation text where the
+            data module has no such option.
         threads: CPU threads; default: all.
         warmup: unmeasured calls before the first measured one, for each shape.
         repetitions: measured calls per format, interleaved between formats.

@@ -27,6 +27,7 @@ from lit_compress.usage_errors import option_names
 __all__ = [
     "TOKENIZER",
     "absolute_paths",
+    "longest_text",
     "parse_file",
     "reads_texts",
     "run_config",
@@ -156,6 +157,18 @@ def validation_data(section: dict[str, Any], model: PretrainedConfig) -> Lightni
     except UserError as error:
         raise UserError(f"--{error}" if str(error).startswith("data.") else str(error)) from error
     return data
+
+
+def longest_text(section: Mapping[str, Any], data: LightningDataModule) -> int:
+    """Tokens of the longest text of a run: ``max_length``, or where its data module has none, of its validation data.
+
+    Args:
+        section: `data` of the run's configuration.
+        data: of :func:`validation_data`.
+
+    """
+    given = section["init_args"].get("max_length")
+    return given or max(int(batch.inputs["attention_mask"].sum(1).max()) for batch in data.val_dataloader())
 
 
 def use_labels(data: LightningDataModule, model: PretrainedConfig) -> None:

@@ -16,7 +16,7 @@ from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.command import INTEGERS, Format, format_writer, write
 from lit_compress.export.onnx import IntegerOptions, Processor
-from lit_compress.export.run_folder import run_config, task_of, validation_data
+from lit_compress.export.run_folder import longest_text, run_config, task_of, validation_data
 from lit_compress.export.source import from_source
 from lit_compress.files import atomic_file, begins, check_file, check_folder, check_shared_folder
 from lit_compress.models.labels import label_order
@@ -69,20 +69,19 @@ def formats(
     check_results(Path(output) / FIGURES)
     check_file(Path(output) / TABLE, begins(r"\| model \| engine \|"))
     config = run_config(run, data)
-    lengths = lengths or [config["data"]["init_args"]["max_length"]]
     threads = threads or torch.get_num_threads()
-    settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
-    settings |= {"processor": processor}
-    sizes = {"batch_sizes": batch_sizes, "lengths": lengths, "repetitions": [repetitions], "threads": [threads]}
-    check_sizes(sizes)
+    sizes = {"batch_sizes": batch_sizes, "repetitions": [repetitions], "threads": [threads]}
+    check_sizes(sizes | ({"lengths": lengths} if lengths else {}))
     if warmup < 0:
         raise UserError(f"--warmup: {warmup} must be 0 or more")
     folded = from_source(run=run)
     require_finished(folded.manifest, unfinished)
     own = folded.model.config
     del folded
-    check_length(own, max(lengths), f"--run {run!r}", "--lengths")
     validation = validation_data(config["data"], own)
+    longest = longest_text(config["data"], validation)
+    lengths = lengths or [longest]
+    check_length(own, max(lengths), f"--run {run!r}", "--lengths")
     task = task_of(validation)
     dense, missing = dense_of(config, dense)
     order = None
@@ -94,7 +93,7 @@ def formats(
         if isinstance(task, EmbeddingTask) and settings_of(theirs) is None:
             raise UserError(f"--dense: {dense!r} does not say how it pools; give one that sentence-transformers saved")
         check_length(theirs, max(lengths), f"--dense {dense!r}", "--lengths")
-        check_length(theirs, config["data"]["init_args"]["max_length"], f"--dense {dense!r}", "--data.max_length")
+        check_length(theirs, longest, f"--dense {dense!r}", "--data.max_length")
         label_map = label_map or config["model"]["init_args"].get("label_map")
         order = label_order(theirs, task.labels, label_map, dense, "--dense") if task.labels else None
     Path(output).mkdir(parents=True, exist_ok=True)
@@ -109,10 +108,11 @@ def formats(
         busy = measure(cases, asks, shapes, warmup, repetitions)
         keep_memory(cases, asks)  # before batches of another size
         evaluate_cases(cases, asks, validation, task, reference="hf")
+    settings = {"batch_sizes": batch_sizes, "lengths": lengths, "warmup": warmup, "repetitions": repetitions}
     results: dict[str, Any] = {
         "command": command_line(),
         "machine": machine() | {"threads": str(threads), "torch_device": "cpu"} | runtimes(cases) | busy,
-        "settings": settings,
+        "settings": settings | {"processor": processor},
         "score": next(iter(cases[0].results["metrics"])),
         "validation_rows": len(validation.val_dataloader().dataset),
         "left_out": left_out,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from lit_compress.console import say
 from lit_compress.errors import UserError
 from lit_compress.export.checkpoint import last_checkpoint, student_from_checkpoint
-from lit_compress.export.run_folder import parse_file, run_config, task_of, validation_data
+from lit_compress.export.run_folder import longest_text, parse_file, run_config, task_of, validation_data
 from lit_compress.files import check_folder
 from lit_compress.models.labels import LabelMap
 from lit_compress.models.load import load_config, load_model
@@ -118,7 +118,7 @@ def measure_run(
     if missing:
         say(missing)
     label_map = label_map or config["model"]["init_args"].get("label_map")
-    tokens = config["data"]["init_args"]["max_length"]
+    tokens = longest_text(config["data"], data)
     models, manifest = _models(exported, dense, task, label_map, tokens)
     layers = manifest.get("linears", {})
     times: dict[int, dict[str, list[float]]] = {}
@@ -165,7 +165,7 @@ def measure_run(
         "data": {
             "validation_rows": len(data.val_dataloader().dataset),
             "max_length": tokens,
-            "source": _source(config["data"]["init_args"]),
+            "source": _source(config["data"]),
         },
         "dense": dense,
         "reference": reference,
@@ -225,11 +225,14 @@ def _spread(times: list[float]) -> list[float]:
     return [float(value) for value in np.quantile(times, [0.1, 0.9])]
 
 
-def _source(settings: Mapping[str, Any]) -> str:
+def _source(section: Mapping[str, Any]) -> str:
     """Where the validation examples come from, in words."""
+    settings = section["init_args"]
     if settings.get("hub"):
         return " ".join(filter(None, (settings["hub"], settings.get("hub_config"))))
-    return str(settings.get("val_file") or f"held out of {settings['train_file']}")
+    held_out = f"held out of {settings['train_file']}" if settings.get("train_file") else None
+    # A data module of somebody's own reads what it wants.
+    return str(settings.get("val_file") or held_out or section["class_path"])
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

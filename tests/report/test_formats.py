@@ -9,7 +9,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 from contracts.labels import swapped
+from contracts.own_data import use_own_rows
 from torchmetrics import MetricCollection
 
 from lit_compress.cli import main
@@ -69,6 +71,21 @@ def test_integers_are_for_the_processor_that_is_named(finished, tmp_path):
         assert ("lit_compress.session" in named) == (processor == "any")
         figures = json.loads((tmp_path / processor / "formats.json").read_text())
         assert figures["settings"]["processor"] == processor
+
+
+@pytest.mark.parametrize("lengths", [None, [5]])
+def test_a_data_module_of_ones_own_has_the_length_of_its_longest_text(
+    lengths, finished, tiny_data, tiny_teacher, tmp_path
+):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    use_own_rows(config, tiny_data, tiny_teacher)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    formats(str(run), str(tmp_path / "out"), to=["hf"], lengths=lengths, batch_sizes=[1], repetitions=1)
+    figures = json.loads((tmp_path / "out/formats.json").read_text())
+    assert figures["validation_rows"] == 16
+    (length,) = figures["settings"]["lengths"]
+    assert length == 5 if lengths else 5 < length <= 12
 
 
 def evaluated(values, words, batches, folder, seen):

@@ -9,6 +9,7 @@ import torch
 import yaml
 from contracts import errors
 from contracts.labels import swapped
+from contracts.own_data import OwnRows, use_own_rows
 from transformers import AutoModelForSequenceClassification
 
 from lit_compress import commands
@@ -317,6 +318,15 @@ def test_any_dense_model(run, tiny_teacher, tmp_path):
     results = results_of(run, dense=str(tmp_path / "dense"))
     sizes = {name: entry["size"]["model"] for name, entry in results["models"].items()}
     assert sizes["dense"]["nonzeros"] <= sizes["dense"]["parameters"] - 64
+
+
+def test_a_data_module_of_ones_own_has_the_length_of_its_longest_text(run, tiny_data, tiny_teacher):
+    edit_config(run, lambda config: use_own_rows(config, tiny_data, tiny_teacher))
+    data = OwnRows(str(tiny_data), str(tiny_teacher), ["0", "1"])
+    data.setup("validate")
+    longest = max(int(batch.inputs["attention_mask"].sum(1).max()) for batch in data.val_dataloader())
+    found = results_of(run)["data"]
+    assert found == {"validation_rows": 16, "max_length": longest, "source": "contracts.own_data.OwnRows"}
 
 
 @pytest.mark.parametrize(
