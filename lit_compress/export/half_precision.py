@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from lit_compress.choices import Half
@@ -27,7 +28,7 @@ from lit_compress.export.onnx_graph import input_names, trace
 from lit_compress.models.folded import Folded
 from lit_compress.models.hf_folder import write_hf
 from lit_compress.models.load import quiet_transformers
-from lit_compress.models.sentence_embedding import give_embeddings
+from lit_compress.models.sentence_embedding import DENSE, give_embeddings
 from lit_compress.runtimes.onnx_session import DEFAULT_SESSION
 
 __all__ = ["HalfOptions", "write_hf_half", "write_onnx_half"]
@@ -110,12 +111,17 @@ def write_onnx_half(folded: Folded, folder: Path, options: HalfOptions) -> None:
         check_predictions(form, expected, folder, options, run, partial(layer_runner, form, path), _ADVICE)
 
 
+def _rounded(model: PreTrainedModel) -> list[tuple[str, Parameter]]:
+    """The parameters that get another dtype: all but those of a projection, which has a file of its own, in fp32."""
+    return [(name, value) for name, value in model.named_parameters() if not name.startswith(f"{DENSE}.")]
+
+
 def _loaded(architecture: type[PreTrainedModel], folder: Path, dtype: Half) -> PreTrainedModel:
     """The model as users get it: in the dtype that ``config.json`` says."""
     with quiet_transformers():
         model = architecture.from_pretrained(folder, use_safetensors=True)
     give_embeddings(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in _rounded(model):
         if parameter.dtype != _TORCH[dtype]:
             raise UserError(
                 f"export: Transformers loads {name!r} of a {architecture.__name__} in {parameter.dtype} whatever its "
@@ -132,7 +138,7 @@ def _in_fp32(form: GraphForm, options: HalfOptions) -> tuple[list[tuple[Tensor, 
 @torch.no_grad()
 def _round(model: PreTrainedModel, dtype: Half) -> None:
     """Put the parameters of a model in another dtype, in place; buffers are as ``from_pretrained`` makes them, fp32."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in _rounded(model):
         rounded = parameter.to(_TORCH[dtype])
         if not bool(rounded.isfinite().all()):
             raise UserError(

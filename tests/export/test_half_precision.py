@@ -11,7 +11,7 @@ from contracts.training import STEPS, data, fit, student
 from export.quantized import tiny_tokenizer
 from models.families import FAMILIES, batch, build
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import lit_compress.export.half_precision
 import lit_compress.export.onnx
@@ -20,6 +20,9 @@ from lit_compress.errors import UserError
 from lit_compress.export import from_student, write
 from lit_compress.export.command import export
 from lit_compress.export.half_precision import HalfOptions, write_hf_half, write_onnx_half
+from lit_compress.models.folded import Folded
+from lit_compress.models.folder import load_whole_model
+from lit_compress.models.sentence_embedding import add_dense, give_embeddings
 from lit_compress.strategies import MagnitudePruning
 
 FP16 = partial(write_hf_half, options=HalfOptions(dtype="fp16"))
@@ -109,6 +112,22 @@ def test_tied_weights_stay_tied(tmp_path):
     folded = from_student(model, tiny_tokenizer(tmp_path))
     write(folded, tmp_path / "out", FP16)
     assert (tmp_path / "out/model.safetensors").stat().st_size < 1.5 * 5000 * 16 * 2
+
+
+@pytest.mark.parametrize("writer", [FP16, BF16], ids=["fp16", "bf16"])
+def test_the_projection_of_a_sentence_encoder_stays_as_its_file_is(writer, tmp_path):
+    model = build("bert", auto=AutoModel)  # type: ignore[arg-type]
+    dense = {"out_features": 12, "bias": True, "activation": "Tanh"}
+    model.config.sentence_embedding = {"pooling": "mean", "normalize": False, "max_length": 16, "dense": dense}
+    projection = torch.nn.init.normal_(add_dense(model).weight).clone()
+    give_embeddings(model)
+    with torch.no_grad():
+        expected = model(**batch()).sentence_embedding
+    write(Folded(model=model, manifest={}, tokenizer=tiny_tokenizer(tmp_path)), tmp_path / "out", writer)
+    assert torch.equal(load_file(tmp_path / "out/2_Dense/model.safetensors")["linear.weight"], projection)
+    with torch.no_grad():
+        found = load_whole_model(str(tmp_path / "out"), "model")(**batch()).sentence_embedding
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0)
 
 
 def test_a_weight_beyond_fp16_is_refused_and_nothing_is_written(tmp_path):
