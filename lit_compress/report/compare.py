@@ -23,7 +23,7 @@ from lit_compress.report.phrasing import metric_title, number, points_of, ratio,
 from lit_compress.report.save import save_report
 from lit_compress.report.section import Section, Table
 from lit_compress.report.size import sparsity_of
-from lit_compress.report.summary import own_name, reference
+from lit_compress.report.summary import own_name, reference, timed_batch
 from lit_compress.report.terminal import screen_table
 from lit_compress.sources import resolve_package
 
@@ -40,8 +40,8 @@ NOTES = (
     "the dense model's, measured in the same report. *to dense*: the 95 % interval of their difference.",
     "*values + index*: the whole model, non-zeros in their stored type and one bit per position of sparse matrices; in "
     "brackets how many times less than the dense model in fp32 (without one, than the pretrained one).",
-    "*speed*: how many times the throughput of the dense model in the same process, for a batch of 1; eager PyTorch, "
-    "where zeros and simulated int8 save no time, only what is physically smaller does.",
+    "*speed*: how many times the throughput of the dense model in the same process, for a batch of 1 or the one in "
+    "brackets; eager PyTorch, where zeros and simulated int8 save no time, only what is physically smaller does.",
 )
 
 
@@ -142,14 +142,15 @@ def comparison_tables(results: Mapping[str, dict[str, Any]]) -> tuple[Table, Tab
             )
         )
         size, encoder = own["size"]["model"], own["size"]["encoder"]
-        batch, (_, full) = next(iter(own["latency_ms"])), reference(result)
+        batch, (_, full) = timed_batch(result), reference(result)
+        which = "" if batch == "1" else f" (batch {batch})"
         small.append(
             (
                 name,
                 f"{sparsity_of(encoder):.1%}",
                 f"{size['parameters']:,}",
                 f"{size['compressed_bytes'] / 1e6:.2f} MB ({ratio(full['model'], size['compressed_bytes'])})",
-                speed(dense["latency_ms"][batch], own["latency_ms"][batch]) if dense else "",
+                speed(dense["latency_ms"][batch], own["latency_ms"][batch]) + which if dense else "",
             )
         )
     return (
@@ -165,7 +166,8 @@ def _parts(
     parts, drawn = [], {}
     for index, group in enumerate(groups):
         figures = []
-        for axis, label in (("size", "megabytes, values + index"), ("latency", "latency as a ratio to dense, batch 1")):
+        latency = f"latency as a ratio to dense, batch {group.batch}"
+        for axis, label in (("size", "megabytes, values + index"), ("latency", latency)):
             with pareto_figure(group, axis, label) as figure:
                 if figure is not None:
                     figures.append(f"{axis}-{index}")

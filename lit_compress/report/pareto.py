@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from lit_compress.report.drawing import ACCENT, DENSE, INK, MUTED, PAPER, bare, chart
 from lit_compress.report.phrasing import points_of
-from lit_compress.report.summary import own_name
+from lit_compress.report.summary import own_name, timed_batch
 
 __all__ = ["Group", "groups_of", "pareto_figure", "pareto_front"]
 
@@ -21,7 +21,7 @@ _LETTER = 0.0175  # width of a letter as a fraction of the chart
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Runs whose values may be compared: same task, metric and validation examples.
+    """Runs whose values may be compared: same task, metric, validation examples and batch that is timed.
 
     Attributes:
         task: name of the task.
@@ -29,6 +29,7 @@ class Group:
         factor: what brings the metric into points; None where that has no meaning.
         source: where the validation examples come from.
         rows: how many.
+        batch: of the latencies.
         names: of the runs.
         points: axis (``size``: megabytes, ``latency``: ratio to dense) to name to ``(cost, value)``; a dense model that
             is not itself a run is there as ``dense``, ``dense 2``, ...
@@ -41,6 +42,7 @@ class Group:
     factor: float | None
     source: str
     rows: int
+    batch: str
     names: list[str]
     points: dict[str, dict[str, tuple[float, float]]]
     fronts: dict[str, list[str]]
@@ -52,13 +54,14 @@ def groups_of(results: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     for name, result in results.items():
         metric = next(iter(result["models"][own_name(result)]["accuracy"]))
         data = result["data"]
-        key = (result["task"], metric, data["source"], data["validation_rows"], data["max_length"])
+        batch = timed_batch(result)
+        key = (result["task"], metric, data["source"], data["validation_rows"], batch, data["max_length"])
         by_key.setdefault(key, []).append(name)
     return [_group(key, {name: results[name] for name in names}) for key, names in by_key.items()]
 
 
 def _group(key: tuple, results: Mapping[str, Mapping[str, Any]]) -> Group:
-    task, metric, source, rows, _ = key
+    task, metric, source, rows, batch, _ = key
     points: dict[str, dict[str, tuple[float, float]]] = {"size": {}, "latency": {}}
     denses: list[str | None] = []
     for name, result in results.items():
@@ -66,7 +69,6 @@ def _group(key: tuple, results: Mapping[str, Mapping[str, Any]]) -> Group:
         points["size"][name] = _megabytes(own), own["accuracy"][metric]
         if dense is None:
             continue
-        batch = next(iter(own["latency_ms"]))
         points["latency"][name] = own["latency_ms"][batch] / dense["latency_ms"][batch], own["accuracy"][metric]
         if result["dense"] not in denses:
             denses.append(result["dense"])
@@ -81,7 +83,7 @@ def _group(key: tuple, results: Mapping[str, Mapping[str, Any]]) -> Group:
         front = pareto_front([cost for cost, _ in pairs], [sign * value for _, value in pairs])
         fronts[axis] = [names[number] for number in front]
     about = {"task": task, "metric": metric, "factor": points_of(first, metric), "source": source, "rows": rows}
-    return Group(**about, names=list(results), points=points, fronts=fronts)
+    return Group(**about, batch=batch, names=list(results), points=points, fronts=fronts)
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[int]:

@@ -6,7 +6,17 @@ from typing import Any
 from lit_compress.models.manifest_file import unfinished_lines
 from lit_compress.report.phrasing import bytes_text, metric_title, number, points_of, ratio, speed, verdict_of
 
-__all__ = ["Results", "basis", "cautions", "highlights", "own_name", "reference", "title_of", "verdict_lines"]
+__all__ = [
+    "Results",
+    "basis",
+    "cautions",
+    "highlights",
+    "own_name",
+    "reference",
+    "timed_batch",
+    "title_of",
+    "verdict_lines",
+]
 
 _ENOUGH_UNITS = 300  # of which an accuracy of 0.9 is known to 3.4 points up or down
 _REFERENCES = {"dense": "dense fp32", "pretrained": "pretrained fp32", "own": "own fp32"}
@@ -23,6 +33,12 @@ Results = Mapping[str, Any]
 def own_name(results: Results) -> str:
     """``compressed``, or ``model`` for one that nothing was done to."""
     return "compressed" if "compressed" in results["models"] else "model"
+
+
+def timed_batch(results: Results) -> str:
+    """The batch whose latency stands for a run next to others: 1, or the first where that was not measured."""
+    batches = list(results["models"][own_name(results)]["latency_ms"])
+    return "1" if "1" in batches else batches[0]
 
 
 def title_of(model: str) -> str:

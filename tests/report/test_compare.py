@@ -157,3 +157,22 @@ def test_f1_says_of_which_class(two):
     compare_runs([str(two / "oberta")], str(two / "out"))
     for name in ("report.html", "report.md"):
         assert html.unescape((two / "out" / name).read_text()).count("f1 of 'good'") == 1
+
+
+def timed(batch):
+    given = two_classes()
+    for model, milliseconds in (("dense", 30.0), ("compressed", 10.0)):
+        given["models"][model]["latency_ms"] = {batch: milliseconds, "64": milliseconds}
+    return given
+
+
+def test_a_speed_says_the_batch_that_was_measured(two):
+    (two / "oberta/report/report.json").write_text(json.dumps(timed("8")))
+    compare_runs([str(path) for path in sorted(two.iterdir())], str(two / "out"))
+    table = (two / "out/report.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith(("| oberta", "| poor"))]
+    assert {line.count("3.00x (batch 8)") for line in rows if "MB" in line and "oberta" in line} == {1}
+    assert {line.count("2.00x |") for line in rows if "MB" in line and "poor" in line} == {1}
+    captions = html.unescape((two / "out/report.html").read_text())
+    assert "latency as a ratio to dense, batch 8" in captions
+    assert "latency as a ratio to dense, batch 1;" in captions

@@ -54,6 +54,17 @@ def test_other_data_is_another_group():
     assert [group.names for group in groups_of({"a": results(), "b": other, "c": results()})] == [["a", "c"], ["b"]]
 
 
+def test_latencies_of_other_batches_are_another_group():
+    other = results()
+    for model in other["models"].values():
+        model["latency_ms"] = {"8": model["latency_ms"]["32"], "16": 1.0}
+    both = results()
+    for model in both["models"].values():
+        model["latency_ms"] = {"8": 1.0, **model["latency_ms"]}
+    groups = groups_of({"a": results(), "b": other, "c": both})
+    assert [(group.names, group.batch) for group in groups] == [(["a", "c"], "1"), (["b"], "8")]
+
+
 def test_less_perplexity_is_on_the_front():
     runs = {}
     for name, perplexity in (("low", 10.0), ("high", 20.0)):
