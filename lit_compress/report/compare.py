@@ -189,20 +189,17 @@ def _parts(
 
 
 def _metrics(results: Mapping[str, dict[str, Any]]) -> Table:
-    """Every metric of every run, in points where it has some."""
-    first = next(iter(results.values()))
-    names = list(first["comparison"]["metrics"])
-    rows = [
-        (
-            name,
-            *(
-                number(result["models"][own_name(result)]["accuracy"][metric], points_of(result, metric))
-                for metric in names
-            ),
-        )
-        for name, result in results.items()
-    ]
-    return Table(header=("", *(metric_title(first, name) for name in names)), rows=rows, summary="All metrics")
+    """Every metric of every run, in points where it has some; a dash where a run has not this metric."""
+    titles = {
+        metric: metric_title(result, metric)
+        for result in results.values()
+        for metric in result["comparison"]["metrics"]
+    }
+    rows = []
+    for name, result in results.items():
+        values = result["models"][own_name(result)]["accuracy"]
+        rows.append((name, *(number(values.get(metric), points_of(result, metric)) for metric in titles)))
+    return Table(header=("", *titles.values()), rows=rows, summary="All metrics")
 
 
 def _how(result: Mapping[str, Any]) -> str:

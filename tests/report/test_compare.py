@@ -176,3 +176,22 @@ def test_a_speed_says_the_batch_that_was_measured(two):
     captions = html.unescape((two / "out/report.html").read_text())
     assert "latency as a ratio to dense, batch 8" in captions
     assert "latency as a ratio to dense, batch 1;" in captions
+
+
+def test_a_metric_that_one_run_lacks_is_a_dash(two):
+    given = two_classes()
+    for model in given["models"].values():
+        del model["accuracy"]["f1"]
+        model["accuracy"]["no_answer_f1"] = 0.5
+    given["comparison"]["metrics"]["no_answer_f1"] = given["comparison"]["metrics"].pop("f1")
+    given["points"]["no_answer_f1"] = 100.0
+    (two / "oberta/report/report.json").write_text(json.dumps(given))
+    runs = [str(two / "poor-mans-bert-without-the-upper-half"), str(two / "oberta")]
+    for order in (runs, runs[::-1]):
+        compare_runs(order, str(two / "out"))
+        lines = (two / "out/report.md").read_text().partition("All metrics")[2].splitlines()
+        table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+        header, rows = table[0], {row[0]: dict(zip(table[0][1:], row[1:], strict=True)) for row in table[2:4]}
+        assert sorted(header[1:]) == ["accuracy", "f1 of 'good'", "no_answer_f1"]
+        assert rows["oberta"]["f1 of 'good'"] == rows["poor-mans-bert-without-the-upper-half"]["no_answer_f1"] == "–"
+        assert rows["oberta"]["no_answer_f1"] == "50.0"
