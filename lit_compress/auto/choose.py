@@ -12,7 +12,7 @@ def choose(members: Sequence[Mapping[str, Any]], max_loss: float) -> dict[str, A
     """The fastest member that loses no more than it may, by the middle of its interval.
 
     Args:
-        members: of a family, each with ``name``, ``speedup``, ``loss`` and ``said``.
+        members: of a family, each with ``name``, ``speedup``, ``loss`` (None where it is not defined) and ``said``.
         max_loss: in points.
 
     Returns:
@@ -25,7 +25,8 @@ def choose(members: Sequence[Mapping[str, Any]], max_loss: float) -> dict[str, A
         {'recommended': '2x', 'why': 'the fastest that loses at most 1 points: undecided'}
 
     """
-    good = [each for each in members if each["loss"] <= max_loss and each["speedup"] > 1]
+    known = [each for each in members if each["loss"] is not None]
+    good = [each for each in known if each["loss"] <= max_loss and each["speedup"] > 1]
     if not good:
         return {"recommended": None, "why": f"no member is faster and loses at most {max_loss:g} points"}
     # Of members that are the same model the first.
@@ -33,14 +34,17 @@ def choose(members: Sequence[Mapping[str, Any]], max_loss: float) -> dict[str, A
     return {"recommended": best["name"], "why": f"the fastest that loses at most {max_loss:g} points: {best['said']}"}
 
 
-def loss_of(results: Mapping[str, Any], member: str) -> tuple[float, str]:
+def loss_of(results: Mapping[str, Any], member: str) -> tuple[float | None, str]:
     """Points that a member loses on the first metric, and what its interval says.
 
-    Where a metric has no points, the loss is in hundredths of the dense model's value.
+    Where a metric has no points, the loss is in hundredths of the dense model's value. It is None where the metric is
+    not defined: a model with one answer to all has no correlation.
     """
     metric = results["score"]
     entry = results["comparison"]["metrics"][metric]
     difference, points = entry["differences"][member], results["points"][metric]
+    if difference["value"] is None:
+        return None, verdict(difference, points)
     lower = metric in results["lower_is_better"]
     scale = points or 100.0 / max(abs(entry["models"]["dense"]["value"]), 1e-9)
     return (1 if lower else -1) * scale * difference["value"], verdict(difference, points, not lower)

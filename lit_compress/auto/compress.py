@@ -53,8 +53,8 @@ class Member:
         name: ``4x``, or ``int8``.
         folder: of its export.
         speedup: measured, to the dense model in fp32 in the same runtime.
-        score: of the task's first metric on the validation examples, in its runtime.
-        loss: points that it loses.
+        score: of the task's first metric on the validation examples, in its runtime; NaN where it is not defined.
+        loss: points that it loses; infinite where the score is not defined.
         bytes: of its weights.
 
     """
@@ -352,8 +352,8 @@ def _family(results: Mapping[str, Any], folder: Path) -> Family:
             name=each["name"],
             folder=Path(each["folder"]),
             speedup=each["speedup"],
-            score=each["score"],
-            loss=each["loss"],
+            score=math.nan if each["score"] is None else each["score"],
+            loss=math.inf if each["loss"] is None else each["loss"],
             bytes=each["bytes"],
         )
         for each in results["members"]

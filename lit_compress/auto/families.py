@@ -127,7 +127,7 @@ def _losses(results: Mapping[str, Results]) -> Iterator[Figure]:
     with chart(height=3.4) as (figure, (axes,)):
         fastest = 1.0
         for name, family in results.items():
-            own = [each for each in family["members"] if each["same_as"] is None]
+            own = [each for each in family["members"] if each["same_as"] is None and each["loss"] is not None]
             at = sorted([(1.0, 0.0), *((each["speedup"], -each["loss"]) for each in own)])
             fastest = max(fastest, at[-1][0])
             axes.plot(*zip(*at, strict=True), "o-", linewidth=1.4, markersize=5, label=name)

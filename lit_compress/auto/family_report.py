@@ -121,7 +121,9 @@ def table(results: Results) -> Table:
     return Table(header=header, rows=rows)
 
 
-def _gain(loss: float) -> str:
+def _gain(loss: float | None) -> str:
+    if loss is None:
+        return number(None)
     gain = -round(loss, 1)
     return f"{gain:+.1f}" if gain else "0.0"
 
@@ -279,6 +281,7 @@ def _front(results: Results) -> Iterator[Figure]:
         | dict(zip(("value", "low", "high"), (each["score"], *each["interval"]), strict=True))
         for each in _own(results["members"])
     ]
+    entries = [each for each in entries if each["value"] is not None]  # a score that is not defined is nowhere
     sign = -1 if results["score"] in results["lower_is_better"] else 1
     front = pareto_front([-each["speed"] for each in entries], [sign * each["value"] for each in entries])
     with chart(height=3.4) as (figure, (axes,)):
@@ -293,7 +296,7 @@ def _front(results: Results) -> Iterator[Figure]:
             axes.annotate(
                 each["name"], (each["speed"], value), (7, 5), textcoords="offset points", fontsize=9, color=ink
             )
-        speed_axis(axes, max(each["speed"] for each in entries))
+        speed_axis(axes, max((each["speed"] for each in entries), default=1.0))
         axes.set_ylabel(results["score"] + (", points" if results["points"][results["score"]] else ""))
         bare(axes, "both")
         yield figure

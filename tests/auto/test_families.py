@@ -31,6 +31,14 @@ def test_families_of_two_tasks_are_in_one_table(tmp_path, capsys):
     main(["compare", *runs, "--output", str(tmp_path / "both")])  # replaces its own
 
 
+def test_a_member_whose_score_is_not_defined_has_a_dash(tmp_path, capsys):
+    members = [each | {"score": None, "interval": [None, None], "loss": None} for each in family()["members"]]
+    runs = finished(tmp_path / "news"), finished(tmp_path / "films", members=members, recommended=None)
+    main(["compare", *runs, "--output", str(tmp_path / "both")])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "films" in line and " 4x " in line)
+    assert line.split()[2:5] == ["accuracy", "–", "–"]
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

@@ -64,3 +64,37 @@ def test_a_loss_is_in_points_or_in_hundredths_of_the_value():
     assert loss_of(results, "4x") == (pytest.approx(2.0), "loses between 1.0 and 3.0 points")
     results |= {"points": {"m": None}, "lower_is_better": ["m"]}
     assert loss_of(results, "4x")[0] == pytest.approx(-0.5)
+
+
+def undefined(results, *names):
+    """A family in which the score of some is not defined, as a correlation with one answer to all is not."""
+    nothing = {"value": None, "low": None, "high": None}
+    said = {"score": None, "interval": [None, None], "loss": None, "said": "not defined on this data"}
+    for member in results["members"]:
+        member |= said if member["name"] in names else {}
+    if "dense" in names:
+        results["comparison"]["metrics"]["accuracy"]["models"]["dense"] = nothing
+    return results
+
+
+def test_a_score_that_is_not_defined_is_a_loss_that_nobody_accepts():
+    nothing = {"value": None, "low": None, "high": None}
+    entry = {"models": {"dense": {"value": 0.9}}, "differences": {"4x": nothing}}
+    results = {"score": "m", "comparison": {"metrics": {"m": entry}}, "points": {"m": 100.0}, "lower_is_better": []}
+    assert loss_of(results, "4x") == (None, "not defined on this data")
+    entry["models"]["dense"]["value"] = results["points"]["m"] = None
+    assert loss_of(results, "4x") == (None, "not defined on this data")
+    members = undefined(family(), "4x", "8x")["members"]
+    assert choose(members, max_loss=100.0)["recommended"] == "int8"
+    assert choose(members[1:], max_loss=100.0)["recommended"] is None
+
+
+@pytest.mark.parametrize("names", [("4x", "8x"), ("dense", "int8", "4x", "8x")])
+def test_a_page_has_members_whose_score_is_not_defined(names, tmp_path, capsys):
+    results = undefined(family(), *names)
+    save_page(results | choose(results["members"], max_loss=1.0), tmp_path)
+    assert "4x: 1 of 2 layers" in (said := capsys.readouterr().out)
+    assert "not defined on this data" in said
+    row = next(row for row in table(results).rows if row[0] == "4x")
+    assert row[1:3] == ("–", "–")
+    assert json.loads((tmp_path / "report.json").read_text())["members"][1]["loss"] is None
