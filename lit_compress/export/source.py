@@ -38,7 +38,8 @@ def from_source(run: str | None = None, checkpoint: str | None = None, model: st
         path, content = Path(checkpoint), load_checkpoint(checkpoint)
     else:
         path, content = last_checkpoint(run or "")
-    kept = run_tokenizer(path.parent.parent) if path.parent.name == "checkpoints" else None
+    folder = path.absolute().parent  # a checkpoint may be named from its own folder
+    kept = run_tokenizer(folder.parent) if folder.name == "checkpoints" else None
     source = content["lit_compress"]
     words = source["architecture"].endswith(TokenClassificationTask.architectures)  # as the data module reads it
     tokenizer = load_tokenizer(kept or source["tokenizer"], "checkpoint tokenizer", words)

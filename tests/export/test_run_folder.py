@@ -18,6 +18,7 @@ from lit_compress.cli import main
 from lit_compress.data import TextClassification
 from lit_compress.data.augmentation import MaskedWordReplacement
 from lit_compress.export.run_folder import absolute_paths, task_of, text_data
+from lit_compress.export.source import from_source
 from lit_compress.modules.encoder import LitEncoder
 from lit_compress.report.measure import report
 from lit_compress.tasks import RegressionTask
@@ -69,6 +70,12 @@ def test_export_and_pack(moved, tmp_path):
     for name in ("out", "other", "packed"):
         assert Path(name, "tokenizer.json").read_bytes() == (moved / "model/tokenizer.json").read_bytes()
     main(["explain", "packed"])
+
+
+@pytest.mark.parametrize("checkpoint", ["last.ckpt", "../checkpoints/last.ckpt"])
+def test_a_checkpoint_named_from_its_own_folder_has_the_tokenizer_of_its_run(checkpoint, moved, monkeypatch):
+    monkeypatch.chdir(moved / "checkpoints")
+    assert Path(from_source(checkpoint=checkpoint).tokenizer.name_or_path).resolve().is_relative_to(moved)
 
 
 def test_export_of_a_run_that_was_interrupted(moved):
