@@ -129,6 +129,33 @@ class Options:
         self.take(name)
         return False
 
+    def take_number_into(self, name: str, target: dict[str, Any], key: str) -> None:
+        """Move an option that is a number, if it is there, into a mapping; anything else is left out."""
+        value = self.take(name)
+        if value is None:
+            return
+        found = number(value)
+        if found is None:
+            self.leave_out(name, value, "it is not a number")
+        else:
+            target[key] = int(found) if isinstance(value, str) and found == int(found) else found
+
+    def inner(self, name: str) -> "Options":
+        """The options that are inside an option; one that has none is left out."""
+        values = self.take(name) or {}
+        if not isinstance(values, Mapping):
+            self.leave_out(name, values, "it has no options by name")
+            values = {}
+        return Options(f"{self.owner}.{name}", values, self.draft)
+
+    def listed(self, name: str) -> list[Any]:
+        """An option that is a list, or one text of it; anything else is left out."""
+        found = self.take(name) or []
+        if isinstance(found, list | str):
+            return [found] if isinstance(found, str) else found
+        self.leave_out(name, found, "it is no list")
+        return []
+
     def numeric(self, name: str, default: float) -> float:
         """An option that is a number; anything else is left out and the default taken."""
         value = self.take(name, default)

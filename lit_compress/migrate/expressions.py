@@ -1,6 +1,7 @@
 """Arithmetic in recipes, without Python's `eval`: numbers, names and a few functions, nothing else."""
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -66,12 +67,13 @@ def calculate(text: str, variables: Mapping[str, float]) -> float:
 
 
 def number(value: object) -> float | None:
-    """A number, or text that is one (YAML reads ``5e-5`` as text); None for anything else, truth values included."""
+    """A number, or text that is one (YAML reads ``5e-5`` as text); None for the rest, truth values and NaN included."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        return value if isinstance(value, int | float) else float(value)
-    except ValueError:
+        found = value if isinstance(value, int | float) else float(value)
+        return found if math.isfinite(found) else None
+    except (ValueError, OverflowError):
         return None
 
 

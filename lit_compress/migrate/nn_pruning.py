@@ -26,11 +26,13 @@ _DATA = {
     "validation_file": "val_file",
     "dataset_name": "hub",
     "dataset_config_name": "hub_config",
+    "version_2_with_negative": "no_answer",
+}
+_SIZES = {
     "per_device_train_batch_size": "batch_size",
     "per_device_eval_batch_size": "eval_batch_size",
     "max_seq_length": "max_length",
     "doc_stride": "doc_stride",
-    "version_2_with_negative": "no_answer",
 }
 _TRAINER = {
     "max_steps": "max_steps",
@@ -60,10 +62,7 @@ def from_nn_pruning(content: Mapping[str, Any], draft: Draft) -> None:
         draft.task = guess  # type: ignore[assignment]
     _pruning(options, draft)
     _distillation(options, draft)
-    for names, target in ((_TRAINING, draft.optimization), (_DATA, draft.data), (_TRAINER, draft.trainer)):
-        for theirs, ours in names.items():
-            if options.take_into(theirs, target, ours) and ours == "max_steps" and target[ours] <= 0:
-                target.pop(ours)
+    _training(options, draft)
     if "hub" in draft.data:
         draft.data["train_file"] = None
     if draft.task != "question_answering":
@@ -74,6 +73,16 @@ def from_nn_pruning(content: Mapping[str, Any], draft: Draft) -> None:
         draft.seed = int(options.numeric("seed", 42))
     options.drop(_SCRIPT, *_SCRIPT_NAMES)
     options.finish()
+
+
+def _training(options: Options, draft: Draft) -> None:
+    for theirs, ours in _DATA.items():
+        options.take_into(theirs, draft.data, ours)
+    for names, target in ((_TRAINING, draft.optimization), (_SIZES, draft.data), (_TRAINER, draft.trainer)):
+        for theirs, ours in names.items():
+            options.take_number_into(theirs, target, ours)
+    if draft.trainer.get("max_steps", 1) <= 0:
+        del draft.trainer["max_steps"]
 
 
 def _pruning(options: Options, draft: Draft) -> None:

@@ -46,7 +46,7 @@ def from_nncf(content: Mapping[str, Any], draft: Draft) -> None:
 
 
 def _movement(options: Options, draft: Draft) -> None:
-    params = Options("movement_sparsity.params", options.take("params") or {}, draft)
+    params = options.inner("params")
     start, end = params.numeric("warmup_start_epoch", 0), params.numeric("warmup_end_epoch", 1)
     factor = params.numeric("importance_regularization_factor", 0.0)
     # A score above x is a sigmoid above sigmoid(x).
@@ -63,7 +63,7 @@ def _movement(options: Options, draft: Draft) -> None:
             "heads and neurons that movement empties are not removed; StructuredPruning removes them by importance",
         )
     params.finish()
-    for structure in options.take("sparse_structure_by_scopes") or []:
+    for structure in options.listed("sparse_structure_by_scopes"):
         mode = structure.get("mode") if isinstance(structure, Mapping) else structure
         if mode != "fine":
             options.leave_out("sparse_structure_by_scopes", structure, "every weight has a score of its own here")
@@ -102,7 +102,7 @@ def _quantization(options: Options, draft: Draft) -> None:
     options.drop("integers have their full range, as with disable", "overflow_fix")
     options.drop("quantizers are chosen for everything alike", "scope_overrides")
     for part in ("weights", "activations"):
-        own = Options(f"quantization.{part}", options.take(part) or {}, draft)
+        own = options.inner(part)
         _tensors(own, part, given)
         own.finish()
     if ignored := _scopes(options, "ignored_scopes"):
@@ -139,6 +139,9 @@ def _distillation(options: Options, draft: Draft) -> None:
     if kind != "softmax":
         options.leave_out("type", kind, "the divergence of softened logits is taken")
     scale = options.numeric("scale", 1.0)
+    if scale < 0:
+        options.leave_out("scale", scale, "a weight is 0 or more; 1 is taken")
+        scale = 1.0
     hardness = scale / (1 + scale)
     options.change("scale", f"{scale:g}; as hardness {hardness:g}: label and teacher keep their ratio, the sum is 1")
     term = {"hardness": round(hardness, 6), "temperature": options.numeric("temperature", 1.0)}
@@ -147,9 +150,8 @@ def _distillation(options: Options, draft: Draft) -> None:
 
 def _scopes(options: Options, name: str) -> list[str]:
     """Patterns for scopes of the traced graph, those that name a linear by its module."""
-    found = options.take(name) or []
     patterns = []
-    for scope in [found] if isinstance(found, str) else found:
+    for scope in options.listed(name):
         text = str(scope).removeprefix("{re}").strip(".*")
         if any(norm in text for norm in _NORMS):
             continue  # neither norms nor tables are linears

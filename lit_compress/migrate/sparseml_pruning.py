@@ -40,7 +40,7 @@ def second_order(options: Options, draft: Draft) -> None:
         "block_size": int(options.numeric("fisher_block_size", 1)),
         "recomputations": int(options.numeric("num_recomputations", 1)),
     }
-    sampler = Options(f"{options.owner}.grad_sampler_kwargs", options.take("grad_sampler_kwargs") or {}, draft)
+    sampler = options.inner("grad_sampler_kwargs")
     if "batch_size" in sampler:
         own["gradient_batch_size"] = int(sampler.numeric("batch_size", 16))
     sampler.finish()

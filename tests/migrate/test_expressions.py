@@ -1,4 +1,5 @@
 import contextlib
+import math
 
 import pytest
 from hypothesis import given
@@ -66,3 +67,4 @@ def test_whatever_is_written_it_is_a_number_or_an_error(text):
 
 def test_numbers():
     assert [number(value) for value in (1, 0.5, "5e-5", "two", None, True, [1])] == [1, 0.5, 5e-5, *[None] * 4]
+    assert [number(value) for value in (math.nan, math.inf, "-inf", "nan", "1e999")] == [None] * 5

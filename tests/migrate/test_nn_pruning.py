@@ -97,10 +97,26 @@ def test_hard_movement():
         ({"rewind_model_name_or_path": "x"}, "rewind_model_name_or_path"),
         ({"fp16": True}, "fp16"),
         ({"dataset_name": "glue"}, "doc_stride"),
+        ({"num_train_epochs": "inf"}, "num_train_epochs: inf: it is not a number"),
+        ({"warmup_steps": "nan"}, "warmup_steps: nan: it is not a number"),
+        ({"max_steps": "many"}, "max_steps: many: it is not a number"),
+        ({"learning_rate": [1]}, "learning_rate: [1]: it is not a number"),
+        ({"max_steps": float("inf")}, "max_steps: inf: it is not a number"),
+        ({"seed": float("nan")}, "seed: nan: it is not a number"),
     ],
 )
 def test_what_has_no_counterpart_is_listed(changes, said):
-    assert any(said in line for line in draft_of(**changes).left_out)
+    draft = draft_of(**changes)
+    assert any(said in line for line in draft.left_out)
+    draft.settings("r")
+
+
+def test_numbers_may_be_given_as_text():
+    draft = draft_of(max_steps="50000", learning_rate="3e-5", max_grad_norm="1.0", num_train_epochs="10")
+    assert draft.trainer == {"max_steps": 50_000, "gradient_clip_val": 1.0}
+    assert draft.optimization["learning_rate"] == 3e-5
+    assert draft.compression[0]["init_args"]["end"] == "33800 steps"
+    assert "max_steps" not in draft_of(max_steps="-1").trainer
 
 
 def test_a_sum_of_weights_other_than_one_is_said():

@@ -79,10 +79,22 @@ def test_quantization(more, expected):
         (MOVEMENT | {"compression_lr_multiplier": 10}, "compression_lr_multiplier"),
         (MOVEMENT | {"ignored_scopes": ["BertModel/BertPooler[pooler]/NNCFLinear[dense]"]}, "BertPooler"),
         ({"algorithm": "knowledge_distillation", "type": "mse"}, "mse"),
+        ({"algorithm": "knowledge_distillation", "scale": -1}, "knowledge_distillation.scale: -1"),
+        (QUANTIZATION | {"weights": True}, "quantization.weights: True: it has no options by name"),
+        (MOVEMENT | {"params": [1]}, "movement_sparsity.params: [1]: it has no options by name"),
+        (MOVEMENT | {"ignored_scopes": 5}, "movement_sparsity.ignored_scopes: 5: it is no list"),
+        (MOVEMENT | {"target_scopes": {"a": 1}}, "movement_sparsity.target_scopes: {'a': 1}: it is no list"),
+        (
+            MOVEMENT | {"sparse_structure_by_scopes": 5},
+            "movement_sparsity.sparse_structure_by_scopes: 5: it is no list",
+        ),
+        (MOVEMENT | {"params": {"warmup_end_epoch": float("inf")}}, "warmup_end_epoch: inf: it is not a number"),
     ],
 )
 def test_what_has_no_counterpart_is_listed(algorithm, said):
-    assert any(said in line for line in draft_of(algorithm).left_out)
+    draft = draft_of(algorithm)
+    assert any(said in line for line in draft.left_out)
+    draft.settings("r")
 
 
 def test_one_algorithm_alone():
