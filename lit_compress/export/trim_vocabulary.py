@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from lit_compress.console import say
 from lit_compress.data.tables import load_tokenizer
@@ -101,7 +101,7 @@ def _trim_model(folded: Folded, keep: list[int]) -> Folded:
             renumbered = [new.get(each) for each in value] if isinstance(value, list) else new.get(value)
             setattr(config, name, renumbered)
     config._attn_implementation = model.config._attn_implementation
-    smaller: PreTrainedModel = type(model)(config)
+    smaller: Any = type(model)(config)
     if (shapes := shapes_of(config)) is not None:
         apply_shapes(smaller, shapes)
     if hasattr(model, DENSE):
