@@ -75,8 +75,10 @@ def _joined(points: Sequence[tuple[int, float]]) -> list[list[float]]:
 
 def _planned(trainer: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[float, float]:
     """Optimizer steps that the run was to have, also when it stopped early, and those of an epoch; else infinite."""
-    epochs, progress = checkpoint["epoch"], checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    # Within an epoch nothing says how long it is.
+    loop = checkpoint["loops"]["fit_loop"]
+    # Those that have begun: at the last batch of one, `epoch` may still be its number. Within one nothing says how long
+    # it is.
+    epochs, progress = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]
     per_epoch = checkpoint["global_step"] / epochs if epochs and progress["is_last_batch"] else math.inf
     limits = ((trainer.get("max_steps") or 0), (trainer.get("max_epochs") or 0) * per_epoch)
     return min((limit for limit in limits if limit > 0), default=math.inf), per_epoch

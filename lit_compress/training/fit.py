@@ -25,6 +25,7 @@ from lit_compress.init_args import settings_of
 from lit_compress.models.manifest_file import MANIFEST_FILE, unfinished_lines
 from lit_compress.models.packed import check_trainable
 from lit_compress.modules.encoder import LitEncoder
+from lit_compress.training.monitor_check import MonitorCheck
 from lit_compress.training.resume_checks import check_length, check_resumed
 from lit_compress.training.run_lock import Claim, claim, discard
 from lit_compress.training.run_record import RunRecord, is_written
@@ -181,7 +182,9 @@ def start(
             check_file(file, is_written, key="--run")
             check_folder(run / "model", overwrite=True, key="--run")
         claimed = held.enter_context(claim(run, new=not resumed)) if first else None
-        yield StartedRun(folder=run, new=not resumed, claim=claimed, callbacks=(stop, RunRecord(settings)))
+        yield StartedRun(
+            folder=run, new=not resumed, claim=claimed, callbacks=(stop, MonitorCheck(), RunRecord(settings))
+        )
 
 
 def train(
@@ -215,6 +218,7 @@ def train(
         raise
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        _count_begun_epoch(trainer)
         trainer.save_checkpoint(last)
         if trainer.is_global_zero:
             export(run=str(run.folder), output=str(output), unfinished=True, overwrite=True)
@@ -229,6 +233,19 @@ def train(
         step=trainer.global_step,
         validated=validated,
     )
+
+
+def _count_begun_epoch(trainer: Trainer) -> None:
+    """Count an epoch that the training ended inside of as begun, so that a run that goes on does the rest of it.
+
+    Lightning counts it as complete, whether ``max_steps``, ``max_time`` or a callback ended it.
+    """
+    loop = trainer.fit_loop
+    if loop.epoch_loop.batch_progress.current.ready and not loop.epoch_loop.batch_progress.is_last_batch:
+        counted: Any = loop.epoch_progress
+        for counts in (counted.total, counted.current):
+            counts.processed -= 1
+            counts.completed -= 1
 
 
 def _check_trainable(model: Any) -> None:

@@ -1,6 +1,7 @@
 """What a run began with and what it is to continue with: the same, or it says where not."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatch
 from typing import Any
@@ -40,12 +41,18 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
     """
     strategies = [[_name(entry) for entry in config.get("compression") or []] for config in (began, now)]
-    if missing := [name for name in strategies[0] if name not in strategies[1]]:
+    if missing := [*(Counter(strategies[0]) - Counter(strategies[1])).elements()]:
         raise UserError(
             f"compression: the run began with {', '.join(strategies[0])} and this has no {missing[0]}; give the same "
             "compression, or begin a new --run"
         )
     before, after = _flat(began), _flat(now)
+    files = [flat.get("data.val_file") for flat in (before, after)]
+    if "data.val_file" in before and [file is None for file in files] in ([True, False], [False, True]):
+        raise UserError(
+            f"data.val_file: the run began with {files[0]!r} and this is {files[1]!r}; without one, rows of the training "
+            "file are held out, so that the training data would be another; give the same, or begin a new --run"
+        )
     for key in sorted(before.keys() & after.keys()):
         if before[key] == after[key] or _any(key, _FREE + _NO_MATTER):
             continue
@@ -85,8 +92,19 @@ def _flat(settings: Any, key: str = "") -> dict[str, Any]:
     if isinstance(settings, Mapping):
         return {k: v for name, value in settings.items() for k, v in _flat(value, f"{key}.{name}".strip(".")).items()}
     if isinstance(settings, list) and all(isinstance(entry, Mapping) for entry in settings):
-        return {k: v for entry in settings for k, v in _flat(entry, f"{key}.{_name(entry)}").items()}
+        numbered = zip(settings, _numbered([_name(entry) for entry in settings]), strict=True)
+        return {k: v for entry, name in numbered for k, v in _flat(entry, f"{key}.{name}").items()}
     return {key: settings}
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """The second of a name with a 2."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return found
 
 
 def _name(entry: Any) -> str:

@@ -98,7 +98,7 @@ def check_callbacks(callbacks: Iterable[Callback]) -> None:
 
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """What Lightning only finds wrong once it knows how many batches there are.
+    """What Lightning only finds wrong once it knows how many batches and which metrics there are.
 
     Raises:
         UserError: with Lightning's reason.
@@ -106,11 +106,14 @@ def told_in_one_line() -> Iterator[None]:
     """
     try:
         yield
-    except (MisconfigurationException, ValueError) as error:
-        named = re.search(r"`(limit_(?:train|val)_batches|val_check_interval|overfit_batches)\b", str(error))
-        if isinstance(error, UserError) or named is None:
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        if isinstance(error, UserError):
             raise
-        raise UserError(f"trainer.{named[1]}: {_in_one_line(error)}") from error
+        if named := re.search(r"`(limit_(?:train|val)_batches|val_check_interval|overfit_batches)\b", str(error)):
+            raise UserError(f"trainer.{named[1]}: {_in_one_line(error)}") from error
+        if re.search(r"conditioned on metric|the monitored key|that has no logger", str(error)):
+            raise UserError(f"trainer.callbacks: {_in_one_line(error)}") from error
+        raise
 
 
 def refused(error: Exception) -> UserError | None:

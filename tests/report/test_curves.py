@@ -22,8 +22,9 @@ CONFIG = {
 
 def ended(step, epoch, whole=True):
     """What the last checkpoint says of where a training ended."""
-    loop = {"epoch_loop.batch_progress": {"is_last_batch": whole}}
-    return {"global_step": step, "epoch": epoch, "loops": {"fit_loop": loop}}
+    loop = {"epoch_loop.batch_progress": {"is_last_batch": whole}, "epoch_progress": {"current": {"ready": epoch}}}
+    # A checkpoint at the last batch of an epoch has the number of the one before the next.
+    return {"global_step": step, "epoch": max(epoch - 1, 0), "loops": {"fit_loop": loop}}
 
 
 def write(run, values, first=0):

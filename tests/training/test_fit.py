@@ -10,7 +10,7 @@ import torch
 import yaml
 from contracts.training import differences, student_config
 from lightning.pytorch import Callback, LightningDataModule, seed_everything
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification
 
@@ -188,3 +188,41 @@ def test_what_is_not_kept_is_said(make, tmp_path, caplog):
     assert kept["data"] == {}
     assert kept["compression"][0]["init_args"]["sparsity"] == 0.75
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+@pytest.mark.parametrize("first", [{"max_steps": 2}, {"max_steps": 6}, {"max_steps": 4}])
+def test_a_run_that_ended_inside_an_epoch_goes_on_with_the_rest_of_it(first, make, tiny_teacher, tmp_path):
+    def objects(name, **options):
+        optimization = Optimization(learning_rate=1e-3, warmup="0%", decay="constant")
+        model = LitStudent(str(tiny_teacher), labels=["0", "1"], optimization=optimization)
+        resume = options.pop("resume", None)
+        trainer = OPTIONS | {"max_epochs": 2} | options
+        return make(model=model, strategies=[], run=tmp_path / name, trainer=trainer, resume=resume)
+
+    whole = fit(**objects("whole"))
+    fit(**objects("parts", **first))
+    parts = fit(**objects("parts", resume="last"))
+    expected, got = load_checkpoint(whole.checkpoint), load_checkpoint(parts.checkpoint)
+    assert (got["global_step"], got["epoch"]) == (8, 2)
+    assert not differences(expected["state_dict"], got["state_dict"])
+    assert parts.metrics["val/loss"] == whole.metrics["val/loss"]
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "said"),
+    [
+        (EarlyStopping("val_accuracy"), {}, "EarlyStopping monitors 'val_accuracy', which nothing logs; did you mean"),
+        (ModelCheckpoint(monitor="val/acuracy"), {}, "ModelCheckpoint monitors 'val/acuracy', which nothing logs"),
+        (EarlyStopping("train/los"), {}, "EarlyStopping monitors 'train/los', which nothing logs; did you mean"),
+        (EarlyStopping("val/loss"), {"limit_val_batches": 0}, "'val/loss', and trainer.limit_val_batches is 0"),
+        (EarlyStopping("val_loss"), {"num_sanity_val_steps": 0}, "EarlyStopping monitors 'val_loss'"),
+        (LearningRateMonitor(), {"logger": False}, "LearningRateMonitor"),
+    ],
+)
+def test_a_monitor_that_nothing_logs_is_one_line_before_the_training_is_lost(callback, options, said, make, tmp_path):
+    trainer = OPTIONS | options | {"callbacks": [callback]}
+    with pytest.raises(UserError, match=r"^trainer\.callbacks: ") as caught:
+        fit(**make(run=tmp_path / "run", trainer=trainer))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "model").exists()

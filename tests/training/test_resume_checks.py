@@ -7,6 +7,7 @@ import yaml
 from contracts.training import student_config
 
 from lit_compress.cli import main
+from lit_compress.errors import UserError
 from lit_compress.training.resume_checks import check_resumed
 
 PRUNE = {"class_path": "MagnitudePruning", "init_args": {"sparsity": 0.5, "end": "50%"}}
@@ -91,3 +92,25 @@ def test_a_packed_model_is_no_student(finished, tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"model\.pretrained: .*packed' is packed"):
         main([*fit, f"--model.pretrained={tmp_path / 'packed'}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_to_validate_on_is_not_given_or_left_out_on_the_way():
+    for before, after in ((None, "val.tsv"), ("val.tsv", None)):
+        with pytest.raises(UserError, match=r"^data\.val_file: the run began with .* give the same"):
+            check_resumed({"data": {"val_file": before}}, {"data": {"val_file": after}})
+    check_resumed({"data": {"val_file": "val.tsv"}}, {"data": {"val_file": "other.tsv"}})
+
+
+def test_two_strategies_of_a_class_are_told_apart(caplog):
+    def pruned(*pairs):
+        kept = [{"sparsity": sparsity, "targets": [target]} for sparsity, target in pairs]
+        return {"compression": [{"class_path": "MagnitudePruning", "init_args": each} for each in kept]}
+
+    both = pruned((0.5, "*query"), (0.8, "*dense"))
+    with pytest.raises(UserError, match="has no MagnitudePruning"):
+        check_resumed(both, pruned((0.5, "*query")))
+    assert not caplog.records
+    check_resumed(both, pruned((0.3, "*query"), (0.8, "*dense")))
+    assert [record.getMessage() for record in caplog.records] == [
+        "compression.MagnitudePruning.sparsity: the run began with 0.5 and continues with 0.3"
+    ]
