@@ -50,8 +50,8 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     files = [flat.get("data.val_file") for flat in (before, after)]
     if "data.val_file" in before and [file is None for file in files] in ([True, False], [False, True]):
         raise UserError(
-            f"data.val_file: the run began with {files[0]!r} and this is {files[1]!r}; without one, rows of the training "
-            "file are held out, so that the training data would be another; give the same, or begin a new --run"
+            f"data.val_file: the run began with {files[0]!r} and this is {files[1]!r}; without one, rows of the "
+            "training file are held out, and the training data is another; give the same, or begin a new --run"
         )
     for key in sorted(before.keys() & after.keys()):
         if before[key] == after[key] or _any(key, _FREE + _NO_MATTER):
