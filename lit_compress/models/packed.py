@@ -12,6 +12,7 @@ from lit_compress.errors import UserError
 from lit_compress.models.shapes import METHOD
 from lit_compress.nn.packed import PackedLinear
 from lit_compress.storage.file import StoredTensor, stored_tensors
+from lit_compress.storage.layouts import checked_description
 
 __all__ = [
     "check_packed",
@@ -82,10 +83,12 @@ def install_packed(model: PreTrainedModel, packed: Any) -> None:
     for name, description in packed.items():
         if name not in linears:
             raise UserError(f"{_WHERE}: {name!r} is not a linear of {type(base).__name__}")
-        linear, layer = linears[name], PackedLinear.from_description(description, name)
-        ours, theirs = (linear.out_features, linear.in_features), (layer.out_features, layer.in_features)
+        linear = linears[name]
+        # Before memory is taken for it: a damaged one may be larger than any machine.
+        ours, (_, _, *theirs) = [linear.out_features, linear.in_features], checked_description(description, name)
         if ours != theirs:
-            raise UserError(f"{_WHERE}: {name!r} has the shape {list(theirs)}, and in this model it is {list(ours)}")
+            raise UserError(f"{_WHERE}: {name!r} has the shape {theirs}, and in this model it is {ours}")
+        layer = PackedLinear.from_description(description, name)
         if (linear.bias is None) != (layer.bias is None):
             raise UserError(f"{_WHERE}: {name!r} is with bias in one place and without in the other")
         base.set_submodule(name, layer.train(linear.training))

@@ -406,6 +406,10 @@ DAMAGES = {
         rewrite_config(lambda e: e["packed"][NAME].update(shape=[32, 64])),
         rf"'{NAME}' has the shape \[32, 64\], and in this model it is \[32, 32\]",
     ),
+    "a shape beyond all memory": (
+        rewrite_config(lambda e: e["packed"][NAME].update(shape=[10**30, 10**30])),
+        "and in this model it is",
+    ),
     "no bias": (rewrite_config(lambda e: e["packed"][NAME].update(bias=False)), "with bias in one place and without"),
     "no mapping": (rewrite_config(lambda e: e.update(packed=[])), "packed: is list and must be a mapping"),
     "no checksums": (rewrite_config(lambda e: e.update(checksums=3)), "checksums: is int and must be a mapping"),
