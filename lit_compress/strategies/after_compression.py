@@ -36,10 +36,18 @@ class EarlyStoppingAfterCompression(EarlyStopping):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step >= compression_end(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+        elif self._check_on_train_epoch_end:
+            self._look_for_metric(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.global_step >= compression_end(trainer):
             super().on_validation_end(trainer, pl_module)
+        elif not self._check_on_train_epoch_end:
+            self._look_for_metric(trainer)
+
+    def _look_for_metric(self, trainer: Trainer) -> None:
+        """Lightning's error for a metric that nothing logs, before a training with compression is lost."""
+        self._validate_condition_metric(trainer.callback_metrics)
 
 
 class ModelCheckpointAfterCompression(ModelCheckpoint):

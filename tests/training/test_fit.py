@@ -213,9 +213,13 @@ def test_a_run_that_ended_inside_an_epoch_goes_on_with_the_rest_of_it(first, mak
     [
         (EarlyStopping("val_accuracy"), {}, "EarlyStopping monitors 'val_accuracy', which nothing logs; did you mean"),
         (ModelCheckpoint(monitor="val/acuracy"), {}, "ModelCheckpoint monitors 'val/acuracy', which nothing logs"),
-        (EarlyStopping("train/los"), {}, "EarlyStopping monitors 'train/los', which nothing logs; did you mean"),
+        (EarlyStopping("train/los"), {}, "conditioned on metric `train/los` which is not available"),
         (EarlyStopping("val/loss"), {"limit_val_batches": 0}, "'val/loss', and trainer.limit_val_batches is 0"),
-        (EarlyStopping("val_loss"), {"num_sanity_val_steps": 0}, "EarlyStopping monitors 'val_loss'"),
+        (
+            EarlyStopping("val_loss"),
+            {"num_sanity_val_steps": 0},
+            "conditioned on metric `val_loss` which is not available",
+        ),
         (LearningRateMonitor(), {"logger": False}, "LearningRateMonitor"),
     ],
 )
@@ -226,3 +230,16 @@ def test_a_monitor_that_nothing_logs_is_one_line_before_the_training_is_lost(cal
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "model").exists()
+
+
+class Later(Callback):
+    """Logs a metric of its own, and not before the training."""
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            pl_module.log("val/own", 1.0)
+
+
+def test_a_metric_that_somebodys_own_callback_logs_later_can_be_monitored(make, tmp_path):
+    trainer = OPTIONS | {"callbacks": [Later(), EarlyStopping("val/own")]}
+    assert fit(**make(run=tmp_path / "run", trainer=trainer)).metrics["val/own"] == 1.0
