@@ -218,7 +218,7 @@ def test_a_run_that_ended_inside_an_epoch_goes_on_with_the_rest_of_it(first, mak
         (
             EarlyStopping("val_loss"),
             {"num_sanity_val_steps": 0},
-            "conditioned on metric `val_loss` which is not available",
+            "conditioned on metric `val_loss` which",
         ),
         (LearningRateMonitor(), {"logger": False}, "LearningRateMonitor"),
     ],
