@@ -15,7 +15,7 @@ def to_device(batch: Any, trainer: Trainer) -> Any:
         trainer: Lightning's, or one of Transformers as the strategies see it, which has no such hooks.
 
     """
-    if isinstance(trainer, Trainer):
+    if isinstance(trainer, Trainer) and trainer.lightning_module is not None:  # not of a strategy set up by hand
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch)
     return trainer.strategy.batch_to_device(batch)
