@@ -102,7 +102,7 @@ class Updates:
 
     def progress(self, step: int) -> float:
         """0 at ``start``, 1 from ``end`` on; below 0 before the start."""
-        # An `end` that is the `start` is one update, before which there is no progress either.
+        # An `end` that is the `start` is one update; what is before it is counted in steps.
         return 1.0 if step >= self.end else (step - self.start) / max(self.end - self.start, 1)
 
 

@@ -228,7 +228,7 @@ def _spread(times: list[float]) -> list[float]:
 def _source(section: Mapping[str, Any]) -> str:
     """Where the validation examples come from, in words."""
     settings = section["init_args"]
-    if settings.get("hub"):
+    if settings.get("hub") and not settings.get("val_file"):
         return " ".join(filter(None, (settings["hub"], settings.get("hub_config"))))
     held_out = f"held out of {settings['train_file']}" if settings.get("train_file") else None
     # A data module of somebody's own reads what it wants.

@@ -48,7 +48,8 @@ def check_resumed(began: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
     before, after = _flat(began), _flat(now)
     files = [flat.get("data.val_file") for flat in (before, after)]
-    if "data.val_file" in before and [file is None for file in files] in ([True, False], [False, True]):
+    held_out = "data.val_file" in before and not before.get("data.hub")  # which has a split to validate on
+    if held_out and (files[0] is None) != (files[1] is None):
         raise UserError(
             f"data.val_file: the run began with {files[0]!r} and this is {files[1]!r}; without one, rows of the "
             "training file are held out, and the training data is another; give the same, or begin a new --run"

@@ -2,7 +2,7 @@ import gzip
 import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from lit_compress.data.tables import load_table, load_tokenizer, tokenize
 from lit_compress.errors import UserError
@@ -257,7 +257,6 @@ def test_tokenize_pairs_and_leaves_labels_out(tokenizer):
 
 
 def test_what_another_tokenizer_of_the_same_vocabulary_made_is_not_taken(tmp_path, tiny_model):
-    load_dataset = pytest.importorskip("datasets").load_dataset
     (tmp_path / "pairs.jsonl").write_text('{"one": "good film", "two": "the plot was not very good"}\n')
 
     def encoded(**changed):

@@ -345,6 +345,19 @@ def test_a_token_that_is_no_number_spoils_its_sequence_only(family):
     assert torch.allclose(clean[[0, 2]], got[[0, 2]], atol=0.5)
 
 
+@pytest.mark.parametrize("choice", ["kernel", "reference"])
+def test_with_static_scales_a_token_that_is_no_number_spoils_itself_only(choice):
+    model = fuse(with_static_scales(packed(wide(auto=AutoModel))))
+    embedded = model.get_input_embeddings()(inputs()["input_ids"]).detach().clone()
+    embedded[1, 0] = float("nan")
+    with forced(choice):
+        got = model(inputs_embeds=embedded, attention_mask=inputs()["attention_mask"]).last_hidden_state
+    spoilt = got.isnan()
+    assert spoilt[1, 0].all()
+    spoilt[1, 0] = False
+    assert not spoilt.any()
+
+
 @pytest.mark.parametrize("family", DIFFERENT)
 @pytest.mark.parametrize(("choice", "mask"), [("dense", "none"), ("dense", "holes"), ("kernel", "right")])
 def test_a_compiled_graph_is_whole(choice, mask, family):

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from lit_compress import commands
 from lit_compress.cli import main
+from lit_compress.report import measure
 from lit_compress.report.accuracy import evaluate_units
 from lit_compress.report.figures import FIGURES
 from lit_compress.report.markdown import rows
@@ -412,3 +413,17 @@ def test_a_dense_model_with_its_classes_in_another_order(finished, tiny_teacher,
     assert "--label_map" in error_of(run=str(finished), dense=str(renamed))
     results = measure_run(finished, str(renamed), [1], 1, label_map={"HIGH": 1, "LOW": 0})
     assert results["models"]["dense"]["accuracy"] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hub": "glue", "hub_config": "sst2"}, "glue sst2"),
+        ({"hub": "glue", "val_file": "own.tsv"}, "own.tsv"),
+        ({"train_file": "train.tsv", "val_file": "own.tsv"}, "own.tsv"),
+        ({"train_file": "train.tsv"}, "held out of train.tsv"),
+        ({}, "mine.Rows"),
+    ],
+)
+def test_a_report_says_what_was_validated_on(options, said):
+    assert measure._source({"class_path": "mine.Rows", "init_args": options}) == said

@@ -9,8 +9,9 @@ import pytest
 import torch
 from contracts.training import data, data_config, fit, student
 from lightning.pytorch import Callback, LightningDataModule
+from models.families import build
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import AutoModel, BertConfig, DebertaV2Config, LongformerConfig, XLNetConfig
+from transformers import AutoModel
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from lit_compress.data import TextClassification
@@ -210,46 +211,35 @@ def test_what_is_drawn_goes_through_the_hooks_of_the_data(who, tiny_teacher, tin
     assert all((ids == 7).all() for ids in seen)
 
 
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-}
-RELATIVE = {"relative_attention": True, "position_buckets": 4, "pos_att_type": ["p2c", "c2p"], "share_att_key": True}
 # Layers by what is particular to their inputs: batch or tokens first, filled windows, relative positions.
 LOOKED_AT = {
-    "bert": (BertConfig(**SIZES), "encoder.layer.1.attention.self.query"),
-    "xlnet": (XLNetConfig(vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=64), "layer.1.ff.layer_1"),
-    "longformer": (
-        LongformerConfig(**SIZES, attention_window=[4, 4], pad_token_id=0),
-        "encoder.layer.1.attention.self.query",
+    "bert": ("bert", {}, "encoder.layer.1.attention.self.query"),
+    "xlnet": ("xlnet", {}, "layer.1.ff.layer_1"),
+    "longformer": ("longformer", {"attention_window": [4, 4, 4]}, "encoder.layer.1.attention.self.query"),
+    "longformer-neurons": ("longformer", {"attention_window": [4, 4, 4]}, "encoder.layer.1.intermediate.dense"),
+    # With the weights of the tokens for the relative positions, as DeBERTa-v3 has it.
+    "deberta": (
+        "deberta-v2",
+        {"share_att_key": True, "conv_kernel_size": 0},
+        "encoder.layer.1.attention.self.query_proj",
     ),
-    "longformer-neurons": (
-        LongformerConfig(**SIZES, attention_window=[4, 4], pad_token_id=0),
-        "encoder.layer.1.intermediate.dense",
-    ),
-    "deberta": (DebertaV2Config(**SIZES, **RELATIVE), "encoder.layer.1.attention.self.query_proj"),
 }
 
 
 @pytest.mark.parametrize("length", [4, 7])
 @pytest.mark.parametrize("family", LOOKED_AT)
 def test_norms_of_inputs_are_those_of_the_tokens_of_each_text(family, length, monkeypatch):
-    config, name = LOOKED_AT[family]
-    torch.manual_seed(0)
-    model = AutoModel.from_config(config).eval()
-    texts = [torch.randint(5, 40, (tokens,)) for tokens in (length, 2, 3, 1)]
+    kind, settings, name = LOOKED_AT[family]
+    model = build(kind, AutoModel, **settings)
+    texts = [torch.randint(5, 30, (tokens,)) for tokens in (length, 2, 3, 1)]
     inputs: list = []
     hook = model.get_submodule(name).register_forward_hook(lambda _, given, __: inputs.append(given[0]))
-    total = torch.zeros(32)
+    total = torch.zeros(16)
     for text in texts:
         inputs.clear()
         with torch.no_grad():
             model(input_ids=text[None], attention_mask=torch.ones(1, len(text), dtype=torch.long))
-        total += inputs[0].reshape(-1, 32)[: len(text)].square().sum(0)
+        total += inputs[0].reshape(-1, 16)[: len(text)].square().sum(0)
     hook.remove()
 
     ids, mask = torch.zeros(2, 4, length, dtype=torch.long)

@@ -99,6 +99,8 @@ def test_a_file_to_validate_on_is_not_given_or_left_out_on_the_way():
         with pytest.raises(UserError, match=r"^data\.val_file: the run began with .* give the same"):
             check_resumed({"data": {"val_file": before}}, {"data": {"val_file": after}})
     check_resumed({"data": {"val_file": "val.tsv"}}, {"data": {"val_file": "other.tsv"}})
+    # Nothing is held out of the training data of the hub.
+    check_resumed({"data": {"hub": "glue", "val_file": None}}, {"data": {"hub": "glue", "val_file": "val.tsv"}})
 
 
 def test_two_strategies_of_a_class_are_told_apart(caplog):
